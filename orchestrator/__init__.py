@@ -1,0 +1,1 @@
+"""From bare machines to a measured LLM inference cluster."""

@@ -1,0 +1,93 @@
+"""The command line. Verbs are imported only when called: ``--help`` has to be quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+#: verb -> (module, one line for --help). A module has an attribute named like its verb.
+COMMANDS = {
+    "image": ("orchestrator.cli.image", "Lock, fetch, build and list images."),
+    "profile": ("orchestrator.cli.profile", "Check, choose and list cluster profiles."),
+    "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
+    "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
+    "down": ("orchestrator.cli.cluster", "Undo 'up'."),
+    "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
+    "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
+    "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs' names and one-line help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="orchestrate")
+def orchestrate() -> None:
+    """From bare machines to a measured LLM inference cluster.
+
+    \b
+    orchestrate up       bring the active profile's cluster up, then verify it
+    orchestrate verify   check it again; changes nothing
+    orchestrate down     undo
+
+    The active profile: --profile NAME_OR_PATH after a verb, else $ORCHESTRATE_PROFILE,
+    else what 'orchestrate profile use' chose.
+    """
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line: user errors become one message, bugs a log file."""
+    from orchestrator.errors import UserError
+
+    try:
+        return orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=True)
+    except UserError as error:
+        from rich.markup import escape
+
+        from orchestrator.console import err
+
+        err.print(f"[red]error:[/red] {escape(error.message)}")
+        if error.hint:
+            err.print(f"  {escape(error.hint)}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as bug:
+        sys.exit(report_bug(bug))
+
+
+def report_bug(bug: Exception) -> int:
+    """Write the traceback to a log file and say in two lines what happened; returns exit code 70.
+
+    70 is EX_SOFTWARE of sysexits.h.
+    """
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="orchestrate-bug-", suffix=".log", delete=False
+    ) as log:
+        traceback.print_exception(bug, file=log)
+    print(f"error: this is a bug in orchestrate: {type(bug).__name__}: {bug}", file=sys.stderr)
+    print(f"  The traceback is in {log.name}; please report it.", file=sys.stderr)
+    return 70

@@ -1,0 +1,32 @@
+"""Where things are: the checkout, and what this machine keeps between commands.
+
+Each can be moved by an environment variable, so that tests and several clusters on one machine
+do not meet.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_state_path
+
+APP = "orchestrate"
+
+
+def checkout() -> Path:
+    """The project's tree: where the flake, the images and the profiles are."""
+    named = os.environ.get("ORCHESTRATE_CHECKOUT")
+    return Path(named).resolve() if named else Path(__file__).resolve().parent.parent
+
+
+def state() -> Path:
+    """What must last: keys, models, built images, the state of simulated clusters."""
+    named = os.environ.get("ORCHESTRATE_STATE")
+    return Path(named).resolve() if named else user_state_path(APP)
+
+
+def cache() -> Path:
+    """What can be fetched again: package lists and downloads."""
+    named = os.environ.get("ORCHESTRATE_CACHE")
+    return Path(named).resolve() if named else user_cache_path(APP)
