@@ -1,0 +1,61 @@
+"""A cluster as data: one YAML file, checked once and frozen.
+
+Read in this order: ``model`` (what a profile says), ``types`` (what single values look like),
+``source`` (YAML with line numbers), ``checks`` (what must agree), ``load`` (all of it, with
+messages), ``choose`` (which profile is the active one), ``schema`` (for editors and the
+reference).
+
+Only ``choose`` is imported at once: the rest needs pydantic, which ``--help`` must not wait for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.profile.choose import active, known, locate, profile_option, use
+
+if TYPE_CHECKING:
+    from orchestrator.profile.load import ProfileError, load
+    from orchestrator.profile.model import (
+        Account,
+        Boot,
+        Link,
+        Network,
+        Node,
+        Profile,
+        Ray,
+        Serving,
+        Users,
+        Verification,
+    )
+
+__all__ = [
+    "Account",
+    "Boot",
+    "Link",
+    "Network",
+    "Node",
+    "Profile",
+    "ProfileError",
+    "Ray",
+    "Serving",
+    "Users",
+    "Verification",
+    "active",
+    "known",
+    "load",
+    "locate",
+    "profile_option",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "load" if name in ("ProfileError", "load") else "model"
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    # Kept: importing the submodule has just bound the name 'load' to the module.
+    globals()[name] = value
+    return value

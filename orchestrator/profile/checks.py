@@ -1,0 +1,227 @@
+"""What must agree between the keys of a profile.
+
+A check is a generator of (where, "what is wrong; what is allowed"). It is called with the sections
+that its parameters name, and only if those are right in themselves: so a mistake in ``serving``
+does not hide one in ``compute_nodes``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from orchestrator import models, paths
+from orchestrator import serving as vllm
+from orchestrator.nearest import nearest
+from orchestrator.profile.model import (
+    LINK_KEYS,
+    PLACEHOLDER,
+    Boot,
+    Link,
+    Network,
+    Node,
+    Ray,
+    Serving,
+    Users,
+)
+from orchestrator.profile.source import Loc
+
+Found = Iterator[tuple[Loc, str]]
+
+
+def check(sections: Mapping[str, Any]) -> Found:
+    """Run every check whose sections are there. ``path`` counts as one."""
+    for one in CHECKS:
+        needed = inspect.signature(one).parameters
+        if needed.keys() <= sections.keys():
+            yield from one(**{name: sections[name] for name in needed})
+
+
+def name_is_the_files(name: str, path: Path) -> Found:
+    """Two profiles of one name would share one cluster's state."""
+    shelved = path.absolute().parent == paths.checkout() / "profiles"
+    if shelved and name != path.stem:
+        yield ("name",), f"'{name}' is not the file's name; allowed here: {path.stem}"
+
+
+def image_is_known(image: str) -> Found:
+    images = sorted(file.parent.name for file in (paths.checkout() / "images").glob("*/image.yml"))
+    if image not in images:
+        yield ("image",), f"there is no images/{image}/image.yml; {nearest(image, images)}"
+
+
+def model_is_known(serving: Serving) -> Found:
+    known = models.known()
+    if serving.model not in known:
+        text = f"there is no models/{serving.model}; {nearest(serving.model, known)}"
+        yield ("serving", "model"), text
+
+
+def networks_are_apart(networks: dict[str, Network]) -> Found:
+    for (first, one), (second, other) in combinations(networks.items(), 2):
+        if one.subnet.overlaps(other.subnet):
+            text = f"{other.subnet} overlaps {one.subnet} of '{first}'; give each its own addresses"
+            yield ("networks", second, "subnet"), text
+
+
+def named_networks_exist(networks: dict[str, Network], boot: Boot, ray: Ray) -> Found:
+    for section, network in (("boot", boot.network), ("ray", ray.network)):
+        if network not in networks:
+            yield (
+                (section, "network"),
+                f"there is no network '{network}'; {nearest(network, networks)}",
+            )
+
+
+def links_are_in_their_networks(
+    networks: dict[str, Network], control: Node, compute_nodes: tuple[Node, ...]
+) -> Found:
+    for loc, _, name, link in _links(control, compute_nodes):
+        if name not in networks:
+            yield loc, f"there is no network '{name}'; {nearest(name, networks)}"
+            continue
+        subnet = networks[name].subnet
+        allowed = f"allowed: {subnet[1]} to {subnet[-2]}, of networks.{name}.subnet"
+        address = (*loc, "address")
+        if link.address not in subnet:
+            yield address, f"{link.address} is not in {subnet}; {allowed}"
+        elif link.address == subnet.network_address:
+            yield address, f"{link.address} is the network's own address; {allowed}"
+        elif link.address == subnet.broadcast_address:
+            yield address, f"{link.address} is the network's broadcast address; {allowed}"
+
+
+def nodes_have_their_links(
+    networks: dict[str, Network],
+    boot: Boot,
+    ray: Ray,
+    control: Node,
+    compute_nodes: tuple[Node, ...],
+) -> Found:
+    for network in dict.fromkeys((boot.network, ray.network)):
+        users = [key for key, of in (("boot", boot), ("ray", ray)) if of.network == network]
+        named = " and ".join(f"{key}.network" for key in users)
+        for loc, node in _nodes(control, compute_nodes):
+            if network in networks and network not in node.links:
+                yield (*loc, "links"), f"{node.name} has no link on '{network}'; {named} needs one"
+    for loc, node in _nodes(control, compute_nodes)[1:]:
+        link = node.links.get(boot.network)
+        if link and not link.mac:
+            text = "is missing; its lease is given by this hardware address (boot.network)"
+            yield (*loc, "links", boot.network, "mac"), text
+
+
+def nodes_differ(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
+    names = [((*loc, "name"), node.name, node.name) for loc, node in _nodes(control, compute_nodes)]
+    links = _links(control, compute_nodes)
+    macs = [((*loc, "mac"), link.mac, node.name) for loc, node, _, link in links if link.mac]
+    addresses = [((*loc, "address"), str(link.address), node.name) for loc, node, _, link in links]
+    yield from _repeated(names, "is also the name of another node; each has its own")
+    yield from _repeated(macs, "is also the hardware address of {}; each link has its own")
+    yield from _repeated(addresses, "is also the address of {}; each link has its own")
+    for loc, node in _nodes(control, compute_nodes):
+        interfaces = [
+            ((*loc, "links", name, "interface"), link.interface, name)
+            for name, link in node.links.items()
+        ]
+        yield from _repeated(interfaces, "is also the link on '{}'; each link has its own")
+
+
+def accelerators_are_on_compute_nodes(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
+    if control.accelerators:
+        text = "the control node only holds Ray's head; allowed: 0"
+        yield ("control", "accelerators"), text
+    if not sum(node.accelerators for node in compute_nodes):
+        text = "no compute node has an accelerator; set accelerators to 1 or more on one"
+        yield ("compute_nodes",), text
+
+
+def accounts_agree(users: Users) -> Found:
+    accounts = [(("users", "accounts", index), one) for index, one in enumerate(users.accounts)]
+    names = [((*loc, "name"), one.name, one.name) for loc, one in accounts]
+    uids = [((*loc, "uid"), str(one.uid), one.name) for loc, one in accounts]
+    yield from _repeated(names, "is also the name of another account; each has its own")
+    yield from _repeated(uids, "is also the uid of {}; each has its own")
+    if users.service not in {one.name for one in users.accounts}:
+        known = [one.name for one in users.accounts]
+        text = f"'{users.service}' is not in users.accounts; {nearest(users.service, known)}"
+        yield ("users", "service"), text
+
+
+def ports_differ(ray: Ray, serving: Serving) -> Found:
+    """On the control node; vLLM's is the only one on a compute node."""
+    ports: list[tuple[Loc, int]] = [
+        (("ray", "port"), ray.port),
+        (("ray", "dashboard_port"), ray.dashboard_port),
+        (("serving", "endpoint_port"), serving.endpoint_port),
+    ]
+    named = [(loc, str(port), ".".join(map(str, loc))) for loc, port in ports]
+    yield from _repeated(named, "is also {}, on the control node too; each has its own")
+
+
+def flags_are_free(serving: Serving) -> Found:
+    seen: dict[str, str] = {}
+    for key in serving.args:
+        flag = vllm.flag_name(key)
+        if instead := vllm.managed(flag):
+            yield ("serving", "args", key), f"is not yours to set here; {instead}"
+        elif flag in seen:
+            yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
+        seen[flag] = key
+
+
+def variables_are_free(networks: dict[str, Network], ray: Ray, serving: Serving) -> Found:
+    for section, env in (("ray", ray.env), ("serving", serving.env)):
+        for name, value in env.items():
+            loc = (section, "env", name)
+            if name in vllm.MANAGED_VARIABLES:
+                text = "'orchestrate up' sets it; secrets are made there and stand in no file"
+                yield loc, f"is not yours to set here; {text}"
+            for match in PLACEHOLDER.finditer(value):
+                if match[2] not in LINK_KEYS:
+                    allowed = ", ".join(f"{{{key}}}" for key in LINK_KEYS)
+                    yield loc, f"'{match[0]}' is no placeholder; allowed: {allowed}"
+                elif match[1] and match[1] not in networks:
+                    yield loc, f"there is no network '{match[1]}'; {nearest(match[1], networks)}"
+
+
+CHECKS: tuple[Callable[..., Found], ...] = (
+    name_is_the_files,
+    image_is_known,
+    model_is_known,
+    networks_are_apart,
+    named_networks_exist,
+    links_are_in_their_networks,
+    nodes_have_their_links,
+    nodes_differ,
+    accelerators_are_on_compute_nodes,
+    accounts_agree,
+    ports_differ,
+    flags_are_free,
+    variables_are_free,
+)
+
+
+def _nodes(control: Node, compute_nodes: tuple[Node, ...]) -> list[tuple[Loc, Node]]:
+    compute = [(("compute_nodes", index), node) for index, node in enumerate(compute_nodes)]
+    return [(("control",), control), *compute]
+
+
+def _links(control: Node, compute_nodes: tuple[Node, ...]) -> list[tuple[Loc, Node, str, Link]]:
+    return [
+        ((*loc, "links", name), node, name, link)
+        for loc, node in _nodes(control, compute_nodes)
+        for name, link in node.links.items()
+    ]
+
+
+def _repeated(values: Iterable[tuple[Loc, str, str]], text: str) -> Found:
+    """Values that an earlier one of (where, value, owner) has; ``{}`` in the text is its owner."""
+    owners: dict[str, str] = {}
+    for loc, value, owner in values:
+        if value in owners:
+            yield loc, f"{value} {text.format(owners[value])}"
+        owners.setdefault(value, owner)

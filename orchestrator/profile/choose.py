@@ -1,0 +1,105 @@
+"""Which profile is meant: by name, by path, or the active one. The only place that decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orchestrator import paths
+from orchestrator.errors import BadInput
+from orchestrator.nearest import nearest
+
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
+VARIABLE = "ORCHESTRATE_PROFILE"
+SUFFIX = ".yml"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def profile_option(command: _Command) -> _Command:
+    """Add ``--profile NAME_OR_PATH``; the verb gets it as ``profile``, for ``active``."""
+    return click.option(
+        "--profile",
+        metavar="NAME_OR_PATH",
+        help=f"The cluster's profile. Default: ${VARIABLE}, else what 'profile use' chose.",
+    )(command)
+
+
+def active(option: str | None = None) -> Profile:
+    """The profile that ``--profile``, the environment or ``profile use`` names, in this order.
+
+    Raises BadInput where none does, where the named one does not exist, or where it is wrong.
+    """
+    named = {
+        "--profile": option,
+        f"${VARIABLE}": os.environ.get(VARIABLE),
+        "'profile use'": chosen_by_use(),
+    }
+    by, chosen = next(((by, name) for by, name in named.items() if name), ("", None))
+    if not chosen:
+        raise BadInput(
+            "no profile is chosen",
+            f"Choose one: 'orchestrate profile use NAME', --profile NAME, or {VARIABLE}=NAME. "
+            f"Known: {', '.join(known()) or 'none'}.",
+        )
+    from orchestrator.profile.load import load
+
+    return load(locate(chosen, f" (named by {by})"))
+
+
+def known() -> list[str]:
+    """The names of the checkout's profiles."""
+    return sorted(path.stem for path in _shelf().glob(f"*{SUFFIX}"))
+
+
+def locate(name_or_path: str, origin: str = "") -> Path:
+    """The file of a profile. What has a ``/`` or ends in ``.yml`` is a path, the rest a name.
+
+    ``origin`` follows the name in the error. Raises BadInput where there is no such file.
+    """
+    if "/" in name_or_path or name_or_path.endswith((SUFFIX, ".yaml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise BadInput(
+                f"there is no profile file {name_or_path}{origin}",
+                f"A name without '/' and '{SUFFIX}' means one of the checkout: "
+                f"{', '.join(known()) or 'none'}.",
+            )
+        return path
+    path = _shelf() / f"{name_or_path}{SUFFIX}"
+    if not path.is_file():
+        hint = nearest(name_or_path, known())
+        raise BadInput(f"there is no profile '{name_or_path}'{origin}", hint)
+    return path
+
+
+def use(name_or_path: str) -> Path:
+    """Make a profile the active one on this machine; returns its file. Does not check it."""
+    path = locate(name_or_path)
+    shelved = path.absolute().parent == _shelf()
+    record = _record()
+    record.parent.mkdir(parents=True, exist_ok=True)
+    beside = record.with_name(f"{record.name}.{os.getpid()}")
+    beside.write_text(f"{path.stem if shelved else path.resolve()}\n", encoding="utf-8")
+    beside.replace(record)
+    return path
+
+
+def chosen_by_use() -> str:
+    """What ``profile use`` recorded; empty where it never ran."""
+    record = _record()
+    return record.read_text(encoding="utf-8").strip() if record.is_file() else ""
+
+
+def _shelf() -> Path:
+    return paths.checkout() / "profiles"
+
+
+def _record() -> Path:
+    return paths.state() / "active-profile"

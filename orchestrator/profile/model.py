@@ -1,0 +1,256 @@
+"""What a profile says. The field descriptions become the JSON schema and the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from orchestrator.profile.source import Source
+from orchestrator.profile.types import (
+    AccountName,
+    Address,
+    BoolOrAuto,
+    FlagName,
+    FlagValue,
+    HighPort,
+    HostName,
+    Interface,
+    Mac,
+    ModelName,
+    Name,
+    Port,
+    PublicKey,
+    Size,
+    Subnet,
+    Variable,
+    VariableName,
+    WholeOrAuto,
+)
+
+#: A placeholder of an environment variable: {interface} or {NETWORK.interface}.
+PLACEHOLDER = re.compile(r"\{(?:([A-Za-z0-9_-][A-Za-z0-9._-]*)\.)?([A-Za-z0-9_-]+)\}")
+#: What a placeholder can name.
+LINK_KEYS = ("address", "interface", "mac")
+
+Environment = dict[VariableName, Variable]
+
+
+class Section(BaseModel):
+    """Frozen after load; no key that is not declared; no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Network(Section):
+    """A network that nodes have links on."""
+
+    subnet: Subnet = Field(description="Its addresses, as ADDRESS/BITS.")
+
+
+class Boot(Section):
+    """How compute nodes boot."""
+
+    network: Name = Field(description="The network (a key of `networks`) that they PXE boot from.")
+
+
+class Link(Section):
+    """A node's place on a network."""
+
+    interface: Interface = Field(
+        description="Its network interface, as the node's kernel names it (`ip link`)."
+    )
+    mac: Mac = Field(
+        default="",
+        description="Its hardware address. A compute node needs one on the boot network; "
+        "elsewhere it may be left out, and the link is found by its interface.",
+    )
+    address: Address = Field(description="Its IPv4 address, inside the network's subnet.")
+
+
+class Node(Section):
+    """A machine."""
+
+    name: HostName = Field(description="Its host name, different from every other node's.")
+    accelerators: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description='How many accelerators vLLM may use here: what Ray counts as "GPU". '
+        "0 on the control node.",
+    )
+    links: dict[Name, Link] = Field(
+        min_length=1, description="By network: a key of `networks`, then the link."
+    )
+
+
+class Account(Section):
+    """A person's or a service's account."""
+
+    name: AccountName = Field(description="The login name.")
+    uid: int = Field(
+        ge=1000, le=60000, description="Its number, the same on every node; its group has it too."
+    )
+    keys: tuple[PublicKey, ...] = Field(
+        default=(), description="Public SSH keys that may log in: lines of `.pub` files."
+    )
+
+
+class Users(Section):
+    """The accounts that are made on every node."""
+
+    service: AccountName = Field(description="The account that Ray and vLLM run as.")
+    accounts: tuple[Account, ...] = Field(min_length=1, description="All accounts, that one too.")
+
+
+class Ray(Section):
+    """Ray: the head on the control node, a worker on each compute node."""
+
+    network: Name = Field(
+        description="The network (a key of `networks`) that Ray talks over. Every node has a "
+        "link on it, the control node too."
+    )
+    port: HighPort = Field(description="Where the head listens, on the control node.")
+    dashboard_port: HighPort = Field(
+        description="Ray's dashboard and job API, on the control node."
+    )
+    object_store_memory: Size = Field(
+        ge=75 * 2**20, description="Ray's shared memory on each node; Ray wants at least 75MiB."
+    )
+    env: Environment = Field(
+        default={},
+        description="Variables for Ray and the workers that vLLM starts in it. `{interface}`, "
+        "`{address}` and `{mac}` become those of the node's link on `ray.network`, "
+        "`{NETWORK.interface}` and so on those of its link on NETWORK; on a node that has no "
+        "link there the variable is left out.",
+    )
+
+
+class Serving(Section):
+    """`vllm serve`: on the first compute node, reached through the control node."""
+
+    model: ModelName = Field(
+        description="A directory of `models/`. Clients ask for the model by this name."
+    )
+    tensor_parallel: WholeOrAuto = Field(
+        default="auto",
+        description="Over how many accelerators each layer is spread. `auto` uses as many "
+        "accelerators as the model can be spread over.",
+    )
+    pipeline_parallel: WholeOrAuto = Field(
+        default=1, description="Into how many stages the layers are cut, one after the other."
+    )
+    expert_parallel: BoolOrAuto = Field(
+        default="auto",
+        description="Whether whole experts are spread instead of slices of each. `auto`: where "
+        "the model has experts and the image can.",
+    )
+    port: HighPort = Field(description="Where vLLM listens, on the first compute node.")
+    endpoint_port: Port = Field(description="Where clients find it, on the control node.")
+    args: dict[FlagName, FlagValue] = Field(
+        default={},
+        description="Further flags of `vllm serve`, as vLLM spells them, without dashes. `true` "
+        "is a flag without a value, `false` its `--no-` form.",
+    )
+    env: Environment = Field(
+        default={},
+        description="Further variables for the vLLM server, beside those of `ray.env`; "
+        "placeholders as there.",
+    )
+
+
+class Verification(Section):
+    """What `orchestrate verify` asks, and what it tolerates."""
+
+    repeats: int = Field(
+        default=3, ge=2, le=100, description="How often a question is asked for the same answer."
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="The seed sent with each.")
+    max_tokens: int = Field(default=48, ge=1, le=4096, description="The longest answer, in tokens.")
+    logprob_tolerance: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="How far a token's log probability may differ between repeats.",
+    )
+    clock_tolerance_s: float = Field(
+        default=5,
+        gt=0,
+        le=3600,
+        description="How far a node's clock may be from the control node's, in seconds.",
+    )
+
+
+class Profile(Section):
+    """A cluster: its machines, their networks, and what it serves."""
+
+    _source: Source = PrivateAttr(default=Source(Path()))
+
+    name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
+    image: Name = Field(description="The image that every node boots: a directory of `images/`.")
+    machines: Name = Field(description="How nodes are powered on and off: a machine driver.")
+    networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
+    boot: Boot = Field(description=Boot.__doc__)
+    control: Node = Field(description="The control node: it boots, configures and fronts the rest.")
+    compute_nodes: tuple[Node, ...] = Field(
+        min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
+    )
+    users: Users = Field(description=Users.__doc__)
+    ray: Ray = Field(description=Ray.__doc__)
+    serving: Serving = Field(description=Serving.__doc__)
+    verification: Verification = Field(default=Verification(), description=Verification.__doc__)
+
+    @property
+    def path(self) -> Path:
+        """The file that this profile came from."""
+        return self._source.path
+
+    def where(self, *loc: str | int) -> str:
+        """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""
+        return self._source.where(loc)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The control node, then the compute nodes."""
+        return (self.control, *self.compute_nodes)
+
+    @property
+    def server(self) -> Node:
+        """The compute node that the vLLM server runs on."""
+        return self.compute_nodes[0]
+
+    def is_control(self, node: Node) -> bool:
+        return node.name == self.control.name
+
+    def boot_link(self, node: Node) -> Link:
+        """The node's link on the network that it boots from."""
+        return node.links[self.boot.network]
+
+    def ray_address(self, node: Node) -> str:
+        """The node's address on Ray's network."""
+        return str(node.links[self.ray.network].address)
+
+    def ray_env(self, node: Node) -> dict[str, str]:
+        """The environment that Ray is started with on ``node``: ``ray.env`` with its links."""
+        return self._expand(self.ray.env, node)
+
+    def serving_env(self) -> dict[str, str]:
+        """The environment of the vLLM server: ``ray.env`` of its node, then ``serving.env``."""
+        return self.ray_env(self.server) | self._expand(self.serving.env, self.server)
+
+    def _expand(self, env: Mapping[str, str], node: Node) -> dict[str, str]:
+        def value(match: re.Match[str]) -> str:
+            return str(getattr(node.links[match[1] or self.ray.network], match[2]))
+
+        def has_links(text: str) -> bool:
+            networks = {match[1] or self.ray.network for match in PLACEHOLDER.finditer(text)}
+            return networks <= set(node.links)
+
+        return {name: PLACEHOLDER.sub(value, text) for name, text in env.items() if has_links(text)}
+
+    def document(self) -> dict[str, Any]:
+        """The profile as JSON types, with its defaults filled in."""
+        return self.model_dump(mode="json")

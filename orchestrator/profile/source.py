@@ -1,0 +1,176 @@
+"""YAML with line numbers, so that every message can say where.
+
+The dialect is YAML 1.2's core: only ``true`` and ``false`` are booleans, and a MAC address of
+decimal digits stays text (YAML 1.1 reads ``11:22:33:44:55:10`` as a number in base 60).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Where a value stands: ("compute_nodes", 1, "links", "cluster", "mac").
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong: ``text`` is "what is wrong; what is allowed"."""
+
+    line: int
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file's data as JSON types, and the line of each of its keys and list items."""
+
+    path: Path
+    data: Any = None
+    lines: Mapping[Loc, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    def problem(self, loc: Loc, text: str) -> Problem:
+        return Problem(self.line(loc), key_path(loc), text)
+
+    def line(self, loc: Loc) -> int:
+        """The line of ``loc``, or of the nearest thing around it that the file has."""
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines.get(loc, 1)
+
+    def where(self, loc: Loc) -> str:
+        """``profiles/x.yml:12: compute_nodes[1].name``, to begin a message with."""
+        return f"{display(self.path)}:{self.line(loc)}: {key_path(loc)}"
+
+
+def key_path(loc: Loc) -> str:
+    """``compute_nodes[1].links.cluster.mac``"""
+    words = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(words).removeprefix(".")
+
+
+def display(path: Path) -> str:
+    """A path as people want to read it: relative where it is below the working directory."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def read(path: Path) -> Source:
+    """Read a YAML file; what is wrong with it as YAML is in the result's ``problems``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=_Core)
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        return _unreadable(path, "is not UTF-8 text", line)
+    except OSError as error:
+        return _unreadable(path, f"cannot be read: {(error.strerror or '').lower()}")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return _unreadable(path, _syntax(error), mark.line + 1 if mark else 1)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        return _unreadable(path, f"has the character {chr(error.character)!r}, not allowed", line)
+    if root is None:
+        return _unreadable(
+            path, "the file is empty; a profile has at least the keys of the example"
+        )
+    builder = _Builder(path)
+    data = builder.build(root, ())
+    return Source(path, data, builder.lines, tuple(builder.problems))
+
+
+def _unreadable(path: Path, text: str, line: int = 1) -> Source:
+    return Source(path, problems=(Problem(line, "", text),))
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "it ends too early"
+    if "'\\t'" in problem:
+        return "has a tab where YAML wants spaces; indent with spaces"
+    if "mapping values are not allowed" in problem:
+        return "is not YAML: a second 'key:' in one line; put text that has ': ' in quotes"
+    context = f" ({error.context})" if error.context else ""
+    return f"is not YAML: {problem}{context}"
+
+
+class _Core(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema instead of 1.1's."""
+
+
+_Core.yaml_implicit_resolvers = {}
+for _tag, _pattern in {
+    "null": r"|~|null",
+    "bool": r"true|false",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?",
+}.items():
+    _Core.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "tag:yaml.org,2002:null": lambda text: None,
+    "tag:yaml.org,2002:bool": lambda text: text == "true",
+    "tag:yaml.org,2002:int": int,
+    "tag:yaml.org,2002:float": float,
+    "tag:yaml.org,2002:str": str,
+}
+
+
+class _Builder:
+    """Turns YAML nodes into JSON types and notes the lines on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[Loc, int] = {}
+        self.problems: list[Problem] = []
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node, loc: Loc) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(loc, line)
+        if id(node) in self._open:
+            self.problems.append(Problem(line, key_path(loc), "contains itself; write it out"))
+            return None
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return {key: self.build(value, (*loc, key)) for key, value in self._keys(node, loc)}
+            if isinstance(node, yaml.SequenceNode):
+                return [self.build(item, (*loc, index)) for index, item in enumerate(node.value)]
+            return self._scalar(node, loc)
+        finally:
+            self._open.remove(id(node))
+
+    def _keys(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[str, yaml.Node]]:
+        seen: dict[Hashable, int] = {}
+        for key_node, value in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(Problem(line, key_path(loc), "has a key that is not text"))
+                continue
+            key = key_node.value
+            if key in seen:
+                text = f"is given twice; the first one is in line {seen[key]}"
+                self.problems.append(Problem(line, key_path((*loc, key)), text))
+                continue
+            seen[key] = line
+            self.lines[(*loc, key)] = line
+            yield key, value
+
+    def _scalar(self, node: yaml.Node, loc: Loc) -> Any:
+        convert = _SCALARS.get(node.tag)
+        try:
+            if convert is not None:
+                return convert(node.value)
+            text = f"has the tag {node.tag}; allowed: plain text, numbers, true and false"
+        except ValueError:
+            text = f"is {node.value!r}, which its tag {node.tag} does not allow"
+        self.problems.append(Problem(node.start_mark.line + 1, key_path(loc), text))
+        return None

@@ -1,0 +1,228 @@
+"""What single values of a profile look like; each says in words what it allows.
+
+A validator's message has the form "what is wrong; what is allowed".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_SIZE = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(UNITS)})")
+SIZE_ALLOWED = "allowed: bytes, or a number with KiB, MiB, GiB, TiB, kB, MB, GB or TB, like 100MiB"
+
+
+def parse_size(value: object) -> int:
+    """Bytes of ``"100MiB"``, ``"1.5 GB"`` or a plain whole number. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{quoted(value)} is not a size; {SIZE_ALLOWED}")
+    size = Fraction(match[1]) * UNITS[match[2]]
+    if size.denominator != 1:
+        raise ValueError(f"{quoted(value)} is not a whole number of bytes; {SIZE_ALLOWED}")
+    return int(size)
+
+
+def quoted(value: object) -> str:
+    """A value as the user wrote it, in single quotes, cut where it is long."""
+    text = str(value) if isinstance(value, str) else json.dumps(value)
+    return f"'{text[:57]}...'" if len(text) > 60 else f"'{text}'"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Text that matches ``pattern`` as a whole; ``allowed`` says so in words."""
+
+    pattern: str
+    allowed: str
+
+    def check(self, value: str) -> str:
+        if re.fullmatch(self.pattern, value) is None:
+            raise ValueError(f"{quoted(value)} does not fit; allowed: {self.allowed}")
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": f"^({self.pattern})$"}
+
+
+def _address(value: object) -> IPv4Address:
+    try:
+        return IPv4Address(str(value))
+    except ValueError:
+        raise ValueError(
+            f"{quoted(value)} is not an IPv4 address; allowed: four numbers like 10.77.0.1"
+        ) from None
+
+
+def _subnet(value: object) -> IPv4Network:
+    allowed = "allowed: address/bits like 10.77.0.0/24, at most 30 bits"
+    if "/" not in str(value):
+        raise ValueError(f"{quoted(value)} is not a subnet; {allowed}")
+    try:
+        interface = IPv4Interface(str(value))
+    except ValueError:
+        raise ValueError(f"{quoted(value)} is not a subnet; {allowed}") from None
+    subnet = interface.network
+    if subnet.prefixlen > 30:
+        raise ValueError(f"{quoted(value)} has no room for two nodes; {allowed}")
+    if interface.ip != subnet.network_address:
+        raise ValueError(f"{quoted(value)} is an address inside a subnet; did you mean {subnet}?")
+    return subnet
+
+
+def _mac(value: str) -> str:
+    if int(value[:2], 16) & 1:
+        raise ValueError(
+            f"{quoted(value)} is a group address; allowed: a single machine's, "
+            "whose first pair of digits is even"
+        )
+    return value.lower()
+
+
+def _whole_or_auto(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not whole and value != "auto":
+        raise ValueError(f"{quoted(value)} is no size; allowed: a whole number from 1, or auto")
+    return value
+
+
+def _bool_or_auto(value: object) -> object:
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError(f"{quoted(value)} does not fit; allowed: true, false or auto")
+    return value
+
+
+def _flag_value(value: object) -> object:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{quoted(value)} does not fit; allowed: text, a number, true or false")
+    return value
+
+
+def _variable(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"{quoted(value)} is not text; put it in double quotes")
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ValueError(
+            "has a line break or a control character; allowed: one line of printable text"
+        )
+    return value
+
+
+Name = Annotated[
+    str,
+    Matching(r"[a-z0-9][a-z0-9._-]{0,62}", "lower-case letters, digits and . _ - (at most 63)"),
+]
+ModelName = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?",
+        "NAME or OWNER/NAME, of letters, digits and . _ -",
+    ),
+]
+HostName = Annotated[
+    str,
+    Matching(
+        r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?",
+        "lower-case letters, digits and - _ inside (at most 63)",
+    ),
+]
+Interface = Annotated[
+    str,
+    Matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", "letters, digits and . _ - (at most 15)"),
+]
+Mac = Annotated[
+    str,
+    Matching(
+        r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}",
+        "six pairs of hexadecimal digits like 02:00:0a:4d:00:01",
+    ),
+    AfterValidator(_mac),
+]
+AccountName = Annotated[
+    str,
+    Matching(
+        r"(?!root$)[a-z_][a-z0-9_-]{0,31}",
+        "lower-case letters, digits and _ -, a letter first (at most 32), not root",
+    ),
+]
+PublicKey = Annotated[
+    str,
+    Matching(
+        r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\r\n]*)?",
+        "one line of an OpenSSH public key file, like 'ssh-ed25519 AAAA... name'",
+    ),
+]
+VariableName = Annotated[
+    str, Matching(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _, no digit first")
+]
+FlagName = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z][A-Za-z0-9_.-]*",
+        "a long flag of 'vllm serve' without its leading dashes, like max-model-len",
+    ),
+]
+Address = Annotated[
+    IPv4Address,
+    PlainValidator(_address),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "ipv4"}),
+]
+Subnet = Annotated[
+    IPv4Network,
+    PlainValidator(_subnet),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9.]+/[0-9]+$"}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": f"^{_SIZE.pattern}$", "minimum": 0}),
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+#: A port that a service without root rights can listen on.
+HighPort = Annotated[int, Field(ge=1024, le=65535)]
+WholeOrAuto = Annotated[
+    Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_whole_or_auto)
+]
+BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
+FlagValue = Annotated[str | int | float | bool, BeforeValidator(_flag_value)]
+Variable = Annotated[str, BeforeValidator(_variable)]
