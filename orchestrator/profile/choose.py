@@ -36,21 +36,33 @@ def active(option: str | None = None) -> Profile:
 
     Raises BadInput where none does, where the named one does not exist, or where it is wrong.
     """
-    named = {
-        "--profile": option,
-        f"${VARIABLE}": os.environ.get(VARIABLE),
-        "'profile use'": chosen_by_use(),
-    }
-    by, chosen = next(((by, name) for by, name in named.items() if name), ("", None))
-    if not chosen:
-        raise BadInput(
-            "no profile is chosen",
-            f"Choose one: 'orchestrate profile use NAME', --profile NAME, or {VARIABLE}=NAME. "
-            f"Known: {', '.join(known()) or 'none'}.",
-        )
     from orchestrator.profile.load import load
 
-    return load(locate(chosen, f" (named by {by})"))
+    return load(active_path(option))
+
+
+def active_path(option: str | None = None) -> Path:
+    """The file of the active profile, not read yet. Raises BadInput as ``active`` does."""
+    for origin, chosen in (
+        ("", option),
+        (f" (named by ${VARIABLE})", os.environ.get(VARIABLE)),
+        (" (chosen by 'orchestrate profile use')", _chosen_by_use()),
+    ):
+        if chosen:
+            return locate(chosen, origin)
+    raise BadInput(
+        "no profile is chosen",
+        f"Choose one: 'orchestrate profile use NAME', --profile NAME, or {VARIABLE}=NAME. "
+        f"Known: {', '.join(known()) or 'none'}.",
+    )
+
+
+def is_active(path: Path) -> bool:
+    """Whether ``path`` is what ``active`` would read without an option."""
+    try:
+        return active_path().resolve() == path.resolve()
+    except BadInput:
+        return False
 
 
 def known() -> list[str]:
@@ -91,7 +103,7 @@ def use(name_or_path: str) -> Path:
     return path
 
 
-def chosen_by_use() -> str:
+def _chosen_by_use() -> str:
     """What ``profile use`` recorded; empty where it never ran."""
     record = _record()
     return record.read_text(encoding="utf-8").strip() if record.is_file() else ""

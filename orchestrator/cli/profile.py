@@ -1,0 +1,142 @@
+"""``orchestrate profile``: check, choose and list cluster profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.console import out, print_json
+from orchestrator.errors import BadInput
+from orchestrator.profile import choose
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+    from orchestrator.serving import Layout
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def profile() -> None:
+    """Check, choose and list cluster profiles.
+
+    A profile is a YAML file of profiles/ (by name) or elsewhere (by path).
+    """
+
+
+@profile.command()
+@click.argument("name_or_path")
+def use(name_or_path: str) -> None:
+    """Make a profile the active one on this machine, if it is right."""
+    loaded, _ = _resolved(choose.locate(name_or_path))
+    choose.use(name_or_path)
+    out.print(f"The active profile is {loaded.name} ({_shown(loaded.path)}).", markup=False)
+
+
+@profile.command()
+@click.argument("name_or_path", required=False)
+@json_option
+def check(name_or_path: str | None, as_json: bool) -> None:
+    """Say everything that is wrong with a profile (default: the active one).
+
+    Exit code 0 if nothing is, else 2.
+    """
+    path = choose.active_path(name_or_path)
+    try:
+        _resolved(path)
+    except BadInput as error:
+        if not as_json:
+            raise
+        print_json({"path": str(path.absolute()), "ok": False, "problems": _problems(error)})
+        raise SystemExit(error.exit_code) from None
+    if as_json:
+        print_json({"path": str(path.absolute()), "ok": True, "problems": []})
+    else:
+        out.print(f"{_shown(path)}: nothing wrong", markup=False)
+
+
+@profile.command("list")
+@json_option
+def list_profiles(as_json: bool) -> None:
+    """List the checkout's profiles; '*' marks the active one."""
+    rows = [_row(name) for name in choose.known()]
+    if as_json:
+        print_json(rows)
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        mark = "*" if row["active"] else " "
+        out.print(f"{mark} {row['name']:<{width}}  {row['summary']}", markup=False)
+
+
+@profile.command()
+@choose.profile_option
+@json_option
+def show(profile: str | None, as_json: bool) -> None:
+    """Show a profile with its defaults and sizes filled in (default: the active one)."""
+    from dataclasses import asdict
+
+    import yaml
+
+    loaded, layout = _resolved(choose.active_path(profile))
+    document = {
+        "path": str(loaded.path.absolute()),
+        "profile": loaded.document(),
+        "layout": asdict(layout),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        out.print(yaml.safe_dump(document, sort_keys=False).rstrip(), markup=False)
+
+
+@profile.command()
+@click.option("--reference", is_flag=True, help="Print the reference (Markdown) instead.")
+def schema(reference: bool) -> None:
+    """Print the JSON schema of a profile, for editors: profiles/schema.json."""
+    from orchestrator.profile import schema as derived
+
+    print(derived.reference() if reference else derived.schema_text(), end="")
+
+
+def _resolved(path: Path) -> tuple[Profile, Layout]:
+    """The profile and how its model lies on it: only both together show that it can be served."""
+    from orchestrator import serving
+    from orchestrator.profile import load
+
+    loaded = load(path)
+    return loaded, serving.resolve(loaded)
+
+
+def _problems(error: BadInput) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from orchestrator.profile import ProfileError
+
+    if isinstance(error, ProfileError):
+        return [asdict(problem) for problem in error.problems]
+    return [{"text": error.message}]
+
+
+def _row(name: str) -> dict[str, Any]:
+    path = choose.locate(name)
+    row: dict[str, Any] = {"name": name, "active": choose.is_active(path), "path": str(path)}
+    try:
+        loaded, layout = _resolved(path)
+    except BadInput as error:
+        count = len(_problems(error))
+        summary = f"wrong in {count} place{'s' * (count != 1)}: orchestrate profile check {name}"
+        return {**row, "ok": False, "summary": summary}
+    summary = (
+        f"{len(loaded.compute_nodes)} compute nodes, {layout.accelerators} accelerators, "
+        f"image {loaded.image}, model {loaded.serving.model}"
+    )
+    return {**row, "ok": True, "summary": summary}
+
+
+def _shown(path: Path) -> str:
+    from orchestrator.profile.source import display
+
+    return display(path)
