@@ -1,0 +1,178 @@
+"""All checks at once: nodes, plan, Ray and endpoint side by side.
+
+A check that cannot be made is a failed check with the reason; it holds no other back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+
+from orchestrator.errors import UserError
+from orchestrator.verify import gather, judge
+from orchestrator.verify.gather import VerifyContext
+from orchestrator.verify.judge import Rule, Verdict
+from orchestrator.verify.report import Check, Report
+
+if TYPE_CHECKING:
+    from orchestrator.models import Answer
+    from orchestrator.profile import Node, Profile
+
+#: What a model without known answers is asked again and again.
+ANY_QUESTION = "What is the capital of France?"
+
+#: A rule, and the look that comes to its verdict.
+Look = tuple[Rule, Callable[[], Verdict]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Checks that are made together, in a thread of their own.
+
+    ``checks``: what will be checked, as (rule, node); ``make`` makes all of them, in that order.
+    """
+
+    checks: Sequence[tuple[Rule, str]]
+    make: Callable[[], Iterable[Check]]
+
+
+def verify(profile: Profile, context: VerifyContext) -> Report:
+    """Make every check. Raises nothing: what goes wrong is in the report."""
+    parts = [
+        *(_node(profile, context, node) for node in profile.nodes),
+        _drift(profile, context),
+        _ray(profile, context),
+        _ray_status(profile, context),
+        _endpoint(profile, context),
+    ]
+    with ThreadPoolExecutor(max_workers=len(parts)) as pool:
+        found = pool.map(lambda part: _made(part, context), parts)
+        return Report(tuple(check for checks in found for check in checks))
+
+
+def _made(part: Part, context: VerifyContext) -> list[Check]:
+    """The part's checks; all of them failed where it breaks, the first one with the whole reason.
+
+    The others would only repeat it.
+    """
+    try:
+        with context.network():
+            return list(part.make())
+    except Exception as error:
+        reason = _reason(error)
+        short = f"not looked at: {reason.partition(chr(10))[0]}"
+        return [
+            rule.broken(node, short if number else reason)
+            for number, (rule, node) in enumerate(part.checks)
+        ]
+
+
+def _node(profile: Profile, context: VerifyContext, node: Node) -> Part:
+    def make() -> Iterator[Check]:
+        facts, clock = gather.node(context, profile, node)
+        sight = judge.NodeSight(profile, node, context.image_id, facts, clock)
+        for rule, verdict in judge.NODE_RULES.items():
+            yield rule.check(node.name, verdict(sight))
+
+    return Part([(rule, node.name) for rule in judge.NODE_RULES], make)
+
+
+def _drift(profile: Profile, context: VerifyContext) -> Part:
+    names = [node.name for node in profile.nodes]
+
+    def make() -> Iterator[Check]:
+        plan = context.plan()
+        for name in names:
+            if name in plan:
+                yield judge.DRIFT.check(name, judge.drift(plan[name]))
+            else:
+                yield judge.DRIFT.broken(name, "the plan does not have this node")
+
+    return Part([(judge.DRIFT, name) for name in names], make)
+
+
+def _ray(profile: Profile, context: VerifyContext) -> Part:
+    name = profile.control.name
+
+    def make() -> Iterator[Check]:
+        facts = gather.ray(context, profile)
+        yield judge.RAY_NODES.check(name, judge.ray_nodes(profile, facts))
+        yield judge.RAY_HEAD.check(name, judge.ray_head(profile, facts))
+        yield judge.RAY_ACCELERATORS.check(name, judge.ray_accelerators(profile, facts))
+        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, facts))
+
+    rules = (judge.RAY_NODES, judge.RAY_HEAD, judge.RAY_ACCELERATORS, judge.RANKS)
+    return Part([(rule, name) for rule in rules], make)
+
+
+def _ray_status(profile: Profile, context: VerifyContext) -> Part:
+    name = profile.control.name
+
+    def make() -> Iterator[Check]:
+        text = gather.ray_status(context, profile)
+        yield judge.RAY_STATUS.check(name, judge.ray_status(profile, text))
+
+    return Part([(judge.RAY_STATUS, name)], make)
+
+
+def _endpoint(profile: Profile, context: VerifyContext) -> Part:
+    name = profile.control.name
+    rules = [
+        judge.LISTED,
+        judge.KEY_NEEDED,
+        *(judge.answer_rule(answer) for answer in context.answers),
+        judge.REPEATED,
+    ]
+
+    def make() -> Iterator[Check]:
+        with context.http() as client:
+            yield from _in_turn(name, zip(rules, _looks(profile, context, client), strict=True))
+
+    return Part([(rule, name) for rule in rules], make)
+
+
+def _looks(
+    profile: Profile, context: VerifyContext, client: httpx.Client
+) -> Iterator[Callable[[], Verdict]]:
+    """What the endpoint is asked, one after the other: which requests are computed together
+    changes the order of sums, and the log probabilities are compared."""
+    wanted = profile.verification
+
+    def known(answer: Answer) -> Callable[[], Verdict]:
+        return lambda: judge.answer(answer, gather.ask(client, profile, answer.question))
+
+    def again() -> Verdict:
+        question = context.answers[0].question if context.answers else ANY_QUESTION
+        answers = [gather.ask(client, profile, question) for _ in range(wanted.repeats)]
+        return judge.repeated(answers, wanted.logprob_tolerance)
+
+    yield lambda: judge.listed(profile, gather.models(client))
+    yield lambda: judge.key_needed(gather.status_without_key(client))
+    yield from map(known, context.answers)
+    yield again
+
+
+def _in_turn(node: str, looks: Iterable[Look]) -> Iterator[Check]:
+    """Make each check; once no answer comes at all, the rest fail without waiting for theirs."""
+    lost = ""
+    for rule, look in looks:
+        if lost:
+            yield rule.broken(node, lost)
+            continue
+        try:
+            yield rule.check(node, look())
+        except httpx.TransportError as error:
+            lost = f"the endpoint does not answer: {_reason(error)}"
+            yield rule.broken(node, lost)
+        except Exception as error:
+            yield rule.broken(node, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return error.message
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,83 @@
+"""Runs on a node, sent over SSH: print its facts as JSON (facts.NodeFacts).
+
+Standard library only. Its one argument is a JSON document: image_id_file, nodes, accounts, units.
+"""
+
+from __future__ import annotations
+
+import json
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def systemctl(*words: str) -> list[str]:
+    """The lines that systemctl prints; its exit code says nothing that they do not."""
+    ran = subprocess.run(
+        ["systemctl", *words], stdout=subprocess.PIPE, text=True, timeout=20, check=False
+    )
+    return ran.stdout.splitlines()
+
+
+def unit_state(unit: str) -> str:
+    """active, failed, ... or "declined": its own conditions keep it from running here."""
+    shown = systemctl("show", unit, "--property=ActiveState,ConditionResult")
+    state = dict(line.split("=", 1) for line in shown if "=" in line)
+    declined = state.get("ActiveState") == "inactive" and state.get("ConditionResult") == "no"
+    return "declined" if declined else state.get("ActiveState", "unknown")
+
+
+def addresses(name: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    except socket.gaierror:
+        return []
+    return sorted({str(entry[4][0]) for entry in found})
+
+
+def uid(account: str) -> int | None:
+    try:
+        return pwd.getpwnam(account).pw_uid
+    except KeyError:
+        return None
+
+
+def loopback(hosts: str) -> list[str]:
+    """Names on the 127.0.0.1 lines of an /etc/hosts file."""
+    lines = (line.partition("#")[0].split() for line in hosts.splitlines())
+    return [name for words in lines if words and words[0] == "127.0.0.1" for name in words[1:]]
+
+
+def text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def facts(want: dict[str, object]) -> dict[str, object]:
+    now = time.time()
+    nodes, accounts, units = (
+        [str(name) for name in words]
+        for words in (want["nodes"], want["accounts"], want["units"])
+        if isinstance(words, list)
+    )
+    failed = systemctl("list-units", "--failed", "--plain", "--no-legend", "--no-pager")
+    return {
+        "time": now,
+        "image": text(str(want["image_id_file"])),
+        "hostname": socket.gethostname(),
+        "loopback": loopback(text("/etc/hosts")),
+        "names": {name: addresses(name) for name in nodes},
+        "accounts": {name: uid(name) for name in accounts},
+        "system": " ".join(systemctl("is-system-running")),
+        "failed": [line.split()[0] for line in failed if line.split()],
+        "units": {unit: unit_state(unit) for unit in units},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(facts(json.loads(sys.argv[1]))))
