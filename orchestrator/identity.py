@@ -1,0 +1,79 @@
+"""What a node is given at boot, before SSH: its name, its network, and its SSH identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.templating import render
+from orchestrator.trust import HostIdentity
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+HOST_CERTIFICATE = f"{HOST_KEY}-cert.pub"
+USER_CA = "/etc/ssh/user_ca.pub"
+
+
+@dataclass(frozen=True)
+class BootFile:
+    """A file in the node's root, owned by root; the content may be a private key."""
+
+    content: str = field(repr=False)
+    mode: int = 0o644
+
+
+def boot_files(
+    profile: Profile, node: Node, identity: HostIdentity, user_ca_public: str
+) -> dict[str, BootFile]:
+    """Path in the node's root -> file, for one boot of ``node``."""
+    files = {
+        "/etc/hostname": BootFile(f"{node.name}\n"),
+        "/etc/hosts": BootFile(hosts(profile, node)),
+        HOST_KEY: BootFile(identity.private.reveal(), 0o600),
+        f"{HOST_KEY}.pub": BootFile(identity.public),
+        HOST_CERTIFICATE: BootFile(identity.certificate),
+        USER_CA: BootFile(user_ca_public),
+        "/etc/ssh/sshd_config.d/50-orchestrate.conf": BootFile(
+            render(
+                "sshd.conf",
+                host_key=HOST_KEY,
+                host_certificate=HOST_CERTIFICATE,
+                user_ca=USER_CA,
+                address=profile.boot_link(node).address,
+            )
+        ),
+        "/etc/systemd/system/ssh.service.d/50-orchestrate.conf": BootFile(render("ssh-retry.conf")),
+    }
+    for network in node.links:
+        path = f"/etc/systemd/network/10-{network}.network"
+        files[path] = BootFile(_network(profile, node, network))
+    return files
+
+
+def hosts(profile: Profile, node: Node) -> str:
+    """/etc/hosts: each node by its plain name on Ray's network, by NAME-NETWORK on the others."""
+    ray = profile.ray.network
+    lines = [
+        (str(link.address), other.name if network == ray else f"{other.name}-{network}")
+        for other in profile.nodes
+        for network, link in other.links.items()
+    ]
+    return render("hosts", compute=not profile.is_control(node), lines=lines)
+
+
+def _network(profile: Profile, node: Node, network: str) -> str:
+    """A network's systemd-networkd file; the default route is on the boot network."""
+    link = node.links[network]
+    is_boot = network == profile.boot.network
+    gateway = profile.boot_link(profile.control).address
+    return render(
+        "link.network",
+        mac=link.mac,
+        interface=link.interface,
+        address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
+        gateway=None if profile.is_control(node) or not is_boot else gateway,
+        # Ray wants a default route, also where nothing lies behind it.
+        link_route=profile.is_control(node) and is_boot,
+    )

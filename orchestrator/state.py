@@ -1,0 +1,346 @@
+"""The desired state of a node: what has to be on it and run on it, computed from the profile.
+
+Pure: the same profile and context give the same documents. The agent (agent.py) makes a node so;
+a resource's ``step`` lets ``up`` bring first the base everywhere, then Ray, then serving.
+Nothing is undone by leaving it out: a node's root is thrown away at its next boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.identity import hosts
+from orchestrator.serving import Layout, vllm_argv
+from orchestrator.templating import render
+from orchestrator.trust import Secret
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+
+#: The Python environment of every image.
+VENV = "/opt/venvs/orchestrate"
+#: Where models lie on compute nodes.
+MODELS = "/var/lib/orchestrate/models"
+#: What the control node gives to the others over HTTP; models are below ``models/NAME/``.
+FILES_ROOT = "/srv/orchestrate"
+
+ETC = "/etc/orchestrate"
+RAY_ENV = f"{ETC}/ray.env"
+RAY_TOKEN = f"{ETC}/ray.token"
+VLLM_ENV = f"{ETC}/vllm.env"
+
+#: Groups that own accelerators' devices, where an image has them.
+DEVICE_GROUPS = ("render", "video")
+
+
+class Step(StrEnum):
+    """In the order of ``up``."""
+
+    BASE = "base"
+    RAY = "ray"
+    SERVING = "serving"
+
+
+@dataclass(frozen=True)
+class User:
+    """An account; ``groups`` are joined where the node has them."""
+
+    step: Step
+    name: str
+    uid: int
+    shell: str = "/bin/bash"
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory with its owner and mode; directories above it are made where missing."""
+
+    step: Step
+    path: str
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0755"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: its text, or where to fetch it from and its sha256."""
+
+    step: Step
+    path: str
+    content: str | None = field(default=None, repr=False)
+    url: str | None = None
+    sha256: str | None = None
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0644"
+    secret: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what the file holds."""
+        return self.sha256 or hashlib.sha256((self.content or "").encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A systemd unit. It is restarted until it was started with ``revision``."""
+
+    step: Step
+    name: str
+    restart_on: tuple[str, ...] = ()
+    state: str = "running"
+    revision: str = ""
+
+
+Resource = User | Directory | File | Unit
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node's document."""
+
+    node: str
+    users: tuple[User, ...]
+    directories: tuple[Directory, ...]
+    files: tuple[File, ...]
+    units: tuple[Unit, ...]
+
+    def only(self, step: Step) -> NodeState:
+        """The part that belongs to one step."""
+        return NodeState(
+            self.node,
+            users=tuple(user for user in self.users if user.step == step),
+            directories=tuple(item for item in self.directories if item.step == step),
+            files=tuple(file for file in self.files if file.step == step),
+            units=tuple(unit for unit in self.units if unit.step == step),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON types, secrets in clear: for the node's agent, not for people."""
+        document = asdict(self)
+        document["files"] = [
+            {key: value for key, value in file.items() if value is not None}
+            for file in document["files"]
+        ]
+        return document
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of the served model: its path inside the model's directory."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a node's state depends on beside the profile."""
+
+    operator_public: str
+    ray_token: Secret
+    api_key: Secret
+    layout: Layout
+    model_files: tuple[ModelFile, ...] = ()
+
+
+def model_directory(profile: Profile) -> str:
+    """Where the served model lies on compute nodes."""
+    return f"{MODELS}/{profile.serving.model}"
+
+
+def files_port(profile: Profile) -> int:
+    """Where the control node gives boot and model files over HTTP."""
+    return int(getattr(profile.boot, "http_port", 8081))
+
+
+def desired(profile: Profile, node: Node, context: Context) -> NodeState:
+    """The state that ``node`` has to be in."""
+    items: list[Resource] = [
+        *_accounts(profile, context),
+        *_base_files(profile, node),
+        *_clock(profile, node),
+        *_ray(profile, node, context),
+    ]
+    if profile.is_control(node):
+        items += _front(profile)
+    else:
+        items += _model(profile, context)
+    if node.name == profile.server.name:
+        items += _server(profile, context)
+    files = tuple(item for item in items if isinstance(item, File))
+    return NodeState(
+        node=node.name,
+        users=tuple(item for item in items if isinstance(item, User)),
+        directories=tuple(item for item in items if isinstance(item, Directory)),
+        files=files,
+        units=tuple(_revised(item, files) for item in items if isinstance(item, Unit)),
+    )
+
+
+def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
+    for account in profile.users.accounts:
+        is_service = account.name == profile.users.service
+        groups = DEVICE_GROUPS if is_service else ()
+        yield User(Step.BASE, account.name, account.uid, groups=groups)
+        ssh = f"/home/{account.name}/.ssh"
+        name = account.name
+        yield Directory(Step.BASE, ssh, owner=name, group=name, mode="0700")
+        keys = "".join(f"{key.strip()}\n" for key in (*account.keys, context.operator_public))
+        path = f"{ssh}/authorized_keys"
+        yield File(Step.BASE, path, keys, owner=name, group=name, mode="0600")
+
+
+def _base_files(profile: Profile, node: Node) -> Iterable[Resource]:
+    yield Directory(Step.BASE, ETC)
+    yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
+    text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))
+    yield File(Step.BASE, "/etc/profile.d/orchestrate.sh", text)
+
+
+def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
+    """Nodes follow the control node's clock, which its own host keeps.
+
+    Where the node is a container without the right to set a clock, Debian's unit declines to
+    start, which is right: the host's clock is its clock. The control node's serves all the same.
+    """
+    control = profile.is_control(node)
+    unit = "chrony.service"
+    files = {
+        "/etc/chrony/chrony.conf": render(
+            "chrony.conf",
+            control=control,
+            server=profile.boot_link(profile.control).address,
+            subnets=[network.subnet for network in profile.networks.values()],
+        )
+    }
+    if control:
+        files[f"/etc/systemd/system/{unit}.d/50-orchestrate.conf"] = render("chrony-serve.conf")
+    yield from _service(Step.BASE, unit, files)
+
+
+def _front(profile: Profile) -> Iterable[Resource]:
+    """The control node's web server: the endpoint, and the files that nodes fetch."""
+    text = render(
+        "nginx.conf",
+        endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
+        server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
+        files=_files_address(profile),
+        root=FILES_ROOT,
+    )
+    yield Directory(Step.BASE, FILES_ROOT)
+    yield from _service(Step.BASE, "nginx.service", {"/etc/nginx/conf.d/orchestrate.conf": text})
+
+
+def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
+    service = profile.users.service
+    yield File(Step.RAY, RAY_ENV, _environment(_ray_environment(profile, node)))
+    yield File(
+        Step.RAY,
+        RAY_TOKEN,
+        context.ray_token.reveal(),
+        owner=service,
+        group=service,
+        mode="0600",
+        secret=True,
+    )
+    role = "head" if profile.is_control(node) else "worker"
+    unit = f"ray-{role}.service"
+    text = render(
+        unit,
+        venv=VENV,
+        user=service,
+        environment=RAY_ENV,
+        address=profile.ray_address(node),
+        head=_ray_address(profile),
+        accelerators=node.accelerators,
+        ray=profile.ray,
+    )
+    yield from _service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
+
+
+def _model(profile: Profile, context: Context) -> Iterable[Resource]:
+    base = f"http://{_files_address(profile)}/models/{profile.serving.model}"
+    for file in context.model_files:
+        yield File(
+            Step.SERVING,
+            f"{model_directory(profile)}/{file.path}",
+            url=f"{base}/{file.path}",
+            sha256=file.sha256,
+        )
+
+
+def _server(profile: Profile, context: Context) -> Iterable[Resource]:
+    environment = {
+        "RAY_ADDRESS": _ray_address(profile),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **profile.serving_env(),
+        "VLLM_API_KEY": context.api_key.reveal(),
+    }
+    yield File(Step.SERVING, VLLM_ENV, _environment(environment), mode="0600", secret=True)
+    unit = "vllm.service"
+    text = render(
+        unit,
+        venv=VENV,
+        user=profile.users.service,
+        model=profile.serving.model,
+        environments=[RAY_ENV, VLLM_ENV],
+        argv=[
+            f"{VENV}/bin/vllm",
+            *vllm_argv(profile, model_directory(profile), context.layout),
+        ],
+    )
+    model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
+    files = {f"/etc/systemd/system/{unit}": text}
+    yield from _service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
+
+
+def _service(
+    step: Step, unit: str, files: Mapping[str, str], others: Sequence[str] = ()
+) -> Iterable[Resource]:
+    """A running unit with the files that are its own; ``others`` restart it too."""
+    for path, content in files.items():
+        yield File(step, path, content)
+    yield Unit(step, unit, restart_on=(*files, *others))
+
+
+def _revised(unit: Unit, files: Sequence[File]) -> Unit:
+    read = [
+        (file.path, file.digest, file.owner, file.group, file.mode)
+        for file in files
+        if file.path in unit.restart_on
+    ]
+    return replace(unit, revision=hashlib.sha256(json.dumps(sorted(read)).encode()).hexdigest())
+
+
+def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
+    """What Ray's processes inherit, and vLLM's workers from them: set before `ray start`."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": RAY_TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_HOST_IP": profile.ray_address(node),
+        "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
+        **profile.ray_env(node),
+    }
+
+
+def _environment(variables: Mapping[str, str]) -> str:
+    return render("environment", variables=variables)
+
+
+def _ray_address(profile: Profile) -> str:
+    return f"{profile.ray_address(profile.control)}:{profile.ray.port}"
+
+
+def _files_address(profile: Profile) -> str:
+    return f"{profile.boot_link(profile.control).address}:{files_port(profile)}"

@@ -1,0 +1,274 @@
+"""What lets a cluster's machines trust each other: an SSH certificate authority and the tokens.
+
+One private directory per cluster, made on first use. Every file in it is written beside and
+renamed, so that an interruption leaves either nothing or the whole. Losing the directory means
+a new authority: nodes have to be booted again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from orchestrator import paths
+from orchestrator.errors import UserError
+from orchestrator.run import run
+
+#: The only account that the operator's certificate opens.
+PRINCIPAL = "root"
+#: How long the operator's certificate lasts, and when it is renewed.
+OPERATOR_LIFETIME = timedelta(days=30)
+OPERATOR_RENEWAL = timedelta(days=10)
+#: A host's identity is for one boot; this is the longest that a boot is thought to last.
+HOST_LIFETIME = timedelta(weeks=52)
+
+
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """A text that shows as ``***`` wherever it is printed, formatted or logged.
+
+    Not a ``str``: joining, concatenating or dumping it as JSON has to fail, not to leak.
+    """
+
+    _value: str
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, format_spec: str) -> str:
+        return "***"
+
+
+@dataclass(frozen=True)
+class HostIdentity:
+    """A host key and the certificate which says that the cluster's authority knows it."""
+
+    private: Secret
+    public: str
+    certificate: str
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The trust of one cluster, in ``directory``. Get it from :func:`open_trust`."""
+
+    directory: Path
+
+    @property
+    def user_ca_public(self) -> str:
+        """The key by which a node knows the operator."""
+        return self._read("user_ca.pub")
+
+    @property
+    def operator_public(self) -> str:
+        """The operator's own key, for accounts that the certificate does not open."""
+        return self._read("operator.pub")
+
+    @property
+    def ray_token(self) -> Secret:
+        """The token that every Ray process of the cluster shows."""
+        return Secret(self._read("ray.token").strip())
+
+    @property
+    def api_key(self) -> Secret:
+        """The key of the served model's endpoint."""
+        return Secret(self._read("api.key").strip())
+
+    def host_identity(self, name: str, addresses: Sequence[str] = ()) -> HostIdentity:
+        """A new host key, certified for one boot of the node ``name``."""
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".host-") as scratch:
+            key = Path(scratch, "key")
+            _generate_key(key, name)
+            _certify(
+                self.directory / "host_ca",
+                key,
+                principals=[name, *addresses],
+                lifetime=HOST_LIFETIME,
+                flags=["-h"],
+            )
+            return HostIdentity(
+                private=Secret(key.read_text()),
+                public=Path(scratch, "key.pub").read_text(),
+                certificate=Path(scratch, "key-cert.pub").read_text(),
+            )
+
+    def ssh_options(self, name: str) -> list[str]:
+        """The words after ``ssh`` with which the node ``name`` is reached, and nothing else is.
+
+        HostKeyAlias makes the name, not the address, what the host's certificate has to carry:
+        a node that answers at another node's address is refused.
+        """
+        options = {
+            "UserKnownHostsFile": _quoted(self.directory / "known_hosts"),
+            "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "yes",
+            "HostKeyAlias": name,
+            "HostKeyAlgorithms": "ssh-ed25519-cert-v01@openssh.com",
+            "UpdateHostKeys": "no",
+            "IdentityFile": _quoted(self.directory / "operator"),
+            "CertificateFile": _quoted(self.directory / "operator-cert.pub"),
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "PreferredAuthentications": "publickey",
+            "BatchMode": "yes",
+            "ConnectTimeout": "5",
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "3",
+            "ControlMaster": "auto",
+            "ControlPath": _quoted(self._sockets() / "%C"),
+            "ControlPersist": "60",
+            "LogLevel": "ERROR",
+        }
+        return ["-F", "none", *(f"-o{key}={value}" for key, value in options.items())]
+
+    def _sockets(self) -> Path:
+        """Where connections are kept for reuse.
+
+        The path is short because a unix socket's may have 107 characters, and private because
+        who can open such a socket has the connection.
+        """
+        runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
+        base = Path(runtime or f"{tempfile.gettempdir()}/{paths.APP}-{os.getuid()}") / paths.APP
+        key = hashlib.sha256(str(self.directory).encode()).hexdigest()[:8]
+        sockets = base / f"ssh-{key}"
+        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = sockets.lstat()
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise UserError(f"{sockets} is not private to this user", f"Remove it: rm -r {sockets}")
+        return sockets
+
+    def _read(self, name: str) -> str:
+        path = self.directory / name
+        try:
+            return path.read_text()
+        except OSError as error:
+            raise UserError(
+                f"the cluster's trust cannot be read: {path}: {error.strerror}",
+                "Run as the user who brought the cluster up.",
+            ) from None
+
+    def _create(self) -> None:
+        """Make what is missing."""
+        with self._lock():
+            for name in ("host_ca", "user_ca", "operator"):
+                if not (self.directory / name).exists():
+                    self._create_key(name)
+            # The form that `ray get-auth-token --generate` gives; as good for the endpoint.
+            for name in ("ray.token", "api.key"):
+                if not (self.directory / name).exists():
+                    write_private(self.directory / name, secrets.token_hex(32) + "\n")
+            known = f"@cert-authority * {self._read('host_ca.pub')}"
+            write_private(self.directory / "known_hosts", known)
+        self._renew_operator_certificate()
+
+    def _create_key(self, name: str) -> None:
+        """A key pair; the private half comes last, since its presence says that both are there."""
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".key-") as scratch:
+            key = Path(scratch, name)
+            _generate_key(key, f"{paths.APP} {self.directory.name} {name}")
+            for file in (f"{name}.pub", name):
+                Path(scratch, file).replace(self.directory / file)
+
+    def _renew_operator_certificate(self) -> None:
+        certificate = self.directory / "operator-cert.pub"
+        with self._lock():
+            if certificate.exists() and _time_left(certificate) > OPERATOR_RENEWAL:
+                return
+            with tempfile.TemporaryDirectory(dir=self.directory, prefix=".cert-") as scratch:
+                key = Path(scratch, "operator")
+                key.with_suffix(".pub").write_text(self.operator_public)
+                _certify(
+                    self.directory / "user_ca",
+                    key,
+                    principals=[PRINCIPAL],
+                    lifetime=OPERATOR_LIFETIME,
+                    flags=["-O", "clear", "-O", "permit-pty"],
+                )
+                Path(scratch, "operator-cert.pub").replace(certificate)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Two commands at once must not make two authorities."""
+        with (self.directory / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def open_trust(cluster: str) -> Trust:
+    """The trust of the cluster (profile) of that name; made on first use.
+
+    Raises UserError where the state directory cannot be written.
+    """
+    directory = paths.state() / "clusters" / cluster
+    trust = Trust(directory)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        trust._create()
+    except OSError as error:
+        raise UserError(
+            f"the cluster's keys cannot be kept in {directory}: {error.strerror}",
+            "Give this user the directory, or name another one in ORCHESTRATE_STATE.",
+        ) from None
+    return trust
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def _generate_key(key: Path, comment: str) -> None:
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)]
+    run(argv, what="making an SSH key", timeout=60)
+
+
+def _certify(
+    authority: Path, key: Path, *, principals: Sequence[str], lifetime: timedelta, flags: list[str]
+) -> None:
+    """Write KEY-cert.pub for KEY.pub.
+
+    Valid from always: a node whose clock is behind would refuse a certificate "of the future".
+    """
+    names = ",".join(principals)
+    validity = f"always:+{int(lifetime.total_seconds())}s"
+    argv = ["ssh-keygen", "-q", "-s", str(authority), "-I", principals[0], "-n", names]
+    argv += ["-V", validity, *flags, f"{key}.pub"]
+    run(argv, what="certifying an SSH key", timeout=60)
+
+
+def _time_left(certificate: Path) -> timedelta:
+    """Until when ssh-keygen says it is valid (it prints local time); zero if it does not say."""
+    shown = run(["ssh-keygen", "-L", "-f", certificate], ok=None, timeout=60).out
+    for line in shown.splitlines():
+        if line.strip().startswith("Valid: "):
+            end = datetime.fromisoformat(line.split()[-1]).astimezone(UTC)
+            return end - datetime.now(UTC)
+    return timedelta(0)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of ssh's -o: blanks kept, '%' not expanded (but for the trailing %C)."""
+    text = str(path)
+    kept = text.removesuffix("/%C")
+    return '"' + kept.replace("%", "%%") + text[len(kept) :] + '"'

@@ -1,0 +1,265 @@
+"""The agent in a temporary root, as the very process that a node runs (users and units need a
+node: the simulated cluster's tests have them)."""
+
+import hashlib
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import agent
+from orchestrator.state import Directory, File, NodeState, Step, User
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
+pytestmark = needs_root
+
+MODEL = bytes(range(256)) * 10_000
+
+#: Kills the process at the Nth call that changes something on disk, then runs the agent.
+KILLED = """
+import os, signal, sys
+sys.argv, at = [sys.argv[1]], int(sys.argv[2])
+calls = 0
+def counted(function):
+    def wrapper(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapper
+for name in ("mkdir", "chown", "chmod", "open", "fchown", "fchmod", "fsync", "rename", "replace"):
+    setattr(os, name, counted(getattr(os, name)))
+exec(compile(open(sys.argv[0]).read(), "agent.py", "exec"))
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A web server on loopback that has ``model``."""
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "model").write_bytes(MODEL)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(served))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+def state(*items: Directory | File) -> dict[str, Any]:
+    return NodeState(
+        "node0",
+        users=(),
+        directories=tuple(item for item in items if isinstance(item, Directory)),
+        files=tuple(item for item in items if isinstance(item, File)),
+        units=(),
+    ).document()
+
+
+def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
+    digest = hashlib.sha256(MODEL).hexdigest()
+    return state(
+        Directory(Step.BASE, "/etc/own", mode="0750"),
+        File(Step.BASE, "/etc/own/motto", motto),
+        File(Step.BASE, "/etc/own/key", "hidden\n", mode="0600", secret=True),
+        File(Step.BASE, "/var/lib/m/x/model", url=f"{server}/model", sha256=digest),
+    )
+
+
+def ask(verb: str, root: Path, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run the agent as a node does; resource -> its entry in the report."""
+    request = json.dumps({"verb": verb, "root": str(root), "state": wanted})
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", agent.__file__],
+        input=request,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return {entry["id"]: entry for entry in json.loads(done.stdout)["resources"]}
+
+
+def statuses(report: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: entry["status"] for name, entry in report.items()}
+
+
+def tree(root: Path) -> dict[str, tuple[int, bytes]]:
+    """What is there, but for the agent's own notes."""
+    own = root / "run"
+    return {
+        str(path.relative_to(root)): (
+            path.stat().st_mode,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(root.rglob("*"))
+        if own not in (path, *path.parents)
+    }
+
+
+def test_cold_then_unchanged(root: Path, server: str) -> None:
+    wanted = example(server)
+    assert set(statuses(ask("apply", root, wanted)).values()) == {"changed"}
+    assert (root / "var/lib/m/x/model").read_bytes() == MODEL
+    assert (root / "etc/own/key").stat().st_mode & 0o777 == 0o600
+    assert (root / "etc/own").stat().st_mode & 0o777 == 0o750
+    before = tree(root)
+    assert set(statuses(ask("apply", root, wanted)).values()) == {"unchanged"}
+    assert tree(root) == before
+
+
+def test_look_changes_nothing_and_says_what_differs(root: Path, server: str) -> None:
+    report = ask("look", root, example(server))
+    assert {tuple(entry["changes"]) for entry in report.values()} == {("create",)}
+    assert list(root.iterdir()) == []
+
+    ask("apply", root, example(server))
+    (root / "etc/own/key").write_text("another\n")
+    (root / "etc/own/motto").chmod(0o600)
+    report = ask("look", root, example(server, motto="new\n"))
+    assert report["file:/etc/own/motto"]["changes"] == ["content", "mode"]
+    assert report["file:/etc/own/motto"]["current"] == "plain\n"
+    assert report["file:/etc/own/key"]["changes"] == ["content"]
+    assert "current" not in report["file:/etc/own/key"]
+    assert report["file:/var/lib/m/x/model"]["changes"] == []
+
+
+def test_only_what_differs_is_changed(root: Path, server: str) -> None:
+    ask("apply", root, example(server))
+    inode = (root / "etc/own/key").stat().st_ino
+    report = statuses(ask("apply", root, example(server, motto="new\n")))
+    assert [name for name, status in report.items() if status == "changed"] == [
+        "file:/etc/own/motto"
+    ]
+    assert (root / "etc/own/motto").read_text() == "new\n"
+    assert (root / "etc/own/key").stat().st_ino == inode
+
+
+def test_a_download_that_was_touched_since_is_noticed(root: Path, server: str) -> None:
+    ask("apply", root, example(server))
+    model = root / "var/lib/m/x/model"
+    model.write_bytes(MODEL[:-1] + b"!")
+    assert ask("look", root, example(server))["file:/var/lib/m/x/model"]["changes"] == ["content"]
+    ask("apply", root, example(server))
+    assert model.read_bytes() == MODEL
+
+
+def test_a_download_with_the_wrong_hash_is_not_kept(root: Path, server: str) -> None:
+    wanted = state(
+        File(Step.BASE, "/srv/model", url=f"{server}/model", sha256="0" * 64),
+        File(Step.BASE, "/srv/missing", url=f"{server}/none", sha256="0" * 64),
+        File(Step.BASE, "/srv/other", "kept going\n"),
+    )
+    report = ask("apply", root, wanted)
+    assert statuses(report) == {
+        "file:/srv/model": "failed",
+        "file:/srv/missing": "failed",
+        "file:/srv/other": "changed",
+    }
+    assert hashlib.sha256(MODEL).hexdigest() in report["file:/srv/model"]["error"]
+    assert "404" in report["file:/srv/missing"]["error"]
+    assert [path.name for path in (root / "srv").iterdir()] == ["other"]
+
+
+def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_done(root: Path) -> None:
+    (root / "blocked").write_text("a file where a directory should be\n")
+    wanted = state(
+        Directory(Step.BASE, "/blocked"),
+        File(Step.BASE, "/blocked/below", "x"),
+        File(Step.BASE, "/owned", "x", owner="nobody-has-this-name"),
+        File(Step.BASE, "/free", "x"),
+    )
+    report = ask("apply", root, wanted)
+    assert statuses(report) == {
+        "directory:/blocked": "failed",
+        "file:/blocked/below": "skipped",
+        "file:/owned": "failed",
+        "file:/free": "changed",
+    }
+    assert report["file:/blocked/below"]["error"] == "needs directory:/blocked"
+    assert "nobody-has-this-name" in report["file:/owned"]["error"]
+
+
+def test_a_link_is_replaced_not_followed(root: Path) -> None:
+    target = root / "target"
+    target.write_text("keep\n")
+    (root / "link").symlink_to(target)
+    ask("apply", root, state(File(Step.BASE, "/link", "new\n")))
+    assert target.read_text() == "keep\n"
+    assert not (root / "link").is_symlink()
+    assert (root / "link").read_text() == "new\n"
+
+
+def test_killed_at_any_step_and_run_again_it_converges(tmp_path: Path, server: str) -> None:
+    wanted = example(server)
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    ask("apply", reference, wanted)
+    for at in range(1, 200):
+        root = tmp_path / f"killed-{at}"
+        root.mkdir()
+        request = json.dumps({"verb": "apply", "root": str(root), "state": wanted})
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", KILLED, agent.__file__, str(at)],
+            input=request.encode(),
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        for path, (_, content) in tree(root).items():
+            if Path(path).name in ("motto", "key", "model"):
+                assert content == tree(reference)[path][1], f"half a file after a kill at {at}"
+        ask("apply", root, wanted)
+        assert tree(root) == tree(reference), f"killed at {at}"
+        if done.returncode != -signal.SIGKILL:
+            break
+    assert done.returncode == 0, done.stderr
+    assert at > 10
+
+
+def test_a_second_agent_does_not_run_beside_the_first(root: Path) -> None:
+    source = Path(agent.__file__).read_text()
+    impatient = source.replace(f"LOCK_WAIT_S = {agent.LOCK_WAIT_S}", "LOCK_WAIT_S = 0.0")
+    assert impatient != source
+    request = {"verb": "apply", "root": str(root), "state": state(File(Step.BASE, "/a", "x"))}
+    argv = [sys.executable, "-I", "-S", "-c", impatient]
+    with agent.alone(root):
+        done = subprocess.run(
+            argv, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 1
+    assert "still at work" in done.stderr
+    assert not (root / "a").exists()
+    subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=True)
+    assert (root / "a").read_text() == "x"
+
+
+def test_an_account_that_the_node_lacks_is_a_difference(root: Path) -> None:
+    missing = User(Step.BASE, "nobody-has-this-name", 59999)
+    document = NodeState("node0", (missing,), (), (), ()).document()
+    assert ask("look", root, document)["user:nobody-has-this-name"]["changes"] == ["create"]
