@@ -183,7 +183,8 @@ def ranks(profile: Profile, layout: Layout, facts: RayFacts) -> Verdict:
     held = Counter(worker.address for worker in facts.workers)
     room = {profile.ray_address(node): node.accelerators for node in profile.nodes}
     fits = all(count <= room.get(address, 0) for address, count in held.items())
-    seen = {_named(profile, address): float(count) for address, count in sorted(held.items())}
+    names = {profile.ray_address(node): node.name for node in profile.nodes}
+    seen = {names.get(address, address): float(count) for address, count in sorted(held.items())}
     limits = {node.name: float(node.accelerators) for node in profile.compute_nodes}
     most = "" if layout.used == layout.accelerators else "at most "
     return Verdict(

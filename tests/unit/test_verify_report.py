@@ -1,0 +1,83 @@
+"""The report's forms, with hostile strings."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from orchestrator.verify import Check, Report
+from orchestrator.verify.report import NOT_XML
+
+GOOD = Check("image", "compute0", True, "abc", "abc", "on compute0: cat /proc/cmdline")
+BAD = Check("hostname", "compute1", False, "compute1", "debian", "on compute1: hostnamectl")
+HOSTILE = ']]></failure><x a="&\'"> [bold]no markup[/bold] [/] \x00\x1b[31m\ud800'
+
+
+def test_the_document() -> None:
+    assert Report((GOOD, BAD)).document() == {
+        "ok": False,
+        "checks": [
+            {
+                "name": "image",
+                "node": "compute0",
+                "ok": True,
+                "expected": "abc",
+                "seen": "abc",
+                "look": "on compute0: cat /proc/cmdline",
+            },
+            {
+                "name": "hostname",
+                "node": "compute1",
+                "ok": False,
+                "expected": "compute1",
+                "seen": "debian",
+                "look": "on compute1: hostnamectl",
+            },
+        ],
+    }
+    assert json.loads(json.dumps(Report((GOOD,)).document()))["ok"] is True
+
+
+def test_nothing_looked_at_is_not_fine() -> None:
+    assert not Report(()).ok
+
+
+def test_the_table_says_what_was_expected_and_where_to_look() -> None:
+    bad = Check("units", "compute1", False, "[expected]", "[/seen]", "[bold]look[/bold]")
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(Report((GOOD, bad)).table())
+    shown = capture.get()
+    assert "FAILED" in shown
+    for text in ("[/seen]", "expected: [expected]", "look: [bold]look[/bold]"):
+        assert text in shown
+
+
+def test_junit_counts_and_explains() -> None:
+    suite = ElementTree.fromstring(Report((GOOD, BAD)).junit())
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    good, bad = suite.findall("testcase")
+    assert good.find("failure") is None
+    assert (bad.get("classname"), bad.get("name")) == ("compute1", "hostname")
+    failure = bad.find("failure")
+    assert failure is not None
+    assert failure.get("message") == "debian"
+    assert failure.text is not None
+    assert "expected: compute1" in failure.text
+    assert "look: on compute1: hostnamectl" in failure.text
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_junit_is_well_formed_whatever_a_node_says(said: str) -> None:
+    for text in (said, HOSTILE + said):
+        written = Report((Check(text, text, False, text, text, text),)).junit()
+        suite = ElementTree.fromstring(written.encode())
+        assert len(suite) == 1
+        name = suite[0].get("name")
+        assert name is not None
+        # A newline in an attribute is written as a reference, so it comes back.
+        assert name == NOT_XML.sub("\ufffd", text)
