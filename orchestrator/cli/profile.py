@@ -29,7 +29,7 @@ def profile() -> None:
 @profile.command()
 @click.argument("name_or_path")
 def use(name_or_path: str) -> None:
-    """Make a profile the active one on this machine, if it is right."""
+    """Make a profile this machine's active one, if it is right."""
     loaded, _ = _resolved(choose.locate(name_or_path))
     choose.use(name_or_path)
     out.print(f"The active profile is {loaded.name} ({_shown(loaded.path)}).", markup=False)
@@ -39,9 +39,9 @@ def use(name_or_path: str) -> None:
 @click.argument("name_or_path", required=False)
 @json_option
 def check(name_or_path: str | None, as_json: bool) -> None:
-    """Say everything that is wrong with a profile (default: the active one).
+    """Say everything that is wrong with a profile.
 
-    Exit code 0 if nothing is, else 2.
+    Without a name, the active one. Exit code 0 if nothing is wrong, else 2.
     """
     path = choose.active_path(name_or_path)
     try:
@@ -75,7 +75,7 @@ def list_profiles(as_json: bool) -> None:
 @choose.profile_option
 @json_option
 def show(profile: str | None, as_json: bool) -> None:
-    """Show a profile with its defaults and sizes filled in (default: the active one)."""
+    """Show a profile with defaults and sizes filled in."""
     from dataclasses import asdict
 
     import yaml
@@ -95,7 +95,7 @@ def show(profile: str | None, as_json: bool) -> None:
 @profile.command()
 @click.option("--reference", is_flag=True, help="Print the reference (Markdown) instead.")
 def schema(reference: bool) -> None:
-    """Print the JSON schema of a profile, for editors: profiles/schema.json."""
+    """Print the JSON schema, for editors (profiles/schema.json)."""
     from orchestrator.profile import schema as derived
 
     print(derived.reference() if reference else derived.schema_text(), end="")

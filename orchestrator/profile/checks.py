@@ -106,7 +106,7 @@ def nodes_have_their_links(
         named = " and ".join(f"{key}.network" for key in users)
         for loc, node in _nodes(control, compute_nodes):
             if network in networks and network not in node.links:
-                yield (*loc, "links"), f"{node.name} has no link on '{network}'; {named} needs one"
+                yield (*loc, "links"), f"{node.name} has no link on '{network}'; needed for {named}"
     for loc, node in _nodes(control, compute_nodes)[1:]:
         link = node.links.get(boot.network)
         if link and not link.mac:

@@ -41,7 +41,9 @@ def load(path: Path) -> Profile:
     """Read and check a profile. Raises ProfileError (a BadInput) with all that is wrong."""
     source = read(path)
     profile, found = _validate(source) if source.data is not None else (None, [])
-    problems = sorted({*source.problems, *found})
+    # What is wrong as YAML is not said again in other words.
+    known = {problem.key for problem in source.problems}
+    problems = sorted({*source.problems, *(one for one in found if one.key not in known)})
     if problems or profile is None:
         raise ProfileError(path, problems)
     profile._source = source
@@ -56,7 +58,12 @@ def _validate(source: Source) -> tuple[Profile | None, list[Problem]]:
         profile = Profile.model_validate_json(json.dumps(source.data))
         sections = {name: getattr(profile, name) for name in Profile.model_fields}
     except ValidationError as error:
-        problems = [_explain(source, one) for one in error.errors(include_url=False)]
+        problems = [
+            _explain(source, one)
+            for one in error.errors(include_url=False)
+            # pydantic counts only the right items: a list of wrong ones is not an empty list.
+            if one["type"] != "too_short" or not one["input"]
+        ]
         sections = dict(_valid_sections(source.data))
     sections["path"] = source.path
     problems += [source.problem(loc, text) for loc, text in check(sections)]
@@ -84,15 +91,14 @@ def _explain(source: Source, error: ErrorDetails) -> Problem:
 #: pydantic's kinds of errors, in our words.
 WORDS = {
     "value_error": "{error}",
-    "model_type": "{shown}; allowed here: lines of 'key: value'",
-    "dict_type": "{shown}; allowed here: lines of 'key: value'",
-    "tuple_type": "{shown}; allowed here: a list, each item behind a '-'",
-    "string_type": "{shown} is not text; put it in double quotes",
-    "int_type": "{shown} is not a number; allowed: a whole number",
-    "int_from_float": "{shown} is not a whole number; allowed: a whole number",
-    "float_type": "{shown} is not a number; allowed: a number",
+    "model_type": "{shown} is given; allowed here: lines of 'key: value'",
+    "dict_type": "{shown} is given; allowed here: lines of 'key: value'",
+    "tuple_type": "{shown} is given; allowed here: a list, each item behind a '-'",
+    "string_type": "{shown} is not text; allowed: text, in double quotes",
+    "int_type": "{shown} does not fit; allowed: a whole number",
+    "float_type": "{shown} does not fit; allowed: a number",
     "greater_than_equal": "{shown} is too small; allowed: {ge} or more",
-    "greater_than": "{shown} is too small; allowed: more than {gt}",
+    "greater_than": "{shown} is too small; allowed: more than {gt:g}",
     "less_than_equal": "{shown} is too large; allowed: at most {le}",
     "too_short": "is empty; allowed: one or more",
 }
@@ -109,10 +115,10 @@ def _words(loc: Loc, error: ErrorDetails) -> str:
 
 def _shown(value: object) -> str:
     if value is None:
-        return "nothing is given"
+        return "nothing"
     if isinstance(value, dict):
-        return "keys are given"
-    return "a list is given" if isinstance(value, list) else quoted(value)
+        return "a mapping"
+    return "a list" if isinstance(value, list) else quoted(value)
 
 
 def _description(loc: Loc) -> str:

@@ -22,9 +22,9 @@ from orchestrator.profile.types import (
     Mac,
     ModelName,
     Name,
+    ObjectStoreSize,
     Port,
     PublicKey,
-    Size,
     Subnet,
     Variable,
     VariableName,
@@ -117,8 +117,8 @@ class Ray(Section):
     dashboard_port: HighPort = Field(
         description="Ray's dashboard and job API, on the control node."
     )
-    object_store_memory: Size = Field(
-        ge=75 * 2**20, description="Ray's shared memory on each node; Ray wants at least 75MiB."
+    object_store_memory: ObjectStoreSize = Field(
+        description="Ray's shared memory on each node, 75MiB or more."
     )
     env: Environment = Field(
         default={},

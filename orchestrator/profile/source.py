@@ -97,6 +97,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
         return "has a tab where YAML wants spaces; indent with spaces"
     if "mapping values are not allowed" in problem:
         return "is not YAML: a second 'key:' in one line; put text that has ': ' in quotes"
+    if "another document" in problem:
+        return "has a second document (behind '---'); a profile is one"
     context = f" ({error.context})" if error.context else ""
     return f"is not YAML: {problem}{context}"
 
@@ -133,10 +135,10 @@ class _Builder:
         self._open: set[int] = set()
 
     def build(self, node: yaml.Node, loc: Loc) -> Any:
-        line = node.start_mark.line + 1
-        self.lines.setdefault(loc, line)
+        # A value's line is its key's; the root and list items have none.
+        self.lines.setdefault(loc, node.start_mark.line + 1)
         if id(node) in self._open:
-            self.problems.append(Problem(line, key_path(loc), "contains itself; write it out"))
+            self._problem(loc, "contains itself; write it out")
             return None
         self._open.add(id(node))
         try:
@@ -172,5 +174,8 @@ class _Builder:
             text = f"has the tag {node.tag}; allowed: plain text, numbers, true and false"
         except ValueError:
             text = f"is {node.value!r}, which its tag {node.tag} does not allow"
-        self.problems.append(Problem(node.start_mark.line + 1, key_path(loc), text))
+        self._problem(loc, text)
         return None
+
+    def _problem(self, loc: Loc, text: str) -> None:
+        self.problems.append(Problem(self.lines[loc], key_path(loc), text))

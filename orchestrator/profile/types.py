@@ -109,12 +109,18 @@ def _subnet(value: object) -> IPv4Network:
 
 
 def _mac(value: str) -> str:
-    if int(value[:2], 16) & 1:
+    if value and int(value[:2], 16) & 1:
         raise ValueError(
             f"{quoted(value)} is a group address; allowed: a single machine's, "
             "whose first pair of digits is even"
         )
     return value.lower()
+
+
+def _object_store(value: int) -> int:
+    if value < 75 * UNITS["MiB"]:
+        raise ValueError("is less than Ray takes; allowed: 75MiB or more")
+    return value
 
 
 def _whole_or_auto(value: object) -> object:
@@ -138,7 +144,7 @@ def _flag_value(value: object) -> object:
 
 def _variable(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError(f"{quoted(value)} is not text; put it in double quotes")
+        raise ValueError(f"{quoted(value)} is not text; allowed: text, in double quotes")
     if re.search(r"[\x00-\x1f\x7f]", value):
         raise ValueError(
             "has a line break or a control character; allowed: one line of printable text"
@@ -171,7 +177,7 @@ Interface = Annotated[
 Mac = Annotated[
     str,
     Matching(
-        r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}",
+        r"([0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5})?",
         "six pairs of hexadecimal digits like 02:00:0a:4d:00:01",
     ),
     AfterValidator(_mac),
@@ -217,6 +223,7 @@ Size = Annotated[
     BeforeValidator(parse_size),
     WithJsonSchema({"type": ["string", "integer"], "pattern": f"^{_SIZE.pattern}$", "minimum": 0}),
 ]
+ObjectStoreSize = Annotated[Size, AfterValidator(_object_store)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: A port that a service without root rights can listen on.
 HighPort = Annotated[int, Field(ge=1024, le=65535)]

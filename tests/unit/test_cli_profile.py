@@ -1,0 +1,111 @@
+"""``orchestrate profile``, run as people run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from profile_cases import PROFILE, make_checkout
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def orchestrate(tmp_path: Path) -> Run:
+    """Runs ``orchestrate profile WORDS`` in a checkout with the profile 'small'."""
+    make_checkout(tmp_path)
+    env = {
+        **{key: value for key, value in os.environ.items() if key != "ORCHESTRATE_PROFILE"},
+        "ORCHESTRATE_CHECKOUT": str(tmp_path),
+        "ORCHESTRATE_STATE": str(tmp_path / "state"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator", "profile", *words]
+        return subprocess.run(
+            argv, capture_output=True, text=True, env=env, cwd=tmp_path, check=False, timeout=60
+        )
+
+    return run
+
+
+def test_use_then_check_and_show(orchestrate: Run, tmp_path: Path) -> None:
+    assert orchestrate("check").returncode == 2
+    used = orchestrate("use", "small")
+    assert (used.returncode, used.stdout) == (
+        0,
+        "The active profile is small (profiles/small.yml).\n",
+    )
+    assert orchestrate("check").stdout == "profiles/small.yml: nothing wrong\n"
+    shown = orchestrate("show", "--json")
+    document = json.loads(shown.stdout)
+    assert document["layout"] == {"tensor": 2, "pipeline": 1, "expert": False, "accelerators": 2}
+    assert document["profile"]["ray"]["object_store_memory"] == 1610612736
+    assert yaml.safe_load(orchestrate("show").stdout) == document
+    assert (tmp_path / "state/active-profile").read_text() == "small\n"
+
+
+def test_a_wrong_profile_is_said_to_be_and_not_used(orchestrate: Run, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yml"
+    broken.write_text(PROFILE.replace("port: 8000", "prot: 8000"))
+    checked = orchestrate("check", "broken.yml")
+    assert checked.returncode == 2
+    assert checked.stdout == ""
+    assert "broken.yml:36: serving.prot: unknown key; did you mean 'port'?" in checked.stderr
+    assert "Traceback" not in checked.stderr
+    as_json = orchestrate("check", "broken.yml", "--json")
+    assert as_json.returncode == 2
+    problems = json.loads(as_json.stdout)["problems"]
+    assert [(one["line"], one["key"]) for one in problems] == [
+        (34, "serving.port"),
+        (36, "serving.prot"),
+    ]
+    assert orchestrate("use", "broken.yml").returncode == 2
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_size_that_the_model_cannot_have_is_found_by_check(
+    orchestrate: Run, tmp_path: Path
+) -> None:
+    text = PROFILE.replace("  model: tiny", "  model: tiny\n  tensor_parallel: 3")
+    (tmp_path / "big.yml").write_text(text)
+    checked = orchestrate("check", "./big.yml")
+    assert checked.returncode == 2
+    assert "big.yml:36: serving.tensor_parallel: 3 does not divide" in checked.stderr
+    problems = json.loads(orchestrate("check", "./big.yml", "--json").stdout)["problems"]
+    assert len(problems) == 1
+
+
+def test_list_marks_the_active_one_and_survives_a_broken_one(
+    orchestrate: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "profiles/broken.yml").write_text("name: broken\n")
+    orchestrate("use", "small")
+    assert orchestrate("list").stdout == (
+        "  broken  wrong in 9 places: orchestrate profile check broken\n"
+        "* small   2 compute nodes, 2 accelerators, image plain, model tiny\n"
+    )
+    rows = json.loads(orchestrate("list", "--json").stdout)
+    assert [(row["name"], row["active"], row["ok"]) for row in rows] == [
+        ("broken", False, False),
+        ("small", True, True),
+    ]
+
+
+def test_an_unknown_name_lists_the_known_ones(orchestrate: Run) -> None:
+    used = orchestrate("use", "smal")
+    assert used.returncode == 2
+    assert "there is no profile 'smal'" in used.stderr
+    assert "did you mean 'small'? (known: small)" in used.stderr
+
+
+def test_schema_and_reference_are_printed(orchestrate: Run) -> None:
+    assert json.loads(orchestrate("schema").stdout)["properties"]["name"]["type"] == "string"
+    assert orchestrate("schema", "--reference").stdout.startswith("# Profile reference\n")

@@ -1,0 +1,76 @@
+"""Every mistake in a profile is named with file, line, key, what is wrong and what is allowed.
+
+The cases are in bad_profiles.yml.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from profile_cases import PROFILE, make_checkout
+
+from orchestrator.errors import BadInput
+from orchestrator.profile import load
+
+CASES = yaml.safe_load(Path(__file__).with_name("bad_profiles.yml").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["errors"][0] for case in CASES])
+def test_each_mistake_is_named(
+    case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = case.get("replace", PROFILE)
+    assert old in PROFILE
+    file = make_checkout(tmp_path, PROFILE.replace(old, case["by"]))
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as raised:
+        load(file)
+    assert raised.value.message.splitlines() == [
+        f"profiles/small.yml:{line}" for line in case["errors"]
+    ]
+
+
+def test_all_mistakes_are_named_at_once_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PROFILE.replace("port: 8000", "port: 80").replace("10.0.0.101", "10.0.0.100")
+    text = text.replace("  port: 6379", "  port: 6379\n  port: 6380").replace("small", "Small")
+    file = make_checkout(tmp_path, text)
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as raised:
+        load(file)
+    assert [line.split(": ")[:2] for line in raised.value.message.splitlines()] == [
+        ["profiles/small.yml:1", "name"],
+        ["profiles/small.yml:21", "compute_nodes[1].links.lan.address"],
+        ["profiles/small.yml:31", "ray.port"],
+        ["profiles/small.yml:37", "serving.port"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "1: cannot be read: no such file or directory"),
+        (b"name: small\nimage: \xff\n", "2: is not UTF-8 text"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    content: bytes | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.yml").write_bytes(content)
+    with pytest.raises(BadInput) as raised:
+        load(tmp_path / "x.yml")
+    assert raised.value.message == f"x.yml:{expected}"
+
+
+def test_a_directory_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(BadInput, match="cannot be read: is a directory"):
+        load(tmp_path)
