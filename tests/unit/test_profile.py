@@ -83,7 +83,7 @@ def test_variables_are_filled_in_for_each_node(small: Path) -> None:
 def test_a_loaded_profile_cannot_be_changed(small: Path) -> None:
     profile = load(small)
     with pytest.raises(ValueError, match="frozen"):
-        profile.name = "other"  # type: ignore[misc]
+        profile.name = "other"
 
 
 def test_the_document_loads_to_the_same_profile(small: Path) -> None:

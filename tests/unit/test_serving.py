@@ -58,6 +58,7 @@ def with_serving(profile: Profile, accelerators: int = 2, **serving: Any) -> Pro
         (3, {}, {"num_attention_heads": 6, "num_key_value_heads": 2}, Layout(2, 1, False, 3)),
         (4, {}, {"num_attention_heads": 8, "num_key_value_heads": 2}, Layout(4, 1, False, 4)),
         (4, {}, {"num_attention_heads": 8, "intermediate_size": 6}, Layout(2, 1, False, 4)),
+        (4, {}, {"intermediate_size": 6, "num_experts": 8}, Layout(4, 1, True, 4)),
     ],
 )
 def test_layouts(
