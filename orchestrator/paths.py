@@ -30,3 +30,13 @@ def cache() -> Path:
     """What can be fetched again: package lists and downloads."""
     named = os.environ.get("ORCHESTRATE_CACHE")
     return Path(named).resolve() if named else user_cache_path(APP)
+
+
+def cluster(name: str) -> Path:
+    """All that is kept for one cluster: keys, machines, what it serves."""
+    return state() / "clusters" / name
+
+
+def served(name: str) -> Path:
+    """What the control node's web server hands out to the cluster."""
+    return cluster(name) / "served"

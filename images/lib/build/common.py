@@ -1,0 +1,61 @@
+"""What the build scripts share: the specification, the tools, squashfs.
+
+They run in the Nix sandbox on the tools' Python 3.11, standard library only (python.py has
+`installer` too). $spec is a JSON file from Nix, $out the path to make.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SPEC = json.loads(Path(os.environ["specPath"]).read_text())
+OUT = Path(os.environ["out"])
+TOOLS = Path(os.environ["tools"])
+LIB = "usr/lib/x86_64-linux-gnu"
+LOADER = f"{LIB}/ld-linux-x86-64.so.2"
+
+
+def in_tree(tree: Path, *argv: str) -> list[str]:
+    """The argv that runs the program `argv[0]` of a Debian tree through the tree's own loader."""
+    for directory in ("usr/bin", "usr/sbin"):
+        named = program = tree / directory / argv[0]
+        if named.is_symlink():  # an absolute link means the tree's root, not the sandbox's
+            target = str(named.readlink())
+            program = tree / target.lstrip("/") if target[0] == "/" else named.parent / target
+        if program.exists():
+            loader = [str(tree / LOADER), "--library-path", str(tree / LIB), "--argv0", str(named)]
+            return [*loader, str(program), *argv[1:]]
+    sys.exit(f"{tree} has no program {argv[0]}")
+
+
+def tool(*argv: str) -> list[str]:
+    """The argv that runs one of the build's own tools."""
+    return in_tree(TOOLS, *argv)
+
+
+# zstd at 6 is within 4 % of the size of 15 (the default) at a fraction of its time; 256 KiB blocks
+# keep random reads of a booted root cheap.
+COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "6", "-b", "256K"]
+
+
+def squashfs_of_directory(directory: Path, epoch: int) -> None:
+    """Write $out as squashfs of a directory; all files are root's, all times the lock's date."""
+    times = ["-all-time", str(epoch), "-mkfs-time", str(epoch)]
+    options = ["-all-root", "-noappend", "-no-progress", "-quiet", *times, *COMPRESSION]
+    subprocess.run(tool("mksquashfs", str(directory), str(OUT), *options), check=True)
+
+
+def squashfs_of_tar(epoch: int) -> subprocess.Popen:
+    """Start to write $out as squashfs of a tar stream on the process's stdin."""
+    times = ["-all-time", str(epoch), "-mkfs-time", str(epoch)]
+    options = ["-tar", "-root-mode", "755", "-noappend", "-no-progress", "-quiet", *times, *COMPRESSION]
+    argv = tool("mksquashfs", "-", str(OUT), *options)
+    return subprocess.Popen(argv, stdin=subprocess.PIPE)
+
+
+def unsquashfs(layer: str, into: Path, *paths: str) -> None:
+    """Unpack the named paths (all, if none is named) of a squashfs into a directory."""
+    options = ["-no-progress", "-quiet", "-no-xattrs", "-force", "-dest", str(into)]
+    subprocess.run(tool("unsquashfs", *options, layer, *paths), check=True)

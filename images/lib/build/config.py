@@ -1,0 +1,23 @@
+"""The config layer: the trees of images/config and images/NAME/config, one over the other.
+
+Git keeps of a mode only whether a file is executable; so here it is 0755 or 0644, and what needs
+another mode is written at configuration time.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from common import SPEC, squashfs_of_directory
+
+root = Path("config")
+root.mkdir()
+for tree in SPEC["trees"]:
+    shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
+    # The store is read-only, and copytree keeps modes: let the next tree write into the same places.
+    for directory, _, names in os.walk(root):
+        Path(directory).chmod(0o755)
+        for path in (Path(directory, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+squashfs_of_directory(root, SPEC["epoch"])

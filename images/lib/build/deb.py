@@ -1,0 +1,53 @@
+"""Debian packages: an ar archive with control.tar.* and data.tar.* inside (deb(5))."""
+
+import gzip
+import io
+import lzma
+import subprocess
+import tarfile
+from pathlib import Path
+
+from common import tool
+
+
+def members(path: str) -> dict[str, tuple[int, int]]:
+    """Each member of the ar archive: name -> (offset, size) in the file."""
+    found = {}
+    with Path(path).open("rb") as archive:
+        if archive.read(8) != b"!<arch>\n":
+            raise SystemExit(f"{path}: not a Debian package")
+        while len(header := archive.read(60)) == 60:
+            name = header[:16].decode().strip().rstrip("/")
+            size = int(header[48:58])
+            found[name] = (archive.tell(), size)
+            archive.seek(size + size % 2, io.SEEK_CUR)
+    return found
+
+
+def inner_tar(path: str, stem: str) -> bytes:
+    """The uncompressed tar `stem` ("control" or "data") of a package."""
+    for name, (offset, size) in members(path).items():
+        if name.startswith(f"{stem}.tar"):
+            with Path(path).open("rb") as archive:
+                archive.seek(offset)
+                packed = archive.read(size)
+            return unpack(packed, name.rpartition(".")[2])
+    raise SystemExit(f"{path}: no {stem}.tar in this package")
+
+
+def unpack(packed: bytes, kind: str) -> bytes:
+    """Decompress by file ending."""
+    if kind == "xz":
+        return lzma.decompress(packed)
+    if kind == "gz":
+        return gzip.decompress(packed)
+    if kind == "zst":
+        return subprocess.run(tool("zstd", "-dc"), input=packed, stdout=-1, check=True).stdout
+    if kind == "tar":
+        return packed
+    raise SystemExit(f"compression of data.tar.{kind} is not known")
+
+
+def control(path: str) -> tarfile.TarFile:
+    """The package's control archive: `control`, `conffiles` and the like."""
+    return tarfile.open(fileobj=io.BytesIO(inner_tar(path, "control")))

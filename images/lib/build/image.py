@@ -1,0 +1,83 @@
+"""The image: its layers, kernel and initrd under plain names, manifest.json, and the bill of materials.
+
+The sha256 of manifest.json is the image id: whoever knows it can check all the rest.
+"""
+
+import hashlib
+import json
+import uuid
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote
+
+from common import OUT, SPEC
+
+SBOM = "sbom.cdx.json"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def described(name: str, path: Path) -> dict:
+    return {"file": name, "size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def component(kind: str, entry: dict) -> dict:
+    """A CycloneDX component; `kind` is the package URL's type and namespace."""
+    purl = f"pkg:{kind}/{quote(entry['name'])}@{quote(entry['version'], safe='')}"
+    if "architecture" in entry:
+        purl += f"?arch={entry['architecture']}"
+    return {
+        "type": "library",
+        "bom-ref": purl,
+        "name": entry["name"],
+        "version": entry["version"],
+        "purl": purl,
+        "hashes": [{"alg": "SHA-256", "content": entry["sha256"]}],
+    }
+
+
+def bill_of_materials() -> dict:
+    """CycloneDX 1.5: every package and wheel of the lock."""
+    parts = [component("deb/debian", deb) for deb in SPEC["debs"]]
+    parts += [component("pypi", wheel) for wheel in SPEC["wheels"]]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    when = datetime.fromtimestamp(SPEC["epoch"], timezone.utc)
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "serialNumber": f"urn:uuid:{uuid.UUID(digest[:32], version=4)}",
+        "version": 1,
+        "metadata": {
+            "timestamp": when.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "component": {"type": "operating-system", "name": SPEC["name"]},
+        },
+        "components": parts,
+    }
+
+
+def write_json(path: Path, document: dict) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+OUT.mkdir()
+layers = []
+for layer in SPEC["layers"]:
+    name = f"{layer['name']}.squashfs"
+    (OUT / name).symlink_to(layer["path"])
+    layers.append({"name": layer["name"], **described(name, OUT / name)})
+for name in ("kernel", "initrd"):
+    (OUT / name).symlink_to(SPEC[name])
+write_json(OUT / SBOM, bill_of_materials())
+manifest = {
+    "schema": 1,
+    "name": SPEC["name"],
+    "epoch": SPEC["epoch"],
+    "layers": layers,  # the first is the lowest
+    **{name: described(name, OUT / name) for name in ("kernel", "initrd")},
+    "sbom": described(SBOM, OUT / SBOM),
+}
+write_json(OUT / "manifest.json", manifest)

@@ -1,0 +1,77 @@
+"""$out is the initrd: busybox, a shell init, the modules that it loads; a zstd cpio (newc)."""
+
+import stat
+import subprocess
+from pathlib import Path
+
+from common import OUT, SPEC, tool, unsquashfs
+
+
+def entry(number: int, name: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)) -> bytes:
+    """One newc header with its data (see the kernel's early-userspace/buffer-format)."""
+    path = name.encode() + b"\0"
+    fields = [number, mode, 0, 0, 1, SPEC["epoch"], len(data), 0, 0, *device, len(path), 0]
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
+    return pad(head) + pad(data)
+
+
+def pad(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+def archive(tree: Path) -> bytes:
+    """The tree as cpio, in path order, with /dev/console, all owned by root."""
+    parts = [entry(1, "dev", stat.S_IFDIR | 0o755, b"")]
+    parts.append(entry(2, "dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)))
+    for number, path in enumerate(sorted(tree.rglob("*")), 3):
+        name = str(path.relative_to(tree))
+        if path.is_symlink():
+            parts.append(entry(number, name, stat.S_IFLNK | 0o777, str(path.readlink()).encode()))
+        elif path.is_dir():
+            parts.append(entry(number, name, stat.S_IFDIR | 0o755, b""))
+        else:
+            executable = path.stat().st_mode & 0o100
+            mode = stat.S_IFREG | (0o755 if executable else 0o644)
+            parts.append(entry(number, name, mode, path.read_bytes()))
+    parts.append(entry(0, "TRAILER!!!", 0, b""))
+    return b"".join(parts)
+
+
+def modules(tree: Path) -> None:
+    """The wanted kernel modules, with all that they depend on, and an index for modprobe."""
+    unpacked = Path("base").absolute()
+    unsquashfs(SPEC["base"], unpacked, "usr/lib/modules")
+    (release,) = (unpacked / "usr/lib/modules").iterdir()
+    needs = {}
+    for line in (release / "modules.dep").read_text().splitlines():
+        path, _, rest = line.partition(":")
+        needs[path] = rest.split()
+    by_name = {Path(path).name.partition(".")[0].replace("-", "_"): path for path in needs}
+    kept = set()
+    built_in = (release / "modules.builtin").read_text().replace("-", "_")
+    for name in SPEC["initrd"]["modules"]:
+        if f"/{name}.ko" in built_in:
+            continue
+        if name not in by_name:
+            raise SystemExit(f"image.yml wants the module {name}, which this kernel does not have")
+        kept |= {by_name[name], *needs[by_name[name]]}
+    for path in kept:
+        copy = tree / "lib/modules" / release.name / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((release / path).read_bytes())
+    for index in ("modules.order", "modules.builtin"):
+        (tree / "lib/modules" / release.name / index).write_bytes((release / index).read_bytes())
+    subprocess.run(tool("depmod", "--basedir", str(tree), release.name), check=True)
+
+
+tree = Path("initrd").absolute()
+for directory in ("bin", "proc", "sys", "run", "root", "tmp", "etc"):
+    (tree / directory).mkdir(parents=True)
+for name, source, mode in (("bin/busybox", SPEC["busybox"], 0o755), ("init", SPEC["init"], 0o755)):
+    (tree / name).write_bytes(Path(source).read_bytes())
+    (tree / name).chmod(mode)
+(tree / "bin/sh").symlink_to("busybox")
+modules(tree)
+raw = Path("initrd.cpio")
+raw.write_bytes(archive(tree))
+subprocess.run(tool("zstd", "-q", "-19", "--no-progress", "-o", str(OUT), str(raw)), check=True)

@@ -1,0 +1,155 @@
+"""What Debian's maintainer scripts would do, as a short explicit list of steps.
+
+Each step reads the merged tree and adds to it. `settings` is the `system` section of image.yml.
+"""
+
+import posixpath
+import re
+import subprocess
+from pathlib import Path
+
+from common import tool
+
+#: update-alternatives' choices that people and scripts count on: link -> program, where it is there.
+ALTERNATIVES = {
+    "usr/bin/awk": "mawk",
+    "usr/bin/pager": "less",
+    "usr/bin/cc": "gcc",
+    "usr/bin/c++": "g++",
+    "usr/bin/vi": "vim.tiny",
+    "usr/bin/nc": "nc.openbsd",
+    "usr/bin/python3": "python3.11",
+    "usr/bin/which": "which.debianutils",
+}
+
+PAM = {
+    "account": "account required pam_unix.so\n",
+    "auth": "auth required pam_unix.so nullok\n",
+    "password": "password required pam_unix.so obscure yescrypt\n",
+    "session": "session required pam_unix.so\nsession optional pam_systemd.so\n",
+    "session-noninteractive": "session required pam_unix.so\n",
+}
+
+
+def apply(root, settings: dict, controls: list[str]) -> None:
+    """The steps, in order."""
+    accounts(root, settings.get("users", {}))
+    base_files(root)
+    alternatives(root)
+    certificates(root)
+    pam(root)
+    ssh(root)
+    modules(root)
+    package_database(root, controls)
+    units(root, settings.get("enable", []), settings.get("mask", []))
+
+
+def accounts(root, users: dict) -> None:
+    """base-passwd's masters, and the system accounts that packages' scripts would make."""
+    passwd = root.read("usr/share/base-passwd/passwd.master").decode().replace(":*:", ":x:")
+    group = root.read("usr/share/base-passwd/group.master").decode().replace(":*:", ":x:")
+    for name, user in sorted(users.items(), key=lambda item: item[1]["uid"]):
+        home = user.get("home", "/nonexistent")
+        group += f"{name}:x:{user['uid']}:\n"
+        passwd += f"{name}:x:{user['uid']}:{user['uid']}::{home}:/usr/sbin/nologin\n"
+    names = [line.split(":")[0] for line in passwd.splitlines()]
+    groups = [line.split(":")[0] for line in group.splitlines()]
+    shadow_gid = next(int(line.split(":")[2]) for line in group.splitlines() if "shadow:" in line)
+    root.file("etc/passwd", passwd)
+    root.file("etc/group", group)
+    # No account has a password: the way in is a certificate.
+    shadow = "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names)
+    root.file("etc/shadow", shadow, 0o640, shadow_gid)
+    root.file("etc/gshadow", "".join(f"{name}:*::\n" for name in groups), 0o640, shadow_gid)
+
+
+def base_files(root) -> None:
+    """Links and files of base-files' and systemd's scripts."""
+    root.link("var/run", "/run")
+    root.link("var/lock", "/run/lock")
+    root.link("etc/mtab", "../proc/self/mounts")
+    root.link("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target")
+    # Empty, not absent: each boot gets an id of its own, and no first-boot presets run.
+    root.file("etc/machine-id", "")
+    root.file("etc/nsswitch.conf", root.read("usr/share/libc-bin/nsswitch.conf"))
+    root.file("etc/profile", root.read("usr/share/base-files/profile"))
+    root.file("root/.profile", root.read("usr/share/base-files/dot.profile"))
+    root.file("root/.bashrc", root.read("usr/share/base-files/dot.bashrc"))
+    root.file("etc/default/locale", "LANG=C.UTF-8\n")
+    root.file("etc/shells", "/bin/sh\n/bin/bash\n")
+    for directory in ("srv", "mnt", "opt", "home", "var/lib/systemd", "var/log/journal", "boot"):
+        if directory not in root:
+            root.directory(directory)
+
+
+def alternatives(root) -> None:
+    for link, program in ALTERNATIVES.items():
+        target = f"{posixpath.dirname(link)}/{program}"
+        if target in root and link not in root:
+            root.link(link, program)
+
+
+def certificates(root) -> None:
+    """The bundle that update-ca-certificates would write."""
+    parts = root.paths("usr/share/ca-certificates/")
+    if parts:
+        bundle = b"".join(root.read(part).strip() + b"\n" for part in parts)
+        root.file("etc/ssl/certs/ca-certificates.crt", bundle)
+
+
+def pam(root) -> None:
+    """The common-* files of pam-auth-update."""
+    for name, lines in PAM.items():
+        root.file(f"etc/pam.d/common-{name}", lines)
+
+
+def ssh(root) -> None:
+    """The server's configuration. It has no host key: a node gets its own at each boot."""
+    if "usr/share/openssh/sshd_config" in root:
+        root.file("etc/ssh/sshd_config", root.read("usr/share/openssh/sshd_config"))
+
+
+def modules(root) -> None:
+    """modules.dep and friends, by depmod on a copy of the kernel's modules."""
+    paths = root.paths("usr/lib/modules/")
+    versions = sorted({path.split("/")[3] for path in paths})
+    for path in paths:
+        copy = Path("modules", path.removeprefix("usr/"))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(root.read(path))
+    for version in versions:
+        subprocess.run(tool("depmod", "--basedir", "modules", version), check=True)
+        for made in sorted(Path("modules/lib/modules", version).glob("modules.*")):
+            root.file(f"usr/lib/modules/{version}/{made.name}", made.read_bytes())
+
+
+def package_database(root, controls: list[str]) -> None:
+    """dpkg's status file: `dpkg -l` and scanners see what the image has."""
+    stanzas = []
+    for text in sorted(controls):
+        first, _, rest = text.strip().partition("\n")
+        stanzas.append(f"{first}\nStatus: install ok installed\n{rest}\n")
+    root.file("var/lib/dpkg/status", "\n".join(stanzas))
+
+
+def units(root, enabled: list[str], masked: list[str]) -> None:
+    """`systemctl enable` and `mask`: links from [Install], without systemctl."""
+    for unit in enabled:
+        path = f"usr/lib/systemd/system/{unit}"
+        if path not in root:
+            raise SystemExit(f"image.yml enables {unit}, which no package brings")
+        text = root.read(path).decode()
+        for target in settings_of(text, "WantedBy"):
+            root.link(f"etc/systemd/system/{target}.wants/{unit}", f"/{path}")
+        for alias in settings_of(text, "Alias"):
+            root.link(f"etc/systemd/system/{alias}", f"/{path}")
+        for other in settings_of(text, "Also"):
+            if other not in enabled and f"usr/lib/systemd/system/{other}" in root:
+                units(root, [other], [])
+    for unit in masked:
+        root.link(f"etc/systemd/system/{unit}", "/dev/null")
+
+
+def settings_of(text: str, key: str) -> list[str]:
+    """All words of a unit file's setting."""
+    return [word for line in re.findall(rf"^{key}=(.*)$", text, re.M) for word in line.split()]

@@ -1,0 +1,66 @@
+"""Network namespaces: a network of the simulator's own, and the way into it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.run import run
+
+CLONE_NEWNET = 0x40000000
+DIRECTORY = Path("/run/netns")
+
+
+def names() -> set[str]:
+    """The named namespaces of this machine."""
+    return {path.name for path in DIRECTORY.iterdir()} if DIRECTORY.is_dir() else set()
+
+
+def create(name: str) -> None:
+    """Make a namespace with its loopback up; one that is there stays as it is."""
+    if name not in names():
+        run(["ip", "netns", "add", name], what=f"make the network namespace {name}")
+        run(["ip", "-n", name, "link", "set", "lo", "up"])
+
+
+def delete(name: str) -> None:
+    """Remove a namespace and the links in it, if it is there."""
+    if name in names():
+        run(["ip", "netns", "delete", name], what=f"remove the network namespace {name}")
+
+
+def enter(name: str) -> None:
+    """Move the calling thread, and the processes that it starts, into a namespace.
+
+    (os.setns is there from Python 3.12 on.) Raises UserError where the namespace is gone.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        handle = os.open(DIRECTORY / name, os.O_RDONLY)
+    except FileNotFoundError:
+        raise UserError(
+            f"the simulated cluster's network ({name}) is not there", "Run: orchestrate sim up"
+        ) from None
+    try:
+        if libc.setns(handle, CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise UserError(f"cannot enter the network {name}: {os.strerror(number)}", "Run as root.")
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def entered(name: str) -> Iterator[None]:
+    """The calling thread is in the namespace for the body, and back in its own after it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(name)
+        yield
+    finally:
+        libc.setns(before, CLONE_NEWNET)
+        os.close(before)
