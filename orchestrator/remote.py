@@ -99,7 +99,7 @@ class Remote:
         return result
 
     def wait_for_ssh(self, deadline: float, on_wait: Callable[[str], None] | None = None) -> None:
-        """Return when the node lets the operator in; at most ``deadline`` seconds from now.
+        """Return when the node lets the operator in; the last try starts within ``deadline`` s.
 
         ``on_wait`` hears why it is not yet so, each time the reason changes. Raises
         HostKeyRefused or AccessDenied at once, Unreachable at the deadline.
@@ -108,8 +108,7 @@ class Remote:
         reason = ""
         while True:
             try:
-                left = max(end - time.monotonic(), 1.0)
-                self.run(["true"], what="connecting", timeout=min(PROBE_TIMEOUT, left))
+                self.run(["true"], what="connecting", timeout=PROBE_TIMEOUT)
                 return
             except (HostKeyRefused, AccessDenied, RemoteFailed):
                 raise
