@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import STDOUT
+from typing import Any
 
 from plumbum import local
 from plumbum.commands.processes import CommandNotFound, ProcessTimedOut
@@ -67,17 +69,11 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     what = what or words[0]
-    try:
-        command = local[words[0]][words[1:]]
-    except CommandNotFound:
-        package = PACKAGE_OF.get(words[0], words[0])
-        raise UserError(
-            f"{what}: the command {words[0]!r} is not installed",
-            f"On Debian: apt-get install {package}",
-        ) from None
+    command = _command(words, what)
+    if stdin is not None:
+        command = command << stdin.encode()
     try:
         code, out, err = command.run(
-            stdin=stdin if stdin is None else stdin.encode(),
             env=dict(env) if env else None,
             cwd=str(cwd) if cwd else None,
             timeout=timeout,
@@ -91,3 +87,33 @@ def run(
     if ok is not None and result.code not in ok:
         raise CommandFailed(result, what)
     return result
+
+
+def stream(argv: Sequence[str | Path], line: Callable[[str], None], *, what: str = "") -> Result:
+    """Run ``argv`` and hand each line that it writes, on either stream, to ``line`` at once.
+
+    The result's ``err`` holds both streams. Raises as ``run`` does.
+    """
+    words = tuple(str(word) for word in argv)
+    what = what or words[0]
+    process = _command(words, what).popen(stderr=STDOUT)
+    said = []
+    for raw in process.stdout:
+        said.append(raw.decode(errors="replace").rstrip("\n"))
+        line(said[-1])
+    result = Result(words, int(process.wait()), "", "\n".join(said))
+    if result.code != 0:
+        raise CommandFailed(result, what)
+    return result
+
+
+def _command(words: tuple[str, ...], what: str) -> Any:
+    """The command, for plumbum. Raises UserError where it is not installed."""
+    try:
+        return local[words[0]][words[1:]]
+    except CommandNotFound:
+        package = PACKAGE_OF.get(words[0], words[0])
+        raise UserError(
+            f"{what}: the command {words[0]!r} is not installed",
+            f"On Debian: apt-get install {package}",
+        ) from None

@@ -1,0 +1,167 @@
+"""``orchestrate image``: lock, fetch, build, list and let go of images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.console import err, out, print_json
+from orchestrator.image import MIRROR_VARIABLE
+
+if TYPE_CHECKING:
+    from orchestrator.image.inventory import State
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+mirror_option = click.option(
+    "--mirror",
+    envvar=MIRROR_VARIABLE,
+    show_envvar=True,
+    metavar="URL",
+    help="Debian mirror (default: the one that this machine's apt uses).",
+)
+
+
+@click.group()
+def image() -> None:
+    """Lock, fetch, build and list images.
+
+    An image is a directory of images/ with an image.yml. In order:
+
+    \b
+    lock NAME    resolve image.yml into files with hashes: lock.json
+    fetch NAME   bring those files into the Nix store
+    build NAME   build the image from them, without network
+    """
+
+
+@image.command()
+@click.argument("name")
+@mirror_option
+@json_option
+def lock(name: str, mirror: str | None, as_json: bool) -> None:
+    """Resolve image.yml into lock.json and say what changed."""
+    from orchestrator.image.lock import lock as lock_image
+
+    locked = lock_image(name, mirror)
+    if as_json:
+        print_json(
+            {
+                "debs": len(locked.lock.debs),
+                "wheels": len(locked.lock.wheels),
+                "size": sum(file.size for file in locked.lock.files),
+                "changes": locked.changes,
+            }
+        )
+        return
+    for line in locked.changes:
+        out.print(line, markup=False)
+    files = f"{len(locked.lock.debs)} packages, {len(locked.lock.wheels)} wheels"
+    out.print(f"{name}: {files}: {'nothing changed' if not locked.changes else 'lock written'}")
+
+
+@image.command()
+@click.argument("name")
+@click.option(
+    "--from",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Take the files from this directory only (a machine without network).",
+)
+@click.option("-j", "--jobs", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option("--keep", is_flag=True, help="Keep the downloads, to carry them elsewhere.")
+@mirror_option
+@json_option
+def fetch(
+    name: str,
+    directory: Path | None,
+    jobs: int,
+    keep: bool,
+    mirror: str | None,
+    as_json: bool,
+) -> None:
+    """Bring what the Nix store lacks of an image's files, and of the build tools."""
+    from orchestrator.image import fetch as fetching
+    from orchestrator.image.sources import Sources
+
+    fetched = fetching.fetch(name, Sources(directory, mirror), jobs=jobs, keep=keep)
+    if as_json:
+        print_json(asdict(fetched))
+    elif fetched.files:
+        out.print(f"{name}: {fetched.files} files fetched, {_mib(fetched.size)}")
+    else:
+        out.print(f"{name}: nothing to do, all {fetched.present} inputs are in the Nix store")
+    if keep and not as_json:
+        out.print(f"The files are in {fetching.downloads()}.", markup=False)
+
+
+@image.command()
+@click.argument("name")
+@json_option
+def build(name: str, as_json: bool) -> None:
+    """Build an image with Nix; the second time there is nothing to do."""
+    from orchestrator.image.build import build as build_image
+
+    built = build_image(name, lambda line: err.print(line, markup=False))
+    if as_json:
+        print_json({"name": name, "path": built.path, "id": built.ident})
+    else:
+        out.print(f"{name}: {built.ident}\n  {built.path}", markup=False)
+
+
+@image.command()
+@click.argument("name", required=False)
+@json_option
+def ls(name: str | None, as_json: bool) -> None:
+    """List images: lock, inputs in the store, build. With NAME: also which inputs are missing."""
+    from orchestrator.image import inventory, spec
+
+    states = [inventory.state(each) for each in ([name] if name else spec.names())]
+    if as_json:
+        print_json([asdict(state) | {"id": state.ident} for state in states])
+        return
+    _print_table(states)
+    if name:
+        for file in states[0].missing:
+            out.print(f"missing: {file}", markup=False)
+
+
+@image.command()
+@click.argument("name", required=False)
+@json_option
+def gc(name: str | None, as_json: bool) -> None:
+    """Let go of an image's build, inputs and downloads (default: of all images')."""
+    from orchestrator.image import inventory, spec
+
+    released = inventory.release([name] if name else spec.names())
+    if as_json:
+        print_json(asdict(released))
+        return
+    out.print(f"{_mib(released.removed)} of downloads removed.")
+    out.print(f"Up to {_mib(released.collectable)} in the Nix store are no longer kept.")
+    out.print("To have Nix delete them now: nix-store --gc")
+
+
+def _print_table(states: list[State]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("image", "lock", "inputs", "missing", "built", "size"):
+        table.add_column(column)
+    for state in states:
+        lacking = f"{len(state.missing)} ({_mib(state.missing_size)})" if state.missing else "-"
+        table.add_row(
+            state.name,
+            state.lock,
+            f"{state.inputs} ({_mib(state.inputs_size)})",
+            lacking,
+            state.ident[:12] if state.ident else "yes" if state.path else "-",
+            _mib(state.size) if state.path else "-",
+        )
+    out.print(table)
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"

@@ -1,0 +1,28 @@
+"""Images: what they are made of, locked by hash, fetched into the Nix store, and built there."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from orchestrator.errors import UserError
+
+MANIFEST = "manifest.json"
+
+#: Names the Debian mirror where the host's apt uses none.
+MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_MIRROR"
+
+
+def ident(path: Path) -> str:
+    """The id of the built image in the directory ``path``: the sha256 of its manifest.
+
+    The manifest names all other files by hash, so whoever knows the id can check all of them.
+    Raises UserError where ``path`` holds no image.
+    """
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path} is not an image: {MANIFEST}: {error.strerror}",
+            "Run: orchestrate image build NAME",
+        ) from None

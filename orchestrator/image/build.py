@@ -1,0 +1,111 @@
+"""Build an image: everything that can be missing is checked first, then Nix does the work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import image, paths
+from orchestrator.errors import UserError
+from orchestrator.image import lockfile, spec, store
+from orchestrator.image.fetch import existing_parent
+from orchestrator.image.lockfile import Lock
+from orchestrator.run import run, stream
+
+#: The first Nix with flakes.
+OLDEST_NIX = (2, 4)
+
+#: What a build takes, as a multiple of its inputs: unpacked trees, then layers about as large as
+#: the inputs. A guess on the safe side.
+SPACE_FACTOR = 3
+
+#: What the flake is made of.
+FLAKE_FILES = ("flake.nix", "images", "models")
+
+#: How many missing files a message names.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Built:
+    """The image in the store, and its id."""
+
+    path: Path
+    ident: str
+
+
+def build(name: str, line: Callable[[str], None]) -> Built:
+    """Build the image ``name`` and keep it from being collected; ``line`` gets Nix's progress.
+
+    Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
+    """
+    require_flakes()
+    locks = {each: lockfile.current(each) for each in dict.fromkeys((spec.TOOLS, name))}
+    require_inputs(name, locks)
+    require_known_to_git()
+    require_space(locks)
+    link = store.out_link(name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
+    argv += ["build", f"{paths.checkout()}#{name}", "--out-link", str(link), "-L"]
+    stream([*argv, "--no-write-lock-file"], line, what=f"building the image {name!r}")
+    path = link.resolve()
+    return Built(path, image.ident(path))
+
+
+def require_flakes() -> None:
+    """Raises UserError where Nix is missing or too old for flakes."""
+    store.require_nix()
+    said = run(["nix", "--version"]).out.strip()
+    version = re.search(r"(\d+)\.(\d+)\S*$", said)
+    if version is None or (int(version[1]), int(version[2])) < OLDEST_NIX:
+        raise UserError(
+            f"{said!r} cannot build flakes: {'.'.join(map(str, OLDEST_NIX))} or later is needed",
+            "Install a newer Nix: https://nixos.org/download",
+        )
+
+
+def require_inputs(name: str, locks: dict[str, Lock]) -> None:
+    """Raises UserError, with the files' names, where the store lacks inputs."""
+    wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
+    absent = store.missing(wanted)
+    if not absent:
+        return
+    files = [file.file if file else "the seed" for path, file in wanted.items() if path in absent]
+    more = [f"and {len(files) - SHOWN} more"] if len(files) > SHOWN else []
+    raise UserError(
+        f"{len(files)} of {len(wanted)} inputs of the image {name!r} are not in the Nix store:\n"
+        + "\n".join(f"  {file}" for file in [*files[:SHOWN], *more]),
+        f"Run: orchestrate image fetch {name}",
+    )
+
+
+def require_known_to_git() -> None:
+    """Raises UserError where git does not know files of the build: Nix would not see them."""
+    if not (paths.checkout() / ".git").exists() or shutil.which("git") is None:
+        return
+    argv = ["git", "-C", str(paths.checkout()), "ls-files", "--others", "--exclude-standard"]
+    unknown = run([*argv, *FLAKE_FILES], what="asking git for files that it does not know").out
+    if unknown.strip():
+        files = unknown.splitlines()
+        raise UserError(
+            "Nix sees only files that git knows, and it does not know these:\n"
+            + "\n".join(f"  {file}" for file in files[:SHOWN]),
+            f"Run: git -C {paths.checkout()} add {' '.join(FLAKE_FILES)}",
+        )
+
+
+def require_space(locks: dict[str, Lock]) -> None:
+    """Raises UserError where the store's disk has too little room to build."""
+    needed = SPACE_FACTOR * sum(file.size for lock in locks.values() for file in lock.files)
+    disk = existing_parent(store.directory())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise UserError(
+            f"not enough space at {disk}: a build may need {needed >> 20} MiB, "
+            f"{free >> 20} MiB are free",
+            "Free some: orchestrate image gc, nix-collect-garbage",
+        )

@@ -1,0 +1,183 @@
+"""Fetch what the Nix store lacks of an image's locked files; run again, it goes on."""
+
+from __future__ import annotations
+
+import heapq
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import paths
+from orchestrator.errors import UserError
+from orchestrator.image import download, lockfile, seed, spec, store
+from orchestrator.image.lockfile import File, Lock
+from orchestrator.image.progress import Progress
+from orchestrator.image.sources import Sources
+
+#: How much may wait in the cache before it is copied into the store and removed: so the disk holds
+#: little twice.
+BATCH_FILES = 32
+BATCH_BYTES = 256 << 20
+
+#: What a store needs on top of the files themselves (its database, rounding to blocks).
+SLACK = 64 << 20
+
+HINT = (
+    "A machine with network can bring the files: 'orchestrate image fetch NAME --keep' there, then "
+    "here with '--from' and the directory that it names."
+)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """``files`` were brought, ``size`` bytes in all; ``present`` were in the store before."""
+
+    files: int
+    size: int
+    present: int
+
+
+def fetch(name: str, sources: Sources, *, jobs: int = 8, keep: bool = False) -> Fetched:
+    """Bring every locked file of the image ``name`` and of the tools into the Nix store.
+
+    ``keep`` leaves the downloads in the cache, to carry them to a machine without network. Raises
+    UserError where a lock is missing or stale, the disk too small, or a file cannot be had; what
+    was brought until then stays.
+    """
+    store.require_nix()
+    locks = {each: lockfile.current(each) for each in dict.fromkeys((spec.TOOLS, name))}
+    wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
+    absent = store.missing(wanted)
+    files = [file for path, file in wanted.items() if path in absent and file is not None]
+    _bring(files, sources, jobs, keep)
+    for lock in locks.values():
+        _make_seed(lock, absent)
+    for each, lock in locks.items():
+        store.keep(each, store.paths_of(lock))
+    return Fetched(len(files), sum(file.size for file in files), len(wanted) - len(absent))
+
+
+def downloads() -> Path:
+    """Where files lie until they are in the store."""
+    return paths.cache() / "downloads"
+
+
+def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> None:
+    """Download ``files`` in parallel and add them to the store as they come."""
+    if not files:
+        return
+    downloads().mkdir(parents=True, exist_ok=True)
+    check_space(files, jobs, keep)
+    stop = threading.Event()
+    with (
+        Progress(sum(file.size for file in files), len(files)) as progress,
+        download.client() as web,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        loader = download.Downloader(web, progress.advance, stop)
+        # The largest first: else the last minutes wait for one file.
+        queue = sorted(files, key=lambda file: file.size, reverse=True)
+        futures = {pool.submit(_one, loader, file, sources): file for file in queue}
+        try:
+            _add_as_they_come(futures, progress, keep)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, keep: bool) -> None:
+    """Collect finished downloads into batches for the store; all problems in one message."""
+    todo, batch, problems = set(futures), list[File](), list[UserError]()
+    while todo:
+        done, todo = wait(todo, return_when=FIRST_COMPLETED)
+        for future in done:
+            try:
+                future.result()
+                batch.append(futures[future])
+                progress.finish()
+            except (download.Unavailable, download.WrongHash) as error:
+                problems.append(error)
+        large = sum(file.size for file in batch) >= BATCH_BYTES
+        if batch and (large or len(batch) >= BATCH_FILES or not todo):
+            _add(batch, keep)
+            batch = []
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(futures)} files could not be fetched:\n"
+            + "\n".join(f"  {error.message}" for error in problems),
+            next((error.hint for error in problems if error.hint), "The others are in the store."),
+        )
+
+
+def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
+    """Bring one file into the cache, from the first source that has it."""
+    target = downloads() / file.store
+    if target.exists():
+        if download.digest(target) == file.sha256:
+            loader.advance(file.size)
+            return
+        target.unlink()
+    tried: list[str] = []
+    for url in sources.urls(file):
+        try:
+            loader.fetch(url, target, file.size, file.sha256)
+            return
+        except download.Unavailable as error:
+            tried.append(error.message)
+    said = "; ".join(tried) or f"{sources.describe(file)} does not have it"
+    raise download.Unavailable(f"{file.file}: {said}", HINT)
+
+
+def _add(batch: Iterable[File], keep: bool) -> None:
+    """Add downloads to the store and take them out of the cache."""
+    files = [downloads() / file.store for file in batch]
+    added = store.add_files(files)
+    expected = [store.path_of_file(file) for file in batch]
+    assert added == expected, f"Nix stored {added}, expected {expected}"
+    if not keep:
+        for path in files:
+            path.unlink()
+
+
+def _make_seed(lock: Lock, absent: set[Path]) -> None:
+    """Lay out the seed's directory from its package, which is in the store by now, and add it."""
+    if lock.seed is None or store.path_of_seed(lock.seed.sha256) not in absent:
+        return
+    deb = next(deb for deb in lock.debs if deb.name == lock.seed.deb)
+    content = seed.extract(store.path_of_file(deb), lock.seed.file)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch, seed.STORE_NAME)
+        seed.lay_out(content, directory)
+        added = store.add_directory(directory)
+    expected = store.path_of_seed(lock.seed.sha256)
+    assert added == expected, f"Nix stored {added}, expected {expected}"
+
+
+def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
+    """Raises UserError where the disks of cache and store have no room for ``files``."""
+    total = sum(file.size for file in files)
+    in_flight = sum(heapq.nlargest(jobs, (file.size for file in files))) + BATCH_BYTES
+    needs = [(downloads(), total if keep else min(total, in_flight)), (store.directory(), total)]
+    by_disk: dict[int, list[tuple[Path, int]]] = {}
+    for path, size in needs:
+        there = existing_parent(path)
+        by_disk.setdefault(there.stat().st_dev, []).append((there, size))
+    for disk in by_disk.values():
+        needed, free = sum(size for _, size in disk) + SLACK, shutil.disk_usage(disk[0][0]).free
+        if needed > free:
+            where = " and ".join(str(path) for path, _ in disk)
+            raise UserError(
+                f"not enough space at {where}: {needed >> 20} MiB needed, {free >> 20} MiB free",
+                "Free some: orchestrate image gc, nix-collect-garbage; or move the cache with "
+                "$ORCHESTRATE_CACHE.",
+            )
+
+
+def existing_parent(path: Path) -> Path:
+    """``path``, or the nearest directory above it that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -1,0 +1,88 @@
+"""Where wheels are: the package index, extra indexes and directories that pip is set up for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from packaging.utils import parse_wheel_filename
+
+from orchestrator.run import run
+
+if TYPE_CHECKING:
+    from unearth import PackageFinder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """pip's own settings on this machine, from its files and from the environment."""
+
+    index_urls: tuple[str, ...]
+    find_links: tuple[str, ...]
+
+
+@cache
+def settings() -> Settings:
+    """Ask pip: 'pip config list' merges its files; its environment variables win."""
+    listed = run([sys.executable, "-m", "pip", "config", "list"], what="reading pip's settings").out
+    values = parse_config(listed)
+    if "no-index" in values:
+        index: list[str] = []
+    else:
+        index = values.get("index-url", "").split() or [_default_index()]
+        index += values.get("extra-index-url", "").split()
+    return Settings(tuple(index), tuple(values.get("find-links", "").split()))
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Keys and values of 'pip config list'; later sections win: global, install, environment."""
+    rank = {"global": 0, "install": 1, ":env:": 2}
+    found = re.findall(r"^(global|install|:env:)\.([\w-]+)='(.*)'$", text, re.MULTILINE)
+    return {key: value for _, key, value in sorted(found, key=lambda row: rank[row[0]])}
+
+
+def _default_index() -> str:
+    from pip._internal.models.index import PyPI
+
+    return PyPI.simple_url
+
+
+def finder() -> PackageFinder:
+    """A finder over all of pip's places, for any platform's files."""
+    from unearth import PackageFinder
+
+    return PackageFinder(
+        index_urls=settings().index_urls,
+        find_links=settings().find_links,
+        ignore_compatibility=True,
+        only_binary=[":all:"],
+    )
+
+
+def url_of(file: str, finder: PackageFinder) -> str | None:
+    """The address of the wheel ``file``; None where no index and no directory has it."""
+    name, version, _, _ = parse_wheel_filename(file)
+    for package in finder.find_matches(f"{name}=={version}", allow_prereleases=True):
+        if package.link.filename == file:
+            return package.link.url_without_fragment
+    return None
+
+
+def environment(version: str) -> dict[str, str]:
+    """The marker values of CPython ``version`` (major.minor.patch) on 64-bit Linux."""
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": version,
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": version,
+        "python_version": ".".join(version.split(".")[:2]),
+        "sys_platform": "linux",
+    }

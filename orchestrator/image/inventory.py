@@ -1,0 +1,101 @@
+"""What is there of each image: lock, inputs, build. And how to let go of it again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator import image, paths
+from orchestrator.image import fetch, lockfile, spec, store
+from orchestrator.image.lockfile import File
+
+
+@dataclass(frozen=True)
+class State:
+    """One image as it is on this machine; sizes in bytes."""
+
+    name: str
+    description: str
+    lock: Literal["none", "stale", "ok"]
+    inputs: int
+    inputs_size: int
+    missing: tuple[str, ...]
+    missing_size: int
+    path: Path | None
+    ident: str | None
+    size: int
+
+
+def state(name: str) -> State:
+    """How far the image ``name`` is. Without Nix, all of its inputs count as missing."""
+    described, lock = spec.load(name), lockfile.read(name)
+    wanted = store.paths_of(lock) if lock else {}
+    absent = store.missing(wanted) if shutil.which("nix-store") else set(wanted)
+    lacking = [wanted[path] for path in wanted if path in absent]
+    path = store.built(name)
+    return State(
+        name=name,
+        description=described.description,
+        lock="none" if lock is None else "stale" if lockfile.is_stale(lock, described) else "ok",
+        inputs=len(wanted),
+        inputs_size=_size(wanted.values()),
+        missing=tuple(file.file if file else "the seed" for file in lacking),
+        missing_size=_size(lacking),
+        path=path,
+        ident=image.ident(path) if path and name != spec.TOOLS else None,
+        size=_tree_size(path) if path else 0,
+    )
+
+
+def _size(files: Iterable[File | None]) -> int:
+    return sum(file.size for file in files if file)
+
+
+def _tree_size(path: Path) -> int:
+    """Bytes of all files below ``path``, those that links lead to included."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@dataclass(frozen=True)
+class Released:
+    """What was let go of: ``removed`` bytes are free now, ``collectable`` once Nix collects."""
+
+    removed: int
+    collectable: int
+
+
+def release(names: Sequence[str]) -> Released:
+    """Drop builds, kept inputs and downloads of the images ``names``.
+
+    Nix deletes what nothing else needs when it collects next: 'nix-store --gc'.
+    """
+    removed = collectable = 0
+    for name in names:
+        lock = lockfile.read(name)
+        for file in lock.files if lock else ():
+            for download in _downloaded(file):
+                removed += download.stat().st_size
+                download.unlink()
+        if store.roots(name).is_dir():
+            collectable += sum(_bytes(link) for link in store.roots(name).iterdir())
+            shutil.rmtree(store.roots(name))
+        if path := store.built(name):
+            collectable += _tree_size(path)
+        store.out_link(name).unlink(missing_ok=True)
+        lists = paths.cache() / "apt" / name
+        removed += _tree_size(lists)
+        shutil.rmtree(lists, ignore_errors=True)
+    return Released(removed, collectable)
+
+
+def _downloaded(file: File) -> list[Path]:
+    whole = fetch.downloads() / file.store
+    return [path for path in (whole, whole.with_name(whole.name + ".part")) if path.exists()]
+
+
+def _bytes(link: Path) -> int:
+    target = link.resolve()
+    return _tree_size(target) if target.is_dir() else target.stat().st_size if link.exists() else 0

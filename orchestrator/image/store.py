@@ -1,0 +1,150 @@
+"""The Nix store, as far as images need it: names of paths, what is there, adding files, roots."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from orchestrator import paths
+from orchestrator.errors import UserError
+from orchestrator.image import seed
+from orchestrator.image.lockfile import File, Lock
+from orchestrator.run import CommandFailed, run
+
+BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
+BUILD_GROUP = "nixbld"
+
+
+def directory() -> Path:
+    """The store's directory: Nix's own variable can move it."""
+    return Path(os.environ.get("NIX_STORE_DIR", "/nix/store"))
+
+
+def path_of_file(file: File) -> Path:
+    """Where a locked file lies once it is in the store."""
+    return fixed_path("fixed:out:sha256:" + file.sha256 + ":", "output:out", file.store)
+
+
+def path_of_seed(sha256: str) -> Path:
+    """Where the seed's directory lies, by the hash of its NAR."""
+    return _path("source", sha256, seed.STORE_NAME)
+
+
+def paths_of(lock: Lock) -> dict[Path, File | None]:
+    """All store paths that a lock names, in the lock's order; the seed's has no file."""
+    found: dict[Path, File | None] = {path_of_file(file): file for file in lock.files}
+    if lock.seed:
+        found[path_of_seed(lock.seed.sha256)] = None
+    return found
+
+
+def fixed_path(inner: str, kind: str, name: str) -> Path:
+    """The path of a fixed output, from the text that describes it (Nix's store specification)."""
+    return _path(kind, hashlib.sha256(inner.encode()).hexdigest(), name)
+
+
+def _path(kind: str, sha256: str, name: str) -> Path:
+    text = f"{kind}:sha256:{sha256}:{directory()}:{name}"
+    return directory() / f"{_base32(_fold(hashlib.sha256(text.encode()).digest()))}-{name}"
+
+
+def _fold(digest: bytes, length: int = 20) -> bytes:
+    """A digest shortened as Nix does it: the bytes beyond ``length`` are xored onto the first."""
+    folded = bytearray(length)
+    for at, byte in enumerate(digest):
+        folded[at % length] ^= byte
+    return bytes(folded)
+
+
+def _base32(data: bytes) -> str:
+    """Nix's base 32: its own alphabet, last digit first."""
+    number = int.from_bytes(data, "little")
+    digits = (len(data) * 8 + 4) // 5
+    return "".join(BASE32[number >> (5 * at) & 31] for at in reversed(range(digits)))
+
+
+def options() -> list[str]:
+    """Options for every Nix command: root without build users (no daemon) needs one."""
+    if os.geteuid() == 0 and not _group_exists(BUILD_GROUP):
+        return ["--option", "build-users-group", ""]
+    return []
+
+
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def require_nix() -> None:
+    """Raises UserError where Nix is not installed."""
+    if shutil.which("nix-store") is None or shutil.which("nix") is None:
+        raise UserError(
+            "Nix is not installed: images are built by it and kept in its store",
+            "On Debian and Ubuntu: apt-get install nix-bin. Elsewhere: https://nixos.org/download",
+        )
+
+
+def missing(wanted: Iterable[Path]) -> set[Path]:
+    """Those of ``wanted`` that the store does not have."""
+    words: list[str | Path] = ["--check-validity", "--print-invalid", *wanted]
+    return set(_nix_store(words, "asking the Nix store what it has")) if words[2:] else set()
+
+
+def add_files(files: Sequence[Path]) -> list[Path]:
+    """Copy files into the store under their own names; the paths that they got."""
+    return _nix_store(["--add-fixed", "sha256", *files], "adding files to the Nix store")
+
+
+def add_directory(path: Path) -> Path:
+    """Copy a directory into the store under its own name; the path that it got."""
+    words: list[str | Path] = ["--add-fixed", "--recursive", "sha256", path]
+    return _nix_store(words, "adding a directory to the Nix store")[0]
+
+
+def _nix_store(words: Sequence[str | Path], what: str) -> list[Path]:
+    """Run nix-store; the paths that it prints."""
+    try:
+        out = run(["nix-store", *options(), *words], what=what).out
+    except CommandFailed as error:
+        if "No space left" not in error.result.err:
+            raise
+        raise UserError(
+            f"{what}: no space left at {directory()}",
+            "Make room (nix-store --gc) and run it again: it goes on where it stopped.",
+        ) from None
+    return [Path(line) for line in out.splitlines()]
+
+
+def roots(name: str) -> Path:
+    """The directory of links that keep the inputs of the image ``name`` from being collected."""
+    return paths.state() / "roots" / name
+
+
+def keep(name: str, wanted: Iterable[Path]) -> None:
+    """Make exactly ``wanted`` the kept inputs of the image ``name``; all have to be there."""
+    wanted = set(wanted)
+    links = roots(name)
+    if links.is_dir() and {link.readlink() for link in links.iterdir()} == wanted:
+        return
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir(parents=True)
+    words: list[str | Path] = ["--realise", "--add-root", links / "input", *sorted(wanted)]
+    _nix_store(words, "keeping the inputs from being collected")
+
+
+def out_link(name: str) -> Path:
+    """The link to the built image ``name``."""
+    return paths.state() / "images" / name
+
+
+def built(name: str) -> Path | None:
+    """The store path of the built image ``name``; None where it is not built (any more)."""
+    link = out_link(name)
+    return link.resolve() if link.is_symlink() and link.exists() else None

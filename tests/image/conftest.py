@@ -1,0 +1,136 @@
+"""A box for each test: its own checkout, cache, state and Nix store; the real commands in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Box:
+    """Directories of one test, and the command line run in them."""
+
+    root: Path
+    env: dict[str, str]
+
+    def write(self, name: str, **sections: Any) -> None:
+        """Write images/NAME/image.yml."""
+        directory = self.root / "checkout/images" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        document = {"description": "a test", "date": "2026-01-01T00:00:00Z", **sections}
+        (directory / "image.yml").write_text(yaml.safe_dump(document))
+
+    def lock(self, name: str) -> Path:
+        return self.root / "checkout/images" / name / "lock.json"
+
+    def run(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator", "image", *map(str, words)]
+        return subprocess.run(
+            argv,
+            env=self.env | env,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def json(self, *words: str | Path, **env: str) -> Any:
+        done = self.run(*words, "--json", **env)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def stored(self) -> list[str]:
+        """Names of the valid paths of the box's store."""
+        argv = ["sh", "-c", 'nix-store --option build-users-group "" -qR "$NIX_STORE_DIR"/*-*']
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=False)
+        return sorted(Path(line).name[33:] for line in done.stdout.split())
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    env = dict(os.environ) | {
+        "ORCHESTRATE_CHECKOUT": str(tmp_path / "checkout"),
+        "ORCHESTRATE_STATE": str(tmp_path / "state"),
+        "ORCHESTRATE_CACHE": str(tmp_path / "cache"),
+        "NIX_STORE_DIR": str(tmp_path / "nix/store"),
+        "NIX_STATE_DIR": str(tmp_path / "nix/var"),
+        "NIX_LOG_DIR": str(tmp_path / "nix/log"),
+        "NIX_CONF_DIR": str(tmp_path / "nix/etc"),
+    }
+    yield Box(tmp_path, env)
+    for path in (tmp_path / "nix").rglob("*"):  # the store is read-only
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@dataclass
+class Site:
+    """A web server over a directory, which can break the first replies of a path."""
+
+    url: str
+    root: Path
+    truncate: dict[str, int] = field(default_factory=dict)  # path -> bytes to send, once
+    ranges: list[str] = field(default_factory=list)  # Range headers seen
+    gets: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, site: Site, *args: Any) -> None:
+        self.site = site
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        site, name = self.site, self.path.lstrip("/")
+        site.gets.append(name)
+        file = site.root / name
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data, start = file.read_bytes(), 0
+        if wanted := self.headers.get("Range"):
+            site.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        cut = site.truncate.pop(name, None)
+        self.wfile.write(data[start:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    root = tmp_path / "site"
+    root.mkdir()
+    found = Site("", root)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, found))
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -1,0 +1,224 @@
+"""Fetching with a real web server, a real Nix store of its own, and what can go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, Box, Site
+
+from orchestrator.image import seed
+from orchestrator.image.lockfile import Deb, Lock, Seed, text
+from orchestrator.image.spec import Spec
+
+pytestmark = pytest.mark.nix
+
+DEBIAN = {"suite": "stable", "components": ["main"], "packages": ["alpha"]}
+PROGRAM = b"the first program"
+
+
+def package(content: bytes) -> bytes:
+    """A Debian package that holds bin/busybox with ``content``."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz") as archive:
+        info = tarfile.TarInfo("./bin/busybox")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    members = {"debian-binary": b"2.0\n", "data.tar.xz": data.getvalue()}
+    out = b"!<arch>\n"
+    for name, body in members.items():
+        out += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode() + body
+        out += b"\n" * (len(body) % 2)
+    return out
+
+
+def lock_by_hand(box: Box, site: Site, name: str, files: dict[str, bytes]) -> None:
+    """An image whose lock names ``files``, which ``site`` serves as a Debian mirror."""
+    has_seed = "busybox.deb" in files
+    sections = {"seed": {"package": "busybox", "file": "bin/busybox"}} if has_seed else {}
+    box.write(name, debian=DEBIAN, **sections)
+    image = Spec.model_validate(
+        {"description": "", "date": "2026-01-01T00:00:00Z", "debian": DEBIAN, **sections}
+    )
+    debs = []
+    for file, content in files.items():
+        (site.root / file).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        debs.append(
+            Deb(
+                name=file.removesuffix(".deb"),
+                version="1",
+                architecture="all",
+                path=file,
+                size=len(content),
+                sha256=digest,
+                store=file,
+            )
+        )
+    lock = Lock(
+        inputs=image.digest(),
+        epoch=image.epoch,
+        python=None,
+        system={},
+        seed=Seed(deb="busybox", file="bin/busybox", sha256=seed.nar_hash(PROGRAM))
+        if has_seed
+        else None,
+        debs=tuple(debs),
+        wheels=(),
+    )
+    box.lock(name).write_text(text(lock))
+
+
+@pytest.fixture
+def image(box: Box, site: Site) -> Box:
+    """The images 'tools' (with a seed) and 'demo', locked."""
+    box.env["ORCHESTRATE_DEBIAN_MIRROR"] = site.url
+    lock_by_hand(box, site, "tools", {"busybox.deb": package(PROGRAM)})
+    lock_by_hand(box, site, "demo", {"alpha.deb": os.urandom(300_000), "beta.deb": b"beta"})
+    return box
+
+
+def test_all_is_fetched_once_and_kept_from_collection(image: Box, site: Site) -> None:
+    first = image.json("fetch", "demo")
+    assert first["files"] == 3
+    assert image.stored() == ["alpha.deb", "beta.deb", "busybox.deb", "seed"]
+    asked = len(site.gets)
+    second = image.run("fetch", "demo")
+    assert "nothing to do" in second.stdout
+    assert len(site.gets) == asked
+    subprocess.run(["nix-store", "--gc"], env=image.env, check=True, capture_output=True)
+    assert image.stored() == ["alpha.deb", "beta.deb", "busybox.deb", "seed"]
+    assert not list((image.root / "cache/downloads").iterdir())
+
+
+def test_the_seed_is_one_executable_file(image: Box) -> None:
+    image.json("fetch", "demo")
+    (directory,) = (image.root / "nix/store").glob("*-seed")
+    (program,) = directory.iterdir()
+    assert program.read_bytes() == PROGRAM
+    assert os.access(program, os.X_OK)
+
+
+def test_a_cut_off_download_goes_on_where_it_stopped(image: Box, site: Site) -> None:
+    site.truncate["alpha.deb"] = 100_000
+    image.json("fetch", "demo")
+    assert site.ranges == ["bytes=100000-"]
+    assert "alpha.deb" in image.stored()
+
+
+def test_the_next_run_goes_on_where_the_last_one_was_killed(image: Box, site: Site) -> None:
+    downloads = image.root / "cache/downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "alpha.deb.part").write_bytes((site.root / "alpha.deb").read_bytes()[:7])
+    image.json("fetch", "demo")
+    assert site.ranges == ["bytes=7-"]
+
+
+def test_wrong_bytes_are_refused_and_everything_else_is_kept(image: Box, site: Site) -> None:
+    content = (site.root / "alpha.deb").read_bytes()
+    (site.root / "alpha.deb").write_bytes(bytes(len(content)))
+    failed = image.run("fetch", "demo")
+    assert failed.returncode == 1
+    for part in ("alpha.deb", "expected", hashlib.sha256(content).hexdigest(), site.url):
+        assert part in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "alpha.deb" not in image.stored()
+    assert not list((image.root / "cache/downloads").glob("alpha.deb*"))
+    (site.root / "alpha.deb").write_bytes(content)
+    assert image.json("fetch", "demo")["files"] == 1
+
+
+def test_a_file_that_the_mirror_lacks_is_named(image: Box, site: Site) -> None:
+    (site.root / "beta.deb").unlink()
+    failed = image.run("fetch", "demo")
+    assert failed.returncode == 1
+    assert f"{site.url}/beta.deb: HTTP 404" in failed.stderr
+    assert "--from" in failed.stderr
+
+
+def test_a_directory_is_enough(image: Box, site: Site, tmp_path: Path) -> None:
+    brought = tmp_path / "brought"
+    site.root.rename(brought)
+    image.json("fetch", "demo", "--from", brought)
+    assert "alpha.deb" in image.stored()
+    assert site.gets == []
+
+
+def test_keep_makes_a_directory_for_another_machine(image: Box) -> None:
+    image.json("fetch", "demo", "--keep")
+    kept = {path.name for path in (image.root / "cache/downloads").iterdir()}
+    assert kept == {"alpha.deb", "beta.deb", "busybox.deb"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("full", ["cache", "nix/store"])
+def test_a_full_disk_is_said_before_anything_is_fetched(image: Box, site: Site, full: str) -> None:
+    disk = image.root / full
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True)
+    try:
+        failed = image.run("fetch", "demo")
+        assert failed.returncode == 1
+        assert "not enough space" in failed.stderr
+        assert site.gets == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half(image: Box, site: Site) -> None:
+    lock_by_hand(image, site, "demo", {"alpha.deb": os.urandom(3 << 20)})
+    image.json("ls")  # Nix makes its database, which is larger than the limit
+    argv = ["prlimit", f"--fsize={2 << 20}", sys.executable, "-m", "orchestrator", "image", "fetch"]
+    failed = subprocess.run(
+        [*argv, "demo"], env=image.env, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert "no space left while writing" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "alpha.deb" not in image.stored()
+    assert image.json("fetch", "demo")["files"] >= 1
+    assert site.ranges == [f"bytes={2 << 20}-"]
+
+
+def test_a_stale_lock_is_refused(image: Box, site: Site) -> None:
+    image.write("demo", debian=DEBIAN | {"packages": ["alpha", "gamma"]})
+    failed = image.run("fetch", "demo")
+    assert "image.yml changed since its lock" in failed.stderr
+    assert "orchestrate image lock demo" in failed.stderr
+    assert site.gets == []
+    assert [row["lock"] for row in image.json("ls", "demo")] == ["stale"]
+
+
+def test_ls_and_gc_tell_what_is_there(image: Box) -> None:
+    (before,) = image.json("ls", "demo")
+    assert before["missing"] == ["alpha.deb", "beta.deb"]
+    assert before["missing_size"] == 300_004
+    image.json("fetch", "demo")
+    (after,) = image.json("ls", "demo")
+    assert after["missing"] == []
+    assert image.json("gc", "demo")["collectable"] == 300_004
+    subprocess.run(["nix-store", "--gc"], env=image.env, check=True, capture_output=True)
+    assert image.stored() == ["busybox.deb", "seed"]
+
+
+def test_without_nix_the_message_says_how_to_get_it(image: Box) -> None:
+    failed = image.run("fetch", "demo", PATH="")
+    assert failed.returncode == 1
+    assert "Nix is not installed" in failed.stderr
+    assert "apt-get install nix-bin" in failed.stderr
+    failed = image.run("build", "demo", PATH="")
+    assert "Nix is not installed" in failed.stderr
+
+
+def test_a_lock_from_elsewhere_is_refused(image: Box) -> None:
+    image.lock("demo").write_text(json.dumps({"schema": 99}))
+    failed = image.run("fetch", "demo")
+    assert "not a lock of this version" in failed.stderr
+    assert "Traceback" not in failed.stderr
