@@ -17,7 +17,9 @@ from orchestrator.errors import UserError
 
 #: Seconds to wait before each further attempt.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-TIMEOUT = httpx.Timeout(60, connect=20)
+#: Seconds without a byte before a connection counts as broken: it is then taken up again where it
+#: stopped, so a short time costs little. Ctrl-C may have to wait for it.
+TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
 
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     environment = json.loads(sys.argv.pop(1))
     # Before pip is imported, since it keeps its own names for this function. A copy each time: pip
     # adds to what it gets.
-    markers.default_environment = lambda: environment.copy()
+    markers.default_environment = environment.copy
 
     from pip._internal.cli.main import main
 

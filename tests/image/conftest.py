@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,12 +82,21 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 @dataclass
+class Hold:
+    """A reply that stops in the middle: ``reached`` by the server, ``released`` by the test."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
 class Site:
     """A web server over a directory, which can break the first replies of a path."""
 
     url: str
     root: Path
     truncate: dict[str, int] = field(default_factory=dict)  # path -> bytes to send, once
+    holds: dict[str, Hold] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)  # Range headers seen
     gets: list[str] = field(default_factory=list)
 
@@ -113,7 +123,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         cut = site.truncate.pop(name, None)
-        self.wfile.write(data[start:cut])
+        if hold := site.holds.pop(name, None):
+            self.wfile.write(data[start : len(data) // 2])
+            start = len(data) // 2
+            hold.reached.set()
+            hold.released.wait(60)
+        with suppress(OSError):  # a client that went away
+            self.wfile.write(data[start:cut])
         if cut is not None:
             self.close_connection = True
 

@@ -6,13 +6,14 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Box, Site
+from conftest import PROJECT, Box, Hold, Site
 
 from orchestrator.image import seed
 from orchestrator.image.lockfile import Deb, Lock, Seed, text
@@ -185,6 +186,23 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half(image: Box, site: S
     assert "alpha.deb" not in image.stored()
     assert image.json("fetch", "demo")["files"] >= 1
     assert site.ranges == [f"bytes={2 << 20}-"]
+
+
+def test_ctrl_c_leaves_only_what_can_be_resumed(image: Box, site: Site) -> None:
+    content = (site.root / "alpha.deb").read_bytes()
+    hold = site.holds["alpha.deb"] = Hold()
+    argv = [sys.executable, "-m", "orchestrator", "image", "fetch", "demo"]
+    process = subprocess.Popen(argv, env=image.env, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    assert hold.reached.wait(60)
+    process.send_signal(signal.SIGINT)
+    hold.released.set()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    for left in (image.root / "cache/downloads").glob("alpha.deb*"):
+        assert content.startswith(left.read_bytes())
+    assert image.json("fetch", "demo")["files"] >= 1
+    assert "alpha.deb" in image.stored()
 
 
 def test_a_stale_lock_is_refused(image: Box, site: Site) -> None:
