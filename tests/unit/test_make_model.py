@@ -51,9 +51,9 @@ def test_the_tokens_are_where_the_tokenizer_puts_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_the_heads_are_the_hidden_size(name: str) -> None:
+def test_the_heads_are_of_a_size_that_vllm_computes_on_a_cpu(name: str) -> None:
     config = models.find(name).config
-    assert config["num_attention_heads"] * config["head_dim"] == config["hidden_size"]
+    assert config["head_dim"] % 32 == 0
     assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
 
 
