@@ -32,16 +32,30 @@ let
     };
   };
 
+  # What runs the image's python3.X.
+  interpreter = [
+    "libc6"
+    "libexpat1"
+    "zlib1g"
+    "libpython${lock.python.version}-minimal"
+    "libpython${lock.python.version}-stdlib"
+    "python${lock.python.version}-minimal"
+  ];
+
   # Wheels, installed into one environment, with bytecode made by the image's own Python.
   python = tools.run {
     name = "${name}-python.squashfs";
     script = "python.py";
-    modules = [ "bytecode.py" ];
+    modules = [
+      "bytecode.py"
+      "deb.py"
+    ];
     spec = {
       inherit (lock) epoch python;
       prefix = lock.system.environment;
-      base = "${base}";
       wheels = listed files.wheels;
+      # Only these of the base, so that a change there leaves this layer as it is.
+      interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
     };
   };
 

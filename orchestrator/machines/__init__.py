@@ -34,6 +34,9 @@ class Driver(Protocol):
     def cleanup(self) -> None:
         """Remove all that prepare made. Machines are off by then."""
 
+    def leader(self, node: Node) -> int:
+        """The process id here of the machine's PID 1. Raises UserError where it does not run."""
+
     def console(self, node: Node) -> Path:
         """The log of the machine's console."""
 

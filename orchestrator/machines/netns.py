@@ -48,7 +48,9 @@ def enter(name: str) -> None:
     try:
         if libc.setns(handle, CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
-            raise UserError(f"cannot enter the network {name}: {os.strerror(number)}", "Run as root.")
+            raise UserError(
+                f"cannot enter the network {name}: {os.strerror(number)}", "Run as root."
+            )
     finally:
         os.close(handle)
 

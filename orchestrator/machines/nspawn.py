@@ -13,13 +13,13 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import paths
 from orchestrator.errors import UserError
-from orchestrator.image.store import ident
+from orchestrator.image import ident
 from orchestrator.machines import netns
 from orchestrator.run import run
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: What a machine's changes to its root may take of this machine's memory.
 OVERLAY_SIZE = "50%"
+#: Seconds for a killed process to be gone.
+KILL_TIMEOUT = 10.0
 
 
 class Nspawn:
@@ -127,10 +129,10 @@ class Nspawn:
     def leader(self, node: Node) -> int:
         """The process id, on this machine, of the node's PID 1."""
         pid = self._pid(node)
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        if pid is None or not (found := children.read_text().split()):
+        inside = self._inside(pid) if pid is not None else []
+        if not inside:
             raise UserError(f"{node.name} is not running", "Run: orchestrate sim up")
-        return int(found[0])
+        return inside[0]
 
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
         if self.running(node):
@@ -162,6 +164,7 @@ class Nspawn:
             f"--machine={self.prefix}-{node.name}",
             f"--network-namespace-path={netns.DIRECTORY / self._namespace(node)}",
             f"--bind-ro={self.home / 'image'}:/run/orchestrate/image-id",
+            "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses
             # No systemd-machined, resolver or time zone of this machine is needed, or reached.
             "--register=no",
             "--keep-unit",
@@ -185,11 +188,22 @@ class Nspawn:
     def power_off(self, node: Node, *, timeout: float = 20) -> None:
         pid = self._pid(node)
         if pid is not None:
-            os.kill(pid, signal.SIGTERM)  # nspawn turns it into an orderly shutdown
+            inside = self._inside(pid)
+            if timeout > 0:
+                os.kill(pid, signal.SIGTERM)  # nspawn turns it into an orderly shutdown
             if not ended(pid, timeout):
-                os.kill(pid, signal.SIGKILL)
-                ended(pid, 5)
+                # PID 1 first: it would outlive nspawn, and takes all in its namespace with it.
+                for process in (*inside, pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                    ended(process, KILL_TIMEOUT)
         self._clear(node)
+
+    def _inside(self, pid: int) -> list[int]:
+        """The container's PID 1, as nspawn's child."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def _clear(self, node: Node) -> None:
         """Remove the root of a machine that does not run; its console log stays."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import system
-from common import SPEC, squashfs_of_tar
+from common import SPEC, say, squashfs_of_tar
 from deb import control, inner_tar
 
 #: /bin, /lib and friends are links into /usr; packages of bookworm still ship files there.
@@ -193,13 +193,18 @@ class Root:
 
 
 def main() -> None:
+    say(f"unpacking {len(SPEC['debs'])} packages")
     with ProcessPoolExecutor() as pool:
         packages = list(pool.map(unpack, SPEC["debs"]))
+    say("merging")
     root = Root(merge(packages))
     for directory in MERGED:
         root.link(directory, f"usr/{directory}")
+    say("setting up the system")
     system.apply(root, SPEC["system"], [package.control for package in packages])
+    say("writing squashfs")
     write(root.tree)
+    say("done")
 
 
 if __name__ == "__main__":

@@ -51,3 +51,15 @@ def unpack(packed: bytes, kind: str) -> bytes:
 def control(path: str) -> tarfile.TarFile:
     """The package's control archive: `control`, `conffiles` and the like."""
     return tarfile.open(fileobj=io.BytesIO(inner_tar(path, "control")))
+
+
+def unpack_tree(packages: list[dict], into: Path) -> None:
+    """Unpack packages on disk over a merged /usr, without owners: a tree to run programs of."""
+    for directory in ("bin", "sbin", "lib", "lib64"):
+        (into / "usr" / directory).mkdir(parents=True)
+        (into / directory).symlink_to(f"usr/{directory}")
+    for package in packages:
+        with tarfile.open(fileobj=io.BytesIO(inner_tar(package["source"], "data"))) as data:
+            for entry in data:
+                if not entry.isdir():
+                    data.extract(entry, into, set_attrs=not entry.issym())

@@ -1,7 +1,7 @@
 """The python layer: all wheels in one environment, as pip would install them, with bytecode.
 
-Interpreter and bytecode are the image's: its python3.X is unpacked from the base layer and run
-through its own loader. The standard library's bytecode is in this layer too, since Debian makes
+Interpreter and bytecode are the image's: its python3.X is unpacked from its packages and run through
+its own loader. The standard library's bytecode is in this layer too, since Debian makes
 it at installation time.
 """
 
@@ -12,7 +12,8 @@ import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common import LIB, SPEC, in_tree, squashfs_of_directory, unsquashfs
+from common import SPEC, in_tree, say, squashfs_of_directory
+from deb import unpack_tree
 from installer import install
 from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile
@@ -105,10 +106,8 @@ def rename(name: str, new: dict) -> None:
 def bytecode() -> None:
     """Compile everything, the standard library too, with the image's interpreter."""
     image = Path("image").absolute()
+    unpack_tree(SPEC["interpreter"], image)
     library = f"usr/lib/python{VERSION}"
-    shared = [f"{LIB}/lib{name}.so*" for name in ("c", "m", "z", "expat", "crypto")]
-    wanted = [f"usr/bin/python{VERSION}", library, f"{LIB}/ld-linux-x86-64.so.2", *shared]
-    unsquashfs(SPEC["base"], image, *wanted)
     shutil.copytree(image / library, ROOT / library, symlinks=True)
     script = Path(__file__).with_name("bytecode.py")
     argv = [*in_tree(image, f"python{VERSION}", "-S", "-B", str(script)), str(ROOT)]
@@ -129,6 +128,7 @@ def only_bytecode(tree: Path) -> None:
 
 
 def main() -> None:
+    say(f"installing {len(SPEC['wheels'])} wheels")
     environment()
     for wheel in SPEC["wheels"]:
         prepare(wheel)
@@ -136,8 +136,11 @@ def main() -> None:
         list(pool.map(install_wheel, SPEC["wheels"]))
     for name, new in SPEC["python"].get("rename", {}).items():
         rename(name, new)
+    say("compiling bytecode")
     bytecode()
+    say("writing squashfs")
     squashfs_of_directory(ROOT, SPEC["epoch"])
+    say("done")
 
 
 if __name__ == "__main__":

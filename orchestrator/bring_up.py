@@ -1,0 +1,236 @@
+"""`orchestrate up` and `down`: power -> SSH -> base -> Ray -> vLLM -> answer, nodes side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import httpx
+
+from orchestrator import configure
+from orchestrator.cluster import Cluster
+from orchestrator.configure import Target
+from orchestrator.errors import UserError
+from orchestrator.profile import Node
+from orchestrator.progress import CLUSTER, Board
+from orchestrator.state import Step
+from orchestrator.verify.everything import verify
+from orchestrator.verify.report import Report
+
+#: Seconds for a machine from power to SSH, and for the model from start to first answer.
+BOOT_TIMEOUT = 300.0
+SERVE_TIMEOUT = 1200.0
+#: Seconds between two looks at the model while it loads.
+POLL = 1.0
+
+
+@dataclass
+class Bringup:
+    """What came of one `up`: failures by node, and what was changed."""
+
+    board: Board
+    started: list[Node] = field(default_factory=list)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[str, UserError] = field(default_factory=dict)
+    report: Report | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and self.report is not None and self.report.ok
+
+    @property
+    def nothing_changed(self) -> bool:
+        return self.ok and not self.started and not any(self.changed.values())
+
+
+def up(cluster: Cluster, board: Board) -> Bringup:
+    """Bring the cluster up and verify it; a failing node does not hold the others.
+
+    Interrupted, it powers off what it started, and leaves what ran before.
+    """
+    result = Bringup(board)
+    found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
+    try:
+        with board.step(CLUSTER, "model"):
+            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+        with board.step(CLUSTER, "machines"):
+            cluster.driver.prepare(cluster.image)
+        # Threads and processes started in here are in the cluster's network too.
+        with cluster.driver.network():
+            configure_nodes(cluster, cluster.targets(files), result)
+            if not result.failures:
+                attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
+            if not result.failures:
+                with board.step(CLUSTER, "verify") as done:
+                    result.report = verify(cluster.profile, cluster.verify_context(files))
+                    done.failed = not result.report.ok
+                    done.detail = (
+                        f"{len(result.report.failed)} of {len(result.report.checks)} failed"
+                    )
+    except BaseException:
+        undo(cluster, result.started, shared=not found_running)
+        raise
+    return result
+
+
+def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
+    """Note a user error as the failure of `name`, and go on."""
+    try:
+        action()
+    except UserError as error:
+        result.failures[name] = error
+
+
+def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringup) -> None:
+    """Power to configured services, all nodes at once."""
+    control_ready = Event()
+    with ThreadPoolExecutor(len(cluster.profile.nodes)) as pool:
+        ways = {
+            node.name: pool.submit(Way(cluster, node, targets[node.name], result, control_ready).go)
+            for node in cluster.profile.nodes
+        }
+        try:
+            for name, way in ways.items():
+                attempt(result, name, way.result)
+        except KeyboardInterrupt:
+            # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
+            control_ready.set()
+            end_children()
+            raise
+
+
+@dataclass
+class Way:
+    """One node's way from power to its services."""
+
+    cluster: Cluster
+    node: Node
+    target: Target
+    result: Bringup
+    control_ready: Event
+
+    def go(self) -> None:
+        board, name = self.result.board, self.node.name
+        is_control = self.cluster.profile.is_control(self.node)
+        try:
+            with board.step(name, "power") as done:
+                done.detail = self.power()
+            with board.step(name, "ssh"):
+                self.wait_for_ssh()
+            self.apply(Step.BASE)
+            if not is_control and not self.control_ready.wait(BOOT_TIMEOUT):
+                raise UserError(f"{name}: the control node was not ready in {BOOT_TIMEOUT:g} s")
+            self.apply(Step.RAY)
+        finally:
+            if is_control:
+                self.control_ready.set()
+        self.apply(Step.SERVING)
+
+    def power(self) -> str:
+        if self.cluster.driver.running(self.node):
+            return "on already"
+        self.result.started.append(self.node)
+        self.cluster.boot(self.node)
+        return ""
+
+    def wait_for_ssh(self) -> None:
+        def waiting(reason: str) -> None:
+            self.result.board.note(self.node.name, reason.splitlines()[0])
+            self.must_run()
+
+        self.cluster.remote(self.node).wait_for_ssh(BOOT_TIMEOUT, waiting)
+
+    def must_run(self) -> None:
+        driver = self.cluster.driver
+        if not driver.running(self.node):
+            console = driver.console(self.node)
+            raise UserError(f"{self.node.name} has lost power", f"Its console: {console}")
+
+    def apply(self, step: Step) -> None:
+        """Make the node what it should be in one step. Raises UserError if it is not so after it."""
+        part = self.target.state.only(step)
+        if not (part.files or part.units):
+            return
+        name = self.node.name
+        with self.result.board.step(name, step) as done:
+            outcome = configure.apply([self.target], step)[name]
+            self.result.changed.setdefault(name, []).extend(outcome.changed)
+            done.detail = outcome.summary
+            if outcome.error:
+                self.must_run()
+                raise UserError(outcome.error)
+            if outcome.failed:
+                raise UserError("\n".join(f"{name}: {what}: {why}" for what, why in outcome.failed))
+
+
+def wait_for_model(cluster: Cluster, board: Board) -> None:
+    """Return when the endpoint serves the model; end early if its unit failed."""
+    server = cluster.profile.server
+    remote = cluster.remote(server)
+    deadline = time.monotonic() + SERVE_TIMEOUT
+    with board.step(CLUSTER, "serving"), cluster.client() as client:
+        while not serves(client):
+            state = remote.run(["systemctl", "is-active", "vllm.service"], ok=None).out.strip()
+            log = ["journalctl", "--unit=vllm.service", "--output=cat", "--no-pager"]
+            if state == "failed":
+                lines = remote.run([*log, "--lines=20"], ok=None).out
+                raise UserError(
+                    f"vLLM ended on {server.name}:\n{lines}",
+                    f"The whole log: orchestrate sim shell {server.name}, journalctl -u vllm",
+                )
+            last = remote.run([*log, "--lines=1"], ok=None).out.strip()
+            board.note(CLUSTER, f"vLLM: {last[-90:]}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s",
+                    f"vLLM's last line on {server.name}: {last}",
+                )
+            time.sleep(POLL)
+
+
+def serves(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def down(cluster: Cluster, board: Board) -> bool:
+    """Power all nodes off and remove what they shared; False where nothing was there."""
+    nodes = cluster.profile.nodes
+    running = [node for node in nodes if cluster.driver.running(node)]
+    for node in nodes:
+        cluster.remote(node).close()
+
+    def off(node: Node) -> None:
+        with board.step(node.name, "power"):
+            cluster.driver.power_off(node)
+
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(off, running))
+    cluster.driver.cleanup()
+    return bool(running)
+
+
+def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
+    """After an interrupt: these machines off at once; with `shared`, networks and mounts too."""
+    end_children()
+    for node in started:
+        cluster.remote(node).close()
+        cluster.driver.power_off(node, timeout=0)
+    if shared:
+        cluster.driver.cleanup()
+
+
+def end_children() -> None:
+    """End the processes that this one started and that still run in its session (ssh, nix)."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if os.getsid(int(pid)) == os.getsid(0):
+                os.kill(int(pid), signal.SIGTERM)

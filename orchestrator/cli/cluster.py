@@ -1,0 +1,157 @@
+"""`orchestrate up`, `down`, `status`, `verify`, `ask`: the cluster of the active profile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.console import err, out, print_json
+from orchestrator.profile import active, profile_option
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def opened(profile: str | None) -> Cluster:
+    from orchestrator.cluster import open_cluster
+
+    return open_cluster(active(profile))
+
+
+@click.command()
+@profile_option
+@json_option
+def up(profile: str | None, as_json: bool) -> None:
+    """Bring the cluster up, from power to a verified answer.
+
+    What is as it should be already stays as it is; a second 'up' changes nothing and says so.
+    Exit code 0 only if every node came up and every check passed.
+
+    Example: orchestrate up --profile sim
+    """
+    from orchestrator.bring_up import up as bring_up
+    from orchestrator.progress import Board
+
+    cluster = opened(profile)
+    with cluster.locked("up"), Board(quiet=as_json) as board:
+        result = bring_up(cluster, board)
+    if as_json:
+        print_json(
+            {
+                "ok": result.ok,
+                "seconds": round(board.seconds, 2),
+                "changed": result.changed,
+                "failures": {name: str(error) for name, error in result.failures.items()},
+                "steps": board.document(),
+                "verify": result.report.document() if result.report else None,
+            }
+        )
+    else:
+        if result.report:
+            out.print(result.report.table())
+        for name, error in result.failures.items():
+            err.print(f"[red]error:[/red] {name}:", end=" ")
+            err.print(str(error), markup=False)
+        if result.ok:
+            said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
+            out.print(f"{cluster.profile.name}: {said}; the model answers at {cluster.endpoint}/v1")
+    sys.exit(0 if result.ok else 1)
+
+
+@click.command()
+@profile_option
+def down(profile: str | None) -> None:
+    """Undo 'up': machines off, networks and mounts removed. Keys and images stay.
+
+    Example: orchestrate down --profile sim
+    """
+    from orchestrator.bring_up import down as bring_down
+    from orchestrator.progress import Board
+
+    cluster = opened(profile)
+    with cluster.locked("down"), Board() as board:
+        found = bring_down(cluster, board)
+    out.print(f"{cluster.profile.name}: {'down' if found else 'was down already; nothing changed'}")
+
+
+@click.command()
+@profile_option
+@json_option
+def status(profile: str | None, as_json: bool) -> None:
+    """Show nodes, image, Ray, model and endpoint. Changes nothing.
+
+    Example: orchestrate status --json
+    """
+    from orchestrator.status import status as look
+
+    seen = look(opened(profile))
+    if as_json:
+        print_json(seen.document())
+    else:
+        for part in seen.tables():
+            out.print(part)
+
+
+@click.command()
+@profile_option
+@json_option
+@click.option(
+    "--junit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the checks as JUnit XML to this file.",
+)
+def verify(profile: str | None, as_json: bool, junit: Path | None) -> None:
+    """Check that the cluster is what the profile says. Changes nothing.
+
+    Exit code 0 only if all checks pass.
+
+    Example: orchestrate verify --junit verify.xml
+    """
+    from orchestrator.served_model import published
+    from orchestrator.verify.everything import verify as check
+
+    cluster = opened(profile)
+    files = published(cluster.profile.name, cluster.profile.serving.model)
+    report = check(cluster.profile, cluster.verify_context(files))
+    if junit:
+        junit.write_text(report.junit())
+    if as_json:
+        print_json(report.document())
+    else:
+        out.print(report.table())
+        failed = len(report.failed)
+        out.print(f"{len(report.checks) - failed} of {len(report.checks)} checks passed")
+    sys.exit(0 if report.ok else 1)
+
+
+@click.command()
+@profile_option
+@json_option
+@click.argument("question")
+def ask(profile: str | None, as_json: bool, question: str) -> None:
+    """Ask the served model a question, through the endpoint, at temperature 0.
+
+    Example: orchestrate ask "What is the capital of France?"
+    """
+    import httpx
+
+    from orchestrator.errors import UserError
+    from orchestrator.verify.gather import ask as put
+
+    cluster = opened(profile)
+    with cluster.driver.network(), cluster.client() as client:
+        try:
+            said = put(client, cluster.profile, question)
+        except httpx.TransportError as error:
+            raise UserError(
+                f"no answer at {cluster.endpoint}: {error}", "Run: orchestrate status"
+            ) from None
+    if as_json:
+        print_json({"question": question, "answer": said.text})
+    else:
+        out.print(said.text, markup=False)

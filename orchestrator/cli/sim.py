@@ -1,0 +1,101 @@
+"""`orchestrate sim`: simulated machines alone, without configuring them."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from orchestrator.cli.cluster import json_option, opened
+from orchestrator.console import out, print_json
+from orchestrator.profile import profile_option
+
+
+@click.group()
+def sim() -> None:
+    """The simulated cluster: machines that boot the image on this computer.
+
+    'orchestrate up' starts them by itself; these verbs are for a closer look.
+    """
+
+
+@sim.command()
+@profile_option
+def up(profile: str | None) -> None:
+    """Start the machines and their network; configure nothing.
+
+    Example: orchestrate sim up --profile sim
+    """
+    cluster = opened(profile)
+    with cluster.locked("sim up"):
+        cluster.driver.prepare(cluster.image)
+        off = [node for node in cluster.profile.nodes if not cluster.driver.running(node)]
+        for node in off:
+            cluster.boot(node)
+    names = ", ".join(node.name for node in off)
+    out.print(f"started: {names}" if off else "all machines run already; nothing changed")
+
+
+@sim.command()
+@profile_option
+def down(profile: str | None) -> None:
+    """Stop the machines and remove their network and mounts.
+
+    Example: orchestrate sim down --profile sim
+    """
+    from orchestrator.bring_up import down as bring_down
+    from orchestrator.progress import Board
+
+    cluster = opened(profile)
+    with cluster.locked("sim down"), Board() as board:
+        found = bring_down(cluster, board)
+    out.print("stopped" if found else "nothing ran; nothing changed")
+
+
+@sim.command()
+@profile_option
+@json_option
+def status(profile: str | None, as_json: bool) -> None:
+    """Show which machines run, and where their consoles are.
+
+    Example: orchestrate sim status --json
+    """
+    from rich.table import Table
+
+    cluster = opened(profile)
+    rows = [
+        {
+            "node": node.name,
+            "running": cluster.driver.running(node),
+            "console": str(cluster.driver.console(node)),
+        }
+        for node in cluster.profile.nodes
+    ]
+    if as_json:
+        print_json({"machines": rows})
+        return
+    table = Table("node", "running", "console", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(str(row["node"]), "yes" if row["running"] else "no", str(row["console"]))
+    out.print(table)
+
+
+@sim.command()
+@profile_option
+@click.argument("node")
+@click.argument("command", nargs=-1)
+def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
+    """Open a root shell in a machine (or run COMMAND there), also where its SSH is broken.
+
+    Example: orchestrate sim shell compute0 -- journalctl -u vllm
+    """
+    from orchestrator.errors import BadInput
+    from orchestrator.nearest import nearest
+
+    cluster = opened(profile)
+    by_name = {each.name: each for each in cluster.profile.nodes}
+    if node not in by_name:
+        raise BadInput(f"there is no node {node!r}", nearest(node, list(by_name)))
+    words = command or ("/bin/bash", "--login")
+    pid = cluster.driver.leader(by_name[node])
+    os.execvp("nsenter", ["nsenter", "--target", str(pid), "--all", "--", *words])

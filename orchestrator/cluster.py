@@ -1,0 +1,159 @@
+"""A cluster as one thing: what the profile, the built image, the keys and the machines make together."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from orchestrator import configure, paths
+from orchestrator.errors import UserError
+from orchestrator.identity import boot_files
+from orchestrator.image import ident, store
+from orchestrator.machines import Driver, driver
+from orchestrator.models import Model, find
+from orchestrator.profile import Node, Profile
+from orchestrator.remote import Remote
+from orchestrator.run import Result
+from orchestrator.served_model import build, publish
+from orchestrator.serving import Layout, resolve
+from orchestrator.state import Context, ModelFile, desired
+from orchestrator.trust import Trust, open_trust
+from orchestrator.verify.gather import VerifyContext
+
+#: Seconds that the endpoint may take to answer a question.
+ANSWER_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All that a verb needs to reach and to judge a cluster. Opening one changes nothing on it."""
+
+    profile: Profile
+    image: Path
+    model: Model
+    layout: Layout
+    trust: Trust
+    driver: Driver
+
+    @property
+    def image_id(self) -> str:
+        return ident(self.image)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the model is reached, without /v1."""
+        profile = self.profile
+        return f"http://{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}"
+
+    def remote(self, node: Node) -> Remote:
+        return Remote(node.name, str(self.profile.boot_link(node).address), self.trust)
+
+    def boot(self, node: Node) -> None:
+        """Power a node on, with an identity of its own for this boot."""
+        addresses = [str(link.address) for link in node.links.values()]
+        identity = self.trust.host_identity(node.name, addresses)
+        files = boot_files(self.profile, node, identity, self.trust.user_ca_public)
+        self.driver.power_on(node, files)
+
+    def publish_model(self, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
+        """Make the model, and put it where nodes can fetch it."""
+        name = self.profile.serving.model
+        return publish(build(name, line), self.profile.name, name)
+
+    def targets(self, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
+        """By node, what it has to be."""
+        context = Context(
+            operator_public=self.trust.operator_public,
+            ray_token=self.trust.ray_token,
+            api_key=self.trust.api_key,
+            layout=self.layout,
+            model_files=tuple(files),
+        )
+        return {
+            node.name: configure.Target(self.remote(node), desired(self.profile, node, context))
+            for node in self.profile.nodes
+        }
+
+    def client(self) -> httpx.Client:
+        """A client of the endpoint. It connects from the network of the thread that uses it."""
+        return httpx.Client(
+            base_url=self.endpoint,
+            headers={"Authorization": f"Bearer {self.trust.api_key.reveal()}"},
+            timeout=ANSWER_TIMEOUT,
+            trust_env=False,
+        )
+
+    def verify_context(self, files: Sequence[ModelFile]) -> VerifyContext:
+        """How verification reaches this cluster, and what it should hold."""
+        targets = self.targets(files)
+
+        def run_on(node: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
+            return self.remote(node).run(argv, stdin=stdin, timeout=timeout, ok=None)
+
+        def plan() -> Mapping[str, Sequence[str]]:
+            with self.driver.network():
+                outcomes = configure.plan(list(targets.values()))
+            return {name: differences(outcome) for name, outcome in outcomes.items()}
+
+        return VerifyContext(
+            run_on=run_on,
+            http=self.client,
+            network=self.driver.network,
+            plan=plan,
+            units={name: [u.name for u in target.state.units] for name, target in targets.items()},
+            layout=self.layout,
+            answers=self.model.answers,
+            image_id=self.image_id,
+        )
+
+    @contextmanager
+    def locked(self, verb: str) -> Iterator[None]:
+        """Only one verb at a time changes a cluster. Raises UserError naming who does."""
+        path = paths.cluster(self.profile.name) / "changing"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"the cluster {self.profile.name!r} is being changed by {file.read().strip()}",
+                    "Wait until it ends.",
+                ) from None
+            file.truncate(0)
+            file.write(f"'orchestrate {verb}' (process {os.getpid()})\n")
+            file.flush()
+            yield
+            file.truncate(0)
+
+
+def open_cluster(profile: Profile) -> Cluster:
+    """Put a cluster together. Raises UserError where the image is not built."""
+    image = store.built(profile.image)
+    if image is None:
+        raise UserError(
+            f"the image {profile.image!r} is not built on this machine",
+            f"Run: orchestrate image fetch {profile.image} && orchestrate image build {profile.image}",
+        )
+    return Cluster(
+        profile=profile,
+        image=image,
+        model=find(profile.serving.model),
+        layout=resolve(profile),
+        trust=open_trust(profile.name),
+        driver=driver(profile),
+    )
+
+
+def differences(outcome: configure.Outcome) -> list[str]:
+    """What a plan found on one node, a line each; a node that could not be asked is one."""
+    if outcome.error:
+        return [outcome.error]
+    return [
+        f"{item.resource}: {', '.join(item.changes) or item.error}" for item in outcome.differences
+    ]
