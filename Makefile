@@ -1,0 +1,53 @@
+# `make demo` and `make test` on a fresh Debian 12 or 13. Each target does first what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+PROFILE ?= sim
+PYTEST := .venv/bin/pytest
+
+# Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
+export PATH := $(PATH):/usr/sbin:/sbin:/nix/var/nix/profiles/default/bin
+
+# For Nix as run from here: flakes, and no build users where root has none (nix-bin, no daemon).
+define NIX_CONFIG +=
+
+extra-experimental-features = nix-command flakes
+$(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-group =))
+endef
+export NIX_CONFIG
+
+.PHONY: help setup demo test lint unit image e2e down clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+
+setup: ## install what is missing (as root), make .venv; nothing to do the second time
+	@tools/setup.sh --tests
+
+demo: ## from nothing to a simulated cluster that answers a question (as root)
+	@tools/setup.sh
+	@tools/demo.sh $(PROFILE)
+
+test: setup lint unit image e2e ## all tests: what .ci/run runs (as root)
+
+lint: setup ## linters, type checks, documentation against the code
+	@tools/step "lint" $(PYTEST) tests/test_lint.py tests/test_docs.py
+
+unit: setup ## logic alone, and against real apt, pip, ssh and Nix
+	@tools/step "unit and integration tests" $(PYTEST) tests/unit tests/image
+
+image: setup ## fetch and build the profile's image
+	@tools/image.sh $(PROFILE)
+
+e2e: image ## the simulated cluster, end to end (as root)
+	@tools/step "end-to-end tests" $(PYTEST) tests/sim
+
+down: ## stop the simulated cluster
+	@.venv/bin/orchestrate down --profile $(PROFILE)
+
+clean: ## remove what was made in this checkout; the image stays in the Nix store
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

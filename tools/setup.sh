@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# What the other targets need: programs from Debian, a Python environment in .venv, Nix with flakes.
+# Says what it does, does only what is missing, and is quick where nothing is.
+#
+#   tools/setup.sh           for using the project
+#   tools/setup.sh --tests   for its tests too
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'setup: %s\n' "$*"; }
+
+fail() { # MESSAGE HINT
+  printf 'setup: error: %s\n  %s\n' "$1" "$2" >&2
+  exit 1
+}
+
+has() { command -v "$1" >/dev/null; }
+
+missing_packages() { # -> the Debian packages of what is not there, one per line
+  has nix || echo nix-bin
+  has git || echo git
+  has ip || echo iproute2
+  has ssh-keygen || echo openssh-client
+  has mount || echo mount
+  has systemd-nspawn || echo systemd-container
+  # The modules that make an environment; Debian has them in a package of their own.
+  { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || echo python3-venv
+  # For `orchestrate image lock`, which its tests run too: the keys of Debian's package lists.
+  [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
+  [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+  if $tests; then
+    has sshd || echo openssh-server
+  fi
+}
+
+install_programs() {
+  local packages
+  mapfile -t packages < <(missing_packages)
+  if [ "${#packages[@]}" = 0 ]; then
+    say "programs: all there"
+    return
+  fi
+  has apt-get || fail "these are missing, by their Debian names: ${packages[*]}" \
+    "Install them with this system's package manager, then run it again."
+  [ "$(id -u)" = 0 ] || fail "these packages are missing: ${packages[*]}" \
+    "Run: sudo apt-get install ${packages[*]}"
+  say "programs: installing ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  if [[ " ${packages[*]} " == *" openssh-server "* ]]; then
+    # The tests start servers of their own; one for the whole machine is not asked for.
+    say "openssh-server: for the tests only; masked, so that it does not run (systemctl unmask ssh)"
+    mkdir -p /etc/systemd/system
+    ln -sf /dev/null /etc/systemd/system/ssh.service
+    ln -sf /dev/null /etc/systemd/system/ssh.socket
+  fi
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+}
+
+make_environment() {
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$(python3 --version) is too old: 3.11 or later is needed" "Debian 12 and later have it."
+  # A moved checkout, another Python or other dependencies: made anew. Else there is nothing to do.
+  local stamp=.venv/made-from made_from
+  made_from="$PWD $(python3 --version) $(sha256sum <pyproject.toml)"
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$made_from" ]; then
+    say "Python: .venv is up to date"
+    return
+  fi
+  say "Python: making .venv (orchestrate, and what it and its tests need)"
+  rm -f "$stamp"
+  python3 -m venv --clear .venv
+  .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+  echo "$made_from" >"$stamp"
+}
+
+# What Nix has to be told. The Makefile says it to its own commands in NIX_CONFIG; here it is for the
+# user's shell, so that a plain `nix build` works.
+nix_settings() {
+  echo "extra-experimental-features = nix-command flakes"
+  # root, without a daemon: builds run as root's own, in the sandbox.
+  if [ "$(id -u)" = 0 ] && ! getent group nixbld >/dev/null; then
+    echo "build-users-group ="
+  fi
+}
+
+nix_is_set() {
+  local shown
+  shown=$(
+    unset NIX_CONFIG
+    nix config show 2>/dev/null || nix show-config 2>/dev/null
+  ) || return 1
+  grep -q '^experimental-features = .*flakes' <<<"$shown" || return 1
+  if nix_settings | grep -q build-users-group; then
+    grep -qx 'build-users-group = *' <<<"$shown"
+  fi
+}
+
+set_up_nix() {
+  if nix_is_set; then
+    say "Nix: set up"
+    return
+  fi
+  local own="${XDG_CONFIG_HOME:-$HOME/.config}/nix/nix.conf"
+  if [ -e "$own" ] || [ -e /etc/nix/nix.conf ] || [ -n "${NIX_USER_CONF_FILES:-}" ]; then
+    say "Nix: not set up for flakes. make does without; for a plain 'nix build', add to $own:"
+    nix_settings | sed 's/^/    /'
+    return
+  fi
+  say "Nix: no nix.conf anywhere; writing $own"
+  mkdir -p "${own%/*}"
+  nix_settings >"$own"
+}
+
+# git, and Nix through it, refuse a checkout that is somebody else's. (With sudo they do not.)
+own_checkout() {
+  if ! [ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1; then
+    return
+  fi
+  [ "$(id -u)" = 0 ] || fail "git does not take $PWD as its own: $(git rev-parse 2>&1 | head -n 1)" \
+    "Run: git config --global --add safe.directory '$PWD'"
+  say "git: this checkout belongs to another user; adding it to root's safe.directory"
+  git config --global --add safe.directory "$PWD"
+}
+
+# Debian 12's Nix cannot name a flake at such a place.
+[[ "$PWD" != *[[:space:]]* ]] || fail "the checkout's path has a blank in it: $PWD" "Move it."
+
+tests=false
+[ "${1:-}" = --tests ] && tests=true
+install_programs
+make_environment
+own_checkout
+set_up_nix
