@@ -181,10 +181,10 @@ class Node:
 
     def differs_units(self, unit: Resource) -> list[str]:
         wants_running = unit["state"] == "running"
-        shown = unit_properties(unit["name"])
-        is_running = shown["ActiveState"] in ("active", "activating", "reloading")
+        state = active_state(unit["name"])
+        is_running = state in ("active", "activating", "reloading")
         # A unit whose own conditions keep it from running here is as it should be.
-        declined = shown["ActiveState"] == "inactive" and shown["ConditionResult"] == "no"
+        declined = state == "inactive" and not conditions_hold(unit["name"])
         if not wants_running:
             return ["stop"] if is_running else []
         started_with = self.memory.get(identify("units", unit))
@@ -342,9 +342,17 @@ def command(argv: list[str]) -> str:
     return done.stdout
 
 
-def unit_properties(name: str) -> dict[str, str]:
-    shown = command(["systemctl", "show", name, "--property=ActiveState,ConditionResult"])
-    return dict(line.split("=", 1) for line in shown.splitlines())
+def active_state(name: str) -> str:
+    return command(["systemctl", "show", name, "--property=ActiveState", "--value"]).strip()
+
+
+def conditions_hold(name: str) -> bool:
+    """Would the unit's own conditions let it start? `systemctl show` forgets once it is unloaded."""
+    argv = ["systemd-analyze", "condition", f"--unit={name}"]
+    return (
+        subprocess.run(argv, check=False, capture_output=True, timeout=COMMAND_TIMEOUT_S).returncode
+        == 0
+    )
 
 
 def facts() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from orchestrator.configure import Target
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
-from orchestrator.state import Step
+from orchestrator.state import FRONT_UNIT, SERVER_UNIT, Step
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 
@@ -170,35 +170,46 @@ class Way:
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
-    """Return when the endpoint serves the model; end early if its unit failed."""
-    server = cluster.profile.server
-    remote = cluster.remote(server)
+    """Return when the endpoint serves the model; end early if one of its services ended."""
+    profile = cluster.profile
+    behind = [(profile.server, SERVER_UNIT), (profile.control, FRONT_UNIT)]
     deadline = time.monotonic() + SERVE_TIMEOUT
     with board.step(CLUSTER, "serving"), cluster.client() as client:
-        while not serves(client):
-            state = remote.run(["systemctl", "is-active", "vllm.service"], ok=None).out.strip()
-            log = ["journalctl", "--unit=vllm.service", "--output=cat", "--no-pager"]
-            if state == "failed":
-                lines = remote.run([*log, "--lines=20"], ok=None).out
-                raise UserError(
-                    f"vLLM ended on {server.name}:\n{lines}",
-                    f"The whole log: orchestrate sim shell {server.name}, journalctl -u vllm",
-                )
-            last = remote.run([*log, "--lines=1"], ok=None).out.strip()
-            board.note(CLUSTER, f"vLLM: {last[-90:]}")
+        while reason := why_not(client):
+            for node, unit in behind:
+                must_be_up(cluster, node, unit)
+            said = last_lines(cluster, profile.server, SERVER_UNIT, 1)
+            board.note(CLUSTER, f"{reason}; vLLM: {said[-90:]}")
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s",
-                    f"vLLM's last line on {server.name}: {last}",
+                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
+                    f"vLLM's last line on {profile.server.name}: {said}",
                 )
             time.sleep(POLL)
 
 
-def serves(client: httpx.Client) -> bool:
+def why_not(client: httpx.Client) -> str:
+    """Why the endpoint does not serve yet; empty when it does."""
     try:
-        return client.get("/health").status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
+        response = client.get("/health")
+    except httpx.TransportError as error:
+        return f"endpoint: {error}"
+    return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"
+
+
+def must_be_up(cluster: Cluster, node: Node, unit: str) -> None:
+    """Raises UserError, with the last lines of its log, where a unit has ended for good."""
+    argv = ["systemctl", "is-active", unit]
+    if cluster.remote(node).run(argv, ok=None).out.strip() in ("failed", "inactive"):
+        lines = last_lines(cluster, node, unit, 20)
+        hint = f"Its whole log: orchestrate sim shell {node.name} -- journalctl -u {unit}"
+        raise UserError(f"{unit} ended on {node.name}:\n{lines}", hint)
+
+
+def last_lines(cluster: Cluster, node: Node, unit: str, count: int) -> str:
+    """The end of a unit's log."""
+    argv = ["journalctl", f"--unit={unit}", "--output=cat", "--no-pager", f"--lines={count}"]
+    return cluster.remote(node).run(argv, ok=None).out.strip()
 
 
 def down(cluster: Cluster, board: Board) -> bool:

@@ -60,7 +60,10 @@ def main(argv: list[str] | None = None) -> Any:
     from orchestrator.errors import UserError
 
     try:
-        return orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=True)
+        return orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except UserError as error:
         from rich.markup import escape
 
@@ -70,8 +73,9 @@ def main(argv: list[str] | None = None) -> Any:
         if error.hint:
             err.print(f"  {escape(error.hint)}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells count
     except Exception as bug:
         sys.exit(report_bug(bug))
 

@@ -139,7 +139,9 @@ def _in_ray_environment(argv: Sequence[str]) -> list[str]:
 
 def _json(response: httpx.Response) -> Any:
     if response.status_code != httpx.codes.OK:
-        text = response.text.strip()[:200]
+        # A proxy's error page is HTML, and says no more than the status does.
+        is_page = response.text.lstrip().startswith("<")
+        text = response.reason_phrase if is_page else response.text.strip()[:200]
         raise UserError(f"{response.request.url.path}: HTTP {response.status_code}: {text}")
     return response.json()
 

@@ -24,10 +24,12 @@ def systemctl(*words: str) -> list[str]:
 
 def unit_state(unit: str) -> str:
     """active, failed, ... or "declined": its own conditions keep it from running here."""
-    shown = systemctl("show", unit, "--property=ActiveState,ConditionResult")
-    state = dict(line.split("=", 1) for line in shown if "=" in line)
-    declined = state.get("ActiveState") == "inactive" and state.get("ConditionResult") == "no"
-    return "declined" if declined else state.get("ActiveState", "unknown")
+    state = "".join(systemctl("show", unit, "--property=ActiveState", "--value"))
+    if state == "inactive":
+        argv = ["systemd-analyze", "condition", f"--unit={unit}"]
+        if subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode != 0:
+            return "declined"
+    return state or "unknown"
 
 
 def addresses(name: str) -> list[str]:
