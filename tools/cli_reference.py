@@ -17,7 +17,7 @@ HEAD = """\
 
 This page is generated: `python tools/cli_reference.py`. Each command says the same with `--help`.
 
-- Results go to stdout, progress and errors to stderr. With `--json`, stdout holds one JSON document.
+- Results go to stdout, progress and errors to stderr. With `--json`, stdout is one JSON document.
 - Exit codes: 0 done; 1 it failed, or a check did; 2 a file or an argument is wrong; 70 a bug in
   orchestrate (the message names a log file); 130 stopped with Ctrl-C.
 - `--profile` takes a name of `profiles/` or a path. Without it: `$ORCHESTRATE_PROFILE`, else what

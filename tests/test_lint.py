@@ -1,0 +1,92 @@
+"""Linters and type checks as tests: one way to run them, and a warning is a failure."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+TOOLS = Path(sys.executable).parent
+#: Written by programs, byte for byte what they wrote.
+GENERATED = "tests/golden/"
+LONGEST_FILE = 400
+
+
+def listed() -> list[Path]:
+    """The files that git knows or would add, without deleted ones; of a plain copy, the sources."""
+    argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    said = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return [Path(line) for line in sorted(set(said.splitlines())) if (PROJECT / line).is_file()]
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    for file in listed():
+        yield file, (PROJECT / file).read_text(encoding="utf-8")
+
+
+def is_shell(file: Path) -> bool:
+    if str(file).startswith(GENERATED):
+        return False
+    with (PROJECT / file).open("rb") as stream:
+        first = stream.readline()
+    return file.suffix == ".sh" or (first.startswith(b"#!") and b"sh" in first.split(b"/")[-1])
+
+
+def passes(*argv: str | Path) -> None:
+    """Run a linter from the project's root; its output is the failure's text."""
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv[0]}:\n{done.stdout}{done.stderr}"
+
+
+def test_ruff_finds_nothing() -> None:
+    passes(TOOLS / "ruff", "check", ".")
+
+
+def test_python_is_formatted() -> None:
+    passes(TOOLS / "ruff", "format", "--check", ".")
+
+
+def test_types_are_right() -> None:
+    passes(TOOLS / "mypy", "--strict")
+
+
+@pytest.mark.parametrize("file", [*filter(is_shell, listed())], ids=str)
+def test_shellcheck_finds_nothing(file: Path) -> None:
+    passes(TOOLS / "shellcheck", "--external-sources", file)
+
+
+@pytest.mark.skipif(shutil.which("nix-instantiate") is None, reason="needs Nix")
+def test_nix_files_can_be_read() -> None:
+    files = [file for file in listed() if file.suffix == ".nix"]
+    assert files
+    passes("nix-instantiate", "--parse", *files)
+
+
+def test_white_space() -> None:
+    """No blanks at line ends, one newline at the end, tabs only where make needs them."""
+    wrong = []
+    for file, text in texts():
+        if str(file).startswith(GENERATED) or not text:
+            continue
+        if not text.endswith("\n") or text.endswith("\n\n"):
+            wrong.append(f"{file}: does not end in one newline")
+        for number, line in enumerate(text.splitlines(), 1):
+            if line != line.rstrip():
+                wrong.append(f"{file}:{number}: blanks at the end")
+            if "\t" in line and file.name != "Makefile":
+                wrong.append(f"{file}:{number}: a tab")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_python_file_is_too_long_to_read() -> None:
+    long = [
+        f"{file}: {text.count(chr(10))} lines, at most {LONGEST_FILE}"
+        for file, text in texts()
+        if file.suffix == ".py" and text.count("\n") > LONGEST_FILE
+    ]
+    assert not long, "\n".join(long)
