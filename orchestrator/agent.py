@@ -207,7 +207,10 @@ class Node:
             capture_output=True,
             timeout=COMMAND_TIMEOUT_S,
         )
-        command(["systemctl", "restart", name])
+        try:
+            command(["systemctl", "restart", name])
+        except Failed as failed:
+            raise Failed(f"{name} does not start: {last_words(name) or failed}") from None
         self.memory.note(identify("units", unit), unit["revision"])
 
     # Dependence
@@ -344,6 +347,13 @@ def command(argv: list[str]) -> str:
 
 def active_state(name: str) -> str:
     return command(["systemctl", "show", name, "--property=ActiveState", "--value"]).strip()
+
+
+def last_words(name: str) -> str:
+    """What a unit's own process said last, on one line: systemctl only says where to look."""
+    log = ["journalctl", f"--unit={name}", "--output=cat", "--no-pager", "--lines=12"]
+    lines = command([*log, "_TRANSPORT=stdout", "+", f"UNIT={name}", "_TRANSPORT=stdout"])
+    return "; ".join(dict.fromkeys(line.strip() for line in lines.splitlines() if line.strip()))
 
 
 def conditions_hold(name: str) -> bool:

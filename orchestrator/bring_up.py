@@ -166,7 +166,7 @@ class Way:
                 self.must_run()
                 raise UserError(outcome.error)
             if outcome.failed:
-                raise UserError("\n".join(f"{name}: {what}: {why}" for what, why in outcome.failed))
+                raise UserError("\n".join(f"{what}: {why}" for what, why in outcome.failed))
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from orchestrator import paths
 from orchestrator.errors import UserError
 from orchestrator.image import ident
-from orchestrator.machines import netns
+from orchestrator.machines import cgroup, netns
 from orchestrator.run import run
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class Nspawn:
         self._make_networks()
 
     def network(self) -> AbstractContextManager[None]:
-        return netns.entered(self._namespace(self.profile.control))
+        return netns.entered(self._unique(self.profile.control))
 
     def cleanup(self) -> None:
         for node in self.profile.nodes:
             self._clear(node)
-            netns.delete(self._namespace(node))
+            netns.delete(self._unique(node))
         netns.delete(self._switch)
         for mounted in sorted(mounts_below(self.home), reverse=True):
             run(["umount", "--lazy", mounted], what="unmount")
@@ -91,7 +91,8 @@ class Nspawn:
     def _switch(self) -> str:
         return f"{self.prefix}-switch"
 
-    def _namespace(self, node: Node) -> str:
+    def _unique(self, node: Node) -> str:
+        """A name that no other cluster's machine has: of its namespace, container and cgroup."""
         return f"{self.prefix}-{node.name}"
 
     def _make_networks(self) -> None:
@@ -109,7 +110,7 @@ class Nspawn:
             run(["ip", "-n", self._switch, "link", "set", bridge, "up"])
 
     def _plug(self, node: Node, network: str, bridge: str, port: str) -> None:
-        space, link = self._namespace(node), node.links[network]
+        space, link = self._unique(node), node.links[network]
         netns.create(space)
         if link_exists(space, link.interface):
             return
@@ -161,13 +162,12 @@ class Nspawn:
             "--quiet",
             "--boot",
             f"--directory={root}",
-            f"--machine={self.prefix}-{node.name}",
-            f"--network-namespace-path={netns.DIRECTORY / self._namespace(node)}",
+            f"--machine={self._unique(node)}",
+            f"--network-namespace-path={netns.DIRECTORY / self._unique(node)}",
             f"--bind-ro={self.home / 'image'}:/run/orchestrate/image-id",
             "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses
             # No systemd-machined, resolver or time zone of this machine is needed, or reached.
             "--register=no",
-            "--keep-unit",
             "--resolv-conf=off",
             "--timezone=off",
             "--link-journal=no",
@@ -177,6 +177,8 @@ class Nspawn:
             served = paths.served(self.profile.name)
             served.mkdir(parents=True, exist_ok=True)
             argv.append(f"--bind-ro={served}:/srv/orchestrate")
+        if not cgroup.SYSTEMD_RUNS.is_dir():
+            argv = cgroup.starting_in(self._unique(node), [*argv, "--keep-unit"])
         with self.console(node).open("wb") as log:
             # Its own session: the container outlives this command, and Ctrl-C is not for it.
             process = subprocess.Popen(
@@ -210,6 +212,7 @@ class Nspawn:
         home = self.home / node.name
         for mounted in sorted(mounts_below(home), reverse=True):
             run(["umount", "--lazy", mounted], what="unmount")
+        cgroup.remove(self._unique(node))
         (home / "process.json").unlink(missing_ok=True)
 
     def _pid(self, node: Node) -> int | None:
@@ -266,10 +269,8 @@ def ended(pid: int, timeout: float) -> bool:
     """Wait for a process to end; False if it is still there after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while start_time(pid) is not None:
-        try:
+        with suppress(ChildProcessError):  # another command started it
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass  # another command started it
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
