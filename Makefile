@@ -42,8 +42,8 @@ unit: setup ## logic alone, and against real apt, pip, ssh and Nix
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
-e2e: image ## the simulated cluster, end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) tests/sim
+e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
+	@tools/step "end-to-end tests" $(PYTEST) tests/nix tests/sim
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)

@@ -357,7 +357,7 @@ def last_words(name: str) -> str:
 
 
 def conditions_hold(name: str) -> bool:
-    """Would the unit's own conditions let it start? `systemctl show` forgets once it is unloaded."""
+    """Would the unit's own conditions let it start? (`systemctl show` soon forgets.)"""
     argv = ["systemd-analyze", "condition", f"--unit={name}"]
     return (
         subprocess.run(argv, check=False, capture_output=True, timeout=COMMAND_TIMEOUT_S).returncode

@@ -1,4 +1,4 @@
-"""`orchestrate up` and `down`: power -> SSH -> base -> Ray -> vLLM -> answer, nodes side by side."""
+"""`orchestrate up` and `down`: power, SSH, base, Ray, vLLM, answer; nodes side by side."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Way:
             raise UserError(f"{self.node.name} has lost power", f"Its console: {console}")
 
     def apply(self, step: Step) -> None:
-        """Make the node what it should be in one step. Raises UserError if it is not so after it."""
+        """Make the node what it should be in one step. Raises UserError if it is not after it."""
         part = self.target.state.only(step)
         if not (part.files or part.units):
             return

@@ -1,4 +1,4 @@
-"""A cluster as one thing: what the profile, the built image, the keys and the machines make together."""
+"""A cluster as one thing: profile, built image, keys and machines together."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def open_cluster(profile: Profile) -> Cluster:
     if image is None:
         raise UserError(
             f"the image {profile.image!r} is not built on this machine",
-            f"Run: orchestrate image fetch {profile.image} && orchestrate image build {profile.image}",
+            f"Run: orchestrate image fetch {profile.image}, then image build {profile.image}",
         )
     return Cluster(
         profile=profile,

@@ -1,4 +1,4 @@
-"""How machines get power and the image: one driver for each kind, chosen by the profile's `machines`."""
+"""How machines get power and the image: a driver a kind, named by the profile's `machines`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Driver(Protocol):
     """What `up` and `down` ask of machines. Every method may be called again safely."""
 
     def prepare(self, image: Path) -> None:
-        """Make what machines share (networks, mounted layers). Removes left-overs of a killed run."""
+        """Make what machines share: networks, mounted layers. Left-overs are taken or removed."""
 
     def network(self) -> AbstractContextManager[None]:
         """Enter the network that the cluster is reached from; for the calling thread only."""

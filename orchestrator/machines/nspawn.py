@@ -1,8 +1,8 @@
 """Simulated machines as containers that boot the very image with systemd.
 
-Each has its own PID, mount, UTS and network namespace: Ray finds its local daemon by scanning /proc,
-so hosts must not see each other's processes. The root is the image's layers under an overlay on tmpfs,
-as on a netbooted node.
+Each has its own PID, mount, UTS and network namespace: Ray finds its local daemon by scanning
+/proc, so hosts must not see each other's processes. The root is the image's layers under an overlay
+on tmpfs, as on a netbooted node.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Nspawn:
         if record.exists() and record.read_text() != wanted:
             if any(self.running(node) for node in self.profile.nodes):
                 raise UserError(
-                    f"machines of {self.profile.name} run another image ({record.read_text()[:12]})",
+                    f"{self.profile.name} runs on another image ({record.read_text()[:12]})",
                     "Run: orchestrate down, then up again",
                 )
             self.cleanup()

@@ -106,7 +106,14 @@ def use(name_or_path: str) -> Path:
 def _chosen_by_use() -> str:
     """What ``profile use`` recorded; empty where it never ran."""
     record = _record()
-    return record.read_text(encoding="utf-8").strip() if record.is_file() else ""
+    try:
+        return record.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise BadInput(
+            f"{record}: {error.strerror}", f"Name a profile: --profile NAME, or ${VARIABLE}."
+        ) from None
 
 
 def _shelf() -> Path:

@@ -4,7 +4,6 @@ Owners and modes live in the tar headers only: the sandbox's one user could not 
 """
 
 import io
-import os
 import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -165,7 +164,7 @@ class Root:
 
     def put(self, entry: Entry) -> None:
         """Add an entry, and the directories above it that no package has."""
-        parent = os.path.dirname(entry.header.name)
+        parent = entry.header.name.rpartition("/")[0]
         if parent and parent not in self.tree:
             self.directory(parent)
         self.tree[entry.header.name] = entry

@@ -14,7 +14,7 @@ root = Path("config")
 root.mkdir()
 for tree in SPEC["trees"]:
     shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
-    # The store is read-only, and copytree keeps modes: let the next tree write into the same places.
+    # The store is read-only, and copytree keeps modes: let the next tree write there too.
     for directory, _, names in os.walk(root):
         Path(directory).chmod(0o755)
         for path in (Path(directory, name) for name in names):

@@ -1,4 +1,4 @@
-"""The image: its layers, kernel and initrd under plain names, manifest.json, and the bill of materials.
+"""The image: layers, kernel and initrd under plain names, manifest and bill of materials.
 
 The sha256 of manifest.json is the image id: whoever knows it can check all the rest.
 """
@@ -6,7 +6,7 @@ The sha256 of manifest.json is the image id: whoever knows it can check all the 
 import hashlib
 import json
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,7 +44,7 @@ def bill_of_materials() -> dict:
     parts = [component("deb/debian", deb) for deb in SPEC["debs"]]
     parts += [component("pypi", wheel) for wheel in SPEC["wheels"]]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    when = datetime.fromtimestamp(SPEC["epoch"], timezone.utc)
+    when = datetime.fromtimestamp(SPEC["epoch"], UTC)
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.5.schema.json",
         "bomFormat": "CycloneDX",

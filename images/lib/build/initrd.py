@@ -7,7 +7,9 @@ from pathlib import Path
 from common import OUT, SPEC, tool, unsquashfs
 
 
-def entry(number: int, name: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)) -> bytes:
+def entry(
+    number: int, name: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)
+) -> bytes:
     """One newc header with its data (see the kernel's early-userspace/buffer-format)."""
     path = name.encode() + b"\0"
     fields = [number, mode, 0, 0, 1, SPEC["epoch"], len(data), 0, 0, *device, len(path), 0]

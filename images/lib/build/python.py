@@ -1,7 +1,7 @@
 """The python layer: all wheels in one environment, as pip would install them, with bytecode.
 
-Interpreter and bytecode are the image's: its python3.X is unpacked from its packages and run through
-its own loader. The standard library's bytecode is in this layer too, since Debian makes
+Interpreter and bytecode are the image's: its python3.X is unpacked from its packages and run
+through its own loader. The standard library's bytecode is in this layer too, since Debian makes
 it at installation time.
 """
 
@@ -112,7 +112,8 @@ def bytecode() -> None:
     script = Path(__file__).with_name("bytecode.py")
     argv = [*in_tree(image, f"python{VERSION}", "-S", "-B", str(script)), str(ROOT)]
     running = [subprocess.Popen([*argv, str(share), str(SHARES)]) for share in range(SHARES)]
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]
+    if any(codes):
         sys.exit("compiling bytecode failed")
     only_bytecode(ROOT / library)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import tool
 
-#: update-alternatives' choices that people and scripts count on: link -> program, where it is there.
+#: update-alternatives' choices that people and scripts count on: link -> program, if there.
 ALTERNATIVES = {
     "usr/bin/awk": "mawk",
     "usr/bin/pager": "less",

@@ -1,0 +1,35 @@
+"""One simulated cluster for all tests of this directory: real image, systemd, sshd, Ray and vLLM.
+
+It has a profile, a state directory and namespaces of its own: a demo that runs beside is not met.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from harness import NAME, SHIPPED, Sim
+
+
+@pytest.fixture(scope="session")
+def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
+    assert os.geteuid() == 0, "the simulated cluster needs root: run the tests as root"
+    root = tmp_path_factory.mktemp("sim")
+    document = yaml.safe_load(SHIPPED.read_text()) | {"name": NAME}
+    # YAML 1.1 reads some MACs as numbers; the shipped text does not suffer from a new name.
+    profile = root / f"{NAME}.yml"
+    profile.write_text(SHIPPED.read_text().replace(f"name: {SHIPPED.stem}\n", f"name: {NAME}\n", 1))
+    env = os.environ | {
+        "ORCHESTRATE_STATE": str(root / "state"),
+        "ORCHESTRATE_PROFILE": str(profile),
+        "PYTHONUNBUFFERED": "1",
+    }
+    sim = Sim(profile, env, document)
+    sim.run("image", "build", document["image"])
+    try:
+        yield sim
+    finally:
+        sim.run("down", ok=None)
+        assert sim.left() == []

@@ -1,0 +1,106 @@
+"""The command line on a simulated cluster of the tests' own, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+#: The end-to-end tests run the shipped profile under another name.
+SHIPPED = PROJECT / "profiles/sim.yml"
+NAME = "e2e"
+#: Seconds for one verb; `up` waits for a model that takes a minute or two on two cores.
+TIMEOUT = 900
+
+
+@dataclass
+class Sim:
+    """The command line on the tests' cluster."""
+
+    profile: Path
+    env: dict[str, str]
+    document: dict[str, Any]
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "orchestrator", *words]
+
+    def run(self, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+        """Run a verb on the tests' profile; `ok` says how it has to end (None: either way)."""
+        done = subprocess.run(
+            self.argv(*words),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        shown = f"{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, shown
+        assert ok is None or (done.returncode == 0) == ok, shown
+        return done
+
+    def json(self, *words: str, ok: bool | None = True) -> Any:
+        return json.loads(self.run(*words, "--json", ok=ok).stdout)
+
+    def shell(self, node: str, *words: str, ok: bool | None = True) -> str:
+        """What a command in a machine prints."""
+        return self.run("sim", "shell", node, "--", *words, ok=ok).stdout
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a verb, in a process group of its own, as a terminal would."""
+        return subprocess.Popen(
+            self.argv(*words),
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def machine(self, node: str) -> int:
+        """The process id of a machine's container."""
+        home = Path(self.env["ORCHESTRATE_STATE"], "clusters", NAME, "machines", node)
+        return int(json.loads((home / "process.json").read_text())["pid"])
+
+    def cut_power(self, node: str) -> None:
+        """Kill a machine without a word: first its PID 1, which takes all of it along."""
+        pid = self.machine(node)
+        for inside in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(inside), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+
+    def left(self) -> list[str]:
+        """What is there of the cluster on this machine: namespaces, mounts, groups, processes."""
+        found = []
+        for directory in (Path("/run/netns"), Path("/sys/fs/cgroup")):
+            found += [str(path) for path in directory.glob(f"**/orchestrate-{NAME}-*")]
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        state = self.env["ORCHESTRATE_STATE"]
+        found += [line.split()[1] for line in mounts if line.split()[1].startswith(state)]
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = process.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0] == b"systemd-nspawn" and f"orchestrate-{NAME}-".encode() in b" ".join(
+                words
+            ):
+                found.append(str(process))
+        return found
+
+
+def wait_for(process: subprocess.Popen[str], *parts: str) -> list[str]:
+    """Read a verb's progress until a line holds all `parts`; returns the lines so far."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if all(part in line for part in parts):
+            return lines
+    raise AssertionError(f"ended without {parts}:\n{''.join(lines)}")
