@@ -135,7 +135,10 @@ class Remote:
         where = f"{self.name} ({self.address})"
         said = stderr.strip().splitlines()
         last = said[-1] if said else "the connection was lost"
-        wrong_key = "Host key verification failed|no matching host key type|Certificate invalid"
+        wrong_key = (
+            "Host key verification failed|no matching host key type|Certificate invalid"
+            "|not permitted by HostkeyAlgorithms"  # OpenSSH 10, a foreign authority
+        )
         if re.search(wrong_key, stderr):
             return HostKeyRefused(
                 f"{where}: the host key is not one that this cluster's authority certified for"

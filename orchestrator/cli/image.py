@@ -70,7 +70,14 @@ def lock(name: str, mirror: str | None, as_json: bool) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Take the files from this directory only (a machine without network).",
 )
-@click.option("-j", "--jobs", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Downloads at once.",
+)
 @click.option("--keep", is_flag=True, help="Keep the downloads, to carry them elsewhere.")
 @mirror_option
 @json_option

@@ -89,7 +89,7 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """
-    from orchestrator.errors import BadInput
+    from orchestrator.errors import BadInput, UserError
     from orchestrator.nearest import nearest
 
     cluster = opened(profile)
@@ -98,4 +98,9 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
         raise BadInput(f"there is no node {node!r}", nearest(node, list(by_name)))
     words = command or ("/bin/bash", "--login")
     pid = cluster.driver.leader(by_name[node])
-    os.execvp("nsenter", ["nsenter", "--target", str(pid), "--all", "--", *words])
+    try:
+        os.execvp("nsenter", ["nsenter", "--target", str(pid), "--all", "--", *words])
+    except FileNotFoundError:
+        raise UserError(
+            "the command 'nsenter' is not installed", "On Debian: apt-get install util-linux"
+        ) from None

@@ -199,19 +199,19 @@ def test_a_node_of_another_authority_is_refused_by_name(trust: Trust, serve: Ser
     other = open_trust("two")
     port = serve(other.host_identity("node0"), trust.user_ca_public)
     with pytest.raises(HostKeyRefused, match="node0"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(600)
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
 def test_another_node_at_the_address_is_refused(trust: Trust, serve: Serve) -> None:
     port = serve(trust.host_identity("node1", ["127.0.0.1"]), trust.user_ca_public)
     with pytest.raises(HostKeyRefused, match="node0"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(600)
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
 def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Serve) -> None:
     port = serve(trust.host_identity("node0"), open_trust("two").user_ca_public)
     with pytest.raises(AccessDenied, match=r"node0.*root is not let in"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(600)
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
 def test_waiting_says_for_what_and_ends(trust: Trust) -> None:
