@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import system
-from common import SPEC, say, squashfs_of_tar
+from common import SPEC, give_root_to_root, say, squashfs_of_tar
 from deb import control, inner_tar
 
 #: /bin, /lib and friends are links into /usr; packages of bookworm still ship files there.
@@ -133,6 +133,8 @@ def write(tree: dict[str, Entry]) -> None:
     process.stdin.close()
     if process.wait() != 0:
         sys.exit("mksquashfs failed")
+    headers = [entry.header for entry in tree.values()]
+    give_root_to_root({each for header in headers for each in (header.uid, header.gid)})
 
 
 def replace_header(header: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -169,6 +171,11 @@ class Root:
             self.directory(parent)
         self.tree[entry.header.name] = entry
 
+    def fill(self) -> None:
+        """Add the directories that no package has: mksquashfs would give them to the builder."""
+        for entry in list(self.tree.values()):
+            self.put(entry)
+
     def file(self, path: str, content: bytes | str, mode: int = 0o644, gid: int = 0) -> None:
         header = tarfile.TarInfo(path)
         data = content.encode() if isinstance(content, str) else content
@@ -202,6 +209,7 @@ def main() -> None:
     say("setting up the system")
     system.apply(root, SPEC["system"], [package.control for package in packages])
     say("writing squashfs")
+    root.fill()
     write(root.tree)
     say("done")
 

@@ -6,6 +6,7 @@ They run in the Nix sandbox on the tools' Python 3.11, standard library only (py
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -59,10 +60,44 @@ def squashfs_of_directory(directory: Path, epoch: int) -> None:
 def squashfs_of_tar(epoch: int) -> subprocess.Popen:
     """Start to write $out as squashfs of a tar stream on the process's stdin."""
     times = ["-all-time", str(epoch), "-mkfs-time", str(epoch)]
-    root = ["-root-mode", "755", "-root-uid", "0", "-root-gid", "0"]
-    options = ["-tar", *root, "-noappend", "-no-progress", "-quiet", *times, *COMPRESSION]
+    options = [
+        "-tar",
+        "-root-mode",
+        "755",
+        "-noId",
+        "-noappend",
+        "-no-progress",
+        "-quiet",
+        *times,
+        *COMPRESSION,
+    ]
     argv = tool("mksquashfs", "-", str(OUT), *options)
     return subprocess.Popen(argv, stdin=subprocess.PIPE)
+
+
+def give_root_to_root(ids_in_use: set[int]) -> None:
+    """Let the root directory of $out, a squashfs of a tar, belong to root.
+
+    mksquashfs 4.5 gives it to who runs mksquashfs, and heeds none of its own options when it reads
+    a tar. So that id becomes 0 in the id table, which -noId leaves readable (struct
+    squashfs_super_block in the kernel's fs/squashfs/squashfs_fs.h). No file may have that id.
+    """
+    own = {os.getuid(), os.getgid()} - {0}
+    if own & ids_in_use:
+        sys.exit(f"a package has files of the id {own & ids_in_use}, which is this build's own")
+    with OUT.open("r+b") as image:
+        (count,) = struct.unpack_from("<H", image.read(96), 26)
+        image.seek(48)
+        (index,) = struct.unpack("<Q", image.read(8))
+        image.seek(index)
+        (block,) = struct.unpack("<Q", image.read(8))
+        image.seek(block)
+        (header,) = struct.unpack("<H", image.read(2))
+        if header != 0x8000 | 4 * count:  # the high bit: not compressed
+            sys.exit("mksquashfs wrote an id table of another form than expected")
+        ids = struct.unpack(f"<{count}I", image.read(4 * count))
+        image.seek(block + 2)
+        image.write(struct.pack(f"<{count}I", *(0 if each in own else each for each in ids)))
 
 
 def unsquashfs(layer: str, into: Path, *paths: str) -> None:
