@@ -53,6 +53,7 @@ def test_python_is_formatted() -> None:
 
 def test_types_are_right() -> None:
     passes(TOOLS / "mypy", "--strict")
+    passes(TOOLS / "mypy", "--strict", *sorted((PROJECT / "benchmarks").glob("*.py")))
 
 
 @pytest.mark.parametrize("file", [*filter(is_shell, listed())], ids=str)

@@ -31,5 +31,6 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
     try:
         yield sim
     finally:
+        sim.end_started()
         sim.run("down", ok=None)
         assert sim.left() == []

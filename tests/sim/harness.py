@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Sim:
     profile: Path
     env: dict[str, str]
     document: dict[str, Any]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "orchestrator", *words]
@@ -54,7 +55,7 @@ class Sim:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a verb, in a process group of its own, as a terminal would."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.argv(*words),
             env=self.env,
             stdout=subprocess.PIPE,
@@ -62,6 +63,15 @@ class Sim:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end_started(self) -> None:
+        """End what `start` started and a failing test left."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     def machine(self, node: str) -> int:
         """The process id of a machine's container."""
