@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import system
-from common import SPEC, give_root_to_root, say, squashfs_of_tar
+from common import SPEC, give_root_to_root, largest_first, say, squashfs_of_tar
 from deb import control, inner_tar
 
 #: /bin, /lib and friends are links into /usr; packages of bookworm still ship files there.
@@ -201,7 +201,8 @@ class Root:
 def main() -> None:
     say(f"unpacking {len(SPEC['debs'])} packages")
     with ProcessPoolExecutor() as pool:
-        packages = list(pool.map(unpack, SPEC["debs"]))
+        packages = list(pool.map(unpack, largest_first(SPEC["debs"])))
+    packages.sort(key=lambda package: package.name)
     say("merging")
     root = Root(merge(packages))
     for directory in MERGED:

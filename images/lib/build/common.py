@@ -19,6 +19,11 @@ LIB = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{LIB}/ld-linux-x86-64.so.2"
 
 
+def largest_first(files: list[dict]) -> list[dict]:
+    """The order in which a pool is done soonest: no large one is left for the end."""
+    return sorted(files, key=lambda file: -Path(file["source"]).stat().st_size)
+
+
 def in_tree(tree: Path, *argv: str) -> list[str]:
     """The argv that runs the program `argv[0]` of a Debian tree through the tree's own loader."""
     for directory in ("usr/bin", "usr/sbin"):

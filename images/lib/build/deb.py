@@ -24,15 +24,27 @@ def members(path: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def inner_tar(path: str, stem: str) -> bytes:
-    """The uncompressed tar `stem` ("control" or "data") of a package."""
+def packed_tar(path: str, stem: str) -> tuple[bytes, str]:
+    """The tar `stem` ("control" or "data") of a package as it is, and how it is compressed."""
     for name, (offset, size) in members(path).items():
         if name.startswith(f"{stem}.tar"):
             with Path(path).open("rb") as archive:
                 archive.seek(offset)
-                packed = archive.read(size)
-            return unpack(packed, name.rpartition(".")[2])
+                return archive.read(size), name.rpartition(".")[2]
     raise SystemExit(f"{path}: no {stem}.tar in this package")
+
+
+def inner_tar(path: str, stem: str) -> bytes:
+    """The uncompressed tar `stem` of a package."""
+    return unpack(*packed_tar(path, stem))
+
+
+def stream_tar(path: str, stem: str) -> tarfile.TarFile:
+    """The tar `stem` of a package, to be read from its begin as far as one likes."""
+    packed, kind = packed_tar(path, stem)
+    if kind == "xz":
+        return tarfile.open(fileobj=lzma.open(io.BytesIO(packed)), mode="r|")
+    return tarfile.open(fileobj=io.BytesIO(unpack(packed, kind)), mode="r|")
 
 
 def unpack(packed: bytes, kind: str) -> bytes:

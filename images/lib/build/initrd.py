@@ -42,7 +42,7 @@ def archive(tree: Path) -> bytes:
 def modules(tree: Path) -> None:
     """The wanted kernel modules, with all that they depend on, and an index for modprobe."""
     unpacked = Path("base").absolute()
-    unsquashfs(SPEC["base"], unpacked, "usr/lib/modules")
+    unsquashfs(SPEC["base"], unpacked, "usr/lib/modules/*/modules.*")
     (release,) = (unpacked / "usr/lib/modules").iterdir()
     needs = {}
     for line in (release / "modules.dep").read_text().splitlines():
@@ -57,6 +57,8 @@ def modules(tree: Path) -> None:
         if name not in by_name:
             raise SystemExit(f"image.yml wants the module {name}, which this kernel does not have")
         kept |= {by_name[name], *needs[by_name[name]]}
+    inside = f"usr/lib/modules/{release.name}"
+    unsquashfs(SPEC["base"], unpacked, *(f"{inside}/{path}" for path in sorted(kept)))
     for path in kept:
         copy = tree / "lib/modules" / release.name / path
         copy.parent.mkdir(parents=True, exist_ok=True)

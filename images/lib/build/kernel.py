@@ -1,17 +1,15 @@
 """$out is the kernel that the firmware's loader starts: boot/vmlinuz-* of the locked package."""
 
-import io
-import tarfile
-
 from common import OUT, SPEC
-from deb import inner_tar
+from deb import stream_tar
 
-kernels = []
-for package in SPEC["debs"]:
-    with tarfile.open(fileobj=io.BytesIO(inner_tar(package["source"], "data"))) as data:
-        for entry in data:
-            if entry.name.removeprefix("./").startswith("boot/vmlinuz-"):
-                kernels.append(data.extractfile(entry).read())
-if len(kernels) != 1:
-    raise SystemExit(f"the lock has {len(kernels)} kernels; an image has exactly one")
-OUT.write_bytes(kernels[0])
+if len(SPEC["debs"]) != 1:
+    raise SystemExit(f"the lock has {len(SPEC['debs'])} kernels; an image has exactly one")
+(package,) = SPEC["debs"]
+with stream_tar(package["source"], "data") as data:
+    for entry in data:
+        if entry.name.removeprefix("./").startswith("boot/vmlinuz-"):
+            OUT.write_bytes(data.extractfile(entry).read())
+            break  # the modules, which are nearly all of it, come later
+    else:
+        raise SystemExit(f"{package['source']} has no boot/vmlinuz-*")

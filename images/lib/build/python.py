@@ -12,7 +12,7 @@ import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common import SPEC, in_tree, say, squashfs_of_directory
+from common import SPEC, in_tree, largest_first, say, squashfs_of_directory
 from deb import unpack_tree
 from installer import install
 from installer.destinations import SchemeDictionaryDestination
@@ -134,7 +134,7 @@ def main() -> None:
     for wheel in SPEC["wheels"]:
         prepare(wheel)
     with ProcessPoolExecutor() as pool:
-        list(pool.map(install_wheel, SPEC["wheels"]))
+        list(pool.map(install_wheel, largest_first(SPEC["wheels"])))
     for name, new in SPEC["python"].get("rename", {}).items():
         rename(name, new)
     say("compiling bytecode")
