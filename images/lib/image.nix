@@ -49,6 +49,7 @@ let
     modules = [
       "bytecode.py"
       "deb.py"
+      "wheel.py"
     ];
     spec = {
       inherit (lock) epoch python;
