@@ -41,7 +41,7 @@ def afresh(name: str, scratch: Path) -> Stage:
         script.write(f"# {uuid.uuid4()}\n")
     link = scratch / "afresh-result"
     lines: list[str] = []
-    options = ["--max-jobs", MAX_JOBS, "--out-link", link, "-L"]
+    options = ["--max-jobs", MAX_JOBS, "--out-link", str(link), "-L"]
     with measured("nix build") as stage:
         stream(nix("build", f"{tree}#{name}", *options), lines.append, what=f"building {name}")
     stage.steps = steps(lines)
@@ -64,7 +64,7 @@ def same_bytes(name: str, link: Path) -> None:
 
 def closure(link: Path) -> set[str]:
     """The store paths that the one behind ``link`` needs, itself too."""
-    words = ["nix-store", *store.options(), "--query", "--requisites", link.resolve()]
+    words = ["nix-store", *store.options(), "--query", "--requisites", str(link.resolve())]
     return set(run(words).out.split())
 
 

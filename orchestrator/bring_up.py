@@ -19,7 +19,8 @@ from orchestrator.configure import Target
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT, Step
+from orchestrator.resources import Step
+from orchestrator.state import FRONT_UNIT, SERVER_UNIT
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 

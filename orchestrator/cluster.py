@@ -13,7 +13,7 @@ import httpx
 
 from orchestrator import configure, paths
 from orchestrator.errors import UserError
-from orchestrator.identity import boot_files
+from orchestrator.identity import boot_files, principals
 from orchestrator.image import ident, store
 from orchestrator.machines import Driver, driver
 from orchestrator.models import Model, find
@@ -56,8 +56,7 @@ class Cluster:
 
     def boot(self, node: Node) -> None:
         """Power a node on, with an identity of its own for this boot."""
-        addresses = [str(link.address) for link in node.links.values()]
-        identity = self.trust.host_identity(node.name, addresses)
+        identity = self.trust.host_identity(principals(node))
         files = boot_files(self.profile, node, identity, self.trust.user_ca_public)
         self.driver.power_on(node, files)
 

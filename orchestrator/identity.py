@@ -27,13 +27,20 @@ class BootFile:
 def boot_files(
     profile: Profile, node: Node, identity: HostIdentity, user_ca_public: str
 ) -> dict[str, BootFile]:
-    """Path in the node's root -> file, for one boot of ``node``."""
-    files = {
-        "/etc/hostname": BootFile(f"{node.name}\n"),
-        "/etc/hosts": BootFile(hosts(profile, node)),
+    """Path in the node's root -> file, for one boot of ``node`` whose key is made here."""
+    return {
+        **node_files(profile, node, user_ca_public),
         HOST_KEY: BootFile(identity.private.reveal(), 0o600),
         f"{HOST_KEY}.pub": BootFile(identity.public),
         HOST_CERTIFICATE: BootFile(identity.certificate),
+    }
+
+
+def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, BootFile]:
+    """Path in the node's root -> file: what is no secret and the same at each boot."""
+    files = {
+        "/etc/hostname": BootFile(f"{node.name}\n"),
+        "/etc/hosts": BootFile(hosts(profile, node)),
         USER_CA: BootFile(user_ca_public),
         "/etc/ssh/sshd_config.d/50-orchestrate.conf": BootFile(
             render(
@@ -50,6 +57,11 @@ def boot_files(
         path = f"/etc/systemd/network/10-{network}.network"
         files[path] = BootFile(_network(profile, node, network))
     return files
+
+
+def principals(node: Node) -> list[str]:
+    """What a node's host certificate is for: its name, which ssh asks for, and its addresses."""
+    return [node.name, *(str(link.address) for link in node.links.values())]
 
 
 def hosts(profile: Profile, node: Node) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.identity import hosts
+from orchestrator.node_paths import ETC, FILES_ROOT, MODELS, RAY_ENV, RAY_TOKEN, VENV, VLLM_ENV
+from orchestrator.resources import Directory, File, Resource, Step, Unit, User, service
 from orchestrator.serving import Layout, vllm_argv
 from orchestrator.templating import render
 from orchestrator.trust import Secret
@@ -22,88 +23,12 @@ from orchestrator.trust import Secret
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: The Python environment of every image.
-VENV = "/opt/venvs/orchestrate"
-#: Where models lie on compute nodes.
-MODELS = "/var/lib/orchestrate/models"
-#: What the control node gives to the others over HTTP; models are below ``models/NAME/``.
-FILES_ROOT = "/srv/orchestrate"
-
-ETC = "/etc/orchestrate"
-RAY_ENV = f"{ETC}/ray.env"
-RAY_TOKEN = f"{ETC}/ray.token"
-VLLM_ENV = f"{ETC}/vllm.env"
-
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
-
-
-class Step(StrEnum):
-    """In the order of ``up``."""
-
-    BASE = "base"
-    RAY = "ray"
-    SERVING = "serving"
-
-
-@dataclass(frozen=True)
-class User:
-    """An account; ``groups`` are joined where the node has them."""
-
-    step: Step
-    name: str
-    uid: int
-    shell: str = "/bin/bash"
-    groups: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A directory with its owner and mode; directories above it are made where missing."""
-
-    step: Step
-    path: str
-    owner: str = "root"
-    group: str = "root"
-    mode: str = "0755"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file: its text, or where to fetch it from and its sha256."""
-
-    step: Step
-    path: str
-    content: str | None = field(default=None, repr=False)
-    url: str | None = None
-    sha256: str | None = None
-    owner: str = "root"
-    group: str = "root"
-    mode: str = "0644"
-    secret: bool = False
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of what the file holds."""
-        return self.sha256 or hashlib.sha256((self.content or "").encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A systemd unit. It is restarted until it was started with ``revision``."""
-
-    step: Step
-    name: str
-    restart_on: tuple[str, ...] = ()
-    state: str = "running"
-    revision: str = ""
-
-
-Resource = User | Directory | File | Unit
 
 
 @dataclass(frozen=True)
@@ -227,7 +152,7 @@ def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
     }
     if control:
         files[f"/etc/systemd/system/{unit}.d/50-orchestrate.conf"] = render("chrony-serve.conf")
-    yield from _service(Step.BASE, unit, files)
+    yield from service(Step.BASE, unit, files)
 
 
 def _front(profile: Profile) -> Iterable[Resource]:
@@ -240,18 +165,18 @@ def _front(profile: Profile) -> Iterable[Resource]:
         root=FILES_ROOT,
     )
     yield Directory(Step.BASE, FILES_ROOT)
-    yield from _service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
+    yield from service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
 
 
 def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
-    service = profile.users.service
+    account = profile.users.service
     yield File(Step.RAY, RAY_ENV, _environment(_ray_environment(profile, node)))
     yield File(
         Step.RAY,
         RAY_TOKEN,
         context.ray_token.reveal(),
-        owner=service,
-        group=service,
+        owner=account,
+        group=account,
         mode="0600",
         secret=True,
     )
@@ -260,14 +185,14 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     text = render(
         unit,
         venv=VENV,
-        user=service,
+        user=account,
         environment=RAY_ENV,
         address=profile.ray_address(node),
         head=_ray_address(profile),
         accelerators=node.accelerators,
         ray=profile.ray,
     )
-    yield from _service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
+    yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
 
 
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:
@@ -305,16 +230,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
     )
     model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
     files = {f"/etc/systemd/system/{unit}": text}
-    yield from _service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
-
-
-def _service(
-    step: Step, unit: str, files: Mapping[str, str], others: Sequence[str] = ()
-) -> Iterable[Resource]:
-    """A running unit with the files that are its own; ``others`` restart it too."""
-    for path, content in files.items():
-        yield File(step, path, content)
-    yield Unit(step, unit, restart_on=(*files, *others))
+    yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
 
 
 def _revised(unit: Unit, files: Sequence[File]) -> Unit:

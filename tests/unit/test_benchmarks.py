@@ -23,7 +23,9 @@ import nix_image
 import up
 
 from orchestrator.errors import UserError
-from orchestrator.state import VENV, File, NodeState, Step
+from orchestrator.node_paths import VENV
+from orchestrator.resources import File, Step
+from orchestrator.state import NodeState
 from orchestrator.templating import render
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ import pytest
 
 from orchestrator.identity import boot_files
 from orchestrator.profile import Profile, load
+from orchestrator.resources import Step
 from orchestrator.serving import Layout
-from orchestrator.state import Context, ModelFile, NodeState, Step, desired
+from orchestrator.state import Context, ModelFile, NodeState, desired
 from orchestrator.templating import env_value, exec_word
 from orchestrator.trust import HostIdentity, Secret
 
