@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
@@ -25,6 +25,7 @@ from orchestrator.profile.types import (
     ObjectStoreSize,
     Port,
     PublicKey,
+    Size,
     Subnet,
     Variable,
     VariableName,
@@ -55,6 +56,12 @@ class Boot(Section):
     """How compute nodes boot."""
 
     network: Name = Field(description="The network (a key of `networks`) that they PXE boot from.")
+    secure: bool = Field(
+        default=False,
+        description="UEFI boots by Secure Boot's chain: shim, then GRUB, then the kernel, each "
+        "signed, and all by TFTP, since the signed GRUB has no HTTP. BIOS has no such chain, and "
+        "loads iPXE as ever.",
+    )
 
 
 class Link(Section):
@@ -184,6 +191,19 @@ class Verification(Section):
     )
 
 
+class Simulation(Section):
+    """Machines that QEMU simulates; other drivers do not read it."""
+
+    firmware: Literal["bios", "uefi"] = Field(default="uefi", description="What they start with.")
+    memory: Size = Field(default=4 << 30, description="Memory of each machine.")
+    cpus: int = Field(default=2, ge=1, le=256, description="Processors of each machine.")
+    cache_disk: Size | None = Field(
+        default=None,
+        description="Size of a disk where each machine keeps layers for its next boot; without "
+        "it they come over the network each time.",
+    )
+
+
 class Profile(Section):
     """A cluster: its machines, their networks, and what it serves."""
 
@@ -202,6 +222,8 @@ class Profile(Section):
     ray: Ray = Field(description=Ray.__doc__)
     serving: Serving = Field(description=Serving.__doc__)
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
+
+    simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
 
     @property
     def path(self) -> Path:
