@@ -23,9 +23,9 @@ from orchestrator.state import FRONT_UNIT, SERVER_UNIT, ModelFile, Step
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 
-#: Where `up` can stop, in order.
-SSH = "ssh"
-STOPS = (SSH, *Step)
+#: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
+CONTROL, SSH = "control", "ssh"
+STOPS = (CONTROL, SSH, *Step)
 #: Seconds for the model from start to first answer.
 SERVE_TIMEOUT = 1200.0
 #: Seconds between two looks at the model while it loads.
@@ -64,12 +64,7 @@ def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
     serves = until == Step.SERVING
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
-        files: tuple[ModelFile, ...] = ()
-        if serves:
-            with board.step(CLUSTER, "model"):
-                files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
-        with board.step(CLUSTER, "machines"):
-            cluster.driver.prepare(cluster.image)
+        files = prepare(cluster, board, serves=serves)
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, cluster.targets(files), result)
@@ -86,6 +81,17 @@ def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
         undo(cluster, result.started, shared=not found_running)
         raise
     return result
+
+
+def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile, ...]:
+    """What nodes will ask for, and their networks; returns the model's files if one is served."""
+    files: tuple[ModelFile, ...] = ()
+    if serves:
+        with board.step(CLUSTER, "model"):
+            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+    with board.step(CLUSTER, "machines"):
+        cluster.driver.prepare(cluster.image)
+    return files
 
 
 def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
@@ -140,16 +146,14 @@ class Way:
     def go(self) -> None:
         if self.cluster.profile.is_control(self.node):
             self.go_first()
-        else:
+        elif self.result.until != CONTROL:
             self.go_after()
 
     def go_first(self) -> None:
         """The control node's way. Others boot from it, so it is made ready for that in any case."""
-        driver = self.cluster.driver
         try:
             self.reach()
-            if self.wanted(Step.BASE) or any(map(driver.netboots, self.cluster.profile.nodes)):
-                self.apply(Step.BASE)
+            self.apply(Step.BASE)
             self.control.boots_others.set()
             if self.wanted(Step.RAY):
                 self.apply(Step.RAY)

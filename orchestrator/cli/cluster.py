@@ -21,7 +21,7 @@ machines_option = click.option(
     help="How nodes are powered, in place of the profile's 'machines'; kept until 'down'.",
 )
 #: Where 'up' can stop, in order: the last is all of it.
-STEPS = ("ssh", "base", "ray", "serving")
+STEPS = ("control", "ssh", "base", "ray", "serving")
 
 
 def opened(profile: str | None, machines: str | None = None) -> Cluster:
@@ -39,7 +39,8 @@ def opened(profile: str | None, machines: str | None = None) -> Cluster:
     type=click.Choice(STEPS),
     default=STEPS[-1],
     show_default=True,
-    help="Stop after this step on all nodes. Only a cluster that serves is verified.",
+    help="Stop after this step. 'control': only the control node, ready for others to boot. "
+    "What does not serve is not verified.",
 )
 def up(profile: str | None, as_json: bool, machines: str | None, until: str) -> None:
     """Bring the cluster up, from power to a verified answer.
@@ -78,7 +79,7 @@ def up(profile: str | None, as_json: bool, machines: str | None, until: str) -> 
             if result.report:
                 reached = f"the model answers at {cluster.endpoint}/v1"
             else:
-                reached = f"stopped after '{until}' on all nodes"
+                reached = f"stopped after '{until}'"
             out.print(f"{cluster.profile.name}: {said}; {reached}")
     sys.exit(0 if result.ok else 1)
 
