@@ -18,7 +18,7 @@ import httpx
 from measure import ORCHESTRATE, Stage, timed
 
 from orchestrator import paths
-from orchestrator.bring_up import BOOT_TIMEOUT, POLL, SERVE_TIMEOUT
+from orchestrator.bring_up import POLL, SERVE_TIMEOUT
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
@@ -66,13 +66,14 @@ class ByHand:
         run([ORCHESTRATE, "sim", "up", "--profile", self.profile.path], what="orchestrate sim up")
 
     def wait_for_boot(self) -> None:
-        deadline = time.monotonic() + BOOT_TIMEOUT
+        limit = self.cluster.driver.boot_timeout
+        deadline = time.monotonic() + limit
         for node in self.profile.nodes:
             while (
                 self.shell(node, "systemctl is-system-running", ok=None).out.strip() not in BOOTED
             ):
                 if time.monotonic() > deadline:
-                    raise UserError(f"{node.name} has not booted in {BOOT_TIMEOUT:g} s")
+                    raise UserError(f"{node.name} has not booted in {limit:g} s")
                 time.sleep(0.1)
 
     def copy_model(self) -> None:

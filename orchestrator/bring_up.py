@@ -20,12 +20,14 @@ from orchestrator.errors import UserError
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT
+from orchestrator.state import FRONT_UNIT, SERVER_UNIT, ModelFile
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 
-#: Seconds for a machine from power to SSH, and for the model from start to first answer.
-BOOT_TIMEOUT = 300.0
+#: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
+CONTROL, SSH = "control", "ssh"
+STOPS = (CONTROL, SSH, *Step)
+#: Seconds for the model from start to first answer.
 SERVE_TIMEOUT = 1200.0
 #: Seconds between two looks at the model while it loads.
 POLL = 1.0
@@ -33,9 +35,10 @@ POLL = 1.0
 
 @dataclass
 class Bringup:
-    """What came of one `up`: failures by node, and what was changed."""
+    """What came of one `up`: failures by node, and what was changed. `until` is its last step."""
 
     board: Board
+    until: str = Step.SERVING
     started: list[Node] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, UserError] = field(default_factory=dict)
@@ -43,31 +46,32 @@ class Bringup:
 
     @property
     def ok(self) -> bool:
-        return not self.failures and self.report is not None and self.report.ok
+        if self.failures:
+            return False
+        return self.report.ok if self.report else self.until != Step.SERVING
 
     @property
     def nothing_changed(self) -> bool:
         return self.ok and not self.started and not any(self.changed.values())
 
 
-def up(cluster: Cluster, board: Board) -> Bringup:
+def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
     """Bring the cluster up and verify it; a failing node does not hold the others.
 
-    Interrupted, it powers off what it started, and leaves what ran before.
+    It stops after the step `until`, one of STOPS; only what serves is verified. Interrupted, it
+    powers off what it started, and leaves what ran before.
     """
-    result = Bringup(board)
+    result = Bringup(board, until)
+    serves = until == Step.SERVING
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
-        with board.step(CLUSTER, "model"):
-            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
-        with board.step(CLUSTER, "machines"):
-            cluster.driver.prepare(cluster.image)
+        files = prepare(cluster, board, serves=serves)
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, cluster.targets(files), result)
-            if not result.failures:
+            if serves and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
-            if not result.failures:
+            if serves and not result.failures:
                 with board.step(CLUSTER, "verify") as done:
                     result.report = verify(cluster.profile, cluster.verify_context(files))
                     done.failed = not result.report.ok
@@ -80,6 +84,17 @@ def up(cluster: Cluster, board: Board) -> Bringup:
     return result
 
 
+def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile, ...]:
+    """What nodes will ask for, and their networks; returns the model's files if one is served."""
+    files: tuple[ModelFile, ...] = ()
+    if serves:
+        with board.step(CLUSTER, "model"):
+            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+    with board.step(CLUSTER, "machines"):
+        cluster.driver.prepare(cluster.image)
+    return files
+
+
 def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
     """Note a user error as the failure of `name`, and go on."""
     try:
@@ -90,10 +105,10 @@ def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
 
 def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringup) -> None:
     """Power to configured services, all nodes at once."""
-    control_ready = Event()
+    control = Gates()
     with ThreadPoolExecutor(len(cluster.profile.nodes)) as pool:
         ways = {
-            node.name: pool.submit(Way(cluster, node, targets[node.name], result, control_ready).go)
+            node.name: pool.submit(Way(cluster, node, targets[node.name], result, control).go)
             for node in cluster.profile.nodes
         }
         try:
@@ -101,9 +116,22 @@ def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringu
                 attempt(result, name, way.result)
         except KeyboardInterrupt:
             # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
-            control_ready.set()
+            control.open()
             end_children()
             raise
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What compute nodes wait for: the control node boots others, its Ray takes workers."""
+
+    boots_others: Event = field(default_factory=Event)
+    has_ray: Event = field(default_factory=Event)
+
+    def open(self) -> None:
+        """Let all through: the control node has come as far as it will."""
+        self.boots_others.set()
+        self.has_ray.set()
 
 
 @dataclass
@@ -114,24 +142,55 @@ class Way:
     node: Node
     target: Target
     result: Bringup
-    control_ready: Event
+    control: Gates
 
     def go(self) -> None:
-        board, name = self.result.board, self.node.name
-        is_control = self.cluster.profile.is_control(self.node)
+        if self.cluster.profile.is_control(self.node):
+            self.go_first()
+        elif self.result.until != CONTROL:
+            self.go_after()
+
+    def go_first(self) -> None:
+        """The control node's way. Others boot from it, so it is made ready for that in any case."""
         try:
-            with board.step(name, "power") as done:
-                done.detail = self.power()
-            with board.step(name, "ssh"):
-                self.wait_for_ssh()
+            self.reach()
             self.apply(Step.BASE)
-            if not is_control and not self.control_ready.wait(BOOT_TIMEOUT):
-                raise UserError(f"{name}: the control node was not ready in {BOOT_TIMEOUT:g} s")
-            self.apply(Step.RAY)
+            self.control.boots_others.set()
+            if self.wanted(Step.RAY):
+                self.apply(Step.RAY)
         finally:
-            if is_control:
-                self.control_ready.set()
-        self.apply(Step.SERVING)
+            self.control.open()
+        if self.wanted(Step.SERVING):
+            self.apply(Step.SERVING)
+
+    def go_after(self) -> None:
+        """A compute node's way."""
+        if self.cluster.driver.netboots(self.node):
+            self.wait(self.control.boots_others)
+        self.reach()
+        if self.wanted(Step.BASE):
+            self.apply(Step.BASE)
+        if self.wanted(Step.RAY):
+            self.wait(self.control.has_ray)
+            self.apply(Step.RAY)
+        if self.wanted(Step.SERVING):
+            self.apply(Step.SERVING)
+
+    def wanted(self, step: Step) -> bool:
+        return STOPS.index(step) <= STOPS.index(self.result.until)
+
+    def wait(self, gate: Event) -> None:
+        limit = self.cluster.driver.boot_timeout
+        if not gate.wait(limit):
+            raise UserError(f"{self.node.name}: the control node was not ready in {limit:g} s")
+
+    def reach(self) -> None:
+        """Power, then SSH."""
+        board, name = self.result.board, self.node.name
+        with board.step(name, "power") as done:
+            done.detail = self.power()
+        with board.step(name, SSH):
+            self.wait_for_ssh()
 
     def power(self) -> str:
         if self.cluster.driver.running(self.node):
@@ -145,7 +204,8 @@ class Way:
             self.result.board.note(self.node.name, reason.splitlines()[0])
             self.must_run()
 
-        self.cluster.remote(self.node).wait_for_ssh(BOOT_TIMEOUT, waiting)
+        limit = self.cluster.driver.boot_timeout
+        self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
 
     def must_run(self) -> None:
         driver = self.cluster.driver

@@ -55,7 +55,13 @@ class Cluster:
         return Remote(node.name, str(self.profile.boot_link(node).address), self.trust)
 
     def boot(self, node: Node) -> None:
-        """Power a node on, with an identity of its own for this boot."""
+        """Power a node on, with an identity of its own for this boot.
+
+        A node that netboots asks for it when it is that far.
+        """
+        if self.driver.netboots(node):
+            self.driver.power_on(node, {})
+            return
         identity = self.trust.host_identity(principals(node))
         files = boot_files(self.profile, node, identity, self.trust.user_ca_public)
         self.driver.power_on(node, files)
@@ -131,8 +137,11 @@ class Cluster:
             file.truncate(0)
 
 
-def open_cluster(profile: Profile) -> Cluster:
-    """Put a cluster together. Raises UserError where the image is not built."""
+def open_cluster(profile: Profile, machines: str | None = None) -> Cluster:
+    """Put a cluster together; `machines` names another driver than the profile does.
+
+    Raises UserError where the image is not built, or the cluster runs with another driver.
+    """
     image = store.built(profile.image)
     if image is None:
         raise UserError(
@@ -145,7 +154,7 @@ def open_cluster(profile: Profile) -> Cluster:
         model=find(profile.serving.model),
         layout=resolve(profile),
         trust=open_trust(profile.name),
-        driver=driver(profile),
+        driver=driver(profile, machines),
     )
 
 

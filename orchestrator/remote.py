@@ -64,9 +64,12 @@ class Remote:
     user: str = PRINCIPAL
     port: int = 22
 
-    def ssh_argv(self, argv: Sequence[str]) -> list[str]:
-        """The local command that runs ``argv`` there. sshd hands words to a shell: quoted."""
-        return [*self._ssh(), "--", shlex.join(argv)]
+    def ssh_argv(self, argv: Sequence[str], *, terminal: bool = False) -> list[str]:
+        """The local command that runs ``argv`` there, with a ``terminal`` if asked for.
+
+        sshd hands words to a shell: quoted.
+        """
+        return [*self._ssh(*(["-t"] if terminal else [])), "--", shlex.join(argv)]
 
     def run(
         self,

@@ -20,10 +20,13 @@ PACKAGE_OF = {
     "nix-store": "nix-bin",
     "apt-get": "apt",
     "systemd-nspawn": "systemd-container",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mkfs.ext4": "e2fsprogs",
     "ip": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "mount": "mount",
+    "nsenter": "util-linux",
     "umount": "mount",
 }
 

@@ -15,18 +15,34 @@ if TYPE_CHECKING:
     from orchestrator.cluster import Cluster
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+machines_option = click.option(
+    "--machines",
+    metavar="KIND",
+    help="How nodes are powered, in place of the profile's 'machines'; kept until 'down'.",
+)
+#: Where 'up' can stop, in order: the last is all of it.
+STEPS = ("control", "ssh", "base", "ray", "serving")
 
 
-def opened(profile: str | None) -> Cluster:
+def opened(profile: str | None, machines: str | None = None) -> Cluster:
     from orchestrator.cluster import open_cluster
 
-    return open_cluster(active(profile))
+    return open_cluster(active(profile), machines)
 
 
 @click.command()
 @profile_option
 @json_option
-def up(profile: str | None, as_json: bool) -> None:
+@machines_option
+@click.option(
+    "--until",
+    type=click.Choice(STEPS),
+    default=STEPS[-1],
+    show_default=True,
+    help="Stop after this step. 'control': only the control node, ready for others to boot. "
+    "What does not serve is not verified.",
+)
+def up(profile: str | None, as_json: bool, machines: str | None, until: str) -> None:
     """Bring the cluster up, from power to a verified answer.
 
     What is as it should be already stays as it is; a second 'up' changes nothing and says so.
@@ -37,13 +53,14 @@ def up(profile: str | None, as_json: bool) -> None:
     from orchestrator.bring_up import up as bring_up
     from orchestrator.progress import Board
 
-    cluster = opened(profile)
+    cluster = opened(profile, machines)
     with cluster.locked("up"), Board(quiet=as_json) as board:
-        result = bring_up(cluster, board)
+        result = bring_up(cluster, board, until)
     if as_json:
         print_json(
             {
                 "ok": result.ok,
+                "until": until,
                 "seconds": round(board.seconds, 2),
                 "changed": result.changed,
                 "failures": {name: str(error) for name, error in result.failures.items()},
@@ -59,7 +76,11 @@ def up(profile: str | None, as_json: bool) -> None:
             err.print(str(error), markup=False)
         if result.ok:
             said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
-            out.print(f"{cluster.profile.name}: {said}; the model answers at {cluster.endpoint}/v1")
+            if result.report:
+                reached = f"the model answers at {cluster.endpoint}/v1"
+            else:
+                reached = f"stopped after '{until}'"
+            out.print(f"{cluster.profile.name}: {said}; {reached}")
     sys.exit(0 if result.ok else 1)
 
 

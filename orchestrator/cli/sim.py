@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import NoReturn
 
 import click
 
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option, machines_option, opened
 from orchestrator.console import out, print_json
 from orchestrator.profile import profile_option
 
@@ -21,12 +23,13 @@ def sim() -> None:
 
 @sim.command()
 @profile_option
-def up(profile: str | None) -> None:
+@machines_option
+def up(profile: str | None, machines: str | None) -> None:
     """Start the machines and their network; configure nothing.
 
     Example: orchestrate sim up --profile sim
     """
-    cluster = opened(profile)
+    cluster = opened(profile, machines)
     with cluster.locked("sim up"):
         cluster.driver.prepare(cluster.image)
         off = [node for node in cluster.profile.nodes if not cluster.driver.running(node)]
@@ -85,22 +88,39 @@ def status(profile: str | None, as_json: bool) -> None:
 @click.argument("node")
 @click.argument("command", nargs=-1)
 def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
-    """Open a root shell in a machine (or run COMMAND there), also where its SSH is broken.
+    """Open a root shell in a machine (or run COMMAND there).
+
+    Into a container it goes from outside, also where its SSH is broken; to a machine with a kernel
+    of its own it goes over SSH.
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """
-    from orchestrator.errors import BadInput, UserError
+    from orchestrator.errors import BadInput
     from orchestrator.nearest import nearest
 
     cluster = opened(profile)
     by_name = {each.name: each for each in cluster.profile.nodes}
     if node not in by_name:
         raise BadInput(f"there is no node {node!r}", nearest(node, list(by_name)))
-    words = command or ("/bin/bash", "--login")
-    pid = cluster.driver.leader(by_name[node])
+    words = list(command or ("/bin/bash", "--login"))
+    driver = cluster.driver
+    if driver.netboots(by_name[node]):
+        remote = cluster.remote(by_name[node])
+        with driver.network():
+            replace_by(remote.ssh_argv(words, terminal=sys.stdin.isatty()))
+    pid = driver.leader(by_name[node])
+    replace_by(["nsenter", "--target", str(pid), "--all", "--", *words])
+
+
+def replace_by(argv: list[str]) -> NoReturn:
+    """Run a command in this one's place. Raises UserError where it is not installed."""
+    from orchestrator.errors import UserError
+    from orchestrator.run import PACKAGE_OF
+
     try:
-        os.execvp("nsenter", ["nsenter", "--target", str(pid), "--all", "--", *words])
+        os.execvp(argv[0], argv)
     except FileNotFoundError:
         raise UserError(
-            "the command 'nsenter' is not installed", "On Debian: apt-get install util-linux"
+            f"the command {argv[0]!r} is not installed",
+            f"On Debian: apt-get install {PACKAGE_OF[argv[0]]}",
         ) from None

@@ -24,13 +24,23 @@ def create(name: str) -> None:
     """Make a namespace with its loopback up; one that is there stays as it is."""
     if name not in names():
         run(["ip", "netns", "add", name], what=f"make the network namespace {name}")
-        run(["ip", "-n", name, "link", "set", "lo", "up"])
+        ip(name, "link", "set", "lo", "up")
 
 
 def delete(name: str) -> None:
     """Remove a namespace and the links in it, if it is there."""
     if name in names():
         run(["ip", "netns", "delete", name], what=f"remove the network namespace {name}")
+
+
+def ip(name: str, *words: str) -> None:
+    """Run `ip` on the links of a namespace."""
+    run(["ip", "-n", name, *words])
+
+
+def has_link(name: str, link: str) -> bool:
+    """Whether a namespace has a link of this name."""
+    return run(["ip", "-n", name, "link", "show", link], ok=None).code == 0
 
 
 def enter(name: str) -> None:

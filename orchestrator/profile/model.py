@@ -247,6 +247,11 @@ class Simulation(Section):
     firmware: Literal["bios", "uefi"] = Field(default="uefi", description="What they start with.")
     memory: Size = Field(default=4 << 30, description="Memory of each machine.")
     cpus: int = Field(default=2, ge=1, le=256, description="Processors of each machine.")
+    cache_disk: Size | None = Field(
+        default=None,
+        description="Size of a disk where each machine keeps layers for its next boot; without "
+        "it they come over the network each time.",
+    )
 
 
 class Profile(Section):

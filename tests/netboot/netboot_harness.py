@@ -1,0 +1,417 @@
+"""A control node that really serves, and QEMU machines that are started against it one by one.
+
+Everything is waited for by an event with a deadline: a line on a console, a line of the boot
+service's log, the text of `orchestrate status`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from orchestrator import paths
+from orchestrator.cluster import Cluster, open_cluster
+from orchestrator.image import ident, store
+from orchestrator.machines import netns
+from orchestrator.machines.firmware import Firmware
+from orchestrator.machines.processes import start_time
+from orchestrator.machines.qemu import Hardware, QemuMachine
+from orchestrator.machines.simulator import Simulator
+from orchestrator.machines.switch import Switch
+from orchestrator.profile import Node, load
+from orchestrator.remote import Remote
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHIPPED = PROJECT / "profiles/sim.yml"
+NAME = "netboot"
+#: A network that the control node is on and does not serve.
+OUTSIDE = {"subnet": "10.78.0.0/24", "control": "10.78.0.1", "stranger": "10.78.0.9"}
+#: Seconds for a verb, and between two looks at what is waited for.
+TIMEOUT = 900
+POLL = 0.2
+#: Firmware that asks for its loader over HTTP first: PXE is taken away from it.
+HTTP_FIRST = (
+    "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n",
+    "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n",
+)  # fmt: skip
+ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
+
+T = TypeVar("T")
+
+
+def until(what: str, seconds: float, look: Callable[[], T | None], shown: Callable[[], str]) -> T:
+    """Wait until `look` finds something; at the deadline fail with what `shown` tells."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, f"{what}: not in {seconds:g} s\n{shown()}"
+        time.sleep(POLL)
+    return found
+
+
+@dataclass
+class Booting:
+    """A QEMU machine from power on. `mark` is where this boot begins in the log of events."""
+
+    net: Net
+    machine: QemuMachine
+    mac: str
+    mark: int
+
+    @property
+    def console(self) -> str:
+        text = self.machine.console.read_text(errors="replace")
+        return ESCAPES.sub("", text.replace("\r", "\n"))
+
+    def sees(self, pattern: str, seconds: float | None = None) -> str:
+        """Wait for a line on the console; returns it."""
+
+        def look() -> str | None:
+            found = re.search(f".*(?:{pattern}).*", self.console)
+            assert found or self.machine.running(), f"QEMU ended:\n{self.tail()}"
+            return found[0] if found else None
+
+        return until(f"console: {pattern}", seconds or self.limit, look, self.tail)
+
+    def reports(self, step: str, status: str, seconds: float | None = None) -> dict[str, Any]:
+        """Wait for the node's report of a step; returns it."""
+
+        def look() -> dict[str, Any] | None:
+            events = self.net.events()[self.mark :]
+            return next((e for e in events if tells(e, self.mac, step, status)), None)
+
+        return until(f"report: {step} {status}", seconds or self.limit, look, self.tail)
+
+    def reaches_ssh(self, name: str = "compute0") -> Remote:
+        """Wait for SSH with a host certificate of the cluster's authority, and the right image."""
+        remote = self.net.remote(name)
+        with self.net.driver.network():
+            try:
+                remote.wait_for_ssh(self.limit)
+            except Exception as error:
+                raise AssertionError(f"{error}\n{self.tail()}") from error
+        assert self.net.on(name, "hostname") == name
+        assert self.net.on(name, "cat", "/run/orchestrate/image-id") == self.net.image_id
+        return remote
+
+    def power_off(self) -> None:
+        """Pull the plug."""
+        self.net.remote(self.machine.node.name).close()
+        self.machine.power_off(0)
+
+    @property
+    def limit(self) -> float:
+        return self.machine.boot_timeout
+
+    def tail(self) -> str:
+        told = "\n".join(json.dumps(e) for e in self.net.events()[self.mark :][-15:])
+        return f"console:\n{self.console[-3000:]}\nevents:\n{told}"
+
+
+def tells(event: dict[str, Any], *words: str) -> bool:
+    """Whether an event has all these words among its values."""
+    return set(words) <= {str(value) for value in event.values()}
+
+
+@dataclass
+class Net:
+    """The tests' cluster. `base` is its profile as it stays; `changed` alters it for a while."""
+
+    root: Path
+    base: dict[str, Any]
+    profile: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.profile = self.root / f"{NAME}.yml"
+        self.write(self.base)
+
+    def write(self, document: dict[str, Any]) -> None:
+        self.profile.write_text(json.dumps(document, indent=1))  # YAML 1.2 takes JSON
+
+    # The command line.
+
+    def run(self, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        shown = f"{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, shown
+        assert ok is None or (done.returncode == 0) == ok, shown
+        return done
+
+    def status_says(self, pattern: str, seconds: float = 60) -> str:
+        """Wait until `orchestrate status`, for people or as JSON, has a text."""
+        last = ""
+
+        def look() -> str | None:
+            nonlocal last
+            last = self.run("status").stdout + self.run("status", "--json").stdout
+            return last if re.search(pattern, last) else None
+
+        return until(f"status: {pattern}", seconds, look, lambda: last)
+
+    def serve(self) -> None:
+        """Bring the control node up, as far as others boot from it; again where it is up."""
+        self.run("up", "--machines", "qemu", "--until", "control")
+
+    @contextlib.contextmanager
+    def changed(self, **sections: dict[str, Any]) -> Iterator[None]:
+        """Other keys in sections of the profile, on the control node too, for the body."""
+        self.write(self.base | {name: self.base[name] | keys for name, keys in sections.items()})
+        try:
+            self.serve()
+            yield
+        finally:
+            self.write(self.base)
+            self.serve()
+
+    # The cluster as the code sees it.
+
+    @property
+    def cluster(self) -> Cluster:
+        return open_cluster(load(self.profile))
+
+    @property
+    def driver(self) -> Simulator:
+        driver = self.cluster.driver
+        assert isinstance(driver, Simulator) and driver.kind == "qemu"
+        return driver
+
+    @property
+    def switch(self) -> Switch:
+        return self.driver.switch
+
+    @property
+    def image_id(self) -> str:
+        """The image that nodes are given now."""
+        document = json.loads((self.served / "netboot/boot.json").read_text())
+        return str(document["image"]["id"])
+
+    def layer_size(self, name: str) -> int:
+        """Bytes of a layer of the current image."""
+        text = (self.served / "images" / self.image_id / "manifest.json").read_text()
+        return int(next(e["size"] for e in json.loads(text)["layers"] if e["name"] == name))
+
+    @property
+    def served(self) -> Path:
+        return paths.served(NAME)
+
+    @property
+    def server(self) -> str:
+        """What boot files are had from, as nodes know it."""
+        return str(json.loads((self.served / "netboot/boot.json").read_text())["server"])
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.cluster.profile.nodes if node.name == name)
+
+    def remote(self, name: str) -> Remote:
+        return self.cluster.remote(self.node(name))
+
+    def on(self, name: str, *argv: str) -> str:
+        """What a command prints on a node, without the end of its last line."""
+        with self.driver.network():
+            return self.remote(name).run(argv).out.strip()
+
+    def control(self, *argv: str, ok: bool | None = True) -> str:
+        """What a command prints in the control container."""
+        return self.run("sim", "shell", "control", "--", *argv, ok=ok).stdout
+
+    # What the control node has recorded.
+
+    @property
+    def lasting(self) -> Path:
+        return paths.cluster(NAME) / "control"
+
+    def events(self) -> list[dict[str, Any]]:
+        """The boot service's log, a dictionary each; a line that is being written is left out."""
+        file = self.lasting / "events.jsonl"
+        text = file.read_text() if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def requests(self) -> str:
+        """The web server's log of boot files."""
+        return "".join(file.read_text() for file in sorted(self.lasting.glob("*access*.log")))
+
+    # Machines.
+
+    def boot(
+        self,
+        name: str = "compute0",
+        *,
+        firmware: Firmware | None = None,
+        extra: Sequence[str] = (),
+        change: Callable[[Hardware], Hardware] = lambda hardware: hardware,
+    ) -> Booting:
+        """Give a machine power, with other firmware or hardware than the profile's if asked."""
+        machine = self.driver.machines[name]
+        assert isinstance(machine, QemuMachine)
+        hardware = change(dataclasses.replace(machine.hardware(), extra=tuple(extra)))
+        if firmware:
+            hardware = dataclasses.replace(hardware, firmware=firmware)
+        machine.power_off(0)
+        # Another firmware does not know the variables that the last one left.
+        shutil.rmtree(machine.home, ignore_errors=True)
+        booting = Booting(self, machine, next(iter(hardware.nics.values())), len(self.events()))
+        machine.guest.start(hardware)
+        return booting
+
+    def all_off(self) -> None:
+        for node in self.cluster.profile.compute_nodes:
+            self.remote(node.name).close()
+            self.driver.power_off(node, timeout=0)
+
+    # Others on the wire.
+
+    @contextlib.contextmanager
+    def stranger(self, network: str, address: str, mac: str = "") -> Iterator[str]:
+        """A namespace with a cable to a network of the cluster; its name, for `netns.entered`."""
+        space, switch = self.switch.named("stranger"), self.switch
+        netns.create(space)
+        try:
+            peer = ["peer", "name", "stranger", "netns", switch.space]
+            own = ["address", mac] if mac else []
+            netns.ip(space, "link", "add", "eth0", *own, "type", "veth", *peer)
+            netns.ip(switch.space, "link", "set", "stranger", "master", switch.bridge(network))
+            netns.ip(switch.space, "link", "set", "stranger", "up")
+            netns.ip(space, "addr", "add", address, "dev", "eth0")
+            netns.ip(space, "link", "set", "eth0", "up")
+            yield space
+        finally:
+            netns.delete(space)
+
+    @contextlib.contextmanager
+    def slow(self, name: str, rate: str) -> Iterator[None]:
+        """A node's cable carries no more than `rate` (as tc writes it) for the body."""
+        (tap, *_) = self.switch.plug_taps(self.node(name)).values()
+        tc = ["tc", "-n", self.switch.space, "qdisc"]
+        bucket = ["tbf", "rate", rate, "burst", "64kbit", "latency", "400ms"]
+        subprocess.run([*tc, "replace", "dev", tap, "root", *bucket], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*tc, "del", "dev", tap, "root"], check=True)
+
+    # Damage, and what is left.
+
+    @contextlib.contextmanager
+    def damaged(self, file: str) -> Iterator[None]:
+        """A file of the current image with one bit turned, in all places it is served from."""
+        path = self.served / "images" / self.image_id / file
+        originals = copies(self.served, path)
+        kept = self.root / "kept"
+        kept.mkdir()
+        try:
+            for number, original in enumerate(originals):
+                original.rename(kept / str(number))
+                turn_bit(kept / str(number), original)
+            yield
+        finally:
+            for number, original in enumerate(originals):
+                (kept / str(number)).replace(original)
+            kept.rmdir()
+
+    @contextlib.contextmanager
+    def missing(self, file: str) -> Iterator[None]:
+        """A file of the current image is not served for the body."""
+        path = self.served / "images" / self.image_id / file
+        aside = self.root / "aside"
+        path.rename(aside)
+        try:
+            yield
+        finally:
+            aside.rename(path)
+
+    def left(self) -> list[str]:
+        """What is there of the cluster on this machine: namespaces, mounts, processes."""
+        found = [str(path) for path in Path("/run/netns").glob(f"orchestrate-{NAME}-*")]
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        found += [line.split()[1] for line in mounts if line.split()[1].startswith(str(self.root))]
+        for process in Path("/proc").glob("[0-9]*"):
+            if start_time(int(process.name)) is None:
+                continue
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                where = str((process / "cwd").readlink())
+                if b"qemu-system" in words[0] and where.startswith(str(self.root)):
+                    found.append(f"QEMU in {where}")
+        return found
+
+
+def make(root: Path) -> Net:
+    """A profile of two QEMU machines with little memory, and the minimal image as theirs."""
+    document = yaml.safe_load(SHIPPED.read_text())
+    document["name"] = NAME
+    document["machines"] = "qemu"
+    document["simulation"] = {"memory": "1GiB", "cpus": 2}
+    document["networks"]["outside"] = {"subnet": OUTSIDE["subnet"]}
+    document["control"]["links"]["outside"] = {
+        "interface": "outside0",
+        "mac": "02:00:0a:4e:00:01",
+        "address": OUTSIDE["control"],
+    }
+    built = build(f"{document['image']}.minimal")
+    register(document["image"], built)
+    return Net(root, document)
+
+
+def build(attribute: str) -> Path:
+    """The store path of a part of the flake."""
+    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes", "build"]
+    argv += ["--no-link", "--print-out-paths", f"{PROJECT}#{attribute}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def register(name: str, image: Path) -> None:
+    """Let a directory be the built image of this name."""
+    link = store.out_link(name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(image)
+
+
+def variant(image: Path, directory: Path) -> str:
+    """The same image with another id, as a new build would be; returns the id."""
+    shutil.copytree(image, directory, copy_function=os.symlink)
+    manifest = json.loads((image / "manifest.json").read_text())
+    manifest["epoch"] += 1
+    (directory / "manifest.json").unlink()
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (directory / "manifest.json").write_text(text)
+    return ident(directory)
+
+
+def copies(directory: Path, original: Path) -> list[Path]:
+    """All files below `directory` that hold what `original` does (itself too), no links."""
+    size, digest = original.stat().st_size, digest_of(original)
+    files = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in files if path.stat().st_size == size and digest_of(path) == digest]
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def turn_bit(source: Path, target: Path) -> None:
+    """Copy a file with one bit in its middle turned."""
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        file.seek(source.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    target.chmod(0o644)
