@@ -1,6 +1,10 @@
 # lock -> layers -> image. Each stage is one derivation and an attribute of the image, so that it can
 # be built and checked alone: `nix build --rebuild .#pxe-sim.base`.
-{ inputs, tools }:
+{
+  inputs,
+  tools,
+  loaders,
+}:
 {
   name,
   lock,
@@ -90,39 +94,68 @@ let
       busybox = "${tools.seed}/busybox";
     };
   };
-in
-tools.run {
-  inherit name;
-  script = "image.py";
-  spec = {
-    inherit name;
-    inherit (lock) epoch debs wheels;
-    layers = [
-      {
-        name = "base";
-        path = "${base}";
-      }
-      {
-        name = "python";
-        path = "${python}";
-      }
-      {
-        name = "config";
-        path = "${own}";
-      }
-    ];
-    kernel = "${kernel}";
-    initrd = "${initrd}";
+
+  stages = {
+    inherit base python;
+    config = own;
   };
+
+  # A layer's hash tree, and its own size and hash: made anew only with the layer.
+  verity = builtins.mapAttrs (
+    layer: path:
+    tools.run {
+      name = "${name}-${layer}-verity";
+      script = "verity.py";
+      spec.layer = "${path}";
+    }
+  ) stages;
+
+  # The image of some of the layers, the first the lowest, under a name of its own.
+  assemble =
+    {
+      name,
+      layers,
+      wheels,
+    }:
+    tools.run {
+      inherit name;
+      script = "image.py";
+      spec = {
+        inherit name wheels;
+        inherit (lock) epoch;
+        debs = lock.debs ++ loaders.debs;
+        layers = map (layer: {
+          name = layer;
+          path = "${stages.${layer}}";
+          verity = "${verity.${layer}}";
+        }) layers;
+        kernel = "${kernel}";
+        initrd = "${initrd}";
+        loaders = "${loaders}";
+      };
+    };
+in
+assemble {
+  inherit name;
+  inherit (lock) wheels;
+  layers = [
+    "base"
+    "python"
+    "config"
+  ];
 }
+// stages
 // {
-  inherit
-    base
-    python
-    kernel
-    initrd
-    ;
-  config = own;
+  inherit kernel initrd verity;
+  # Without Python's packages, a sixth of the size: what tests of booting boot.
+  minimal = assemble {
+    name = "${name}-minimal";
+    wheels = [ ];
+    layers = [
+      "base"
+      "config"
+    ];
+  };
   prefix = lock.system.environment;
   pythonVersion = lock.python.version;
 }

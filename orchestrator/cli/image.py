@@ -89,7 +89,7 @@ def fetch(
     mirror: str | None,
     as_json: bool,
 ) -> None:
-    """Bring what the Nix store lacks of an image's files, and of the build tools."""
+    """Bring what the Nix store lacks of an image's files, of the build tools and of the loaders."""
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 

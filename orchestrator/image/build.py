@@ -46,7 +46,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
     """
     require_flakes()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((spec.TOOLS, name))}
+    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
     require_inputs(name, locks)
     require_known_to_git()
     require_space(locks)
