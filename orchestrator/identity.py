@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orchestrator.netboot import wire
 from orchestrator.templating import render
 from orchestrator.trust import HostIdentity
 
@@ -79,13 +80,16 @@ def _network(profile: Profile, node: Node, network: str) -> str:
     """A network's systemd-networkd file; the default route is on the boot network."""
     link = node.links[network]
     is_boot = network == profile.boot.network
+    link_route = profile.is_control(node) and is_boot
     gateway = profile.boot_link(profile.control).address
     return render(
         "link.network",
         mac=link.mac,
         interface=link.interface,
         address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
+        # The control node advertises on the boot network, for loaders that ask for IPv6.
+        ula=f"{wire.ula(profile)[1]}/64" if link_route and wire.advertises(profile) else None,
         gateway=None if profile.is_control(node) or not is_boot else gateway,
         # Ray wants a default route, also where nothing lies behind it.
-        link_route=profile.is_control(node) and is_boot,
+        link_route=link_route,
     )

@@ -14,7 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.identity import hosts
-from orchestrator.node_paths import ETC, FILES_ROOT, MODELS, RAY_ENV, RAY_TOKEN, VENV, VLLM_ENV
+from orchestrator.netboot import state as netboot
+from orchestrator.netboot import wire
+from orchestrator.node_paths import (
+    ETC,
+    FILES_ROOT,
+    LASTING,
+    MODELS,
+    RAY_ENV,
+    RAY_TOKEN,
+    VENV,
+    VLLM_ENV,
+)
 from orchestrator.resources import Directory, File, Resource, Step, Unit, User, service
 from orchestrator.serving import Layout, vllm_argv
 from orchestrator.templating import render
@@ -76,6 +87,7 @@ class Context:
     operator_public: str
     ray_token: Secret
     api_key: Secret
+    host_ca: Secret
     layout: Layout
     model_files: tuple[ModelFile, ...] = ()
 
@@ -83,11 +95,6 @@ class Context:
 def model_directory(profile: Profile) -> str:
     """Where the served model lies on compute nodes."""
     return f"{MODELS}/{profile.serving.model}"
-
-
-def files_port(profile: Profile) -> int:
-    """Where the control node gives boot and model files over HTTP."""
-    return int(getattr(profile.boot, "http_port", 8081))
 
 
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:
@@ -99,8 +106,10 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
+        items += netboot.control(profile, context.host_ca)
         items += _front(profile)
     else:
+        items += netboot.compute(profile, node, FRONT_UNIT)
         items += _model(profile, context)
     if node.name == profile.server.name:
         items += _server(profile, context)
@@ -161,8 +170,11 @@ def _front(profile: Profile) -> Iterable[Resource]:
         "nginx.conf",
         endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
         server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
-        files=_files_address(profile),
+        files=profile.boot_server,
         root=FILES_ROOT,
+        loaders=netboot.TFTP_ROOT,
+        access_log=f"{LASTING}/{netboot.ACCESS_LOG}",
+        boot_socket=netboot.SOCKET,
     )
     yield Directory(Step.BASE, FILES_ROOT)
     yield from service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
@@ -196,7 +208,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
 
 
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:
-    base = f"http://{_files_address(profile)}/models/{profile.serving.model}"
+    base = f"{wire.server(profile)}/models/{profile.serving.model}"
     for file in context.model_files:
         yield File(
             Step.SERVING,
@@ -262,7 +274,3 @@ def _environment(variables: Mapping[str, str]) -> str:
 
 def _ray_address(profile: Profile) -> str:
     return f"{profile.ray_address(profile.control)}:{profile.ray.port}"
-
-
-def _files_address(profile: Profile) -> str:
-    return f"{profile.boot_link(profile.control).address}:{files_port(profile)}"
