@@ -47,7 +47,9 @@ let
   ];
 
   # Wheels, installed into one environment, with bytecode made by the image's own Python.
-  python = tools.run {
+  environment =
+    name: wheels:
+    tools.run {
     name = "${name}-python.squashfs";
     script = "python.py";
     modules = [
@@ -58,11 +60,16 @@ let
     spec = {
       inherit (lock) epoch python;
       prefix = lock.system.environment;
-      wheels = listed files.wheels;
+      wheels = listed wheels;
       # Only these of the base, so that a change there leaves this layer as it is.
       interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
     };
   };
+
+  python = environment name files.wheels;
+
+  # Of the wheels only those that the control node's and every node's own services need.
+  few = builtins.filter (wheel: builtins.elem wheel.name lock.system.minimal);
 
   # The project's own files, as they lie in config/.
   own = tools.run {
@@ -98,6 +105,7 @@ let
   stages = {
     inherit base python;
     config = own;
+    few = environment "${name}-minimal" (few files.wheels);
   };
 
   # A layer's hash tree, and its own size and hash: made anew only with the layer.
@@ -110,7 +118,23 @@ let
     }
   ) stages;
 
-  # The image of some of the layers, the first the lowest, under a name of its own.
+  # The layers, the first the lowest, with one or the other environment.
+  layered = python: [
+    {
+      name = "base";
+      stage = "base";
+    }
+    {
+      name = "python";
+      stage = python;
+    }
+    {
+      name = "config";
+      stage = "config";
+    }
+  ];
+
+  # The image of some layers, under a name of its own.
   assemble =
     {
       name,
@@ -124,11 +148,14 @@ let
         inherit name wheels;
         inherit (lock) epoch;
         debs = lock.debs ++ loaders.debs;
-        layers = map (layer: {
-          name = layer;
-          path = "${stages.${layer}}";
-          verity = "${verity.${layer}}";
-        }) layers;
+        layers = map (
+          { name, stage }:
+          {
+            inherit name;
+            path = "${stages.${stage}}";
+            verity = "${verity.${stage}}";
+          }
+        ) layers;
         kernel = "${kernel}";
         initrd = "${initrd}";
         loaders = "${loaders}";
@@ -138,23 +165,16 @@ in
 assemble {
   inherit name;
   inherit (lock) wheels;
-  layers = [
-    "base"
-    "python"
-    "config"
-  ];
+  layers = layered "python";
 }
 // stages
 // {
   inherit kernel initrd verity;
-  # Without Python's packages, a sixth of the size: what tests of booting boot.
+  # With few of Python's packages, a sixth of the size: what tests of booting boot.
   minimal = assemble {
     name = "${name}-minimal";
-    wheels = [ ];
-    layers = [
-      "base"
-      "config"
-    ];
+    wheels = few lock.wheels;
+    layers = layered "few";
   };
   prefix = lock.system.environment;
   pythonVersion = lock.python.version;

@@ -1,4 +1,4 @@
-"""boot.json: the one document that the boot service reads, computed from profile and image. Pure."""
+"""boot.json: the document that the boot service reads, computed from profile and image. Pure."""
 
 from __future__ import annotations
 

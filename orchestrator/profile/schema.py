@@ -75,10 +75,8 @@ def _value(field: dict[str, Any]) -> str:
         return f"[{_name(field)}](#{_name(field).lower()})"
     if "anyOf" in field:
         return " or ".join(_value(one) for one in field["anyOf"] if one.get("type") != "null")
-    if "const" in field:
-        return f"`{field['const']}`"
-    if "enum" in field:
-        return " or ".join(f"`{one}`" for one in field["enum"])
+    if allowed := field.get("enum") or [field[key] for key in ("const",) if key in field]:
+        return " or ".join(f"`{one}`" for one in allowed)
     if field["type"] == "array":
         return f"list of {_value(field['items'])}"
     if field["type"] == "object":

@@ -76,7 +76,7 @@ def programs(tree: Path) -> None:
             raise SystemExit(f"image.yml wants the program {program}, which no package brings")
         argv = [*loader, "--list", str(unpacked / program)]
         said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-        # Lines like "libc.so.6 => /.../libc.so.6 (0x...)"; the loader's own has no arrow's left side.
+        # Lines like "libc.so.6 => /.../libc.so.6 (0x...)"; the loader's own line has no arrow.
         found = [Path(line.split()[2]) for line in said.splitlines() if " => " in line]
         libraries = [f"{LIB}/{path.name}" for path in found]
         for name in (program, *libraries):

@@ -3,8 +3,8 @@
 The form is the kernel's (Documentation/admin-guide/device-mapper/verity.rst, hash type 1) without a
 superblock: blocks of 4096 bytes, sha256, no salt, the level of the root first. `veritysetup verify
 --no-superblock --salt=-` reads it. A salt would hide from an attacker which block to collide with
-before the image is known; with sha256 that is out of reach, and without one the root hash depends on
-the layer alone.
+before the image is known; with sha256 that is out of reach, and without one the root hash depends
+on the layer alone.
 
 Each layer's tree is a derivation of its own: a change elsewhere costs neither tree nor hashes anew.
 """
