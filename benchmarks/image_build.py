@@ -82,7 +82,7 @@ def compare(name: str, repeats: int, scratch: Path, json_file: Path | None) -> N
     """Both ways to build, in turn."""
     measure.require_root("mmdebstrap sets owners, and Nix has to build below this process")
     measure.require_tools(*conventional_image.TOOLS)
-    locks = {each: lockfile.current(each) for each in (spec.TOOLS, name)}
+    locks = {each: lockfile.current(each) for each in (*spec.SHARED, name)}
     require_inputs(name, locks)
     report = Report("image_build", measure.versions(VERSIONS) | {"pip": pip.__version__})
     other = Conventional(name, scratch)

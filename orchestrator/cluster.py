@@ -88,7 +88,7 @@ class Cluster:
         return self._serve(choice)
 
     def use_image(self, name: str) -> Choice:
-        """Let nodes boot the built image `name` from now on. Raises UserError if it is not built."""
+        """Let nodes boot the built image `name` from now on. Raises UserError where it is none."""
         image = images.publish(self.profile.name, name, built(name))
         # Another image than the profile's is held: `up` would go back to that one.
         choice = replace(self.choice.moved(image), held=name != self.profile.image)
