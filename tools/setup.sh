@@ -30,6 +30,13 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   if $tests; then
     has sshd || echo openssh-server
+    # Machines that really netboot, the iPXE of their network cards, their disks, and another DHCP
+    # server beside ours. (qemu-system-x86 brings SeaBIOS and ipxe-qemu along.)
+    has qemu-system-x86_64 || echo qemu-system-x86
+    [ -e /usr/lib/ipxe/qemu/pxe-virtio.rom ] || echo ipxe-qemu
+    [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
+    has mkfs.ext4 || echo e2fsprogs
+    has dnsmasq || echo dnsmasq-base
   fi
 }
 

@@ -17,6 +17,8 @@ from orchestrator.run import PACKAGE_OF
 
 #: Seconds for a killed process to be gone.
 KILL_TIMEOUT = 10.0
+#: Kept until this command ends: Python warns of a running process that nobody holds any more.
+_STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Process:
                     f"the command {argv[0]!r} is not installed",
                     f"On Debian: apt-get install {package}",
                 ) from None
+        _STARTED.append(process)
         record = {"pid": process.pid, "started": start_time(process.pid)}
         self.record.write_text(json.dumps(record))
 

@@ -180,18 +180,24 @@ class QemuMachine:
 
     def hardware(self) -> Hardware:
         """As the profile says; the NIC on the boot network is the first to boot."""
-        profile, links = self.switch.profile, self.node.links
+        profile = self.switch.profile
         taps = self.switch.plug_taps(self.node)
-        order = sorted(links, key=lambda network: network != profile.boot.network)
         simulation = profile.simulation
         return Hardware(
             name=self.node.name,
             firmware=firmware(simulation.firmware, secure=profile.boot.secure),
             memory=simulation.memory,
             cpus=simulation.cpus,
-            nics={taps[network]: self.switch.mac(self.node, network) for network in order},
+            nics={
+                taps[network]: self.switch.mac(self.node, network) for network in self.boot_order()
+            },
             disk=self.disk(simulation.cache_disk) if simulation.cache_disk else None,
         )
+
+    def boot_order(self) -> list[str]:
+        """The node's networks, the one that it boots from first."""
+        boot = self.switch.profile.boot.network
+        return sorted(self.node.links, key=lambda network: network != boot)
 
     def disk(self, size: int) -> Path:
         """The disk that keeps layers, made at first use. It outlasts `down`, as a real one."""
