@@ -37,6 +37,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
     has mkfs.ext4 || echo e2fsprogs
     has dnsmasq || echo dnsmasq-base
+    has cpio || echo cpio
   fi
 }
 

@@ -100,6 +100,7 @@ WORDS = {
     "greater_than_equal": "{shown} is too small; allowed: {ge} or more",
     "greater_than": "{shown} is too small; allowed: more than {gt:g}",
     "less_than_equal": "{shown} is too large; allowed: at most {le}",
+    "literal_error": "{shown} does not fit; allowed: {expected}",
     "too_short": "is empty; allowed: one or more",
 }
 

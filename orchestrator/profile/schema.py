@@ -64,7 +64,7 @@ def _table(title: str, section: dict[str, Any], sections: dict[str, Any]) -> str
 
 def _default(field: dict[str, Any]) -> str:
     default = field.get("default")
-    if default in ({}, [], ""):
+    if default in ({}, [], "", None):
         return "none"
     return "its defaults" if isinstance(default, dict) else f"`{json.dumps(default)}`"
 
@@ -74,9 +74,9 @@ def _value(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return f"[{_name(field)}](#{_name(field).lower()})"
     if "anyOf" in field:
-        return " or ".join(_value(one) for one in field["anyOf"])
-    if "const" in field:
-        return f"`{field['const']}`"
+        return " or ".join(_value(one) for one in field["anyOf"] if one.get("type") != "null")
+    if allowed := field.get("enum") or [field[key] for key in ("const",) if key in field]:
+        return " or ".join(f"`{one}`" for one in allowed)
     if field["type"] == "array":
         return f"list of {_value(field['items'])}"
     if field["type"] == "object":

@@ -182,7 +182,7 @@ def test_memory_in_use_is_what_cannot_be_had() -> None:
 
 
 def test_calculated_transfers() -> None:
-    """1000 MB take 8.5 s of 1 GbE's payload; one node has no use of peers, three need two rounds."""
+    """1000 MB take 8.5 s of 1 GbE; peers are of no use to one node, three need two rounds."""
     one = serving.alone(1, 10**9, 1)
     assert one == pytest.approx(8.5, abs=0.01)
     assert serving.alone(16, 10**9, 10) == pytest.approx(1.6 * one)
