@@ -14,7 +14,7 @@
       # `nix build .#pxe-0.1` is read as the attribute `pxe-0`, then `1`: names are nested at dots.
       legacyPackages.${system} = nest images.byName // {
         models = models.byName;
-        inherit (images) tools;
+        inherit (images) tools loaders;
       };
     };
 }

@@ -22,9 +22,10 @@ from orchestrator.bring_up import POLL, SERVE_TIMEOUT
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
+from orchestrator.resources import Step
 from orchestrator.run import Result, run
 from orchestrator.serving import MANAGED_VARIABLES
-from orchestrator.state import SERVER_UNIT, NodeState, Step, model_directory
+from orchestrator.state import SERVER_UNIT, NodeState, model_directory
 
 #: Variables of the units that are not set by hand.
 TOKENS = MANAGED_VARIABLES - {"RAY_ADDRESS"}

@@ -1,11 +1,13 @@
-"""Our side of the image benchmark: Nix builds each part of an image again from present inputs."""
+"""Our side of the image benchmark: Nix builds the image from present inputs."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import statistics
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +16,13 @@ from measure import Stage, measured, timed
 from orchestrator import image, paths
 from orchestrator.errors import UserError
 from orchestrator.image import store
+from orchestrator.image.build import MAX_JOBS
 from orchestrator.run import run, stream
 
-#: The parts of an image that the flake names: all derivations among its attributes.
-PARTS = (
-    "image: builtins.filter"
-    ' (name: name != "out" && (image.${name}.type or "") == "derivation")'
-    " (builtins.attrNames image)"
-)
 #: The layer that holds the files of images/config and images/NAME/config.
 CONFIG = "config"
-#: What the build scripts say at each step: seconds since their start, and what begins.
-STEP = re.compile(r"(\d+\.\d) s  (.+)$")
+#: What the build scripts say at each step: the part, seconds since its start, and what begins.
+STEP = re.compile(r"(\S+)> +(\d+\.\d) s  (.+)$")
 
 
 def nix(*words: str | Path) -> list[str | Path]:
@@ -33,36 +30,54 @@ def nix(*words: str | Path) -> list[str | Path]:
     return [*options, *words, "--no-write-lock-file"]
 
 
-def parts(name: str) -> list[str]:
-    """The image's parts, in the order in which they need each other, and last the image: ``""``.
+def afresh(name: str, scratch: Path) -> Stage:
+    """Let Nix build the image with nothing of it in the store but its inputs.
 
-    The initrd is made from the base layer; nothing else needs another part.
+    In a checkout of its own, whose build scripts differ by a comment: to Nix it is another image,
+    with the same bytes. (`--rebuild` would compare the two as well.) Removed from the store after.
     """
-    said = run(nix("eval", "--json", f"{paths.checkout()}#{name}", "--apply", PARTS)).out
-    found: list[str] = json.loads(said)
-    return [*found, ""]
-
-
-def rebuild(name: str, part: str) -> Stage:
-    """Let Nix build a part again, and compare it with the one in its store.
-
-    Raises CommandFailed where the two differ.
-    """
-    attribute = f"{paths.checkout()}#{name}.{part}".rstrip(".")
+    tree = copy_of_checkout(scratch / "afresh")
+    with (tree / "images/lib/build/common.py").open("a") as script:
+        script.write(f"# {uuid.uuid4()}\n")
+    link = scratch / "afresh-result"
     lines: list[str] = []
-    what = f"building {part or name} again"
-    with measured(part or "manifest") as stage:
-        stream(nix("build", attribute, "--rebuild", "--no-link", "-L"), lines.append, what=what)
+    options = ["--max-jobs", MAX_JOBS, "--out-link", str(link), "-L"]
+    with measured("nix build") as stage:
+        stream(nix("build", f"{tree}#{name}", *options), lines.append, what=f"building {name}")
     stage.steps = steps(lines)
+    same_bytes(name, link)
+    made = closure(link) - closure(store.out_link(name))
+    link.unlink()
+    run(["nix-store", *store.options(), "--delete", *sorted(made)])
+    shutil.rmtree(tree)
     return stage
 
 
+def same_bytes(name: str, link: Path) -> None:
+    """Raises UserError where the image behind ``link`` is not the built one ``name``."""
+    if image.ident(link.resolve()) != image.ident(store.out_link(name).resolve()):
+        raise UserError(
+            f"{name}: built afresh, it has other bytes than the one in the store",
+            f"Find the part: nix build --rebuild .#{name}.PART",
+        )
+
+
+def closure(link: Path) -> set[str]:
+    """The store paths that the one behind ``link`` needs, itself too."""
+    words = ["nix-store", *store.options(), "--query", "--requisites", str(link.resolve())]
+    return set(run(words).out.split())
+
+
 def steps(lines: list[str]) -> dict[str, float]:
-    """Seconds by step, from what a build said: a step lasts until the next one begins."""
-    begun = [(float(found[1]), found[2]) for line in lines if (found := STEP.search(line))]
-    following = begun[1:]
+    """Seconds by "part: step", from what the builds said: a step lasts until its part's next."""
+    begun: dict[str, list[tuple[float, str]]] = {}
+    for line in lines:
+        if found := STEP.match(line):
+            begun.setdefault(found[1], []).append((float(found[2]), found[3]))
     return {
-        step: round(after - at, 1) for (at, step), (after, _) in zip(begun, following, strict=False)
+        f"{part}: {step}": round(after - at, 1)
+        for part, said in begun.items()
+        for (at, step), (after, _) in itertools.pairwise(said)
     }
 
 

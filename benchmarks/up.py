@@ -26,8 +26,8 @@ from orchestrator.console import err
 from orchestrator.errors import UserError
 from orchestrator.profile import Profile, active, profile_option
 from orchestrator.progress import CLUSTER
+from orchestrator.resources import Step
 from orchestrator.run import run
-from orchestrator.state import Step
 
 #: Of the seconds by hand.
 RATIO_GOAL = 1.3

@@ -1,8 +1,10 @@
-# Table of contents: every directory here with a lock.json is an image; `tools` is what builds them.
+# Table of contents: every directory here with a lock.json is an image, but for two that all images
+# share: `tools` is what builds them, `loaders` what firmware starts them with.
 { system }:
 let
   inherit (builtins)
     attrNames
+    elem
     filter
     fromJSON
     listToAttrs
@@ -13,7 +15,11 @@ let
 
   lockOf = name: fromJSON (readFile (./. + "/${name}/lock.json"));
 
-  names = filter (name: name != "tools" && pathExists (./. + "/${name}/lock.json")) (
+  shared = [
+    "tools"
+    "loaders"
+  ];
+  names = filter (name: !elem name shared && pathExists (./. + "/${name}/lock.json")) (
     attrNames (readDir ./.)
   );
 
@@ -24,11 +30,16 @@ let
     inherit system inputs;
     lock = lockOf "tools";
   };
-  # 3. The stages: base, python, config, initrd, and the image that names them all.
-  image = import ./lib/image.nix { inherit inputs tools; };
+  # 3. Loaders for firmware, the same for every image.
+  loaders = import ./lib/loaders.nix {
+    inherit inputs tools;
+    lock = lockOf "loaders";
+  };
+  # 4. The stages: base, python, config, initrd, and the image that names them all.
+  image = import ./lib/image.nix { inherit inputs tools loaders; };
 in
 {
-  inherit tools;
+  inherit tools loaders;
   byName = listToAttrs (
     map (name: {
       inherit name;

@@ -19,13 +19,16 @@ from orchestrator.configure import Target
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT, ModelFile, Step
+from orchestrator.resources import Step
+from orchestrator.state import FRONT_UNIT, SERVER_UNIT, ModelFile
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
 CONTROL, SSH = "control", "ssh"
 STOPS = (CONTROL, SSH, *Step)
+#: A step of `up` as the boot timeline calls its end.
+REACHED = {Step.BASE: "configured", Step.RAY: "ray"}
 #: Seconds for the model from start to first answer.
 SERVE_TIMEOUT = 1200.0
 #: Seconds between two looks at the model while it loads.
@@ -70,6 +73,9 @@ def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
             configure_nodes(cluster, cluster.targets(files), result)
             if serves and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
+                if not result.failures:
+                    for node in result.started:
+                        cluster.diary.add(node.name, "ready")
             if serves and not result.failures:
                 with board.step(CLUSTER, "verify") as done:
                     result.report = verify(cluster.profile, cluster.verify_context(files))
@@ -89,6 +95,10 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
     if serves:
         with board.step(CLUSTER, "model"):
             files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+    with board.step(CLUSTER, "image") as done:
+        changed = cluster.publish_image()
+        held = ", held: see orchestrate status" if cluster.choice.held else ""
+        done.detail = f"{cluster.image_id[:12]} {'served' if changed else 'is served'}{held}"
     with board.step(CLUSTER, "machines"):
         cluster.driver.prepare(cluster.image)
     return files
@@ -190,11 +200,18 @@ class Way:
             done.detail = self.power()
         with board.step(name, SSH):
             self.wait_for_ssh()
+        self.reached("sshd")
+
+    def reached(self, step: str) -> None:
+        """Write down how far this boot is; what ran already is not booting."""
+        if self.node in self.result.started:
+            self.cluster.diary.add(self.node.name, step)
 
     def power(self) -> str:
         if self.cluster.driver.running(self.node):
             return "on already"
         self.result.started.append(self.node)
+        self.cluster.diary.add(self.node.name, "power")
         self.cluster.boot(self.node)
         return ""
 
@@ -227,6 +244,8 @@ class Way:
                 raise UserError(outcome.error)
             if outcome.failed:
                 raise UserError("\n".join(f"{what}: {why}" for what, why in outcome.failed))
+        if step in REACHED:
+            self.reached(REACHED[step])
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:

@@ -6,21 +6,26 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 
 from orchestrator import configure, paths
 from orchestrator.errors import UserError
-from orchestrator.identity import boot_files
+from orchestrator.identity import boot_files, principals
 from orchestrator.image import ident, store
 from orchestrator.machines import Driver, driver
 from orchestrator.models import Model, find
+from orchestrator.netboot import images
+from orchestrator.netboot.diary import Diary
+from orchestrator.netboot.images import Choice
+from orchestrator.netboot.publish import publish as publish_netboot
 from orchestrator.profile import Node, Profile
 from orchestrator.remote import Remote
 from orchestrator.run import Result
-from orchestrator.served_model import build, publish
+from orchestrator.served_model import build as build_model
+from orchestrator.served_model import publish
 from orchestrator.serving import Layout, resolve
 from orchestrator.state import Context, ModelFile, desired
 from orchestrator.trust import Trust, open_trust
@@ -36,6 +41,7 @@ class Cluster:
 
     profile: Profile
     image: Path
+    choice: Choice
     model: Model
     layout: Layout
     trust: Trust
@@ -62,15 +68,57 @@ class Cluster:
         if self.driver.netboots(node):
             self.driver.power_on(node, {})
             return
-        addresses = [str(link.address) for link in node.links.values()]
-        identity = self.trust.host_identity(node.name, addresses)
+        identity = self.trust.host_identity(principals(node))
         files = boot_files(self.profile, node, identity, self.trust.user_ca_public)
         self.driver.power_on(node, files)
+
+    @property
+    def diary(self) -> Diary:
+        """Where `up` writes down what it did to each node."""
+        return Diary(paths.cluster(self.profile.name) / "timeline.jsonl")
+
+    def publish_image(self) -> bool:
+        """Serve the image to machines that boot, with all that they are told; whether that changed.
+
+        An image that was built anew becomes the current one, unless another one is held.
+        """
+        choice = self.choice
+        if not choice.held or choice.current is None:
+            choice = choice.moved(images.publish(self.profile.name, self.profile.image, self.image))
+        return self._serve(choice)
+
+    def use_image(self, name: str) -> Choice:
+        """Let nodes boot the built image `name` from now on. Raises UserError where it is none."""
+        image = images.publish(self.profile.name, name, built(name))
+        # Another image than the profile's is held: `up` would go back to that one.
+        choice = replace(self.choice.moved(image), held=name != self.profile.image)
+        self._serve(choice)
+        return choice
+
+    def roll_back_image(self) -> Choice:
+        """Let nodes boot the image before. Raises UserError where there is none (any more)."""
+        choice = self.choice.back()
+        assert choice.current is not None
+        if not images.directory(self.profile.name, choice.current.id).is_dir():
+            raise UserError(
+                f"the files of the image before, {choice.current.id[:12]}, are gone",
+                "Choose one: orchestrate image use NAME",
+            )
+        self._serve(choice)
+        return choice
+
+    def _serve(self, choice: Choice) -> bool:
+        name = self.profile.name
+        changed = publish_netboot(self.profile, choice, self.trust.user_ca_public)
+        if choice != images.read(name):
+            images.write(name, choice)
+        images.forget_others(name, choice)
+        return changed
 
     def publish_model(self, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
         """Make the model, and put it where nodes can fetch it."""
         name = self.profile.serving.model
-        return publish(build(name, line), self.profile.name, name)
+        return publish(build_model(name, line), self.profile.name, name)
 
     def targets(self, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
         """By node, what it has to be."""
@@ -78,6 +126,7 @@ class Cluster:
             operator_public=self.trust.operator_public,
             ray_token=self.trust.ray_token,
             api_key=self.trust.api_key,
+            host_ca=self.trust.host_ca,
             layout=self.layout,
             model_files=tuple(files),
         )
@@ -143,20 +192,31 @@ def open_cluster(profile: Profile, machines: str | None = None) -> Cluster:
 
     Raises UserError where the image is not built, or the cluster runs with another driver.
     """
-    image = store.built(profile.image)
-    if image is None:
-        raise UserError(
-            f"the image {profile.image!r} is not built on this machine",
-            f"Run: orchestrate image fetch {profile.image}, then image build {profile.image}",
-        )
+    choice = images.read(profile.name)
+    if choice.held and choice.current:
+        image = images.directory(profile.name, choice.current.id)
+    else:
+        image = built(profile.image)
     return Cluster(
         profile=profile,
         image=image,
+        choice=choice,
         model=find(profile.serving.model),
         layout=resolve(profile),
         trust=open_trust(profile.name),
         driver=driver(profile, machines),
     )
+
+
+def built(name: str) -> Path:
+    """The built image `name`. Raises UserError where it is not built."""
+    image = store.built(name)
+    if image is None:
+        raise UserError(
+            f"the image {name!r} is not built on this machine",
+            f"Run: orchestrate image fetch {name}, then image build {name}",
+        )
+    return image
 
 
 def differences(outcome: configure.Outcome) -> list[str]:

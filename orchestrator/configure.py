@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from orchestrator import agent
 from orchestrator.errors import UserError
+from orchestrator.node_paths import VENV
+from orchestrator.resources import Step
 from orchestrator.run import Result
-from orchestrator.state import VENV, NodeState, Step
+from orchestrator.state import NodeState
 
 #: Seconds for one node: long enough for a model's files over the slowest network in use.
 LOOK_TIMEOUT = 120.0

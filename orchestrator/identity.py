@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orchestrator.netboot import wire
 from orchestrator.templating import render
 from orchestrator.trust import HostIdentity
 
@@ -27,13 +28,20 @@ class BootFile:
 def boot_files(
     profile: Profile, node: Node, identity: HostIdentity, user_ca_public: str
 ) -> dict[str, BootFile]:
-    """Path in the node's root -> file, for one boot of ``node``."""
-    files = {
-        "/etc/hostname": BootFile(f"{node.name}\n"),
-        "/etc/hosts": BootFile(hosts(profile, node)),
+    """Path in the node's root -> file, for one boot of ``node`` whose key is made here."""
+    return {
+        **node_files(profile, node, user_ca_public),
         HOST_KEY: BootFile(identity.private.reveal(), 0o600),
         f"{HOST_KEY}.pub": BootFile(identity.public),
         HOST_CERTIFICATE: BootFile(identity.certificate),
+    }
+
+
+def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, BootFile]:
+    """Path in the node's root -> file: what is no secret and the same at each boot."""
+    files = {
+        "/etc/hostname": BootFile(f"{node.name}\n"),
+        "/etc/hosts": BootFile(hosts(profile, node)),
         USER_CA: BootFile(user_ca_public),
         "/etc/ssh/sshd_config.d/50-orchestrate.conf": BootFile(
             render(
@@ -52,6 +60,11 @@ def boot_files(
     return files
 
 
+def principals(node: Node) -> list[str]:
+    """What a node's host certificate is for: its name, which ssh asks for, and its addresses."""
+    return [node.name, *(str(link.address) for link in node.links.values())]
+
+
 def hosts(profile: Profile, node: Node) -> str:
     """/etc/hosts: each node by its plain name on Ray's network, by NAME-NETWORK on the others."""
     ray = profile.ray.network
@@ -67,13 +80,16 @@ def _network(profile: Profile, node: Node, network: str) -> str:
     """A network's systemd-networkd file; the default route is on the boot network."""
     link = node.links[network]
     is_boot = network == profile.boot.network
+    link_route = profile.is_control(node) and is_boot
     gateway = profile.boot_link(profile.control).address
     return render(
         "link.network",
         mac=link.mac,
         interface=link.interface,
         address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
+        # The control node advertises on the boot network, for loaders that ask for IPv6.
+        ula=f"{wire.ula(profile)[1]}/64" if link_route and wire.advertises(profile) else None,
         gateway=None if profile.is_control(node) or not is_boot else gateway,
         # Ray wants a default route, also where nothing lies behind it.
-        link_route=profile.is_control(node) and is_boot,
+        link_route=link_route,
     )

@@ -37,6 +37,11 @@ def cluster(name: str) -> Path:
     return state() / "clusters" / name
 
 
+def lasting(name: str) -> Path:
+    """What the control node keeps when it restarts: leases, boots and their logs."""
+    return cluster(name) / "control"
+
+
 def served(name: str) -> Path:
     """What the control node's web server hands out to the cluster."""
     return cluster(name) / "served"

@@ -10,11 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.identity import hosts
+from orchestrator.netboot import state as netboot
+from orchestrator.netboot import wire
+from orchestrator.node_paths import (
+    ETC,
+    FILES_ROOT,
+    LASTING,
+    MODELS,
+    RAY_ENV,
+    RAY_TOKEN,
+    VENV,
+    VLLM_ENV,
+)
+from orchestrator.resources import Directory, File, Resource, Step, Unit, User, service
 from orchestrator.serving import Layout, vllm_argv
 from orchestrator.templating import render
 from orchestrator.trust import Secret
@@ -22,88 +34,12 @@ from orchestrator.trust import Secret
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: The Python environment of every image.
-VENV = "/opt/venvs/orchestrate"
-#: Where models lie on compute nodes.
-MODELS = "/var/lib/orchestrate/models"
-#: What the control node gives to the others over HTTP; models are below ``models/NAME/``.
-FILES_ROOT = "/srv/orchestrate"
-
-ETC = "/etc/orchestrate"
-RAY_ENV = f"{ETC}/ray.env"
-RAY_TOKEN = f"{ETC}/ray.token"
-VLLM_ENV = f"{ETC}/vllm.env"
-
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
-
-
-class Step(StrEnum):
-    """In the order of ``up``."""
-
-    BASE = "base"
-    RAY = "ray"
-    SERVING = "serving"
-
-
-@dataclass(frozen=True)
-class User:
-    """An account; ``groups`` are joined where the node has them."""
-
-    step: Step
-    name: str
-    uid: int
-    shell: str = "/bin/bash"
-    groups: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Directory:
-    """A directory with its owner and mode; directories above it are made where missing."""
-
-    step: Step
-    path: str
-    owner: str = "root"
-    group: str = "root"
-    mode: str = "0755"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file: its text, or where to fetch it from and its sha256."""
-
-    step: Step
-    path: str
-    content: str | None = field(default=None, repr=False)
-    url: str | None = None
-    sha256: str | None = None
-    owner: str = "root"
-    group: str = "root"
-    mode: str = "0644"
-    secret: bool = False
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of what the file holds."""
-        return self.sha256 or hashlib.sha256((self.content or "").encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A systemd unit. It is restarted until it was started with ``revision``."""
-
-    step: Step
-    name: str
-    restart_on: tuple[str, ...] = ()
-    state: str = "running"
-    revision: str = ""
-
-
-Resource = User | Directory | File | Unit
 
 
 @dataclass(frozen=True)
@@ -151,6 +87,7 @@ class Context:
     operator_public: str
     ray_token: Secret
     api_key: Secret
+    host_ca: Secret
     layout: Layout
     model_files: tuple[ModelFile, ...] = ()
 
@@ -158,11 +95,6 @@ class Context:
 def model_directory(profile: Profile) -> str:
     """Where the served model lies on compute nodes."""
     return f"{MODELS}/{profile.serving.model}"
-
-
-def files_port(profile: Profile) -> int:
-    """Where the control node gives boot and model files over HTTP."""
-    return int(getattr(profile.boot, "http_port", 8081))
 
 
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:
@@ -174,8 +106,10 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
+        items += netboot.control(profile, context.host_ca)
         items += _front(profile)
     else:
+        items += netboot.compute(profile, node, FRONT_UNIT)
         items += _model(profile, context)
     if node.name == profile.server.name:
         items += _server(profile, context)
@@ -227,7 +161,7 @@ def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
     }
     if control:
         files[f"/etc/systemd/system/{unit}.d/50-orchestrate.conf"] = render("chrony-serve.conf")
-    yield from _service(Step.BASE, unit, files)
+    yield from service(Step.BASE, unit, files)
 
 
 def _front(profile: Profile) -> Iterable[Resource]:
@@ -236,22 +170,25 @@ def _front(profile: Profile) -> Iterable[Resource]:
         "nginx.conf",
         endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
         server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
-        files=_files_address(profile),
+        files=profile.boot_server,
         root=FILES_ROOT,
+        loaders=netboot.TFTP_ROOT,
+        access_log=f"{LASTING}/{netboot.ACCESS_LOG}",
+        boot_socket=netboot.SOCKET,
     )
     yield Directory(Step.BASE, FILES_ROOT)
-    yield from _service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
+    yield from service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
 
 
 def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
-    service = profile.users.service
+    account = profile.users.service
     yield File(Step.RAY, RAY_ENV, _environment(_ray_environment(profile, node)))
     yield File(
         Step.RAY,
         RAY_TOKEN,
         context.ray_token.reveal(),
-        owner=service,
-        group=service,
+        owner=account,
+        group=account,
         mode="0600",
         secret=True,
     )
@@ -260,18 +197,18 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     text = render(
         unit,
         venv=VENV,
-        user=service,
+        user=account,
         environment=RAY_ENV,
         address=profile.ray_address(node),
         head=_ray_address(profile),
         accelerators=node.accelerators,
         ray=profile.ray,
     )
-    yield from _service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
+    yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
 
 
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:
-    base = f"http://{_files_address(profile)}/models/{profile.serving.model}"
+    base = f"{wire.server(profile)}/models/{profile.serving.model}"
     for file in context.model_files:
         yield File(
             Step.SERVING,
@@ -305,16 +242,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
     )
     model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
     files = {f"/etc/systemd/system/{unit}": text}
-    yield from _service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
-
-
-def _service(
-    step: Step, unit: str, files: Mapping[str, str], others: Sequence[str] = ()
-) -> Iterable[Resource]:
-    """A running unit with the files that are its own; ``others`` restart it too."""
-    for path, content in files.items():
-        yield File(step, path, content)
-    yield Unit(step, unit, restart_on=(*files, *others))
+    yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
 
 
 def _revised(unit: Unit, files: Sequence[File]) -> Unit:
@@ -346,7 +274,3 @@ def _environment(variables: Mapping[str, str]) -> str:
 
 def _ray_address(profile: Profile) -> str:
     return f"{profile.ray_address(profile.control)}:{profile.ray.port}"
-
-
-def _files_address(profile: Profile) -> str:
-    return f"{profile.boot_link(profile.control).address}:{files_port(profile)}"

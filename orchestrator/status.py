@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
@@ -12,6 +14,10 @@ from rich.text import Text
 
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
+from orchestrator.netboot import look
+from orchestrator.netboot.images import Choice
+from orchestrator.netboot.look import Seen, profile_lines
+from orchestrator.netboot.timeline import DONE
 from orchestrator.profile import Node
 from orchestrator.verify import gather
 
@@ -45,15 +51,20 @@ class Status:
     models: list[str]
     note: str
     nodes: list[NodeStatus]
+    choice: Choice
+    seen: Seen
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(replace(self, seen=None))  # type: ignore[arg-type]
+        del plain["seen"]
+        return plain | self.seen.document()
 
     def tables(self) -> list[Table]:
         """The nodes, then the cluster, for a terminal."""
         nodes = Table(
-            "node", "address", "power", "system", "image", "ray", "units", box=None, pad_edge=False
-        )
+            "node", "address", "power", "boot", "system", "image", "ray", "units",
+            box=None, pad_edge=False,
+        )  # fmt: skip
         for node in self.nodes:
             units = ", ".join(f"{name} {state}" for name, state in node.units.items())
             told = node.note or units
@@ -61,6 +72,7 @@ class Status:
                 node.name,
                 node.address,
                 node.power,
+                self.boot_of(node.name),
                 node.system,
                 node.image[:12],
                 node.ray,
@@ -68,11 +80,38 @@ class Status:
             ]
             nodes.add_row(*(Text(cell) for cell in cells))
         cluster = Table.grid(padding=(0, 2))
-        cluster.add_row("image", f"{self.image} {self.image_id[:12]}")
+        cluster.add_row("image", Text(f"{self.image} {self.image_id[:12]}{self.told_of_choice()}"))
         cluster.add_row("model", f"{self.model}, {self.layout}")
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
+        for kind, text in self.warnings():
+            cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
+
+    def boot_of(self, node: str) -> str:
+        """How far a node's last boot is, and after how many seconds it was so far."""
+        boot = self.seen.netboot.boots[node]
+        if not boot.steps:
+            return UNKNOWN
+        last = boot.steps[-1]
+        word = "" if last.status == DONE else f" {last.status}"
+        return f"{last.step}{word} {boot.seen - boot.began:.0f} s"
+
+    def told_of_choice(self) -> str:
+        previous = self.choice.previous
+        before = f", before: {previous.name} {previous.id[:12]}" if previous else ""
+        return before + (", held (orchestrate image use goes forward)" if self.choice.held else "")
+
+    def warnings(self) -> Iterator[tuple[str, str]]:
+        """What needs a look: boots that do not get on, strangers, refusals."""
+        for name, cause in self.seen.stuck.items():
+            yield f"{name} is stuck", f"{cause.text}\n{cause.hint}"
+            for line in self.seen.netboot.boots[name].last:
+                yield "", f"  {line}"
+        for mac in self.seen.netboot.unknown:
+            yield "unknown machine", f"add it to compute_nodes:\n{profile_lines(mac)}"
+        for event in self.seen.netboot.refused:
+            yield "refused", f"{event.address} ({event.mac}): {event.text}"
 
 
 def status(cluster: Cluster) -> Status:
@@ -81,6 +120,7 @@ def status(cluster: Cluster) -> Status:
     powered = [node for node in profile.nodes if cluster.driver.running(node)]
     models: list[str] = []
     note, alive = "the control node has no power", dict[str, str]()
+    logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
@@ -88,6 +128,8 @@ def status(cluster: Cluster) -> Status:
             seen = {node.name: node for node in asked}
             alive = ray_nodes(cluster)
             models, note = served(cluster)
+            with suppress(UserError):
+                logs = look.fetch(cluster.remote(profile.control))
     nodes = []
     for node in profile.nodes:
         address = profile.ray_address(node)
@@ -104,6 +146,8 @@ def status(cluster: Cluster) -> Status:
         models=models,
         note=note,
         nodes=nodes,
+        choice=cluster.choice,
+        seen=look.seen(profile, cluster.diary, logs),
     )
 
 

@@ -90,15 +90,20 @@ class Trust:
         """The key of the served model's endpoint."""
         return Secret(self._read("api.key").strip())
 
-    def host_identity(self, name: str, addresses: Sequence[str] = ()) -> HostIdentity:
-        """A new host key, certified for one boot of the node ``name``."""
+    @property
+    def host_ca(self) -> Secret:
+        """The key that certifies hosts, for the control node: it certifies those that netboot."""
+        return Secret(self._read("host_ca"))
+
+    def host_identity(self, principals: Sequence[str]) -> HostIdentity:
+        """A new host key, certified for one boot of a node: its name, then its addresses."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=".host-") as scratch:
             key = Path(scratch, "key")
-            _generate_key(key, name)
+            _generate_key(key, principals[0])
             _certify(
                 self.directory / "host_ca",
                 key,
-                principals=[name, *addresses],
+                principals=principals,
                 lifetime=HOST_LIFETIME,
                 flags=["-h"],
             )

@@ -1,6 +1,10 @@
 # lock -> layers -> image. Each stage is one derivation and an attribute of the image, so that it can
 # be built and checked alone: `nix build --rebuild .#pxe-sim.base`.
-{ inputs, tools }:
+{
+  inputs,
+  tools,
+  loaders,
+}:
 {
   name,
   lock,
@@ -43,21 +47,29 @@ let
   ];
 
   # Wheels, installed into one environment, with bytecode made by the image's own Python.
-  python = tools.run {
+  environment =
+    name: wheels:
+    tools.run {
     name = "${name}-python.squashfs";
     script = "python.py";
     modules = [
       "bytecode.py"
       "deb.py"
+      "wheel.py"
     ];
     spec = {
       inherit (lock) epoch python;
       prefix = lock.system.environment;
-      wheels = listed files.wheels;
+      wheels = listed wheels;
       # Only these of the base, so that a change there leaves this layer as it is.
       interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
     };
   };
+
+  python = environment name files.wheels;
+
+  # Of the wheels only those that the control node's and every node's own services need.
+  few = builtins.filter (wheel: builtins.elem wheel.name lock.system.minimal);
 
   # The project's own files, as they lie in config/.
   own = tools.run {
@@ -89,39 +101,81 @@ let
       busybox = "${tools.seed}/busybox";
     };
   };
-in
-tools.run {
-  inherit name;
-  script = "image.py";
-  spec = {
-    inherit name;
-    inherit (lock) epoch debs wheels;
-    layers = [
-      {
-        name = "base";
-        path = "${base}";
-      }
-      {
-        name = "python";
-        path = "${python}";
-      }
-      {
-        name = "config";
-        path = "${own}";
-      }
-    ];
-    kernel = "${kernel}";
-    initrd = "${initrd}";
+
+  stages = {
+    inherit base python;
+    config = own;
+    few = environment "${name}-minimal" (few files.wheels);
   };
+
+  # A layer's hash tree, and its own size and hash: made anew only with the layer.
+  verity = builtins.mapAttrs (
+    layer: path:
+    tools.run {
+      name = "${name}-${layer}-verity";
+      script = "verity.py";
+      spec.layer = "${path}";
+    }
+  ) stages;
+
+  # The layers, the first the lowest, with one or the other environment.
+  layered = python: [
+    {
+      name = "base";
+      stage = "base";
+    }
+    {
+      name = "python";
+      stage = python;
+    }
+    {
+      name = "config";
+      stage = "config";
+    }
+  ];
+
+  # The image of some layers, under a name of its own.
+  assemble =
+    {
+      name,
+      layers,
+      wheels,
+    }:
+    tools.run {
+      inherit name;
+      script = "image.py";
+      spec = {
+        inherit name wheels;
+        inherit (lock) epoch;
+        debs = lock.debs ++ loaders.debs;
+        layers = map (
+          { name, stage }:
+          {
+            inherit name;
+            path = "${stages.${stage}}";
+            verity = "${verity.${stage}}";
+          }
+        ) layers;
+        kernel = "${kernel}";
+        initrd = "${initrd}";
+        loaders = "${loaders}";
+      };
+    };
+in
+assemble {
+  inherit name;
+  inherit (lock) wheels;
+  layers = layered "python";
 }
+// stages
 // {
-  inherit
-    base
-    python
-    kernel
-    initrd
-    ;
-  config = own;
+  inherit kernel initrd verity;
+  # With few of Python's packages, a sixth of the size: what tests of booting boot.
+  minimal = assemble {
+    name = "${name}-minimal";
+    wheels = few lock.wheels;
+    layers = layered "few";
+  };
   prefix = lock.system.environment;
   pythonVersion = lock.python.version;
 }

@@ -10,9 +10,11 @@ import click
 
 from orchestrator.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
+from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
     from orchestrator.image.inventory import State
+    from orchestrator.netboot.images import Choice
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 mirror_option = click.option(
@@ -89,7 +91,7 @@ def fetch(
     mirror: str | None,
     as_json: bool,
 ) -> None:
-    """Bring what the Nix store lacks of an image's files, and of the build tools."""
+    """Bring what the Nix store lacks of an image's files, of the build tools and of the loaders."""
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
@@ -149,6 +151,59 @@ def gc(name: str | None, as_json: bool) -> None:
     out.print(f"{_mib(released.removed)} of downloads removed.")
     out.print(f"Up to {_mib(released.collectable)} in the Nix store are no longer kept.")
     out.print("To have Nix delete them now: nix-store --gc")
+
+
+@image.command()
+@click.argument("name")
+@profile_option
+@json_option
+def use(name: str, profile: str | None, as_json: bool) -> None:
+    """Let the cluster's nodes boot the built image NAME from now on.
+
+    The switch is atomic; what runs goes on with the image that it booted. An image other than the
+    profile's stays chosen until 'use' names the profile's again.
+
+    Example: orchestrate image use pxe-sim
+    """
+    from orchestrator.cluster import open_cluster
+    from orchestrator.profile import active
+
+    cluster = open_cluster(active(profile))
+    with cluster.locked("image use"):
+        before = cluster.choice
+        _print_choice(before, cluster.use_image(name), as_json)
+
+
+@image.command()
+@profile_option
+@json_option
+def rollback(profile: str | None, as_json: bool) -> None:
+    """Let the cluster's nodes boot the image before the current one.
+
+    'up' does not go forward by itself after it; 'image use' does.
+
+    Example: orchestrate image rollback
+    """
+    from orchestrator.cluster import open_cluster
+    from orchestrator.profile import active
+
+    cluster = open_cluster(active(profile))
+    with cluster.locked("image rollback"):
+        before = cluster.choice
+        _print_choice(before, cluster.roll_back_image(), as_json)
+
+
+def _print_choice(before: Choice, now: Choice, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(now) | {"changed": before != now})
+        return
+    assert now.current is not None
+    said = f"nodes boot {now.current.name} {now.current.id[:12]}"
+    if now.previous:
+        said += f"; before: {now.previous.name} {now.previous.id[:12]}"
+    out.print(
+        said + ("; held" if now.held else "") + ("" if before != now else "; nothing changed")
+    )
 
 
 def _print_table(states: list[State]) -> None:

@@ -119,7 +119,8 @@ class Root:
         keep = ("Package", "Version", "Architecture", "Provides", "Multi-Arch", "Essential")
         self._set_status(
             "".join(
-                "Status: install ok installed\n"
+                # Held: apt would else "upgrade" it along with a package of the same source.
+                "Status: hold ok installed\n"
                 + "".join(f"{key}: {stanza[key]}\n" for key in keep if key in stanza)
                 + "\n"
                 for stanza in stanzas

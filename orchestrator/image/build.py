@@ -22,6 +22,9 @@ OLDEST_NIX = (2, 4)
 #: the inputs. A guess on the safe side.
 SPACE_FACTOR = 3
 
+#: As many parts of an image at once as there are cores: Nix's own default is one.
+MAX_JOBS = "auto"
+
 #: What the flake is made of.
 FLAKE_FILES = ("flake.nix", "images", "models")
 
@@ -43,7 +46,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
     """
     require_flakes()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((spec.TOOLS, name))}
+    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
     require_inputs(name, locks)
     require_known_to_git()
     require_space(locks)
@@ -51,6 +54,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     link.parent.mkdir(parents=True, exist_ok=True)
     argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
     argv += ["build", f"{paths.checkout()}#{name}", "--out-link", str(link), "-L"]
+    argv += ["--max-jobs", MAX_JOBS]
     stream([*argv, "--no-write-lock-file"], line, what=f"building the image {name!r}")
     path = link.resolve()
     return Built(path, image.ident(path))

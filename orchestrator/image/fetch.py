@@ -42,14 +42,14 @@ class Fetched:
 
 
 def fetch(name: str, sources: Sources, *, jobs: int = 8, keep: bool = False) -> Fetched:
-    """Bring every locked file of the image ``name`` and of the tools into the Nix store.
+    """Bring every locked file of the image ``name``, and what all share, into the Nix store.
 
     ``keep`` leaves the downloads in the cache, to carry them to a machine without network. Raises
     UserError where a lock is missing or stale, the disk too small, or a file cannot be had; what
     was brought until then stays.
     """
     store.require_nix()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((spec.TOOLS, name))}
+    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     files = [file for path, file in wanted.items() if path in absent and file is not None]

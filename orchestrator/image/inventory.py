@@ -45,7 +45,7 @@ def state(name: str) -> State:
         missing=tuple(file.file if file else "the seed" for file in lacking),
         missing_size=_size(lacking),
         path=path,
-        ident=image.ident(path) if path and name != spec.TOOLS else None,
+        ident=image.ident(path) if path and name not in spec.SHARED else None,
         size=_tree_size(path) if path else 0,
     )
 

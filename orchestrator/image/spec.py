@@ -14,8 +14,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from orchestrator import paths
 from orchestrator.errors import BadInput, UserError
 
-#: The image that holds the build's own tools: fetched along with every other.
-TOOLS = "tools"
+#: Locked like images, and part of the build of every one: its own tools, and the loaders.
+SHARED = ("tools", "loaders")
 
 
 class _Part(BaseModel):
@@ -107,7 +107,7 @@ def directory(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """All images of the checkout, the tools included."""
+    """All images of the checkout, and what they share."""
     return sorted(path.parent.name for path in (paths.checkout() / "images").glob("*/image.yml"))
 
 

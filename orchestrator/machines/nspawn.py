@@ -20,6 +20,7 @@ from orchestrator.machines import cgroup, netns
 from orchestrator.machines.layers import Layers, unmount_below
 from orchestrator.machines.processes import Process, ended, kill
 from orchestrator.machines.switch import Switch
+from orchestrator.node_paths import FILES_ROOT, LASTING
 from orchestrator.run import run
 
 if TYPE_CHECKING:
@@ -102,7 +103,10 @@ class Container:
         if profile.is_control(self.node):
             served = paths.served(profile.name)
             served.mkdir(parents=True, exist_ok=True)
-            argv.append(f"--bind-ro={served}:/srv/orchestrate")
+            argv.append(f"--bind-ro={served}:{FILES_ROOT}")
+            lasting = paths.lasting(profile.name)
+            lasting.mkdir(parents=True, exist_ok=True)
+            argv.append(f"--bind={lasting}:{LASTING}")
         if not cgroup.SYSTEMD_RUNS.is_dir():
             argv = cgroup.starting_in(unique, [*argv, "--keep-unit"])
         self.console.unlink(missing_ok=True)

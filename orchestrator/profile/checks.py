@@ -151,15 +151,45 @@ def accounts_agree(users: Users) -> Found:
         yield ("users", "service"), text
 
 
-def ports_differ(ray: Ray, serving: Serving) -> Found:
-    """On the control node; vLLM's is the only one on a compute node."""
+def loaders_are_for_compute_nodes(control: Node) -> Found:
+    if control.loader:
+        yield ("control", "loader"), "the control node does not boot from the network; leave it out"
+
+
+def loaders_are_served(boot: Boot, compute_nodes: tuple[Node, ...]) -> Found:
+    for index, node in enumerate(compute_nodes):
+        if node.loader and boot.secure:
+            text = "has no effect with boot.secure, where every node loads shim; leave it out"
+            yield ("compute_nodes", index, "loader"), text
+
+
+def nat_is_another_network(networks: dict[str, Network], boot: Boot, control: Node) -> Found:
+    where = ("boot", "nat")
+    if boot.nat is None:
+        return
+    if boot.nat not in networks:
+        yield where, f"there is no network '{boot.nat}'; {nearest(boot.nat, networks)}"
+    elif boot.nat == boot.network:
+        yield where, f"'{boot.nat}' is the boot network itself; name the one that leads outside"
+    elif boot.nat not in control.links:
+        links = [name for name in control.links if name != boot.network]
+        text = f"{control.name} has no link on '{boot.nat}'; allowed: {', '.join(links) or 'none'}"
+        yield where, text
+
+
+def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
+    """On the control node; with ``boot.peers`` a compute node has two."""
     ports: list[tuple[Loc, int]] = [
+        (("boot", "http_port"), boot.http_port),
         (("ray", "port"), ray.port),
         (("ray", "dashboard_port"), ray.dashboard_port),
         (("serving", "endpoint_port"), serving.endpoint_port),
     ]
     named = [(loc, str(port), ".".join(map(str, loc))) for loc, port in ports]
     yield from _repeated(named, "is also {}, on the control node too; each has its own")
+    if boot.peers and boot.http_port == serving.port:
+        text = f"{serving.port} is also boot.http_port, with boot.peers on compute nodes too"
+        yield ("serving", "port"), f"{text}; each has its own"
 
 
 def flags_are_free(serving: Serving) -> Found:
@@ -199,6 +229,9 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     nodes_differ,
     accelerators_are_on_compute_nodes,
     accounts_agree,
+    loaders_are_for_compute_nodes,
+    loaders_are_served,
+    nat_is_another_network,
     ports_differ,
     flags_are_free,
     variables_are_free,

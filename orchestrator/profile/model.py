@@ -13,12 +13,14 @@ from orchestrator.profile.source import Source
 from orchestrator.profile.types import (
     AccountName,
     Address,
+    BiosLoader,
     BoolOrAuto,
     FlagName,
     FlagValue,
     HighPort,
     HostName,
     Interface,
+    KernelWord,
     Mac,
     ModelName,
     Name,
@@ -27,6 +29,7 @@ from orchestrator.profile.types import (
     PublicKey,
     Size,
     Subnet,
+    UefiLoader,
     Variable,
     VariableName,
     WholeOrAuto,
@@ -52,15 +55,57 @@ class Network(Section):
     subnet: Subnet = Field(description="Its addresses, as ADDRESS/BITS.")
 
 
+class Loaders(Section):
+    """What firmware is given to load, by its kind: iPXE, as a file of the image's `loaders/`."""
+
+    bios: BiosLoader = Field(
+        default="undionly.kpxe",
+        description="For legacy BIOS: iPXE that uses the card's own driver.",
+    )
+    uefi: UefiLoader = Field(
+        default="ipxe.efi",
+        description="For UEFI: `ipxe.efi` with drivers of its own, or `snponly.efi` with the "
+        "firmware's, where the first does not know the card.",
+    )
+
+
 class Boot(Section):
     """How compute nodes boot."""
 
     network: Name = Field(description="The network (a key of `networks`) that they PXE boot from.")
+    dhcp: Literal["authoritative", "proxy", "off"] = Field(
+        default="authoritative",
+        description="Who gives nodes their addresses on it. `authoritative`: the control node, "
+        "and nobody else. `proxy`: another server does, and the control node adds what is needed "
+        "to boot. `off`: another server does both, set up as `orchestrate netboot options` says.",
+    )
+    http_port: HighPort = Field(
+        default=8081,
+        description="Where the control node (and, with `peers`, each node that is up) gives "
+        "images over HTTP.",
+    )
+    loaders: Loaders = Field(default=Loaders(), description=Loaders.__doc__)
     secure: bool = Field(
         default=False,
         description="UEFI boots by Secure Boot's chain: shim, then GRUB, then the kernel, each "
         "signed, and all by TFTP, since the signed GRUB has no HTTP. BIOS has no such chain, and "
         "loads iPXE as ever.",
+    )
+    consoles: tuple[KernelWord, ...] = Field(
+        default=("tty0", "ttyS0,115200"),
+        description="Values of the kernel's `console=`, in order; the last one is /dev/console.",
+    )
+    kernel_args: tuple[KernelWord, ...] = Field(
+        default=(), description="Further words of the kernel's command line."
+    )
+    nat: Name | None = Field(
+        default=None,
+        description="The network that nodes reach the outside through: the control node has a "
+        "link there, and hands on what comes from the boot network. Not set: they do not.",
+    )
+    peers: bool = Field(
+        default=False,
+        description="Nodes that are up also give the image to those that boot.",
     )
 
 
@@ -88,6 +133,11 @@ class Node(Section):
         le=64,
         description='How many accelerators vLLM may use here: what Ray counts as "GPU". '
         "0 on the control node.",
+    )
+    loader: UefiLoader | None = Field(
+        default=None,
+        description="Of a compute node: what its UEFI firmware is given to load, in place of "
+        "`boot.loaders.uefi`.",
     )
     links: dict[Name, Link] = Field(
         min_length=1, description="By network: a key of `networks`, then the link."
@@ -222,7 +272,6 @@ class Profile(Section):
     ray: Ray = Field(description=Ray.__doc__)
     serving: Serving = Field(description=Serving.__doc__)
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
-
     simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
 
     @property
@@ -250,6 +299,15 @@ class Profile(Section):
     def boot_link(self, node: Node) -> Link:
         """The node's link on the network that it boots from."""
         return node.links[self.boot.network]
+
+    def loader(self, node: Node) -> str:
+        """What the node's UEFI firmware is given to load."""
+        return node.loader or self.boot.loaders.uefi
+
+    @property
+    def boot_server(self) -> str:
+        """ADDRESS:PORT where the control node gives boot files over HTTP."""
+        return f"{self.boot_link(self.control).address}:{self.boot.http_port}"
 
     def ray_address(self, node: Node) -> str:
         """The node's address on Ray's network."""

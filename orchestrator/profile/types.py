@@ -224,6 +224,13 @@ Size = Annotated[
     WithJsonSchema({"type": ["string", "integer"], "pattern": f"^{_SIZE.pattern}$", "minimum": 0}),
 ]
 ObjectStoreSize = Annotated[Size, AfterValidator(_object_store)]
+#: iPXE as the image has it, by the firmware that can load it.
+BiosLoader = Literal["undionly.kpxe"]
+UefiLoader = Literal["ipxe.efi", "snponly.efi"]
+KernelWord = Annotated[
+    str,
+    Matching(r"[A-Za-z0-9_.,:;/=@+-]+", "one word of the kernel's command line, without quotes"),
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: A port that a service without root rights can listen on.
 HighPort = Annotated[int, Field(ge=1024, le=65535)]

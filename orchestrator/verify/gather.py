@@ -14,8 +14,8 @@ import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.errors import UserError
+from orchestrator.node_paths import RAY_ENV, VENV
 from orchestrator.run import Result
-from orchestrator.state import RAY_ENV, VENV
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
 
 if TYPE_CHECKING:

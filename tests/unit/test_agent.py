@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from orchestrator import agent
-from orchestrator.state import Directory, File, NodeState, Step, User
+from orchestrator.resources import Directory, File, Step, User
+from orchestrator.state import NodeState
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
 pytestmark = needs_root

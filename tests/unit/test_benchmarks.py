@@ -27,7 +27,9 @@ import up
 
 from orchestrator.errors import UserError
 from orchestrator.identity import BootFile
-from orchestrator.state import VENV, File, NodeState, Step
+from orchestrator.node_paths import VENV
+from orchestrator.resources import File, Step
+from orchestrator.state import NodeState
 from orchestrator.templating import render
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -130,10 +132,15 @@ def test_a_step_lasts_until_the_next() -> None:
     said = [
         "x-base.squashfs>    0.0 s  unpacking 171 packages",
         "x-base.squashfs> something else",
+        "x-python.squashfs>    0.2 s  opening 149 wheels",
         "x-base.squashfs>    3.1 s  merging",
         "x-base.squashfs>   10.4 s  done",
     ]
-    assert nix_image.steps(said) == {"unpacking 171 packages": 3.1, "merging": 7.3}
+    base = "x-base.squashfs"
+    assert nix_image.steps(said) == {
+        f"{base}: unpacking 171 packages": 3.1,
+        f"{base}: merging": 7.3,
+    }
 
 
 def test_imports_are_read_in_milliseconds() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from orchestrator.configure import Outcome, Target, apply, plan
 from orchestrator.errors import UserError
+from orchestrator.resources import Directory, File, Step
 from orchestrator.run import Result, run
-from orchestrator.state import Directory, File, NodeState, Step
+from orchestrator.state import NodeState
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
 

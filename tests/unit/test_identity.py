@@ -27,7 +27,7 @@ def test_sshd_accepts_what_a_node_is_given(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
     profile = load(PROFILE)
     trust = open_trust(profile.name)
-    identity = trust.host_identity("node-a")
+    identity = trust.host_identity(["node-a"])
     root = tmp_path / "root"
     node = profile.compute_nodes[0]
     for path, file in boot_files(profile, node, identity, trust.user_ca_public).items():

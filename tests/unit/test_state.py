@@ -17,8 +17,9 @@ import pytest
 
 from orchestrator.identity import boot_files
 from orchestrator.profile import Profile, load
+from orchestrator.resources import Step
 from orchestrator.serving import Layout
-from orchestrator.state import Context, ModelFile, NodeState, Step, desired
+from orchestrator.state import Context, ModelFile, NodeState, desired
 from orchestrator.templating import env_value, exec_word
 from orchestrator.trust import HostIdentity, Secret
 
@@ -35,6 +36,7 @@ def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
         operator_public="ssh-ed25519 OPERATOR\n",
         ray_token=Secret(token),
         api_key=Secret("API KEY"),
+        host_ca=Secret("HOST CA"),
         layout=Layout(tensor=accelerators, pipeline=1, expert=False, accelerators=accelerators),
         model_files=(ModelFile("config.json", "a" * 64), ModelFile("model.safetensors", "b" * 64)),
     )

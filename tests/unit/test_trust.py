@@ -86,7 +86,7 @@ def test_a_directory_that_cannot_be_made_is_a_message(
 
 def test_a_host_identity_names_the_node_and_leaves_nothing_behind(trust: Trust) -> None:
     before = contents(trust).keys()
-    identity = trust.host_identity("node0", ["10.0.0.1"])
+    identity = trust.host_identity(["node0", "10.0.0.1"])
     assert contents(trust).keys() == before
     file = trust.directory.parent / "cert.pub"
     file.write_text(identity.certificate)
@@ -168,7 +168,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def remote(trust: Trust, serve: Serve) -> Iterator[Remote]:
-    port = serve(trust.host_identity("node0"), trust.user_ca_public)
+    port = serve(trust.host_identity(["node0"]), trust.user_ca_public)
     remote = Remote("node0", "127.0.0.1", trust, port=port)
     yield remote
     remote.close()
@@ -197,19 +197,19 @@ def test_a_failed_command_says_all_and_how_to_repeat_it(remote: Remote) -> None:
 
 def test_a_node_of_another_authority_is_refused_by_name(trust: Trust, serve: Serve) -> None:
     other = open_trust("two")
-    port = serve(other.host_identity("node0"), trust.user_ca_public)
+    port = serve(other.host_identity(["node0"]), trust.user_ca_public)
     with pytest.raises(HostKeyRefused, match="node0"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
 def test_another_node_at_the_address_is_refused(trust: Trust, serve: Serve) -> None:
-    port = serve(trust.host_identity("node1", ["127.0.0.1"]), trust.user_ca_public)
+    port = serve(trust.host_identity(["node1", "127.0.0.1"]), trust.user_ca_public)
     with pytest.raises(HostKeyRefused, match="node0"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
 def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Serve) -> None:
-    port = serve(trust.host_identity("node0"), open_trust("two").user_ca_public)
+    port = serve(trust.host_identity(["node0"]), open_trust("two").user_ca_public)
     with pytest.raises(AccessDenied, match=r"node0.*root is not let in"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import system
-from common import SPEC, give_root_to_root, largest_first, say, squashfs_of_tar
+from common import SPEC, finish_squashfs_of_tar, largest_first, say, squashfs_of_tar
 from deb import control, inner_tar
 
 #: /bin, /lib and friends are links into /usr; packages of bookworm still ship files there.
@@ -130,11 +130,10 @@ def write(tree: dict[str, Entry]) -> None:
             entry = tree[path]
             header = replace_header(entry.header)
             out.addfile(header, io.BytesIO(entry.read()) if header.isreg() else None)
-    process.stdin.close()
-    if process.wait() != 0:
-        sys.exit("mksquashfs failed")
     headers = [entry.header for entry in tree.values()]
-    give_root_to_root({each for header in headers for each in (header.uid, header.gid)})
+    finish_squashfs_of_tar(
+        process, {each for header in headers for each in (header.uid, header.gid)}
+    )
 
 
 def replace_header(header: tarfile.TarInfo) -> tarfile.TarInfo:

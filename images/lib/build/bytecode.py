@@ -1,26 +1,50 @@
-"""Compile one share of a tree's Python files. Run by the image's own interpreter.
+"""Compile one share of the layer's Python files into a tar. Run by the image's own interpreter.
 
-Usage: bytecode.py ROOT SHARE SHARES. Every SHARES-th file, beginning with number SHARE.
+Usage: bytecode.py LIST SHARE SHARES OUT. LIST is JSON: [wheel or null, name in it or file, path in
+the image]. Every SHARES-th entry, beginning with number SHARE.
 """
 
-import compileall
-import py_compile
+import importlib.util
+import io
+import json
+import marshal
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
-root, share, shares = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-# Tests that wheels bring are not run in an image: a tenth of all files.
-sources = sorted(
-    str(path)
-    for path in Path(root).rglob("*.py")
-    if not {"test", "tests"} & set(path.relative_to(root).parts)
-)
-for source in sources[share::shares]:
-    compileall.compile_file(
-        source,
-        stripdir=root,
-        prependdir="/",
-        quiet=2,  # wheels carry templates and tests that are no valid Python
-        # Hash-based and unchecked: no time stamp in the bytes, no look at the source at import.
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
+#: What an import checks: a hash of the source is named, and not looked at (PEP 552).
+UNCHECKED_HASH = (0b01).to_bytes(4, "little")
+
+archives: dict[str, zipfile.ZipFile] = {}
+
+
+def read(wheel: str | None, name: str) -> bytes:
+    if wheel is None:
+        return Path(name).read_bytes()
+    if wheel not in archives:
+        archives[wheel] = zipfile.ZipFile(wheel)
+    return archives[wheel].read(name)
+
+
+def compiled(source: bytes, path: str) -> bytes:
+    """A .pyc's content (py_compile would write the same with UNCHECKED_HASH)."""
+    code = compile(source, path, "exec", dont_inherit=True)
+    head = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH + importlib.util.source_hash(source)
+    return head + marshal.dumps(code)
+
+
+def main(listed: str, share: int, shares: int, out: str) -> None:
+    with tarfile.open(out, "w") as tar:
+        for wheel, name, path in json.loads(Path(listed).read_text())[share::shares]:
+            source = read(wheel, name)
+            try:
+                data = compiled(source, f"/{path}")
+            except (SyntaxError, ValueError):
+                continue  # wheels carry templates that are no valid Python
+            header = tarfile.TarInfo(importlib.util.cache_from_source(path))
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

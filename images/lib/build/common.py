@@ -80,6 +80,14 @@ def squashfs_of_tar(epoch: int) -> subprocess.Popen:
     return subprocess.Popen(argv, stdin=subprocess.PIPE)
 
 
+def finish_squashfs_of_tar(process: subprocess.Popen, ids_in_use: set[int]) -> None:
+    """Wait until $out is written; `ids_in_use` are all owners and groups in the stream."""
+    process.stdin.close()
+    if process.wait() != 0:
+        sys.exit("mksquashfs failed")
+    give_root_to_root(ids_in_use)
+
+
 def give_root_to_root(ids_in_use: set[int]) -> None:
     """Let the root directory of $out, a squashfs of a tar, belong to root.
 

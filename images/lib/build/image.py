@@ -40,7 +40,7 @@ def component(kind: str, entry: dict) -> dict:
 
 
 def bill_of_materials() -> dict:
-    """CycloneDX 1.5: every package and wheel of the lock."""
+    """CycloneDX 1.5: every package and wheel of the image's lock, and the loaders' packages."""
     parts = [component("deb/debian", deb) for deb in SPEC["debs"]]
     parts += [component("pypi", wheel) for wheel in SPEC["wheels"]]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -63,14 +63,24 @@ def write_json(path: Path, document: dict) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
+def add_layer(name: str, path: str, verity: str) -> dict:
+    """Link a layer and its hash tree; both were hashed where the tree was made."""
+    facts = json.loads(Path(verity, "facts.json").read_text())
+    file, tree = f"{name}.squashfs", f"{name}.verity"
+    (OUT / file).symlink_to(path)
+    (OUT / tree).symlink_to(Path(verity, "tree"))
+    return {"name": name, "file": file, **facts, "verity": {"file": tree, **facts["verity"]}}
+
+
 OUT.mkdir()
-layers = []
-for layer in SPEC["layers"]:
-    name = f"{layer['name']}.squashfs"
-    (OUT / name).symlink_to(layer["path"])
-    layers.append({"name": layer["name"], **described(name, OUT / name)})
+layers = [add_layer(**layer) for layer in SPEC["layers"]]
 for name in ("kernel", "initrd"):
     (OUT / name).symlink_to(SPEC[name])
+(OUT / "loaders").mkdir()
+loaders = []
+for path in sorted(Path(SPEC["loaders"]).iterdir()):
+    loaders.append(f"loaders/{path.name}")
+    (OUT / loaders[-1]).symlink_to(path)
 write_json(OUT / SBOM, bill_of_materials())
 manifest = {
     "schema": 1,
@@ -78,6 +88,7 @@ manifest = {
     "epoch": SPEC["epoch"],
     "layers": layers,  # the first is the lowest
     **{name: described(name, OUT / name) for name in ("kernel", "initrd")},
+    "loaders": [described(name, OUT / name) for name in loaders],
     "sbom": described(SBOM, OUT / SBOM),
 }
 write_json(OUT / "manifest.json", manifest)

@@ -1,10 +1,10 @@
-"""$out is the initrd: busybox, a shell init, the modules that it loads; a zstd cpio (newc)."""
+"""$out is the initrd: busybox, init, and programs and modules of the base layer; a zstd cpio."""
 
 import stat
 import subprocess
 from pathlib import Path
 
-from common import OUT, SPEC, tool, unsquashfs
+from common import LIB, LOADER, OUT, SPEC, tool, unsquashfs
 
 
 def entry(
@@ -60,21 +60,45 @@ def modules(tree: Path) -> None:
     inside = f"usr/lib/modules/{release.name}"
     unsquashfs(SPEC["base"], unpacked, *(f"{inside}/{path}" for path in sorted(kept)))
     for path in kept:
-        copy = tree / "lib/modules" / release.name / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((release / path).read_bytes())
+        put(tree / "lib/modules" / release.name / path, release / path, 0o644)
     for index in ("modules.order", "modules.builtin"):
-        (tree / "lib/modules" / release.name / index).write_bytes((release / index).read_bytes())
+        put(tree / "lib/modules" / release.name / index, release / index, 0o644)
     subprocess.run(tool("depmod", "--basedir", str(tree), release.name), check=True)
+
+
+def programs(tree: Path) -> None:
+    """The wanted programs of the base layer, with the loader and libraries that they need."""
+    unpacked = Path("programs").absolute()
+    unsquashfs(SPEC["base"], unpacked, *SPEC["initrd"]["programs"], f"{LIB}/*.so*")
+    loader = [str(unpacked / LOADER), "--library-path", str(unpacked / LIB)]
+    for program in SPEC["initrd"]["programs"]:
+        if not (unpacked / program).exists():
+            raise SystemExit(f"image.yml wants the program {program}, which no package brings")
+        argv = [*loader, "--list", str(unpacked / program)]
+        said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+        # Lines like "libc.so.6 => /.../libc.so.6 (0x...)"; the loader's own line has no arrow.
+        found = [Path(line.split()[2]) for line in said.splitlines() if " => " in line]
+        libraries = [f"{LIB}/{path.name}" for path in found]
+        for name in (program, *libraries):
+            put(tree / name, unpacked / name, 0o755)
+    # Where programs ask the kernel for it.
+    put(tree / "lib64" / Path(LOADER).name, unpacked / LOADER, 0o755)
+
+
+def put(copy: Path, source: Path, mode: int) -> None:
+    """Copy a file, or what a link leads to, and make the directories above."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(source.read_bytes())
+    copy.chmod(mode)
 
 
 tree = Path("initrd").absolute()
 for directory in ("bin", "proc", "sys", "run", "root", "tmp", "etc"):
     (tree / directory).mkdir(parents=True)
-for name, source, mode in (("bin/busybox", SPEC["busybox"], 0o755), ("init", SPEC["init"], 0o755)):
-    (tree / name).write_bytes(Path(source).read_bytes())
-    (tree / name).chmod(mode)
+put(tree / "bin/busybox", Path(SPEC["busybox"]), 0o755)
+put(tree / "init", Path(SPEC["init"]), 0o755)
 (tree / "bin/sh").symlink_to("busybox")
+programs(tree)
 modules(tree)
 raw = Path("initrd.cpio")
 raw.write_bytes(archive(tree))

@@ -1,146 +1,93 @@
 """The python layer: all wheels in one environment, as pip would install them, with bytecode.
 
-Interpreter and bytecode are the image's: its python3.X is unpacked from its packages and run
-through its own loader. The standard library's bytecode is in this layer too, since Debian makes
-it at installation time.
+Nothing is unpacked: files go from the wheels into mksquashfs, while the image's own python3.X,
+unpacked from its packages and run through its own loader, compiles. The standard library's
+bytecode is in this layer too, since Debian makes it at installation time.
 """
 
-import shutil
+import io
+import json
 import subprocess
 import sys
-import zipfile
-from concurrent.futures import ProcessPoolExecutor
+import tarfile
 from pathlib import Path
 
-from common import SPEC, in_tree, largest_first, say, squashfs_of_directory
+from common import SPEC, finish_squashfs_of_tar, in_tree, largest_first, say, squashfs_of_tar
 from deb import unpack_tree
-from installer import install
-from installer.destinations import SchemeDictionaryDestination
-from installer.sources import WheelFile
+from wheel import Tree, install_wheel, sources
 
 VERSION = SPEC["python"]["version"]
 PREFIX = SPEC["prefix"]
-ROOT = Path("root").absolute()
-HOME = ROOT / PREFIX.lstrip("/")
+HOME = PREFIX.lstrip("/")
 SITE = f"lib/python{VERSION}/site-packages"
+IMAGE = Path("image").absolute()
 #: Bytecode is compiled in this many fixed shares. What marshal writes depends on what else a
 #: process compiled before; a share per process, not a queue, makes that the same every time.
 SHARES = 4
 
 
-def environment() -> None:
-    """What `python -m venv` would make, without pip."""
-    (HOME / "bin").mkdir(parents=True)
-    for name in ("python", "python3", f"python{VERSION}"):
-        (HOME / "bin" / name).symlink_to(f"/usr/bin/python{VERSION}")
-    (HOME / SITE).mkdir(parents=True)
-    (HOME / "pyvenv.cfg").write_text(
-        f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {VERSION}\n"
-    )
+def prepare(wheel: dict) -> None:
+    """Give a wheel its file name back (store names may not carry it)."""
+    Path(wheel["file"]).symlink_to(wheel["source"])
 
 
-def prepare(wheel: dict) -> Path:
-    """Give a wheel its file name back (store names may not carry it) and make its directories.
-
-    The directories are made here, by one process: `installer` does not expect others beside it.
-    """
-    named = Path(wheel["file"])
-    named.symlink_to(wheel["source"])
-    with zipfile.ZipFile(named) as archive:
-        for name in archive.namelist():
-            top, _, below = name.partition("/")
-            into = HOME / SITE / name
-            if top.endswith(".data"):
-                kind, _, below = below.partition("/")
-                into = (HOME if kind == "data" else HOME / SITE) / below
-            into.parent.mkdir(parents=True, exist_ok=True)
-    return named
-
-
-def install_wheel(wheel: dict) -> None:
-    """Install one wheel: files, scripts, data below the prefix, RECORD.
-
-    A file that another wheel already brought is an error (`installer` raises it).
-    """
-    scheme = {
-        "purelib": f"{PREFIX}/{SITE}",
-        "platlib": f"{PREFIX}/{SITE}",
-        "scripts": f"{PREFIX}/bin",
-        "data": PREFIX,
-        "headers": f"{PREFIX}/include/{wheel['name']}",
-    }
-    destination = SchemeDictionaryDestination(
-        scheme,
-        interpreter=f"{PREFIX}/bin/python",
-        script_kind="posix",
-        bytecode_optimization_levels=(),
-        destdir=str(ROOT),
-    )
-    try:
-        with WheelFile.open(wheel["file"]) as source:
-            install(source, destination, additional_metadata={"INSTALLER": b"orchestrate\n"})
-    except Exception as error:
-        raise SystemExit(f"{wheel['file']}: {error}") from error
-
-
-def rename(name: str, new: dict) -> None:
-    """Let an installed distribution carry another name and version in its metadata."""
-    site = HOME / SITE
-    (old,) = site.glob(f"{name.replace('-', '_')}-*.dist-info")
-    info = old.rename(site / f"{new['name'].replace('-', '_')}-{new['version']}.dist-info")
-    head, blank, body = (info / "METADATA").read_text().partition("\n\n")
-    fields = {"Name": new["name"], "Version": new["version"]}
-    lines = []
-    for line in head.splitlines():
-        key = line.partition(":")[0]
-        lines.append(f"{key}: {fields[key]}" if key in fields else line)
-    (info / "METADATA").write_text("\n".join(lines) + blank + body)
-    # The hash of METADATA no longer holds; an empty one is allowed.
-    metadata = f"{old.name}/METADATA,"
-    rows = (info / "RECORD").read_text().splitlines()
-    rows = [f"{metadata}," if row.startswith(metadata) else row for row in rows]
-    text = "\n".join(rows) + "\n"
-    (info / "RECORD").write_text(text.replace(f"{old.name}/", f"{info.name}/"))
-
-
-def bytecode() -> None:
-    """Compile everything, the standard library too, with the image's interpreter."""
-    image = Path("image").absolute()
-    unpack_tree(SPEC["interpreter"], image)
+def start_compiling() -> list[subprocess.Popen]:
+    """Start a process for each share of all Python files; it writes share-N.tar."""
+    unpack_tree(SPEC["interpreter"], IMAGE)
     library = f"usr/lib/python{VERSION}"
-    shutil.copytree(image / library, ROOT / library, symlinks=True)
+    files = [file for file in (IMAGE / library).rglob("*.py") if file.is_file()]
+    standard = [(None, str(file), str(file.relative_to(IMAGE))) for file in files]
+    brought = [entry for wheel in SPEC["wheels"] for entry in sources(wheel, f"{HOME}/{SITE}")]
+    # Tests that wheels bring are not run in an image: a tenth of all files.
+    wanted = [e for e in standard + brought if not {"test", "tests"} & set(e[2].split("/"))]
+    Path("sources.json").write_text(json.dumps(sorted(wanted, key=lambda entry: entry[2])))
     script = Path(__file__).with_name("bytecode.py")
-    argv = [*in_tree(image, f"python{VERSION}", "-S", "-B", str(script)), str(ROOT)]
-    running = [subprocess.Popen([*argv, str(share), str(SHARES)]) for share in range(SHARES)]
-    codes = [process.wait() for process in running]
-    if any(codes):
-        sys.exit("compiling bytecode failed")
-    only_bytecode(ROOT / library)
+    argv = [*in_tree(IMAGE, f"python{VERSION}", "-S", "-B", str(script)), "sources.json"]
+    return [
+        subprocess.Popen([*argv, str(share), str(SHARES), share_tar(share)])
+        for share in range(SHARES)
+    ]
 
 
-def only_bytecode(tree: Path) -> None:
-    """Remove all but __pycache__: the rest is in the base layer."""
-    for path in sorted(tree.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif path.parent.name != "__pycache__":
-            path.unlink()
+def share_tar(share: int) -> str:
+    return f"share-{share}.tar"
+
+
+def environment(tree: Tree) -> None:
+    """What `python -m venv` would make, without pip."""
+    for name in ("python", "python3", f"python{VERSION}"):
+        tree.link(f"{HOME}/bin/{name}", f"/usr/bin/python{VERSION}")
+    settings = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {VERSION}\n"
+    tree.file(f"{HOME}/pyvenv.cfg", io.BytesIO(settings.encode()), len(settings))
+
+
+def add_bytecode(tree: Tree, compiling: list[subprocess.Popen]) -> None:
+    """Take over what each share compiled, one after the other."""
+    for share, process in enumerate(compiling):
+        if process.wait() != 0:
+            sys.exit("compiling bytecode failed")
+        with tarfile.open(share_tar(share)) as made:
+            for header in made:
+                tree.file(header.name, made.extractfile(header), header.size)
 
 
 def main() -> None:
-    say(f"installing {len(SPEC['wheels'])} wheels")
-    environment()
+    say(f"opening {len(SPEC['wheels'])} wheels")
     for wheel in SPEC["wheels"]:
         prepare(wheel)
-    with ProcessPoolExecutor() as pool:
-        list(pool.map(install_wheel, largest_first(SPEC["wheels"])))
-    for name, new in SPEC["python"].get("rename", {}).items():
-        rename(name, new)
-    say("compiling bytecode")
-    bytecode()
-    say("writing squashfs")
-    squashfs_of_directory(ROOT, SPEC["epoch"])
+    compiling = start_compiling()
+    say("wheels into squashfs, bytecode beside")
+    squashfs = squashfs_of_tar(SPEC["epoch"])
+    tree = Tree(squashfs.stdin, SPEC["epoch"])
+    environment(tree)
+    renamed = SPEC["python"].get("rename", {})
+    for wheel in largest_first(SPEC["wheels"]):
+        install_wheel(tree, PREFIX, SITE, wheel, renamed.get(wheel["name"]))
+    say("bytecode into squashfs")
+    add_bytecode(tree, compiling)
+    say("the rest of squashfs")
+    tree.tar.close()
+    finish_squashfs_of_tar(squashfs, {0})
     say("done")
 
 

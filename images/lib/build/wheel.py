@@ -1,0 +1,165 @@
+"""Wheels as a tar stream: what `installer` would write to disk goes to mksquashfs instead."""
+
+import base64
+import hashlib
+import io
+import posixpath
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from installer import install
+from installer.destinations import SchemeDictionaryDestination
+from installer.records import Hash, RecordEntry
+from installer.scripts import Script
+from installer.sources import WheelFile
+
+#: Bytes that go into the stream at once.
+BLOCK = 1 << 20
+#: Directories of a wheel's .data that are importable.
+LIBRARIES = ("purelib", "platlib")
+
+
+class Tree:
+    """A file system as a tar stream, all of it root's: each path once, parents first."""
+
+    def __init__(self, stream: BinaryIO, epoch: int) -> None:
+        self.epoch = epoch
+        self.tar = tarfile.open(  # noqa: SIM115
+            fileobj=stream, mode="w|", bufsize=BLOCK, copybufsize=BLOCK, format=tarfile.PAX_FORMAT
+        )
+        self.paths: set[str] = {""}
+
+    def file(self, path: str, content: BinaryIO, size: int, executable: bool = False) -> None:
+        header = self._header(path, 0o755 if executable else 0o644)
+        header.size = size
+        self.tar.addfile(header, content)
+
+    def link(self, path: str, target: str) -> None:
+        header = self._header(path, 0o777)
+        header.type, header.linkname = tarfile.SYMTYPE, target
+        self.tar.addfile(header)
+
+    def directory(self, path: str) -> None:
+        """Make a directory where there is none yet."""
+        if path not in self.paths:
+            header = self._header(path, 0o755)
+            header.type = tarfile.DIRTYPE
+            self.tar.addfile(header)
+
+    def _header(self, path: str, mode: int) -> tarfile.TarInfo:
+        if path in self.paths:
+            raise SystemExit(f"/{path} is brought twice")
+        self.directory(posixpath.dirname(path))
+        self.paths.add(path)
+        header = tarfile.TarInfo(path)
+        header.mode, header.mtime = mode, self.epoch
+        return header
+
+
+class Hashing:
+    """A stream that is read once, and its sha256."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.sha256.update(data)
+        return data
+
+    def digest(self) -> str:
+        """As RECORD has it: base64 for URLs, without padding."""
+        return base64.urlsafe_b64encode(self.sha256.digest()).decode().rstrip("=")
+
+
+class Destination(SchemeDictionaryDestination):
+    """Where one wheel's files go. `renamed`: another name and version for its metadata."""
+
+    def __init__(self, tree: Tree, prefix: str, site: str, wheel: dict, renamed: dict | None):
+        root = prefix.lstrip("/")
+        schemes = {
+            "purelib": f"{root}/{site}",
+            "platlib": f"{root}/{site}",
+            "scripts": f"{root}/bin",
+            "data": root,
+            "headers": f"{root}/include/{wheel['name']}",
+        }
+        super().__init__(schemes, interpreter=f"{prefix}/bin/python", script_kind="posix")
+        self.tree, self.renamed = tree, renamed
+        with zipfile.ZipFile(wheel["file"]) as archive:
+            self.sizes = {info.filename: info.file_size for info in archive.infolist()}
+
+    def write_to_fs(self, scheme, path, stream, is_executable) -> RecordEntry:
+        path = self._named(path)
+        if self.renamed and path.endswith(".dist-info/METADATA"):
+            stream = io.BytesIO(with_name(stream.read(), self.renamed))
+        if isinstance(stream, io.BytesIO):
+            size = len(stream.getbuffer())
+        else:
+            size = self.sizes[stream.name]
+        content = Hashing(stream)
+        if path.endswith(".pyc"):  # of whatever Python its author had; the build makes its own
+            return RecordEntry(path, None, None)
+        place = posixpath.normpath(posixpath.join(self.scheme_dict[scheme], path))
+        self.tree.file(place, content, size, is_executable)
+        return RecordEntry(path, Hash("sha256", content.digest()), size)
+
+    def write_script(self, name, module, attr, section) -> RecordEntry:
+        script, data = Script(name, module, attr, section).generate(
+            self.interpreter, self.script_kind
+        )
+        return self.write_to_fs("scripts", script, io.BytesIO(data), is_executable=True)
+
+    def finalize_installation(self, scheme, record_file_path, records) -> None:
+        named = [
+            (each, RecordEntry(self._named(entry.path), entry.hash_, entry.size))
+            for each, entry in records
+        ]
+        super().finalize_installation(scheme, record_file_path, named)
+
+    def _named(self, path: str) -> str:
+        top, slash, below = path.partition("/")
+        if not (self.renamed and top.endswith(".dist-info")):
+            return path
+        name = self.renamed["name"].replace("-", "_")
+        return f"{name}-{self.renamed['version']}.dist-info{slash}{below}"
+
+
+def with_name(metadata: bytes, new: dict) -> bytes:
+    """METADATA with another name and version."""
+    head, blank, body = metadata.decode().partition("\n\n")
+    fields = {"Name": new["name"], "Version": new["version"]}
+    lines = []
+    for line in head.splitlines():
+        key = line.partition(":")[0]
+        lines.append(f"{key}: {fields[key]}" if key in fields else line)
+    return ("\n".join(lines) + blank + body).encode()
+
+
+def install_wheel(tree: Tree, prefix: str, site: str, wheel: dict, renamed: dict | None) -> None:
+    """Install one wheel: files, scripts, data below the prefix, RECORD."""
+    destination = Destination(tree, prefix, site, wheel, renamed)
+    try:
+        with WheelFile.open(wheel["file"]) as source:
+            install(source, destination, additional_metadata={"INSTALLER": b"orchestrate\n"})
+    except Exception as error:
+        raise SystemExit(f"{wheel['file']}: {error}") from error
+
+
+def sources(wheel: dict, into: str) -> Iterator[tuple[str, str, str]]:
+    """A wheel's importable Python files: the wheel, the name in it, the path below `into`."""
+    with zipfile.ZipFile(wheel["file"]) as archive:
+        for name in archive.namelist():
+            top, _, below = name.partition("/")
+            kind, _, rest = below.partition("/")
+            is_data = top.endswith(".data")
+            if name.endswith(".py") and (not is_data or kind in LIBRARIES):
+                yield (
+                    str(Path(wheel["file"]).absolute()),
+                    name,
+                    f"{into}/{rest if is_data else name}",
+                )

@@ -1,0 +1,17 @@
+"""Where things are on a node: what more than one module has to agree on."""
+
+from __future__ import annotations
+
+#: The Python environment of every image.
+VENV = "/opt/venvs/orchestrate"
+#: Where models lie on compute nodes.
+MODELS = "/var/lib/orchestrate/models"
+#: What the control node gives to the others: models, images, boot documents.
+FILES_ROOT = "/srv/orchestrate"
+#: What the control node keeps when it restarts: leases, boots, logs of boots.
+LASTING = "/var/lib/orchestrate/control"
+
+ETC = "/etc/orchestrate"
+RAY_ENV = f"{ETC}/ray.env"
+RAY_TOKEN = f"{ETC}/ray.token"
+VLLM_ENV = f"{ETC}/vllm.env"

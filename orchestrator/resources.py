@@ -1,0 +1,81 @@
+"""What a node's desired state is made of: accounts, directories, files, units."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Step(StrEnum):
+    """In the order of ``up``."""
+
+    BASE = "base"
+    RAY = "ray"
+    SERVING = "serving"
+
+
+@dataclass(frozen=True)
+class User:
+    """An account; ``groups`` are joined where the node has them."""
+
+    step: Step
+    name: str
+    uid: int
+    shell: str = "/bin/bash"
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory with its owner and mode; directories above it are made where missing."""
+
+    step: Step
+    path: str
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0755"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: its text, or where to fetch it from and its sha256."""
+
+    step: Step
+    path: str
+    content: str | None = field(default=None, repr=False)
+    url: str | None = None
+    sha256: str | None = None
+    owner: str = "root"
+    group: str = "root"
+    mode: str = "0644"
+    secret: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what the file holds."""
+        return self.sha256 or hashlib.sha256((self.content or "").encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A systemd unit. It is restarted until it was started with ``revision``."""
+
+    step: Step
+    name: str
+    restart_on: tuple[str, ...] = ()
+    state: str = "running"
+    revision: str = ""
+
+
+Resource = User | Directory | File | Unit
+
+
+def service(
+    step: Step, unit: str, files: Mapping[str, str], others: Sequence[str] = ()
+) -> Iterable[Resource]:
+    """A running unit with the files that are its own; ``others`` restart it too."""
+    for path, content in files.items():
+        yield File(step, path, content)
+    yield Unit(step, unit, restart_on=(*files, *others))
