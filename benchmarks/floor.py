@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.cluster import Cluster
-from orchestrator.identity import BootFile, boot_files
+from orchestrator.identity import BootFile, boot_files, principals
 from orchestrator.machines.layers import layers_of
 from orchestrator.machines.qemu import Hardware
 from orchestrator.profile import Node
@@ -50,8 +50,7 @@ exec switch_root /root /sbin/init
 
 def floor(cluster: Cluster, node: Node, hardware: Hardware, directory: Path) -> Hardware:
     """The machine ``hardware`` with a direct way into the image; its files go to ``directory``."""
-    addresses = [str(link.address) for link in node.links.values()]
-    identity = cluster.trust.host_identity(node.name, addresses)
+    identity = cluster.trust.host_identity(principals(node))
     files = boot_files(cluster.profile, node, identity, cluster.trust.user_ca_public)
     layers = [cluster.image / layer["file"] for layer in layers_of(cluster.image)]
     disks = [f"vd{chr(ord('a') + number)}" for number in range(len(layers))]

@@ -35,9 +35,9 @@ from orchestrator.machines import netns
 from orchestrator.machines.layers import layers_of
 from orchestrator.machines.simulator import Simulator
 from orchestrator.machines.switch import Switch
+from orchestrator.node_paths import FILES_ROOT
 from orchestrator.profile import active, profile_option
 from orchestrator.run import run
-from orchestrator.state import FILES_ROOT
 
 #: Of by hand, in bytes per second; a goal is the most of a value, so it is turned over.
 RATE_GOAL = 0.95

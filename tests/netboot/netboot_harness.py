@@ -32,12 +32,15 @@ from orchestrator.machines.processes import start_time
 from orchestrator.machines.qemu import Hardware, QemuMachine
 from orchestrator.machines.simulator import Simulator
 from orchestrator.machines.switch import Switch
+from orchestrator.netboot.state import ACCESS_LOG, EVENTS
 from orchestrator.profile import Node, load
 from orchestrator.remote import Remote
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHIPPED = PROJECT / "profiles/sim.yml"
 NAME = "netboot"
+#: The image that machines boot: without Python's layer, which only the control node needs here.
+MINIMAL = "minimal"
 #: A network that the control node is on and does not serve.
 OUTSIDE = {"subnet": "10.78.0.0/24", "control": "10.78.0.1", "stranger": "10.78.0.9"}
 #: Seconds for a verb, and between two looks at what is waited for.
@@ -230,19 +233,15 @@ class Net:
 
     # What the control node has recorded.
 
-    @property
-    def lasting(self) -> Path:
-        return paths.cluster(NAME) / "control"
-
     def events(self) -> list[dict[str, Any]]:
         """The boot service's log, a dictionary each; a line that is being written is left out."""
-        file = self.lasting / "events.jsonl"
+        file = paths.lasting(NAME) / EVENTS
         text = file.read_text() if file.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def requests(self) -> str:
         """The web server's log of boot files."""
-        return "".join(file.read_text() for file in sorted(self.lasting.glob("*access*.log")))
+        return (paths.lasting(NAME) / ACCESS_LOG).read_text()
 
     # Machines.
 
@@ -350,7 +349,7 @@ class Net:
 
 
 def make(root: Path) -> Net:
-    """A profile of two QEMU machines with little memory, and the minimal image as theirs."""
+    """A profile of two QEMU machines with little memory, and its image, whole and minimal."""
     document = yaml.safe_load(SHIPPED.read_text())
     document["name"] = NAME
     document["machines"] = "qemu"
@@ -361,18 +360,18 @@ def make(root: Path) -> Net:
         "mac": "02:00:0a:4e:00:01",
         "address": OUTSIDE["control"],
     }
-    built = build(f"{document['image']}.minimal")
-    register(document["image"], built)
+    register(document["image"], build(document["image"]))
+    register(MINIMAL, build(f"{document['image']}.minimal"))
     return Net(root, document)
 
 
 def build(attribute: str) -> Path:
     """The store path of a part of the flake."""
     argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes", "build"]
-    argv += ["--no-link", "--print-out-paths", f"{PROJECT}#{attribute}"]
+    argv += ["--no-link", "--json", f"{PROJECT}#{attribute}"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return Path(json.loads(done.stdout)[0]["outputs"]["out"])
 
 
 def register(name: str, image: Path) -> None:
