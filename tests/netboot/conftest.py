@@ -21,7 +21,6 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
         net = netboot_harness.make(root)
         try:
             net.serve()
-            net.run("image", "use", netboot_harness.MINIMAL)
             yield net
         finally:
             net.run("down", ok=None)

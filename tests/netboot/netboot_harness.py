@@ -166,8 +166,13 @@ class Net:
         return until(f"status: {pattern}", seconds, look, lambda: last)
 
     def serve(self) -> None:
-        """Bring the control node up, as far as others boot from it; again where it is up."""
+        """Bring the control node up, as far as others boot from it; again where it is up.
+
+        Its own image is the profile's; the machines' is the minimal one.
+        """
+        self.run("image", "use", self.base["image"])
         self.run("up", "--machines", "qemu", "--until", "control")
+        self.run("image", "use", MINIMAL)
 
     @contextlib.contextmanager
     def changed(self, **sections: dict[str, Any]) -> Iterator[None]:

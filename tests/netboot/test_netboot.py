@@ -20,7 +20,7 @@ from netboot_harness import HTTP_FIRST, MINIMAL, NAME, OUTSIDE, Booting, Net
 from orchestrator import paths
 from orchestrator.image import store
 from orchestrator.machines import netns
-from orchestrator.machines.firmware import BIOS, SECURE
+from orchestrator.machines.firmware import BIOS, SECURE, UEFI, Firmware
 from orchestrator.machines.processes import Process
 from orchestrator.machines.qemu import Hardware, make_disk
 
@@ -99,12 +99,13 @@ def test_a_second_nic_without_a_cable(net: Net) -> None:
     booting.reaches_ssh()
 
 
-def test_proxy_beside_another_dhcp_server(net: Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize("firmware", [UEFI, BIOS], ids=["uefi", "bios"])
+def test_proxy_beside_another_dhcp_server(net: Net, tmp_path: Path, firmware: Firmware) -> None:
     node = net.node("compute0")
     link = node.links["cluster"]
     with net.changed(boot={"dhcp": "proxy"}), net.stranger("cluster", "10.77.0.250/24") as space:
         with other_dhcp(space, tmp_path, f"{link.mac},{link.address}") as log:
-            booting = net.boot()
+            booting = net.boot(firmware=firmware)
             booting.reaches_ssh()
         assert f"DHCPACK(eth0) {link.address} {link.mac}" in log.read_text()
 
@@ -138,9 +139,7 @@ def test_a_new_image_and_back(net: Net, tmp_path: Path) -> None:
         net.run("image", "rollback")
         assert net.image_id == old
         net.boot().reaches_ssh()
-        # What was gone back to stays so, until somebody says otherwise.
-        net.serve()
-        assert net.image_id == old
+        net.status_says("held")
     finally:
         net.run("image", "use", MINIMAL)
 
