@@ -95,7 +95,8 @@ def dnsmasq_conf(profile: Profile) -> str:
         ula=wire.ula(profile),
         nodes=nodes,
         script=wire.script_url(profile),
-        http=f"{wire.server(profile)}/{LOADERS}",
+        # The signed GRUB has no HTTP, and a proxy is for PXE only.
+        http=f"{wire.server(profile)}/{LOADERS}" if wire.boots_over_http(profile) else None,
         bios=profile.boot.loaders.bios,
         uefi=wire.uefi_loader(profile),
     )

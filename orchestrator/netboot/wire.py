@@ -32,6 +32,11 @@ def uefi_loader(profile: Profile, node: Node | None = None) -> str:
     return profile.loader(node) if node else profile.boot.loaders.uefi
 
 
+def boots_over_http(profile: Profile) -> bool:
+    """Whether the control node answers UEFI firmware that wants its loader over HTTP."""
+    return profile.boot.dhcp == "authoritative" and not profile.boot.secure
+
+
 def peers(profile: Profile, node: Node) -> list[str]:
     """Further places that a node may get layers from."""
     if not profile.boot.peers:
