@@ -44,7 +44,8 @@ class Process:
     ) -> None:
         """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
 
-        What it writes goes to `log`; `env` is added to this command's own variables. Raises UserError where the command is not installed.
+        What it writes goes to `log`; `env` is added to this command's own variables. Raises
+        UserError where the command is not installed.
         """
         with log.open("ab") as stream:
             try:
