@@ -12,8 +12,8 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,9 +22,10 @@ import pytest
 import yaml
 
 from orchestrator.machines import netns
+from orchestrator.netboot import dhcp
 from orchestrator.netboot.state import TFTP_ROOT, dnsmasq_conf
 from orchestrator.node_paths import LASTING
-from orchestrator.profile import load
+from orchestrator.profile import Profile, load
 from orchestrator.run import run
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -102,6 +103,8 @@ class Client:
         return False
 
 
+Other = Callable[[Path, str], AbstractContextManager[Client]]
+
 OPTIONS = {"client_id": 61, "vendor": 60, "architecture": 93, "wanted": 55, "user_class": 77,
            "ipxe": 175, "asked": 50, "server": 54}  # fmt: skip
 
@@ -140,37 +143,95 @@ def _answer(data: bytes) -> Answer:
     )
 
 
-@contextmanager
-def served(tmp_path: Path, nodes: dict[str, str] | None = None, **boot: object) -> Iterator[Client]:
-    """dnsmasq as the control node of the golden profile runs it, with other `boot` keys."""
+def profile_with(tmp_path: Path, nodes: dict[str, str] | None = None, **boot: object) -> Profile:
+    """The golden profile with other `boot` keys, and loaders of its nodes by their names."""
     document = yaml.safe_load((GOLDEN / "sim/profile.yml").read_text())
     document["boot"] |= boot
     for node in document["compute_nodes"]:
         if node["name"] in (nodes or {}):
             node["loader"] = (nodes or {})[node["name"]]
-        for link in node["links"].values():
-            link["mac"] = str(link["mac"])
     file = tmp_path / "profile.yml"
     file.write_text(yaml.safe_dump(document))
-    text = dnsmasq_conf(load(file)).replace(TFTP_ROOT, str(tmp_path / "tftp"))
-    config = tmp_path / "dnsmasq.conf"
-    config.write_text(text.replace(LASTING, str(tmp_path)).replace("user=dnsmasq", "user=root"))
-    (tmp_path / "tftp").mkdir()
-    (tmp_path / "tftp/ipxe.efi").write_text("a loader")
-    assert DNSMASQ is not None
-    run([DNSMASQ, "--test", f"--conf-file={config}"])
-    log = tmp_path / "log"
+    return load(file)
+
+
+@contextmanager
+def running(argv: list[str], log: Path, ready: str) -> Iterator[Client]:
+    """A server on the server's side, until its log says that it is there."""
     with netns.entered("nbtest-server"), log.open("wb") as stream:
-        argv = [DNSMASQ, "--keep-in-foreground", f"--conf-file={config}", "--log-facility=-"]
-        process = subprocess.Popen(argv, stderr=stream, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            argv, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, cwd=log.parent
+        )
     try:
-        while "TFTP root" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        deadline = time.monotonic() + 10
+        while ready not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
         yield Client("nbtest-client", log)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
+
+
+@contextmanager
+def served(tmp_path: Path, nodes: dict[str, str] | None = None, **boot: object) -> Iterator[Client]:
+    """dnsmasq as the control node runs it."""
+    text = dnsmasq_conf(profile_with(tmp_path, nodes, **boot))
+    text = text.replace(TFTP_ROOT, str(tmp_path / "tftp")).replace(LASTING, str(tmp_path))
+    (tmp_path / "tftp").mkdir()
+    (tmp_path / "tftp/ipxe.efi").write_text("a loader")
+    with dnsmasq(tmp_path, text.replace("user=dnsmasq", "user=root"), "TFTP root") as client:
+        yield client
+
+
+@contextmanager
+def dnsmasq(home: Path, text: str, ready: str) -> Iterator[Client]:
+    config = home / "dnsmasq.conf"
+    config.write_text(text)
+    assert DNSMASQ is not None
+    run([DNSMASQ, "--test", f"--conf-file={config}"])
+    argv = [DNSMASQ, "--keep-in-foreground", f"--conf-file={config}", "--log-facility=-"]
+    with running(argv, home / "log", ready) as client:
+        yield client
+
+
+@contextmanager
+def other_dnsmasq(home: Path, lines: str) -> Iterator[Client]:
+    """Somebody's dnsmasq, with the lines that it is told to take."""
+    own = "port=0\ninterface=cluster0\nbind-interfaces\nexcept-interface=lo\nuser=root\n"
+    own += f"dhcp-range=10.77.0.0,static\ndhcp-leasefile={home}/leases\n"
+    with dnsmasq(home, own + lines, "sockets bound") as client:
+        yield client
+
+
+@contextmanager
+def other_dhcpd(home: Path, lines: str) -> Iterator[Client]:
+    head, _, rest = lines.partition("\n\n")
+    config, leases = home / "dhcpd.conf", home / "leases"
+    config.write_text(f"{head}\nsubnet 10.77.0.0 netmask 255.255.255.0 {{\n{rest}\n}}\n")
+    leases.touch()
+    argv = [str(shutil.which("dhcpd", path="/usr/sbin")), "-4", "-f", "-d", "-cf", str(config)]
+    argv += ["-lf", str(leases), "-pf", str(home / "pid"), "cluster0"]
+    with running(argv, home / "log", "Server starting service") as client:
+        yield client
+
+
+@contextmanager
+def other_kea(home: Path, lines: str) -> Iterator[Client]:
+    classes, _, reservations = lines.partition('"reservations"')
+    config = home / "kea.json"
+    config.write_text(f"""{{ "Dhcp4": {{
+        "interfaces-config": {{ "interfaces": ["cluster0"] }},
+        "lease-database": {{ "type": "memfile", "persist": false }},
+        "loggers": [ {{ "name": "kea-dhcp4", "severity": "INFO",
+                       "output_options": [ {{ "output": "stdout" }} ] }} ],
+        {classes}
+        "subnet4": [ {{ "subnet": "10.77.0.0/24", "id": 1, "reservations" {reservations} }} ]
+    }} }}""")
+    argv = ["env", f"KEA_PIDFILE_DIR={home}", f"KEA_LOCKFILE_DIR={home}"]
+    argv += [str(shutil.which("kea-dhcp4", path="/usr/sbin")), "-c", str(config)]
+    with running(argv, home / "log", "DHCP4_STARTED") as client:
+        yield client
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -281,9 +342,41 @@ def test_off_is_silent_but_for_the_files(tmp_path: Path) -> None:
         assert client.fetches("ipxe.efi")
 
 
-@pytest.mark.parametrize("dhcp", ["authoritative", "proxy", "off"])
-def test_nothing_answers_on_another_interface(tmp_path: Path, dhcp: str) -> None:
-    with served(tmp_path, dhcp=dhcp) as client:
+@pytest.mark.parametrize(
+    ("name", "program", "server"),
+    [
+        ("dnsmasq", "dnsmasq", other_dnsmasq),
+        ("dhcpd", "dhcpd", other_dhcpd),
+        ("kea", "kea-dhcp4", other_kea),
+    ],
+)
+@pytest.mark.parametrize("secure", [False, True])
+def test_another_server_answers_alike_with_the_lines_for_it(
+    name: str, program: str, server: Other, secure: bool, tmp_path: Path
+) -> None:
+    if shutil.which(program, path="/usr/sbin") is None:
+        pytest.skip(f"needs {program}")
+    loaders = {} if secure else {"compute1": "snponly.efi"}
+    profile = profile_with(tmp_path, loaders, dhcp="off", secure=secure)
+    with server(tmp_path, dhcp.lines(profile, name)) as client:
+        for architecture in (UEFI, UEFI_OLD):
+            answer = client.boots(NODE, architecture)
+            assert told(answer) == ("shimx64.efi" if secure else "ipxe.efi")
+            assert answer and answer.address == "10.77.0.10"
+            assert answer.next_server == "10.77.0.1"
+        assert told(client.boots(NODE, BIOS)) == "undionly.kpxe"
+        assert told(client.boots(NODE, BIOS, ipxe=True)) == SCRIPT
+        if not secure:
+            assert told(client.boots(OTHER_NODE, UEFI)) == "snponly.efi"
+            assert told(client.boots(OTHER_NODE, UEFI, ipxe=True)) == SCRIPT
+            over_http = client.boots(OTHER_NODE, UEFI_HTTP)
+            assert told(over_http) == "http://10.77.0.1:8081/loaders/snponly.efi"
+            assert over_http and over_http.options[60] == b"HTTPClient"
+
+
+@pytest.mark.parametrize("mode", ["authoritative", "proxy", "off"])
+def test_nothing_answers_on_another_interface(tmp_path: Path, mode: str) -> None:
+    with served(tmp_path, dhcp=mode) as client:
         elsewhere = Client("nbtest-elsewhere")
         for architecture in (BIOS, UEFI, UEFI_HTTP):
             assert elsewhere.boots(NODE, architecture) is None
