@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,18 @@ class Process:
         pid = int(record["pid"])
         return pid if start_time(pid) == record["started"] else None
 
-    def start(self, argv: Sequence[str], *, log: Path, cwd: Path | None = None) -> None:
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
 
-        What it writes goes to `log`. Raises UserError where the command is not installed.
+        What it writes goes to `log`; `env` is added to this command's own variables. Raises
+        UserError where the command is not installed.
         """
         with log.open("ab") as stream:
             try:
@@ -49,6 +57,7 @@ class Process:
                     stdout=stream,
                     stderr=stream,
                     cwd=cwd,
+                    env={**os.environ, **(env or {})},
                     start_new_session=True,
                 )
             except FileNotFoundError:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import image_files
 import netboot_harness
 import pytest
 from netboot_harness import HTTP_FIRST, MINIMAL, NAME, OUTSIDE, Booting, Net
@@ -130,8 +131,8 @@ def test_a_new_image_and_back(net: Net, tmp_path: Path) -> None:
     old = net.image_id
     current = store.built(MINIMAL)
     assert current is not None
-    new = netboot_harness.variant(current, tmp_path / "new")
-    netboot_harness.register("new", tmp_path / "new")
+    new = image_files.variant(current, tmp_path / "new")
+    image_files.register("new", tmp_path / "new")
     try:
         net.run("image", "use", "new")
         assert net.image_id == new
@@ -190,7 +191,7 @@ def damage_in(disk: Path, size: int, mounted: Path) -> None:
         (file,) = (each for each in mounted.rglob("*") if each.is_file()
                    and each.stat().st_size == size)  # fmt: skip
         changed = file.with_name("changed")
-        netboot_harness.turn_bit(file, changed)
+        image_files.turn_bit(file, changed)
         changed.replace(file)
     finally:
         subprocess.run(["umount", mounted], check=True)
