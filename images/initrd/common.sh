@@ -34,7 +34,7 @@ begin_reports() {
 deliver() {
   local line
   while read -r line; do
-    wget -q -T 3 -O /dev/null --post-data "$line" "$server/boot/report?$who" 2>/dev/null
+    timeout 5 wget -q -O /dev/null --post-data "$line" "$server/boot/report?$who" 2>/dev/null
   done
 }
 
@@ -62,6 +62,23 @@ open_shell() { # one at a time: layers can fail together
   say "a shell, since rd.shell is on the command line; 'exit' tries $step again"
   setsid cttyhack sh
   rmdir /run/shell
+}
+
+# Busybox's own time limit (-T) crashes in Debian 12's static build.
+get() { # SECONDS FILE WORDS...: wget, ended where FILE does not grow for so long
+  local left=$1 limit=$1 file=$2 size='' now pid pause=0.1
+  shift 2
+  wget -q "$@" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    now=$(stat -c %s "$file" 2>/dev/null)
+    left=$((left - 1))
+    [ "$now" = "$size" ] || left=$limit size=$now
+    [ "$left" -gt 0 ] || { echo "nothing came for $limit s" >&2 && kill "$pid"; }
+    sleep $pause
+    pause=1
+  done
+  wait "$pid"
 }
 
 wait_for() { # SECONDS COMMAND...: until it succeeds, at most so long
