@@ -65,7 +65,8 @@ def rendered(case: str) -> dict[str, str]:
             secret = "secret" if file.secret else ""
             words = (file.step, "file", file.path, file.owner, file.mode, secret, origin)
             lines.append(" ".join(word for word in words if word))
-            if file.content is not None:
+            # A program of the project is sent as it is.
+            if file.content is not None and not file.path.endswith(".py"):
                 texts[f"{node.name}/root{file.path}"] = file.content
         for unit in state.units:
             lines.append(f"{unit.step} unit {unit.name} {unit.state}")
