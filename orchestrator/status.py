@@ -101,7 +101,8 @@ class Status:
 
     def boot_of(self, node: str) -> str:
         """What a node's boot is at and for how long, or how far it came in how long."""
-        return told(self.seen.netboot.boots[node])
+        power = next(found.power for found in self.nodes if found.name == node)
+        return UNKNOWN if power == "off" else told(self.seen.netboot.boots[node])
 
     def told_of_choice(self) -> str:
         previous = self.choice.previous

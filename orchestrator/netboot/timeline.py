@@ -209,10 +209,21 @@ def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
         first, final = seen[0], seen[-1]
         instant = first.status == DONE and first.seconds == 0 and before > 0
         start = min(before, first.time) if instant else first.time
-        end = now if final.status == STARTED else max(event.end for event in seen)
-        before = max(before, end if final.status != STARTED else start)
+        status, end = final.status, max(event.end for event in seen)
+        if status != DONE and (after := _left(final, events)):
+            # Its end was not seen, or it failed once and that was no matter.
+            status, end = DONE, max(end, after)
+        elif status == STARTED:
+            end = now
+        before = max(before, start if status == STARTED else end)
         size = sum(event.bytes for event in seen)
-        yield Step(name, final.status, start, round(max(end - start, 0.0), 3), size, final.text)
+        yield Step(name, status, start, round(max(end - start, 0.0), 3), size, final.text)
+
+
+def _left(final: Event, events: Sequence[Event]) -> float:
+    """When the boot was seen at a later step than that of its event ``final``; 0 for never."""
+    later = (e.time for e in events if e.time >= final.time and order(e.step) > order(final.step))
+    return min(later, default=0.0)
 
 
 def _is_aside(event: Event, before: Mapping[str, object]) -> bool:
