@@ -77,19 +77,19 @@ def hosts(profile: Profile, node: Node) -> str:
 
 
 def _network(profile: Profile, node: Node, network: str) -> str:
-    """A network's systemd-networkd file; the default route is on the boot network."""
+    """A network's systemd-networkd file, with the default route where it leads that way."""
     link = node.links[network]
     is_boot = network == profile.boot.network
-    link_route = profile.is_control(node) and is_boot
-    gateway = profile.boot_link(profile.control).address
+    controls = profile.is_control(node) and is_boot
+    leads_outside = any(profile.gateway(node, each) for each in node.links)
     return render(
         "link.network",
         mac=link.mac,
         interface=link.interface,
         address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
         # The control node advertises on the boot network, for loaders that ask for IPv6.
-        ula=f"{wire.ula(profile)[1]}/64" if link_route and wire.advertises(profile) else None,
-        gateway=None if profile.is_control(node) or not is_boot else gateway,
+        ula=f"{wire.ula(profile)[1]}/64" if controls and wire.advertises(profile) else None,
+        gateway=profile.gateway(node, network),
         # Ray wants a default route, also where nothing lies behind it.
-        link_route=link_route,
+        link_route=controls and not leads_outside,
     )

@@ -30,7 +30,26 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   if $tests; then
     has sshd || echo openssh-server
+    # Machines that really netboot (SeaBIOS comes along), their cards' iPXE, UEFI, and disks.
+    has qemu-system-x86_64 || echo qemu-system-x86
+    [ -e /usr/lib/ipxe/qemu/pxe-virtio.rom ] || echo ipxe-qemu
+    [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
+    has mkfs.ext4 || echo e2fsprogs
+    has cpio || echo cpio
+    has dnsmasq || echo dnsmasq-base
+    has nginx || echo nginx-light
+    has nft || echo nftables
+    has busybox || echo busybox # its TFTP client
   fi
+}
+
+mask() { # PACKAGE UNIT...: if the package is about to be installed, its units shall not run
+  local package=$1 unit
+  shift
+  [[ " ${packages[*]} " == *" $package "* ]] || return 0
+  say "$package: for the tests only; masked, so that it does not run (systemctl unmask $*)"
+  mkdir -p /etc/systemd/system
+  for unit; do ln -sf /dev/null "/etc/systemd/system/$unit"; done
 }
 
 install_programs() {
@@ -46,13 +65,9 @@ install_programs() {
     "Run: sudo apt-get install ${packages[*]}"
   say "programs: installing ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  if [[ " ${packages[*]} " == *" openssh-server "* ]]; then
-    # The tests start servers of their own; one for the whole machine is not asked for.
-    say "openssh-server: for the tests only; masked, so that it does not run (systemctl unmask ssh)"
-    mkdir -p /etc/systemd/system
-    ln -sf /dev/null /etc/systemd/system/ssh.service
-    ln -sf /dev/null /etc/systemd/system/ssh.socket
-  fi
+  # The tests start servers of their own; ones for the whole machine are not asked for.
+  mask openssh-server ssh.service ssh.socket
+  mask nginx-light nginx.service
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 }

@@ -97,7 +97,7 @@ let
       inherit (lock) epoch;
       inherit (lock.system) initrd;
       base = "${base}";
-      init = "${../initrd/init}";
+      scripts = "${../initrd}";
       busybox = "${tools.seed}/busybox";
     };
   };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from orchestrator.console import out, print_json
+from orchestrator.netboot import dhcp
 from orchestrator.profile import active, profile_option
 
 
@@ -15,20 +16,32 @@ def netboot() -> None:
 
 @netboot.command()
 @profile_option
+@click.option(
+    "--for",
+    "server",
+    type=click.Choice(list(dhcp.SERVERS)),
+    help="Print lines to paste into this DHCP server's configuration instead.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def options(profile: str | None, as_json: bool) -> None:
+def options(profile: str | None, server: str | None, as_json: bool) -> None:
     """Show what a DHCP server has to answer machines that boot.
 
     For boot.dhcp 'off', to set on the other server; with 'authoritative' and 'proxy' the control
     node answers so by itself.
 
-    Example: orchestrate netboot options
+    Example: orchestrate netboot options --for kea
     """
     from rich.table import Table
 
-    from orchestrator.netboot.wire import options as rows_of
-
-    rows = rows_of(active(profile))
+    loaded = active(profile)
+    if server:
+        text = dhcp.lines(loaded, server)
+        if as_json:
+            print_json({"server": server, "lines": text})
+        else:
+            print(text, end="")
+        return
+    rows = dhcp.options(loaded)
     if as_json:
         print_json([{"who": who, "option": name, "value": value} for who, name, value in rows])
         return

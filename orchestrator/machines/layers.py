@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.image import ident
 from orchestrator.run import run
@@ -28,7 +29,7 @@ class Layers:
     def mount(self, image: Path) -> None:
         """Mount what is not mounted yet."""
         present = mounts_below(self.home)
-        for layer in self._of(image):
+        for layer in layers_of(image):
             place = self.home / "layers" / layer["name"]
             place.mkdir(parents=True, exist_ok=True)
             if str(place) not in present:
@@ -40,12 +41,13 @@ class Layers:
 
     def places(self) -> list[Path]:
         """Where they are mounted, the lowest first."""
-        return [self.home / "layers" / layer["name"] for layer in self._of(self.home)]
+        return [self.home / "layers" / layer["name"] for layer in layers_of(self.home)]
 
-    def _of(self, directory: Path) -> list[dict[str, str]]:
-        manifest = json.loads((directory / "manifest.json").read_text())
-        layers: list[dict[str, str]] = manifest["layers"]
-        return layers
+
+def layers_of(image: Path) -> list[dict[str, Any]]:
+    """What an image's manifest says of its layers, the lowest first: name, file, size, sha256."""
+    layers: list[dict[str, Any]] = json.loads((image / "manifest.json").read_text())["layers"]
+    return layers
 
 
 def mounts_below(directory: Path) -> list[str]:

@@ -110,7 +110,9 @@ class Container:
         if not cgroup.SYSTEMD_RUNS.is_dir():
             argv = cgroup.starting_in(unique, [*argv, "--keep-unit"])
         self.console.unlink(missing_ok=True)
-        self.process.start(argv, log=self.console)
+        # /proc/sys/net is its own network's: with boot.nat, the control node passes packets on.
+        env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
+        self.process.start(argv, log=self.console, env=env)
 
     def power_off(self, timeout: float) -> None:
         pid = self.process.pid()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from orchestrator.run import PACKAGE_OF
 
 #: Seconds for a killed process to be gone.
 KILL_TIMEOUT = 10.0
+#: Kept until this command ends: Python warns of a running process that nobody holds any more.
+_STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,18 @@ class Process:
         pid = int(record["pid"])
         return pid if start_time(pid) == record["started"] else None
 
-    def start(self, argv: Sequence[str], *, log: Path, cwd: Path | None = None) -> None:
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
 
-        What it writes goes to `log`. Raises UserError where the command is not installed.
+        What it writes goes to `log`; `env` is added to this command's own variables. Raises
+        UserError where the command is not installed.
         """
         with log.open("ab") as stream:
             try:
@@ -47,6 +57,7 @@ class Process:
                     stdout=stream,
                     stderr=stream,
                     cwd=cwd,
+                    env={**os.environ, **(env or {})},
                     start_new_session=True,
                 )
             except FileNotFoundError:
@@ -55,6 +66,7 @@ class Process:
                     f"the command {argv[0]!r} is not installed",
                     f"On Debian: apt-get install {package}",
                 ) from None
+        _STARTED.append(process)
         record = {"pid": process.pid, "started": start_time(process.pid)}
         self.record.write_text(json.dumps(record))
 

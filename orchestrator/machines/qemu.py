@@ -6,6 +6,7 @@ they know, they got over the network.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ NIC = "virtio-net-pci"
 VARIABLES = "variables.fd"
 CONSOLE = "console.log"
 CONTROL = "qmp"
+#: Seconds for QEMU to be there once it is started.
+START_TIMEOUT = 20.0
 #: A file system with this label is where the initrd keeps layers for the next boot.
 CACHE_LABEL = "orchestrate-cache"
 
@@ -86,14 +89,29 @@ class Guest:
         return Process(self.home / "process.json")
 
     def start(self, hardware: Hardware) -> None:
-        """Power on. What QEMU itself says goes to qemu.log; the console is kept apart."""
+        """Power on. What QEMU itself says goes to qemu.log; the console is kept apart.
+
+        Raises UserError where QEMU or the firmware is missing, or QEMU does not start.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         hardware.firmware.prepare(self.home / VARIABLES)
         log = self.home / "qemu.log"
         log.unlink(missing_ok=True)
+        self.console.write_bytes(b"")  # there for who waits for a line of it
         words = argv(hardware, accelerator())
         with netns.entered(self.space):
             self.process.start(words, log=log, cwd=self.home)
+        self._wait_for_control(hardware.name, log)
+
+    def _wait_for_control(self, name: str, log: Path) -> None:
+        """Return when QEMU has made its socket. Raises UserError with its words where it ended."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while not (self.home / CONTROL).exists():
+            if self.process.pid() is None or time.monotonic() > deadline:
+                self.stop(0)
+                said = log.read_text(errors="replace").strip() or "it said nothing"
+                raise UserError(f"{name}: QEMU did not start: {said}", f"Its log: {log}")
+            time.sleep(0.02)
 
     def qmp(self, command: str, **arguments: object) -> object:
         """A command to QEMU; raises OSError or RuntimeError as `qmp.execute` does."""
@@ -162,18 +180,24 @@ class QemuMachine:
 
     def hardware(self) -> Hardware:
         """As the profile says; the NIC on the boot network is the first to boot."""
-        profile, links = self.switch.profile, self.node.links
+        profile = self.switch.profile
         taps = self.switch.plug_taps(self.node)
-        order = sorted(links, key=lambda network: network != profile.boot.network)
         simulation = profile.simulation
         return Hardware(
             name=self.node.name,
             firmware=firmware(simulation.firmware, secure=profile.boot.secure),
             memory=simulation.memory,
             cpus=simulation.cpus,
-            nics={taps[network]: self.switch.mac(self.node, network) for network in order},
+            nics={
+                taps[network]: self.switch.mac(self.node, network) for network in self.boot_order()
+            },
             disk=self.disk(simulation.cache_disk) if simulation.cache_disk else None,
         )
+
+    def boot_order(self) -> list[str]:
+        """The node's networks, the one that it boots from first."""
+        boot = self.switch.profile.boot.network
+        return sorted(self.node.links, key=lambda network: network != boot)
 
     def disk(self, size: int) -> Path:
         """The disk that keeps layers, made at first use. It outlasts `down`, as a real one."""

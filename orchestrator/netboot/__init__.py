@@ -2,6 +2,7 @@
 
 images.py      which image, and its files
 wire.py        addresses, URLs, the kernel's command line
+dhcp.py        what DHCP answers, by whichever server
 document.py    all that the boot service has to know, as one document
 publish.py     laid out and switched to
 state.py       the services of the control node

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.netboot import boot_service_file, wire
+from orchestrator.netboot.dhcp import values
 from orchestrator.netboot.publish import CURRENT, DOCUMENT, LOADERS
 from orchestrator.node_paths import ETC, FILES_ROOT, LASTING, VENV
 from orchestrator.resources import Directory, File, Resource, Step, service
@@ -67,32 +68,15 @@ def _boot_service(host_ca: Secret) -> Iterable[Resource]:
 
 def dnsmasq_conf(profile: Profile) -> str:
     """dnsmasq's configuration, of the profile's `boot.dhcp`."""
-    nodes = [
-        {
-            "name": node.name,
-            "mac": profile.boot_link(node).mac,
-            "address": profile.boot_link(node).address,
-            "loader": wire.uefi_loader(profile, node),
-            "own_loader": wire.uefi_loader(profile, node) != wire.uefi_loader(profile),
-        }
-        for node in profile.compute_nodes
-    ]
-    link = profile.boot_link(profile.control)
     return render(
         "dnsmasq.conf",
-        interface=link.interface,
-        address=link.address,
+        interface=profile.boot_link(profile.control).interface,
         lasting=LASTING,
         tftp_root=TFTP_ROOT,
         dhcp=profile.boot.dhcp,
-        secure=profile.boot.secure,
         subnet=profile.networks[profile.boot.network].subnet,
         ula=wire.ula(profile),
-        nodes=nodes,
-        script=wire.script_url(profile),
-        http=f"{wire.server(profile)}/{LOADERS}",
-        bios=profile.boot.loaders.bios,
-        uefi=wire.uefi_loader(profile),
+        **values(profile, http=wire.boots_over_http(profile)),
     )
 
 

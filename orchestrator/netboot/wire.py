@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,14 @@ def uefi_loader(profile: Profile, node: Node | None = None) -> str:
     if profile.boot.secure:
         return SHIM
     return profile.loader(node) if node else profile.boot.loaders.uefi
+
+
+def boots_over_http(profile: Profile) -> bool:
+    """Whether the control node answers UEFI firmware that wants its loader over HTTP.
+
+    The signed GRUB has no HTTP, and a DHCP proxy is for PXE only.
+    """
+    return profile.boot.dhcp == "authoritative" and not profile.boot.secure
 
 
 def peers(profile: Profile, node: Node) -> list[str]:
@@ -62,21 +69,3 @@ def ula(profile: Profile) -> IPv6Network:
 def advertises(profile: Profile) -> bool:
     """Whether the control node may speak IPv6 on the boot network: where it rules there."""
     return profile.boot.dhcp == "authoritative"
-
-
-def options(profile: Profile) -> Sequence[tuple[str, str, str]]:
-    """(who asks, option, value): what a DHCP server has to answer machines that boot."""
-    address = str(profile.boot_link(profile.control).address)
-    rows = [
-        ("all", "66 / next-server (TFTP)", address),
-        ("option 93 = 0 (BIOS)", "67 / filename", profile.boot.loaders.bios),
-        ("option 93 = 7 or 9 (UEFI)", "67 / filename", uefi_loader(profile)),
-    ]
-    if not profile.boot.secure:
-        http = f"{server(profile)}/loaders/{uefi_loader(profile)}"
-        rows += [
-            ("option 93 = 16 (UEFI HTTP)", "60 / vendor class", "HTTPClient"),
-            ("option 93 = 16 (UEFI HTTP)", "67 / filename", http),
-        ]
-    who = "BIOS, and option 77 = iPXE" if profile.boot.secure else "option 77 = iPXE"
-    return [*rows, (who, "67 / filename", script_url(profile))]

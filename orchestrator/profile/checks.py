@@ -67,6 +67,19 @@ def networks_are_apart(networks: dict[str, Network]) -> Found:
             yield ("networks", second, "subnet"), text
 
 
+def gateways_are_in_their_networks(
+    networks: dict[str, Network], control: Node, compute_nodes: tuple[Node, ...]
+) -> Found:
+    owners = {link.address: node.name for _, node, _, link in _links(control, compute_nodes)}
+    for name, network in networks.items():
+        where = ("networks", name, "gateway")
+        if network.gateway and network.gateway not in network.subnet:
+            yield where, f"{network.gateway} is not in {network.subnet}; allowed: an address of it"
+        elif network.gateway in owners:
+            text = f"{network.gateway} is the address of {owners[network.gateway]}"
+            yield where, f"{text}; allowed: that of the router which leads outside"
+
+
 def named_networks_exist(networks: dict[str, Network], boot: Boot, ray: Ray) -> Found:
     for section, network in (("boot", boot.network), ("ray", ray.network)):
         if network not in networks:
@@ -223,6 +236,7 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     image_is_known,
     model_is_known,
     networks_are_apart,
+    gateways_are_in_their_networks,
     named_networks_exist,
     links_are_in_their_networks,
     nodes_have_their_links,

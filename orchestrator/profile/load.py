@@ -95,6 +95,7 @@ WORDS = {
     "dict_type": "{shown} is given; allowed here: lines of 'key: value'",
     "tuple_type": "{shown} is given; allowed here: a list, each item behind a '-'",
     "string_type": "{shown} is not text; allowed: text, in double quotes",
+    "bool_type": "{shown} does not fit; allowed: true or false",
     "int_type": "{shown} does not fit; allowed: a whole number",
     "float_type": "{shown} does not fit; allowed: a number",
     "greater_than_equal": "{shown} is too small; allowed: {ge} or more",

@@ -53,6 +53,11 @@ class Network(Section):
     """A network that nodes have links on."""
 
     subnet: Subnet = Field(description="Its addresses, as ADDRESS/BITS.")
+    gateway: Address | None = Field(
+        default=None,
+        description="What leads outside from it: an address of none of the nodes. Used on the "
+        "network that `boot.nat` names.",
+    )
 
 
 class Loaders(Section):
@@ -303,6 +308,14 @@ class Profile(Section):
     def loader(self, node: Node) -> str:
         """What the node's UEFI firmware is given to load."""
         return node.loader or self.boot.loaders.uefi
+
+    def gateway(self, node: Node, network: str) -> str | None:
+        """What leads the node outside by that network; None where its way is another one."""
+        if not self.is_control(node):
+            control = self.boot_link(self.control).address
+            return str(control) if network == self.boot.network else None
+        outside = self.networks[network].gateway
+        return str(outside) if network == self.boot.nat and outside else None
 
     @property
     def boot_server(self) -> str:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,22 +20,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from image_files import PROJECT, build, copies, register, turn_bit
 
 from orchestrator import paths
 from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.image import ident, store
 from orchestrator.machines import netns
 from orchestrator.machines.firmware import Firmware
 from orchestrator.machines.processes import start_time
 from orchestrator.machines.qemu import Hardware, QemuMachine
 from orchestrator.machines.simulator import Simulator
 from orchestrator.machines.switch import Switch
+from orchestrator.netboot.state import ACCESS_LOG, EVENTS
 from orchestrator.profile import Node, load
 from orchestrator.remote import Remote
 
-PROJECT = Path(__file__).resolve().parents[2]
 SHIPPED = PROJECT / "profiles/sim.yml"
 NAME = "netboot"
+#: The image that machines boot: without Python's layer, which only the control node needs here.
+MINIMAL = "minimal"
 #: A network that the control node is on and does not serve.
 OUTSIDE = {"subnet": "10.78.0.0/24", "control": "10.78.0.1", "stranger": "10.78.0.9"}
 #: Seconds for a verb, and between two looks at what is waited for.
@@ -163,8 +163,13 @@ class Net:
         return until(f"status: {pattern}", seconds, look, lambda: last)
 
     def serve(self) -> None:
-        """Bring the control node up, as far as others boot from it; again where it is up."""
+        """Bring the control node up, as far as others boot from it; again where it is up.
+
+        Its own image is the profile's; the machines' is the minimal one.
+        """
+        self.run("image", "use", self.base["image"])
         self.run("up", "--machines", "qemu", "--until", "control")
+        self.run("image", "use", MINIMAL)
 
     @contextlib.contextmanager
     def changed(self, **sections: dict[str, Any]) -> Iterator[None]:
@@ -230,19 +235,15 @@ class Net:
 
     # What the control node has recorded.
 
-    @property
-    def lasting(self) -> Path:
-        return paths.cluster(NAME) / "control"
-
     def events(self) -> list[dict[str, Any]]:
         """The boot service's log, a dictionary each; a line that is being written is left out."""
-        file = self.lasting / "events.jsonl"
+        file = paths.lasting(NAME) / EVENTS
         text = file.read_text() if file.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def requests(self) -> str:
         """The web server's log of boot files."""
-        return "".join(file.read_text() for file in sorted(self.lasting.glob("*access*.log")))
+        return (paths.lasting(NAME) / ACCESS_LOG).read_text()
 
     # Machines.
 
@@ -350,7 +351,7 @@ class Net:
 
 
 def make(root: Path) -> Net:
-    """A profile of two QEMU machines with little memory, and the minimal image as theirs."""
+    """A profile of two QEMU machines with little memory, and its image, whole and minimal."""
     document = yaml.safe_load(SHIPPED.read_text())
     document["name"] = NAME
     document["machines"] = "qemu"
@@ -361,57 +362,6 @@ def make(root: Path) -> Net:
         "mac": "02:00:0a:4e:00:01",
         "address": OUTSIDE["control"],
     }
-    built = build(f"{document['image']}.minimal")
-    register(document["image"], built)
+    register(document["image"], build(document["image"]))
+    register(MINIMAL, build(f"{document['image']}.minimal"))
     return Net(root, document)
-
-
-def build(attribute: str) -> Path:
-    """The store path of a part of the flake."""
-    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes", "build"]
-    argv += ["--no-link", "--print-out-paths", f"{PROJECT}#{attribute}"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
-
-
-def register(name: str, image: Path) -> None:
-    """Let a directory be the built image of this name."""
-    link = store.out_link(name)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(image)
-
-
-def variant(image: Path, directory: Path) -> str:
-    """The same image with another id, as a new build would be; returns the id."""
-    shutil.copytree(image, directory, copy_function=os.symlink)
-    manifest = json.loads((image / "manifest.json").read_text())
-    manifest["epoch"] += 1
-    (directory / "manifest.json").unlink()
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    (directory / "manifest.json").write_text(text)
-    return ident(directory)
-
-
-def copies(directory: Path, original: Path) -> list[Path]:
-    """All files below `directory` that hold what `original` does (itself too), no links."""
-    size, digest = original.stat().st_size, digest_of(original)
-    files = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [path for path in files if path.stat().st_size == size and digest_of(path) == digest]
-
-
-def digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def turn_bit(source: Path, target: Path) -> None:
-    """Copy a file with one bit in its middle turned."""
-    shutil.copyfile(source, target)
-    with target.open("r+b") as file:
-        file.seek(source.stat().st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
-    target.chmod(0o644)

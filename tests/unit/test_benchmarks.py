@@ -18,11 +18,15 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import by_hand
 import cli_start
 import conventional_image
+import floor
 import measure
+import netboot
 import nix_image
+import serving
 import up
 
 from orchestrator.errors import UserError
+from orchestrator.identity import BootFile
 from orchestrator.node_paths import VENV
 from orchestrator.resources import File, Step
 from orchestrator.state import NodeState
@@ -170,3 +174,25 @@ def test_the_copy_of_the_checkout_is_one_for_git(tmp_path: Path) -> None:
     argv = ["git", "-C", str(tree), "status", "--porcelain"]
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == ""
     assert (tree / "flake.nix").read_bytes() == (PROJECT / "flake.nix").read_bytes()
+
+
+def test_the_floors_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    tree = {"init": BootFile("#!/bin/sh\n", 0o755), "files/etc/hostname": BootFile("n\n")}
+    argv = ["cpio", "--extract", "--quiet", "--make-directories"]
+    subprocess.run(argv, input=floor.archive(tree), cwd=tmp_path, check=True)
+    assert (tmp_path / "files/etc/hostname").read_text() == "n\n"
+    assert (tmp_path / "init").stat().st_mode & 0o777 == 0o755
+
+
+def test_memory_in_use_is_what_cannot_be_had() -> None:
+    assert netboot.in_use("MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable: 40 kB\n") == 60 << 10
+
+
+def test_calculated_transfers() -> None:
+    """1000 MB take 8.5 s of 1 GbE; peers are of no use to one node, three need two rounds."""
+    one = serving.alone(1, 10**9, 1)
+    assert one == pytest.approx(8.5, abs=0.01)
+    assert serving.alone(16, 10**9, 10) == pytest.approx(1.6 * one)
+    assert serving.peers(1, 10**9, 1) == pytest.approx(one)
+    assert serving.peers(3, 10**9, 1) == pytest.approx(2 * one)
+    assert serving.peers(4, 10**9, 1) == pytest.approx(3 * one)

@@ -1,9 +1,10 @@
-"""Golden tests: tests/golden/CASE/profile.yml -> the files and resources of each node.
+"""Golden tests: tests/golden/CASE/profile.yml -> the files and resources of each node, and the
+scripts that machines boot by.
 
 A new case is a new directory with a profile.yml. To write what is expected, then read the
 difference before committing it:
 
-    python tests/unit/test_state.py
+    PYTHONPATH=. python tests/unit/test_state.py
 """
 
 import dataclasses
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.identity import boot_files
+from orchestrator.netboot import boot_service_file, wire
+from orchestrator.netboot.document import document, grub_cfg
+from orchestrator.netboot.images import Choice, Image
 from orchestrator.profile import Profile, load
 from orchestrator.resources import Step
 from orchestrator.serving import Layout
@@ -27,6 +31,9 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/profile.yml"))
 
 IDENTITY = HostIdentity(Secret("HOST KEY\n"), "HOST KEY, public\n", "HOST CERTIFICATE\n")
+#: Sent to a node as it is: a second copy would only have to be kept up.
+CODE = boot_service_file().read_text()
+IMAGE = Image("1" * 64, "golden")
 HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; rm -rf ~", "#"]
 
 
@@ -65,13 +72,26 @@ def rendered(case: str) -> dict[str, str]:
             secret = "secret" if file.secret else ""
             words = (file.step, "file", file.path, file.owner, file.mode, secret, origin)
             lines.append(" ".join(word for word in words if word))
-            # A program of the project is sent as it is.
-            if file.content is not None and not file.path.endswith(".py"):
+            if file.content is not None and file.content != CODE:
                 texts[f"{node.name}/root{file.path}"] = file.content
         for unit in state.units:
             lines.append(f"{unit.step} unit {unit.name} {unit.state}")
             lines += [f"    restarts on {path}" for path in unit.restart_on]
         texts[f"{node.name}/resources"] = "\n".join(lines) + "\n"
+    return texts | served(profile)
+
+
+def served(profile: Profile) -> dict[str, str]:
+    """What is served to machines that boot; ``boot.json`` without the texts that stand beside."""
+    whole = document(profile, Choice(current=IMAGE), "USER CA\n")
+    texts = {"served/unknown.ipxe": whole["unknown"].pop(wire.IPXE)}
+    for node in whole["nodes"].values():
+        texts[f"served/{node['name']}.ipxe"] = node.pop(wire.IPXE)
+        for path, file in node["files"].items():
+            texts[f"served/{node['name']}{path}"] = file.pop("content")
+    if profile.boot.secure:
+        texts["served/grub.cfg"] = grub_cfg(profile, IMAGE, "/images/ID")
+    texts["served/boot.json"] = json.dumps(whole, indent=1, sort_keys=True) + "\n"
     return texts
 
 
@@ -83,7 +103,7 @@ def found(case: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case: str) -> None:
-    assert rendered(case) == found(case), "to accept: python tests/unit/test_state.py"
+    assert rendered(case) == found(case), "to accept: PYTHONPATH=. python tests/unit/test_state.py"
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -82,7 +82,7 @@ def programs(tree: Path) -> None:
         for name in (program, *libraries):
             put(tree / name, unpacked / name, 0o755)
     # Where programs ask the kernel for it.
-    put(tree / "lib64" / Path(LOADER).name, unpacked / LOADER, 0o755)
+    (tree / "lib64").symlink_to(LIB)
 
 
 def put(copy: Path, source: Path, mode: int) -> None:
@@ -96,7 +96,8 @@ tree = Path("initrd").absolute()
 for directory in ("bin", "proc", "sys", "run", "root", "tmp", "etc"):
     (tree / directory).mkdir(parents=True)
 put(tree / "bin/busybox", Path(SPEC["busybox"]), 0o755)
-put(tree / "init", Path(SPEC["init"]), 0o755)
+for script in Path(SPEC["scripts"]).iterdir():
+    put(tree / script.name, script, 0o755)
 (tree / "bin/sh").symlink_to("busybox")
 programs(tree)
 modules(tree)

@@ -1,0 +1,182 @@
+"""Simulated machines, without starting one: command lines, names, and which driver is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator import bring_up
+from orchestrator.cli.cluster import STEPS
+from orchestrator.errors import BadInput, UserError
+from orchestrator.machines import accel, driver, qmp, simulator
+from orchestrator.machines.firmware import BIOS, SECURE, UEFI, firmware
+from orchestrator.machines.processes import Process, kill, start_time
+from orchestrator.machines.qemu import Hardware, QemuMachine, argv
+from orchestrator.machines.switch import Switch
+from orchestrator.profile import Profile, load
+
+PROJECT = Path(__file__).resolve().parents[2]
+HARDWARE = Hardware("n", UEFI, 1 << 30, 2, {"tap0": "02:00:00:00:00:01", "tap1": "02::2"})
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    return load(PROJECT / "profiles/sim.yml")
+
+
+def joined(hardware: Hardware) -> str:
+    return " ".join(argv(hardware, accel.TCG))
+
+
+def test_the_nics_boot_in_their_order() -> None:
+    words = joined(HARDWARE)
+    assert "ifname=tap0,script=no" in words and "mac=02:00:00:00:00:01,bootindex=1" in words
+    assert "mac=02::2,bootindex=2" in words
+
+
+def test_bios_boots_by_the_roms_of_its_nics_and_uefi_by_its_own() -> None:
+    assert ",romfile=" in joined(HARDWARE)
+    bios = joined(dataclasses.replace(HARDWARE, firmware=BIOS))
+    assert ",romfile=" not in bios and "pflash" not in bios
+
+
+def test_secure_boot_is_for_uefi() -> None:
+    assert firmware("uefi", secure=True) is SECURE
+    assert firmware("uefi", secure=False) is UEFI
+    assert firmware("bios", secure=True) is BIOS
+    assert "smm=on" in joined(dataclasses.replace(HARDWARE, firmware=SECURE))
+
+
+def test_missing_firmware_names_its_package(tmp_path: Path) -> None:
+    wrong = dataclasses.replace(UEFI, code=tmp_path / "nowhere.fd")
+    with pytest.raises(UserError, match=r"nowhere\.fd") as told:
+        wrong.prepare(tmp_path / "variables")
+    assert "ovmf" in told.value.hint
+
+
+def test_a_boot_sector_is_one() -> None:
+    assert len(accel.BOOT_SECTOR) == 512
+    assert accel.BOOT_SECTOR.endswith(b"\x55\xaa")
+
+
+def test_a_link_without_a_mac_gets_one_of_its_own(profile: Profile) -> None:
+    switch = Switch(profile, "orchestrate-x")
+    node = profile.compute_nodes[0]
+    assert switch.mac(node, "cluster") == node.links["cluster"].mac
+    bare = {"cluster": node.links["cluster"].model_copy(update={"mac": ""})}
+    macs = {
+        switch.mac(each.model_copy(update={"links": bare}), "cluster")
+        for each in profile.compute_nodes
+    }
+    assert len(macs) == len(profile.compute_nodes)
+    assert all(mac.startswith("02:") for mac in macs)
+
+
+def test_the_driver_is_the_option_then_what_was_recorded_then_the_profiles(
+    profile: Profile,
+) -> None:
+    assert driver(profile).kind == "nspawn"
+    assert driver(profile, "qemu").kind == "qemu"
+    simulator.home(profile).mkdir(parents=True)
+    simulator.write_kind(profile, "qemu")
+    assert driver(profile).kind == "qemu"
+    assert driver(profile, "nspawn").kind == "nspawn"  # what is recorded does not run
+
+
+def test_a_running_cluster_keeps_its_driver(profile: Profile) -> None:
+    home = simulator.home(profile) / profile.compute_nodes[0].name
+    home.mkdir(parents=True)
+    simulator.write_kind(profile, "nspawn")
+    process = Process(home / "process.json")
+    process.start(["sleep", "60"], log=home / "log")
+    pid = process.pid()
+    assert pid is not None
+    try:
+        with pytest.raises(UserError, match="runs with machines: nspawn"):
+            driver(profile, "qemu")
+    finally:
+        kill([pid])
+    assert process.pid() is None
+
+
+def test_unknown_kinds_are_refused(profile: Profile) -> None:
+    with pytest.raises(BadInput, match="--machines: 'xen'"):
+        driver(profile, "xen")
+
+
+def test_a_qemu_machine_has_no_leader(profile: Profile) -> None:
+    made = driver(profile, "qemu")
+    node = profile.compute_nodes[0]
+    assert made.netboots(node) and not made.netboots(profile.control)
+    with pytest.raises(UserError, match="a machine of its own") as told:
+        made.leader(node)
+    assert f"sim shell {node.name}" in told.value.hint
+
+
+def test_the_boot_nic_is_the_first(profile: Profile) -> None:
+    """In whatever order the profile lists the links."""
+    node = profile.compute_nodes[0]
+    link = node.links["cluster"]
+    other = link.model_copy(update={"mac": "02:00:00:00:00:77"})
+    both = node.model_copy(update={"links": {"aside": other, "cluster": link}})
+    switch = Switch(profile, "x")
+    machine = QemuMachine(both, Path(), switch)
+    assert machine.boot_order() == ["cluster", "aside"]
+
+
+def test_a_process_whose_id_is_used_again_is_not_ours(tmp_path: Path) -> None:
+    process = Process(tmp_path / "process.json")
+    assert process.pid() is None
+    process.record.write_text(json.dumps({"pid": 1, "started": "before the flood"}))
+    assert process.pid() is None
+    assert start_time(1) is not None
+
+
+def test_qmp_skips_events_and_tells_refusals(tmp_path: Path) -> None:
+    """Through a directory whose name is too long for a socket's address."""
+    home = tmp_path / ("long" * 30)
+    home.mkdir()
+    said = [b'{"QMP": {}}', b'{"return": {}}', b'{"event": "STOP"}', b'{"error": {"desc": "no"}}']
+    with serving_qmp(home, said), pytest.raises(RuntimeError, match="no"):
+        qmp.execute(home / "qmp", "quit")
+    with pytest.raises(OSError):
+        qmp.execute(tmp_path / "qmp", "quit")
+
+
+@contextmanager
+def serving_qmp(home: Path, lines: list[bytes]) -> Iterator[None]:
+    """Says the greeting, an answer, and the rest to whoever connects."""
+    server = socket.socket(socket.AF_UNIX)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        server.bind("qmp")
+    server.listen()
+
+    def talk() -> None:
+        client, _ = server.accept()
+        with client, client.makefile("rb") as stream:
+            client.sendall(lines[0] + b"\n")
+            stream.readline()
+            client.sendall(lines[1] + b"\n")
+            stream.readline()
+            client.sendall(b"\n".join(lines[2:]) + b"\n")
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        server.close()
+
+
+def test_up_offers_the_stops_that_it_has() -> None:
+    assert STEPS == bring_up.STOPS
