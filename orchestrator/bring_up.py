@@ -17,6 +17,7 @@ from orchestrator import configure
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Target
 from orchestrator.errors import UserError
+from orchestrator.netboot.look import Watch
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
@@ -115,9 +116,12 @@ def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
 def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringup) -> None:
     """Power to configured services, all nodes at once."""
     control = Gates()
+    watch = Watch(cluster.profile, cluster.diary, cluster.remote(cluster.profile.control))
     with ThreadPoolExecutor(len(cluster.profile.nodes)) as pool:
         ways = {
-            node.name: pool.submit(Way(cluster, node, targets[node.name], result, control).go)
+            node.name: pool.submit(
+                Way(cluster, node, targets[node.name], result, control, watch).go
+            )
             for node in cluster.profile.nodes
         }
         try:
@@ -152,6 +156,7 @@ class Way:
     target: Target
     result: Bringup
     control: Gates
+    watch: Watch
 
     def go(self) -> None:
         if self.cluster.profile.is_control(self.node):
@@ -217,9 +222,11 @@ class Way:
 
     def wait_for_ssh(self) -> None:
         def waiting(reason: str) -> None:
-            self.result.board.note(self.node.name, reason.splitlines()[0])
+            step = self.watch.step(self.node.name) if netboots else ""
+            self.result.board.note(self.node.name, step or reason.splitlines()[0])
             self.must_run()
 
+        netboots = self.cluster.driver.netboots(self.node)
         limit = self.cluster.driver.boot_timeout
         self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
 

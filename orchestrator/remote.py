@@ -104,8 +104,8 @@ class Remote:
     def wait_for_ssh(self, deadline: float, on_wait: Callable[[str], None] | None = None) -> None:
         """Return when the node lets the operator in; the last try starts within ``deadline`` s.
 
-        ``on_wait`` hears why it is not yet so, each time the reason changes. Raises
-        HostKeyRefused or AccessDenied at once, Unreachable at the deadline.
+        ``on_wait`` hears why it is not yet so, after each try. Raises HostKeyRefused or
+        AccessDenied at once, Unreachable at the deadline.
         """
         end = time.monotonic() + deadline
         reason = ""
@@ -116,7 +116,7 @@ class Remote:
             except (HostKeyRefused, AccessDenied, RemoteFailed):
                 raise
             except UserError as error:
-                if error.message != reason and on_wait:
+                if on_wait:
                     on_wait(error.message)
                 reason = error.message
             if time.monotonic() >= end:

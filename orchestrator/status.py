@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -16,10 +17,12 @@ from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.netboot import look
 from orchestrator.netboot.images import Choice
-from orchestrator.netboot.look import Seen, profile_lines
-from orchestrator.netboot.timeline import DONE
+from orchestrator.netboot.look import Seen
+from orchestrator.netboot.sources import DONE, FAILED
+from orchestrator.netboot.timeline import Boot
 from orchestrator.profile import Node
 from orchestrator.verify import gather
+from orchestrator.verify.judge import RUNNING
 
 UNKNOWN = "-"
 
@@ -88,14 +91,18 @@ class Status:
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
 
+    @property
+    def all_up(self) -> bool:
+        """Whether every node answers, with all of its units running."""
+        return all(
+            node.system != UNKNOWN and all(state in RUNNING for state in node.units.values())
+            for node in self.nodes
+        )
+
     def boot_of(self, node: str) -> str:
-        """How far a node's last boot is, and after how many seconds it was so far."""
-        boot = self.seen.netboot.boots[node]
-        if not boot.steps:
-            return UNKNOWN
-        last = boot.steps[-1]
-        word = "" if last.status == DONE else f" {last.status}"
-        return f"{last.step}{word} {boot.seen - boot.began:.0f} s"
+        """What a node's boot is at and for how long, or how far it came in how long."""
+        power = next(found.power for found in self.nodes if found.name == node)
+        return UNKNOWN if power == "off" else told(self.seen.netboot.boots[node])
 
     def told_of_choice(self) -> str:
         previous = self.choice.previous
@@ -109,9 +116,24 @@ class Status:
             for line in self.seen.netboot.boots[name].last:
                 yield "", f"  {line}"
         for mac in self.seen.netboot.unknown:
-            yield "unknown machine", f"add it to compute_nodes:\n{profile_lines(mac)}"
-        for event in self.seen.netboot.refused:
-            yield "refused", f"{event.address} ({event.mac}): {event.text}"
+            yield "unknown machine", f"add it to compute_nodes:\n{self.seen.lines[mac]}"
+        for refusal in self.seen.netboot.refused:
+            when = datetime.fromtimestamp(refusal.time).astimezone()
+            times = f"{refusal.count} times, last" if refusal.count > 1 else "at"
+            who = f"{refusal.address} in the name of {refusal.mac}"
+            yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
+
+
+def told(boot: Boot) -> str:
+    """A boot in a few words: ``layer:base 12 s``, ``identity failed``, ``ready, 48 s``."""
+    at = boot.current
+    if at is None:
+        return UNKNOWN
+    if at.status == FAILED:
+        return f"{at.step} failed"
+    if at.status != DONE:
+        return f"{at.step} {at.seconds:.0f} s"
+    return f"{at.step}, {boot.seconds:.0f} s"
 
 
 def status(cluster: Cluster) -> Status:
@@ -130,6 +152,12 @@ def status(cluster: Cluster) -> Status:
             models, note = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(cluster.remote(profile.control))
+    booting = {
+        node.name
+        for node in powered
+        if cluster.driver.netboots(node)
+        and (node.name not in seen or seen[node.name].system == UNKNOWN)
+    }
     nodes = []
     for node in profile.nodes:
         address = profile.ray_address(node)
@@ -147,7 +175,7 @@ def status(cluster: Cluster) -> Status:
         note=note,
         nodes=nodes,
         choice=cluster.choice,
-        seen=look.seen(profile, cluster.diary, logs),
+        seen=look.seen(profile, cluster.diary, logs, booting),
     )
 
 

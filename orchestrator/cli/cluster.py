@@ -103,13 +103,22 @@ def down(profile: str | None) -> None:
 @click.command()
 @profile_option
 @json_option
-def status(profile: str | None, as_json: bool) -> None:
-    """Show nodes, image, Ray, model and endpoint. Changes nothing.
+@click.option(
+    "--watch", is_flag=True, help="Look again and again, until all is up or Ctrl-C is pressed."
+)
+def status(profile: str | None, as_json: bool, watch: bool) -> None:
+    """Show nodes, how far each has booted, image, Ray, model and endpoint. Changes nothing.
 
-    Example: orchestrate status --json
+    Example: orchestrate status --watch
     """
     from orchestrator.status import status as look
+    from orchestrator.watch import watch as look_again
 
+    if watch and as_json:
+        raise click.UsageError("--watch is for people: not together with --json")
+    if watch:
+        look_again(opened(profile))
+        return
     seen = look(opened(profile))
     if as_json:
         print_json(seen.document())

@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import secrets
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -34,8 +36,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
-PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAA[A-Za-z0-9+/]{20,100}={0,2}( [\x21-\x7e]{0,64})?\n?")
-REPORT = re.compile(r"(\S{1,64}) (start|done|failed) (\d+(?:\.\d+)?)(?: (.*))?")
+#: Exactly one ed25519 key: its length and first bytes are always these. A comment is dropped.
+PUBLIC_KEY = re.compile(
+    r"(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43})(?: [ -~]{0,100})?\n?"
+)
+REPORT = re.compile(r"([a-z0-9:._-]{1,64}) (start|done|failed) (\d{1,9}(?:\.\d{1,6})?)(?: (.*))?")
+#: Characters of a report's text that are kept.
+TEXT = 400
 #: Bytes of a request's body: a key, or a line of a report.
 BODY = 2000
 #: Boots that are remembered of each machine.
@@ -46,6 +53,8 @@ EVENTS_SIZE = 4 << 20
 QUIET = 600.0
 #: How long a certificate lasts: longer than a boot is thought to.
 LIFETIME = "always:+52w"
+#: The kernel's mark of a neighbour that answered (ATF_COM, in /proc/net/arp).
+COMPLETE = 0x2
 
 
 class NotSaved(Exception):
@@ -59,19 +68,16 @@ class Files:
     document: Path
     state: Path
     authority: Path
-    neighbours: Path = Path("/proc/net/arp")
+    neighbours: Path
 
     def read_document(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.document.read_text())
         return document
 
-    def neighbour(self, address: str) -> str:
-        """The hardware address that the kernel last heard from `address`; empty if from none."""
-        for line in self.neighbours.read_text().splitlines()[1:]:
-            words = line.split()
-            if words[0] == address:
-                return words[3].lower()
-        return ""
+    def neighbours_at(self, address: str) -> set[str]:
+        """The hardware addresses at which the kernel reaches `address`."""
+        rows = [line.split() for line in self.neighbours.read_text().splitlines()[1:]]
+        return {row[3].lower() for row in rows if row[0] == address and int(row[2], 16) & COMPLETE}
 
 
 class Boots:
@@ -87,15 +93,26 @@ class Boots:
         """A new boot; its nonce."""
         nonce = secrets.token_hex(16)
         boot = {"boot": nonce, "time": time.time(), "address": address, "identity": None}
-        self.by_mac[mac] = [*self.by_mac.get(mac, []), boot][-REMEMBERED:]
-        self._save()
+        before = self.by_mac.get(mac, [])
+        self.by_mac[mac] = [*before, boot][-REMEMBERED:]
+        try:
+            self._save()
+        except NotSaved:
+            self.by_mac[mac] = before
+            raise
         return nonce
 
-    def find(self, mac: str, nonce: str) -> dict[str, Any] | None:
+    def begun(self, mac: str, nonce: str) -> dict[str, Any] | None:
+        """The machine's boot with this nonce, if it is one of those that are remembered."""
         for boot in self.by_mac.get(mac, []):
-            if secrets.compare_digest(boot["boot"], nonce):
+            if secrets.compare_digest(boot["boot"].encode(), nonce.encode()):
                 return boot
         return None
+
+    def last(self, mac: str, nonce: str) -> dict[str, Any] | None:
+        """The same, if it is the last one: what an earlier boot left over is worth nothing."""
+        boot = self.begun(mac, nonce)
+        return boot if boot is not None and boot is self.by_mac[mac][-1] else None
 
     def claim(self, boot: dict[str, Any]) -> bool:
         """Whether the boot's one identity is still to be had; from now on it is not."""
@@ -109,16 +126,14 @@ class Boots:
             raise
         return True
 
-    def release(self, boot: dict[str, Any]) -> None:
-        """The claimed identity could not be made after all."""
-        boot["identity"] = None
-        self._save()
-
     def _save(self) -> None:
         beside = self.path.with_name(f".{self.path.name}")
         try:
-            beside.touch(0o600)
-            beside.write_text(json.dumps(self.by_mac))
+            with beside.open("w") as file:
+                beside.chmod(0o600)
+                json.dump(self.by_mac, file)
+                file.flush()
+                os.fsync(file.fileno())
             beside.replace(self.path)
         except OSError as error:
             raise NotSaved(str(error)) from error
@@ -170,16 +185,19 @@ class Service:
         self.events = Events(files.state / "events.jsonl")
 
     def application(self) -> Starlette:
-        return Starlette(
+        application = Starlette(
             routes=[
-                Route("/boot/begin", self.begin),
-                Route("/boot/report", self.report, methods=["POST"]),
-                Route("/boot/identity", self.identity, methods=["POST"]),
-                Route("/boot/{loader}", self.script),
-                Route("/boot/{loader}/{mac}", self.script),
+                route("/boot/begin", "GET", self.begin),
+                route("/boot/report", "POST", self.report),
+                route("/boot/identity", "POST", self.identity),
+                route("/boot/{loader}", "GET", self.script),
+                route("/boot/{loader}/{mac}", "GET", self.script),
             ],
-            exception_handlers={NotSaved: not_saved},
+            # Nothing is handed out where the state or the document is not as it should be.
+            exception_handlers=dict.fromkeys((NotSaved, OSError, ValueError), not_now),
         )
+        application.router.redirect_slashes = False
+        return application
 
     async def script(self, request: Request) -> Response:
         """The machine's boot script; a boot begins."""
@@ -209,16 +227,16 @@ class Service:
         return nonce
 
     async def report(self, request: Request) -> Response:
-        """What a node's initrd says of a step."""
+        """What a node's initrd says of a step. What makes no sense is dropped: it stops no boot."""
         asking = self.asking(request)
         line = (await body(request)).decode("utf-8", "replace").strip()
-        found = REPORT.fullmatch(line)
-        if found is None:
-            raise HTTPException(400, "a report is: STEP start|done|failed UPTIME TEXT")
-        step, status, uptime, text = found.groups()
-        nonce = request.query_params.get("boot", "")
-        details = {"step": step, "status": status, "uptime": float(uptime), "text": text or ""}
-        self.note("report", asking, nonce, **details)
+        if asking.node and (found := REPORT.fullmatch(line)):
+            step, status, uptime, text = found.groups()
+            told = "".join(c if c.isprintable() else "?" for c in (text or "")[:TEXT])
+            details = {"step": step, "status": status, "uptime": float(uptime), "text": told}
+            nonce = request.query_params.get("boot", "")
+            known = self.boots.begun(asking.mac, nonce)
+            self.note("report", asking, nonce if known else "", **details)
         return Response(status_code=204)
 
     async def identity(self, request: Request) -> Response:
@@ -228,23 +246,26 @@ class Service:
         if asking.node is None:
             self.events.add_unknown(asking.mac, asking.address)
             raise HTTPException(404, "this hardware address is not in the profile")
-        key = (await body(request)).decode("ascii", "replace")
-        if PUBLIC_KEY.fullmatch(key) is None:
+        key = PUBLIC_KEY.fullmatch((await body(request)).decode("ascii", "replace"))
+        if key is None:
             raise HTTPException(400, "the body has to be one public ed25519 key")
-        boot = self.boots.find(asking.mac, nonce)
+        boot = self.boots.last(asking.mac, nonce)
         if boot is None:
-            self.note("refused", asking, nonce, text="it names no boot that began here")
-            raise HTTPException(410, "no boot with this nonce began here")
+            raise self.refused(410, asking, "its nonce is not of the boot that began last here")
+        given = "this boot's identity was handed out already"
+        if boot["identity"] is not None:
+            raise self.refused(409, asking, given, nonce)
+        answer = await run_in_threadpool(self.certified, asking, key[1])
+        # Of two that asked at the same time, one gets it.
         if not self.boots.claim(boot):
-            self.note("refused", asking, nonce, text="this boot's identity was handed out already")
-            raise HTTPException(409, "this boot's identity was handed out already")
-        try:
-            answer = await run_in_threadpool(self.certified, asking, key)
-        except BaseException:
-            self.boots.release(boot)
-            raise
-        self.note("identity", asking, nonce, text=" ".join(key.split()[:2]))
+            raise self.refused(409, asking, given, nonce)
+        self.note("identity", asking, nonce, text=key[1])
         return Response(answer, media_type="application/x-tar")
+
+    def refused(self, code: int, asking: Asking, text: str, nonce: str = "") -> HTTPException:
+        """Write down what somebody is refused, as the error to raise."""
+        self.note("refused", asking, nonce, text=text)
+        return HTTPException(code, text)
 
     def certified(self, asking: Asking, key: str) -> bytes:
         assert asking.node is not None
@@ -262,16 +283,15 @@ class Service:
         document = self.files.read_document()
         address = request.headers.get("x-real-ip", "")
         asking = Asking(mac, address, document["nodes"].get(mac), document)
-        heard = self.files.neighbour(address)
-        if heard != mac:
-            self.note("refused", asking, text=f"it says {mac}, and is {heard or 'no neighbour'}")
-            raise HTTPException(403, "this is not the hardware address that the request came from")
+        seen = self.files.neighbours_at(address)
+        if mac not in seen:
+            text = f"it says {mac}, and is {', '.join(sorted(seen)) or 'no neighbour'}"
+            raise self.refused(403 if asking.node else 404, asking, text)
         # With another DHCP server, only the hardware address tells who asks.
         ours = document["leases"] == "ours"
         if asking.node and ours and address != asking.node["address"]:
-            wanted = asking.node["address"]
-            self.note("refused", asking, text=f"it asks from {address}, its address is {wanted}")
-            raise HTTPException(403, "this is not the address of that node")
+            text = f"it asks from {address}, its address is {asking.node['address']}"
+            raise self.refused(403, asking, text)
         return asking
 
     def note(self, kind: str, asking: Asking, nonce: str = "", **details: Any) -> None:
@@ -296,8 +316,16 @@ async def body(request: Request) -> bytes:
     return data
 
 
-async def not_saved(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"the control node cannot write its state: {error}\n", 503)
+def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+    """A route for one method: to look at a script by HEAD would begin a boot."""
+    made = Route(path, endpoint, methods=[method])
+    made.methods = {method}
+    return made
+
+
+async def not_now(request: Request, error: Exception) -> Response:
+    print(f"{request.url.path}: {type(error).__name__}: {error}", file=sys.stderr)
+    return PlainTextResponse("the control node cannot do this now; see its log\n", 503)
 
 
 def certify(authority: Path, key: str, principals: list[str]) -> str:
@@ -307,12 +335,12 @@ def certify(authority: Path, key: str, principals: list[str]) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="certify-") as scratch:
         public = Path(scratch, "key.pub")
-        public.write_text(key)
+        public.write_text(f"{key} {principals[0]}\n")
         argv = ["ssh-keygen", "-q", "-s", str(authority), "-I", principals[0], "-h"]
         argv += ["-n", ",".join(principals), "-V", LIFETIME, str(public)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
         if done.returncode != 0:
-            raise HTTPException(500, f"ssh-keygen: {done.stderr.strip()[-200:]}")
+            raise HTTPException(503, f"ssh-keygen: {done.stderr.strip()[-200:]}")
         return Path(scratch, "key-cert.pub").read_text()
 
 
@@ -324,19 +352,22 @@ def archive(files: dict[str, dict[str, Any]]) -> bytes:
             header = tarfile.TarInfo(path.lstrip("/"))
             data = file["content"].encode()
             header.size, header.mode = len(data), file["mode"]
+            header.uname = header.gname = "root"
             tar.addfile(header, io.BytesIO(data))
     return out.getvalue()
 
 
-def main(run: Callable[..., Awaitable[None] | None] = uvicorn.run) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", required=True)
     parser.add_argument("--document", type=Path, required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--authority", type=Path, required=True, help="the host CA's private key")
+    parser.add_argument("--neighbours", type=Path, default=Path("/proc/net/arp"))
     given = parser.parse_args()
-    service = Service(Files(given.document, given.state, given.authority))
-    run(
+    files = Files(given.document, given.state, given.authority, given.neighbours)
+    service = Service(files)
+    uvicorn.run(
         service.application(),
         uds=given.socket,
         access_log=False,

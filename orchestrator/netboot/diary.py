@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.netboot.timeline import DONE
+from orchestrator.netboot.sources import DONE
 
 #: The last so many lines are read.
 LINES = 1000

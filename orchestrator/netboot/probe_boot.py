@@ -1,12 +1,14 @@
 """Runs on the control node, sent over SSH: print what its logs tell of boots, as JSON.
 
 Standard library only. Its one argument is a JSON document: state (a directory), unit, since (text
-for journalctl). Prints dnsmasq: [[time, message], ...], access and events: the lines of the logs.
+for journalctl), wanted (a regular expression). Prints dnsmasq: [[time, message], ...] of the wanted
+messages, access and events: the lines of the logs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +17,17 @@ from pathlib import Path
 LINES = 4000
 
 
-def journal(unit: str, since: str) -> list[tuple[float, str]]:
-    argv = ["journalctl", f"--unit={unit}", f"--since={since}", f"--lines={LINES}", "--output=json"]
+def journal(unit: str, since: str, wanted: str) -> list[tuple[float, str]]:
+    argv = ["journalctl", f"--unit={unit}", f"--since={since}", "--output=json"]
     argv += ["--output-fields=MESSAGE", "--no-pager"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=30, check=False)
     entries = [json.loads(line) for line in done.stdout.splitlines()]
-    return [
+    messages = [
         (int(entry["__REALTIME_TIMESTAMP"]) / 1e6, entry["MESSAGE"])
         for entry in entries
-        if isinstance(entry.get("MESSAGE"), str)
+        if isinstance(entry.get("MESSAGE"), str) and re.search(wanted, entry["MESSAGE"])
     ]
+    return messages[-LINES:]
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -47,7 +50,7 @@ def main(want: dict[str, str]) -> None:
     print(
         json.dumps(
             {
-                "dnsmasq": journal(want["unit"], want["since"]),
+                "dnsmasq": journal(want["unit"], want["since"], want["wanted"]),
                 "access": lines(state / want["access"]),
                 "events": lines(state / want["events"]),
             }

@@ -22,6 +22,8 @@ BOOT_UNIT = "orchestrate-boot.service"
 NAT_UNIT = "orchestrate-nat.service"
 #: The account of the boot service: the images make it (system.users).
 BOOT_USER = "orchestrate-boot"
+#: Who may come to its socket, and say who asks: Debian's nginx, nobody else.
+FRONT_GROUP = "www-data"
 SOCKET = f"/run/{BOOT_USER}/http.sock"
 TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
 HOST_CA = f"{ETC}/host_ca"
@@ -47,18 +49,11 @@ def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
 
 def _boot_service(host_ca: Secret) -> Iterable[Resource]:
     code = f"{ETC}/boot_service.py"
-    yield File(
-        Step.BASE,
-        HOST_CA,
-        host_ca.reveal(),
-        owner=BOOT_USER,
-        group=BOOT_USER,
-        mode="0400",
-        secret=True,
-    )
+    yield File(Step.BASE, HOST_CA, host_ca.reveal(), mode="0600", secret=True)
     unit = render(
         BOOT_UNIT,
         user=BOOT_USER,
+        front_group=FRONT_GROUP,
         runtime=BOOT_USER,
         venv=VENV,
         code=code,

@@ -105,7 +105,7 @@ def clock(sight: NodeSight) -> Verdict:
 
 def units(sight: NodeSight) -> Verdict:
     facts = sight.facts
-    idle = [f"{u} {state}" for u, state in facts.units.items() if state not in _RUNNING]
+    idle = [f"{u} {state}" for u, state in facts.units.items() if state not in RUNNING]
     idle += [f"{unit} failed" for unit in facts.failed if unit not in facts.units]
     listed = ", ".join(facts.units)
     return Verdict(
@@ -116,7 +116,7 @@ def units(sight: NodeSight) -> Verdict:
 
 
 #: "declined": the unit's own conditions keep it from running on this node.
-_RUNNING = ("active", "reloading", "declined")
+RUNNING = ("active", "reloading", "declined")
 
 DRIFT = Rule("drift", "orchestrate up changes it back; on {node}: journalctl -b")
 #: In the order shown. A node that does not answer says why at the first.
