@@ -54,9 +54,12 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
         ),
         "/etc/systemd/system/ssh.service.d/50-orchestrate.conf": BootFile(render("ssh-retry.conf")),
     }
-    for network in node.links:
-        path = f"/etc/systemd/network/10-{network}.network"
-        files[path] = BootFile(_network(profile, node, network))
+    for network, link in node.links.items():
+        path = f"/etc/systemd/network/10-{network}"
+        files[f"{path}.network"] = BootFile(_network(profile, node, network))
+        if link.mac:  # the card gets the name that the profile calls it by, whatever slot it is in
+            text = render("link.link", mac=link.mac, interface=link.interface)
+            files[f"{path}.link"] = BootFile(text)
     return files
 
 

@@ -26,14 +26,14 @@ PAM = {
     "account": "account required pam_unix.so\n",
     "auth": "auth required pam_unix.so nullok\n",
     "password": "password required pam_unix.so obscure yescrypt\n",
-    "session": "session required pam_unix.so\nsession optional pam_systemd.so\n",
+    "session": "session required pam_unix.so\n-session optional pam_systemd.so\n",
     "session-noninteractive": "session required pam_unix.so\n",
 }
 
 
 def apply(root, settings: dict, controls: list[str]) -> None:
     """The steps, in order."""
-    accounts(root, settings.get("users", {}))
+    accounts(root, settings.get("users", {}), settings.get("groups", {}))
     base_files(root)
     alternatives(root)
     certificates(root)
@@ -44,23 +44,25 @@ def apply(root, settings: dict, controls: list[str]) -> None:
     units(root, settings.get("enable", []), settings.get("mask", []))
 
 
-def accounts(root, users: dict) -> None:
-    """base-passwd's masters, and the system accounts that packages' scripts would make."""
+def accounts(root, users: dict, groups: dict) -> None:
+    """base-passwd's masters, and the system accounts and groups that packages' scripts would make."""
     passwd = root.read("usr/share/base-passwd/passwd.master").decode().replace(":*:", ":x:")
     group = root.read("usr/share/base-passwd/group.master").decode().replace(":*:", ":x:")
+    for name, gid in sorted(groups.items(), key=lambda item: item[1]):
+        group += f"{name}:x:{gid}:\n"
     for name, user in sorted(users.items(), key=lambda item: item[1]["uid"]):
         home = user.get("home", "/nonexistent")
         group += f"{name}:x:{user['uid']}:\n"
         passwd += f"{name}:x:{user['uid']}:{user['uid']}::{home}:/usr/sbin/nologin\n"
     names = [line.split(":")[0] for line in passwd.splitlines()]
-    groups = [line.split(":")[0] for line in group.splitlines()]
+    group_names = [line.split(":")[0] for line in group.splitlines()]
     shadow_gid = next(int(line.split(":")[2]) for line in group.splitlines() if "shadow:" in line)
     root.file("etc/passwd", passwd)
     root.file("etc/group", group)
     # No account has a password: the way in is a certificate.
     shadow = "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names)
     root.file("etc/shadow", shadow, 0o640, shadow_gid)
-    root.file("etc/gshadow", "".join(f"{name}:*::\n" for name in groups), 0o640, shadow_gid)
+    root.file("etc/gshadow", "".join(f"{name}:*::\n" for name in group_names), 0o640, shadow_gid)
 
 
 def base_files(root) -> None:
@@ -75,6 +77,7 @@ def base_files(root) -> None:
     root.file("etc/profile", root.read("usr/share/base-files/profile"))
     root.file("root/.profile", root.read("usr/share/base-files/dot.profile"))
     root.file("root/.bashrc", root.read("usr/share/base-files/dot.bashrc"))
+    root.file("etc/environment", "")
     root.file("etc/default/locale", "LANG=C.UTF-8\n")
     root.file("etc/shells", "/bin/sh\n/bin/bash\n")
     for directory in ("srv", "mnt", "opt", "home", "var/lib/systemd", "var/log/journal", "boot"):
