@@ -45,7 +45,7 @@ def apply(root, settings: dict, controls: list[str]) -> None:
 
 
 def accounts(root, users: dict, groups: dict) -> None:
-    """base-passwd's masters, and the system accounts and groups that packages' scripts would make."""
+    """base-passwd's masters, and the accounts and groups that packages' scripts would make."""
     passwd = root.read("usr/share/base-passwd/passwd.master").decode().replace(":*:", ":x:")
     group = root.read("usr/share/base-passwd/group.master").decode().replace(":*:", ":x:")
     for name, gid in sorted(groups.items(), key=lambda item: item[1]):
