@@ -17,7 +17,7 @@ FIRMWARE, LOADER, SYSTEM = "firmware", "loader", "system"
 #: Events that are no steps of a boot.
 UNKNOWN, REFUSED, FOREIGN = "unknown", "refused", "foreign"
 #: What the initrd calls its own start; the kernel's file is a step before.
-INIT = "kernel"
+INITRD_START = "kernel"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[Event]:
             step = str(record["step"])
             if record.get("boot") in started:
                 time = started[str(record["boot"])] + float(record["uptime"])
-            step = "init" if step == INIT else step
+            step = "init" if step == INITRD_START else step
             status, size = str(record["status"]), _bytes(text)
             yield Event(time, step, status, mac=mac, address=address, bytes=size, text=text)
         else:

@@ -41,6 +41,8 @@ STEPS = (
     "ray",
     "ready",
 )
+#: The step of kernel and initrd until the initrd has read its command line.
+INIT = "init"
 #: How many of the last events are told of a boot that is stuck.
 LAST = 5
 
@@ -198,7 +200,8 @@ def _begins(event: Event, current: Sequence[Event]) -> bool:
 def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
     """One for each name, by time; a step that is tried again counts as one.
 
-    What is only known to have ended began when the step before it ended.
+    What is only known to have ended began when the step before it ended; so did the kernel, of
+    which nothing is seen until its initrd speaks.
     """
     by_name: dict[str, list[Event]] = {}
     for event in events:
@@ -207,8 +210,8 @@ def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
     before = 0.0
     for name, seen in sorted(by_name.items(), key=lambda item: (item[1][0].time, order(item[0]))):
         first, final = seen[0], seen[-1]
-        instant = first.status == DONE and first.seconds == 0 and before > 0
-        start = min(before, first.time) if instant else first.time
+        unseen = name == INIT or (first.status == DONE and first.seconds == 0)
+        start = min(before, first.time) if unseen and before else first.time
         status, end = final.status, max(event.end for event in seen)
         if status != DONE and (after := _left(final, events)):
             # Its end was not seen, or it failed once and that was no matter.
