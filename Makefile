@@ -34,7 +34,7 @@ demo: ## from nothing to a simulated cluster that answers a question (as root)
 test: setup lint unit image e2e ## all tests: what .ci/run runs (as root)
 
 lint: setup ## linters, type checks, documentation against the code
-	@tools/step "lint" $(PYTEST) tests/test_lint.py tests/test_docs.py
+	@tools/step "lint" $(PYTEST) tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 unit: setup ## logic alone, and against real apt, pip, ssh and Nix
 	@tools/step "unit and integration tests" $(PYTEST) tests/unit tests/image

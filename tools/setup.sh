@@ -36,6 +36,8 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
     has mkfs.ext4 || echo e2fsprogs
     has cpio || echo cpio
+    has zstd || echo zstd
+    has veritysetup || echo cryptsetup-bin
     has dnsmasq || echo dnsmasq-base
     has nginx || echo nginx-light
     has nft || echo nftables

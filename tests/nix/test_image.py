@@ -20,7 +20,8 @@ pytestmark = pytest.mark.nix
 PROJECT = Path(__file__).resolve().parents[2]
 IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 LAYERS = ("base", "python", "config")
-PARTS = (*LAYERS, "kernel", "initrd")
+PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")
+LOADERS = {"undionly.kpxe", "ipxe.efi", "snponly.efi", "shimx64.efi", "grubx64.efi"}
 
 
 def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
@@ -84,13 +85,40 @@ def test_manifest_names_every_file_by_size_and_hash(name: str, image: Path) -> N
     manifest = json.loads((image / "manifest.json").read_text())
     assert manifest["name"] == name
     assert [layer["name"] for layer in manifest["layers"]] == list(LAYERS)
-    entries = [*manifest["layers"], manifest["kernel"], manifest["initrd"], manifest["sbom"]]
+    trees = [layer["verity"] for layer in manifest["layers"]]
+    single = [manifest["kernel"], manifest["initrd"], manifest["sbom"]]
+    entries = [*manifest["layers"], *trees, *single, *manifest["loaders"]]
     for entry in entries:
         assert (image / entry["file"]).stat().st_size == entry["size"]
         assert sha256(image / entry["file"]) == entry["sha256"]
     assert {entry["file"] for entry in entries} | {"manifest.json"} == {
-        p.name for p in image.iterdir()
+        str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()
     }
+    assert {Path(entry["file"]).name for entry in manifest["loaders"]} == LOADERS
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_hash_trees_are_those_of_dm_verity(image: Path, tmp_path: Path, layer: str) -> None:
+    """By the reference implementation; and one byte that differs is an error to it."""
+    manifest = json.loads((image / "manifest.json").read_text())
+    entry = next(each for each in manifest["layers"] if each["name"] == layer)
+    verity = entry["verity"]
+    options = ["--no-superblock", "--format=1", "--hash=sha256", "--salt=-"]
+    options += ["--data-block-size=4096", "--hash-block-size=4096"]
+    options += [f"--data-blocks={verity['data_blocks']}"]
+
+    def verify(data: Path) -> int:
+        tree = (image / verity["file"]).resolve()
+        argv = ["veritysetup", "verify", *options, str(data), str(tree), verity["root"]]
+        return subprocess.run(argv, capture_output=True, check=False).returncode
+
+    data = (image / entry["file"]).resolve()
+    assert verify(data) == 0
+    if layer == "config":  # a small one to copy
+        changed = bytearray(data.read_bytes())
+        changed[100] ^= 1
+        (tmp_path / "changed").write_bytes(changed)
+        assert verify(tmp_path / "changed") != 0
 
 
 def test_bill_of_materials_is_cyclonedx_and_complete(name: str, image: Path) -> None:
@@ -98,7 +126,8 @@ def test_bill_of_materials_is_cyclonedx_and_complete(name: str, image: Path) -> 
     assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
     seen = {(part["name"], part["version"]) for part in json.loads(text)["components"]}
     lock = lockfile.current(name)
-    assert seen == {(file.name, file.version) for file in lock.files}
+    files = [*lock.files, *lockfile.current("loaders").files]
+    assert seen == {(file.name, file.version) for file in files}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -152,6 +181,30 @@ def test_a_missing_input_names_itself_and_the_command(name: str, tree: Path) -> 
     said = nix("build", f"path:{tree}#{name}.base", "--no-link", ok=False).stderr
     assert lock["debs"][0]["path"] in said
     assert f"orchestrate image fetch {name}" in said
+
+
+def test_the_initrd_has_what_it_calls(image: Path, tmp_path: Path) -> None:
+    """Its programs run, in it alone: their libraries are there too."""
+    assert os.geteuid() == 0, "changing into the initrd needs root: run the tests as root"
+    with (image / "initrd").open("rb") as packed:
+        cpio = subprocess.run(["zstd", "-dc"], stdin=packed, capture_output=True, check=True).stdout
+    argv = ["cpio", "--extract", "--quiet", "--make-directories", "--no-absolute-filenames"]
+    subprocess.run(argv, input=cpio, cwd=tmp_path, check=True)
+    assert (tmp_path / "init").stat().st_mode & 0o111
+    for program in ("/usr/sbin/dmsetup", "/bin/busybox"):
+        said = subprocess.run(
+            ["chroot", tmp_path, program, "--help"], capture_output=True, text=True, check=False
+        )
+        assert "error while loading" not in said.stderr and said.returncode == 0, said.stderr
+    modules = {path.name.partition(".")[0] for path in tmp_path.rglob("*.ko*")}
+    assert {"dm-verity", "squashfs", "overlay", "igc", "r8169", "atlantic"} <= modules
+
+
+def test_the_small_image_has_the_same_base(name: str, image: Path, tmp_path: Path) -> None:
+    small = built(f"{PROJECT}#{name}.minimal", tmp_path / "small")
+    assert (small / "base.squashfs").resolve() == (image / "base.squashfs").resolve()
+    assert (small / "python.squashfs").stat().st_size < 20 << 20
+    assert json.loads((small / "manifest.json").read_text())["name"] == f"{name}-minimal"
 
 
 def test_names_with_dots_are_nested_as_the_command_line_reads_them() -> None:

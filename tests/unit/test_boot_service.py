@@ -2,177 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
-import socket
-import subprocess
-import sys
-import tarfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
+from boot_service_case import (
+    ADDRESS,
+    DOCUMENT,
+    MAC,
+    NEIGHBOURS,
+    OTHER_ADDRESS,
+    OTHER_MAC,
+    SILENT_ADDRESS,
+    STRANGE_ADDRESS,
+    STRANGE_MAC,
+    Running,
+    content,
+    new_key,
+    unpacked,
+)
 
 from orchestrator.identity import HOST_CERTIFICATE
-from orchestrator.machines import netns
-from orchestrator.netboot import boot_service, boot_service_file
 from orchestrator.run import run
-
-MAC, ADDRESS = "02:00:0a:4d:00:10", "10.77.0.10"
-OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "10.77.0.11"
-STRANGE_MAC, STRANGE_ADDRESS = "02:00:0a:4d:00:99", "10.77.0.99"
-SILENT_ADDRESS = "10.77.0.12"
-NODE_FILES = {
-    "/etc/hostname": {"content": "compute0\n", "mode": 0o644},
-    "/etc/ssh/user_ca.pub": {"content": "ssh-ed25519 USER\n", "mode": 0o600},
-}
-DOCUMENT = {
-    "schema": 1,
-    "server": "http://10.77.0.1:8081",
-    "leases": "ours",
-    "image": {"id": "a" * 64, "name": "pxe"},
-    "certificate": HOST_CERTIFICATE,
-    "unknown": {"ipxe": "#!ipxe\necho @mac@\n"},
-    "nodes": {
-        MAC: {
-            "name": "compute0",
-            "address": ADDRESS,
-            "principals": ["compute0", ADDRESS],
-            "ipxe": "#!ipxe\nkernel orchestrate.boot=@boot@\n",
-            "files": NODE_FILES,
-        },
-        OTHER_MAC: {
-            "name": "compute1",
-            "address": OTHER_ADDRESS,
-            "principals": ["compute1", OTHER_ADDRESS],
-            "ipxe": "#!ipxe\nkernel orchestrate.boot=@boot@\n",
-            "files": {},
-        },
-    },
-}
-#: As the kernel prints it; the second to last did not answer.
-NEIGHBOURS = f"""\
-IP address       HW type     Flags       HW address            Mask     Device
-{ADDRESS}       0x1         0x2         {MAC}     *        cluster0
-{OTHER_ADDRESS}       0x1         0x2         {OTHER_MAC}     *        cluster0
-{STRANGE_ADDRESS}       0x1         0x2         {STRANGE_MAC}     *        cluster0
-{SILENT_ADDRESS}       0x1         0x0         {MAC}     *        cluster0
-"""
-
-
-def new_key(directory: Path, name: str = "key") -> str:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", directory / name]
-    run(argv)
-    return (directory / f"{name}.pub").read_text()
-
-
-@dataclass
-class Running:
-    """A running service, and what asks it as nginx would."""
-
-    home: Path
-    prefix: list[str] = field(default_factory=list)
-    process: subprocess.Popen[str] | None = None
-
-    @property
-    def state(self) -> Path:
-        return self.home / "state"
-
-    def start(self, *, neighbours: Path | None = None) -> None:
-        argv = [*self.prefix, sys.executable, "-I", str(boot_service_file())]
-        argv += ["--socket", f"{self.home}/http.sock", "--document", f"{self.home}/boot.json"]
-        argv += ["--state", str(self.state), "--authority", f"{self.home}/host_ca"]
-        argv += ["--neighbours", str(neighbours or self.home / "arp")]
-        self.process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
-        while not self.answers():
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline, "the service does not start"
-            time.sleep(0.05)
-
-    def answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.home / "http.sock")) == 0
-
-    def stop(self) -> str:
-        """End it; what it wrote on stderr."""
-        assert self.process is not None
-        self.process.terminate()
-        said = self.process.communicate(timeout=30)[1]
-        self.process = None
-        return said
-
-    def ask(
-        self, method: str, path: str, *, address: str = ADDRESS, body: str | bytes = b""
-    ) -> httpx.Response:
-        transport = httpx.HTTPTransport(uds=str(self.home / "http.sock"))
-        with httpx.Client(transport=transport, base_url="http://control", timeout=30) as client:
-            return client.request(method, path, headers={"X-Real-IP": address}, content=body)
-
-    def script(self, mac: str = MAC, address: str = ADDRESS) -> httpx.Response:
-        return self.ask("GET", f"/boot/ipxe?mac={mac}", address=address)
-
-    def boot(self, mac: str = MAC, address: str = ADDRESS) -> str:
-        """A boot begins; its nonce."""
-        answer = self.script(mac, address)
-        assert answer.status_code == 200, answer.text
-        return answer.text.partition("orchestrate.boot=")[2].strip()
-
-    def identity(
-        self, nonce: str, key: str | bytes, mac: str = MAC, address: str = ADDRESS
-    ) -> httpx.Response:
-        path = f"/boot/identity?mac={mac}&boot={nonce}"
-        return self.ask("POST", path, address=address, body=key)
-
-    def events(self, kind: str = "") -> list[dict[str, Any]]:
-        file = self.state / "events.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        found: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [event for event in found if kind in ("", event["kind"])]
-
-    def publish(self, document: dict[str, Any]) -> None:
-        new = self.home / "boot.json.new"
-        new.write_text(json.dumps(document))
-        new.replace(self.home / "boot.json")
-
-
-@pytest.fixture
-def stopped(tmp_path: Path) -> Iterator[Running]:
-    """A service with all that it needs, not started yet."""
-    service = Running(tmp_path)
-    service.state.mkdir()
-    service.publish(DOCUMENT)
-    (tmp_path / "arp").write_text(NEIGHBOURS)
-    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "host_ca"])
-    yield service
-    if service.process is not None:
-        service.stop()
-
-
-@pytest.fixture
-def service(stopped: Running) -> Running:
-    stopped.start()
-    return stopped
-
-
-def unpacked(answer: httpx.Response) -> dict[str, tarfile.TarInfo]:
-    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
-        return {member.name: member for member in tar.getmembers()}
-
-
-def content(answer: httpx.Response, name: str) -> str:
-    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
-        file = tar.extractfile(name)
-        assert file is not None
-        return file.read().decode()
-
 
 # The way that a node goes
 
@@ -398,130 +250,3 @@ def test_other_paths_and_methods(service: Running) -> None:
     assert service.ask("GET", f"/boot/identity?mac={MAC}").status_code in (404, 405)
     assert service.ask("DELETE", f"/boot/ipxe?mac={MAC}").status_code == 405
     assert service.ask("GET", "/boot/ipxe/../../boot.json").status_code in (400, 404)
-
-
-# Faults
-
-
-def test_it_goes_on_where_it_was_after_a_restart(service: Running, tmp_path: Path) -> None:
-    used, key = service.boot(), new_key(tmp_path)
-    service.identity(used, key)
-    open_one = service.boot(OTHER_MAC, OTHER_ADDRESS)
-    service.stop()
-    service.start()
-    assert service.identity(used, key).status_code == 409
-    answer = service.identity(open_one, key, OTHER_MAC, OTHER_ADDRESS)
-    assert answer.status_code == 200
-
-
-def test_boots_that_are_long_over_are_forgotten(service: Running) -> None:
-    for _ in range(boot_service.REMEMBERED + 5):
-        service.boot()
-    boots = json.loads((service.state / "boots.json").read_text())
-    assert len(boots[MAC]) == boot_service.REMEMBERED
-
-
-@contextlib.contextmanager
-def full_disk(directory: Path) -> Iterator[Callable[[], None]]:
-    """A file system of its own at ``directory``; the function that it gives fills it."""
-    run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory])
-
-    def fill() -> None:
-        with contextlib.suppress(OSError), (directory / "rest").open("wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4096)
-
-    try:
-        yield fill
-    finally:
-        run(["umount", directory])
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root (mount)")
-def test_a_full_disk_hands_out_nothing_until_there_is_room(
-    stopped: Running, tmp_path: Path
-) -> None:
-    with full_disk(stopped.state) as fill:
-        stopped.start()
-        nonce, key = stopped.boot(), new_key(tmp_path)
-        fill()
-        assert stopped.script().status_code == 503
-        assert stopped.identity(nonce, key).status_code == 503
-        path = f"/boot/report?mac={MAC}&boot={nonce}"
-        assert stopped.ask("POST", path, body="network done 1").status_code == 204
-        (stopped.state / "rest").unlink()
-        assert stopped.identity(nonce, key).status_code == 200
-        assert stopped.identity(nonce, key).status_code == 409
-        assert "No space left" in stopped.stop()
-
-
-@pytest.mark.parametrize("text", ["", "{"])
-def test_a_document_that_is_no_document(service: Running, text: str) -> None:
-    (service.home / "boot.json").write_text(text)
-    assert service.script().status_code == 503
-    (service.home / "boot.json").unlink()
-    assert service.script().status_code == 503
-    service.publish(DOCUMENT)
-    assert service.script().status_code == 200
-
-
-def test_without_its_authority_it_hands_out_nothing(service: Running, tmp_path: Path) -> None:
-    nonce, key = service.boot(), new_key(tmp_path)
-    ca = (service.home / "host_ca").read_text()
-    (service.home / "host_ca").unlink()
-    assert service.identity(nonce, key).status_code == 503
-    (service.home / "host_ca").touch(0o600)
-    (service.home / "host_ca").write_text(ca)
-    assert service.identity(nonce, key).status_code == 200
-
-
-def test_the_log_of_events_does_not_grow_for_ever(tmp_path: Path) -> None:
-    events = boot_service.Events(tmp_path / "events.jsonl")
-    line = "x" * 1000
-    for _ in range(2 * boot_service.EVENTS_SIZE // 1000 + 10):
-        events.add("report", text=line)
-    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
-    assert len(sizes) == 2
-    assert sum(sizes) < 2.1 * boot_service.EVENTS_SIZE
-
-
-# The kernel's own table of neighbours
-
-
-def knock(space: str, address: str) -> None:
-    """Let ``address`` see who is in the namespace: its refusal has to find the way back."""
-    with netns.entered(space), pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, 1), timeout=10)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root (network namespaces)")
-def test_who_asks_is_what_the_kernel_sees(stopped: Running, tmp_path: Path) -> None:
-    control, node = f"boot-test-{os.getpid()}-c", f"boot-test-{os.getpid()}-n"
-    try:
-        for space in (control, node):
-            netns.create(space)
-        peer = ["peer", "name", "eth0", "address", MAC, "netns", node]
-        run(["ip", "-n", control, "link", "add", "cluster0", "type", "veth", *peer])
-        for space, link, address in (
-            (control, "cluster0", "10.77.0.1/24"),
-            (node, "eth0", f"{ADDRESS}/24"),
-        ):
-            run(["ip", "-n", space, "addr", "add", address, "dev", link])
-            run(["ip", "-n", space, "link", "set", link, "up"])
-        stopped.prefix = ["ip", "netns", "exec", control]
-        stopped.start(neighbours=Path("/proc/net/arp"))
-        assert stopped.script().status_code == 403
-        knock(node, "10.77.0.1")
-        nonce = stopped.boot()
-        assert stopped.identity(nonce, new_key(tmp_path)).status_code == 200
-        # Another machine takes the address.
-        run(["ip", "-n", node, "link", "set", "eth0", "address", STRANGE_MAC])
-        run(["ip", "-n", control, "neigh", "flush", "dev", "cluster0"])
-        knock(node, "10.77.0.1")
-        assert stopped.script().status_code == 403
-        assert STRANGE_MAC in stopped.events("refused")[-1]["text"]
-    finally:
-        if stopped.process is not None:
-            stopped.stop()
-        for space in (control, node):
-            netns.delete(space)

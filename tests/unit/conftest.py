@@ -1,0 +1,30 @@
+"""Fixtures that more than one file of unit tests uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from boot_service_case import DOCUMENT, NEIGHBOURS, Running
+
+from orchestrator.run import run
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Running]:
+    """A service with all that it needs, not started yet."""
+    service = Running(tmp_path)
+    service.state.mkdir()
+    service.publish(DOCUMENT)
+    (tmp_path / "arp").write_text(NEIGHBOURS)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "host_ca"])
+    yield service
+    if service.process is not None:
+        service.stop()
+
+
+@pytest.fixture
+def service(stopped: Running) -> Running:
+    stopped.start()
+    return stopped
