@@ -49,6 +49,9 @@ class Cluster:
 
     @property
     def image_id(self) -> str:
+        """The id of the image that nodes should have; a held one is known without its files."""
+        if self.choice.held and self.choice.current:
+            return self.choice.current.id
         return ident(self.image)
 
     @property

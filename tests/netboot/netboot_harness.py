@@ -304,6 +304,18 @@ class Net:
         finally:
             subprocess.run([*tc, "del", "dev", tap, "root"], check=True)
 
+    def carries(self, name: str, size: int) -> None:
+        """Wait until a node's cable has carried so many bytes to it, from now."""
+        (tap, *_) = self.switch.plug_taps(self.node(name)).values()
+
+        def sent() -> int:
+            argv = ["ip", "-n", self.switch.space, "-json", "-statistics", "link", "show", tap]
+            shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+            return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
+
+        begun = sent()
+        until(f"{size} bytes", 60, lambda: True if sent() - begun >= size else None, str)
+
     # Damage, and what is left.
 
     @contextlib.contextmanager

@@ -204,6 +204,7 @@ def test_the_control_node_restarts_during_a_download(net: Net) -> None:
     with net.slow("compute0", "60mbit"):
         booting = net.boot()
         booting.reports("layer:base", "start")
+        net.carries("compute0", 30 << 20)
         net.driver.power_off(net.cluster.profile.control, timeout=0)
         net.serve()
     booting.reports("layer:base", "done")
