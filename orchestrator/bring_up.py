@@ -18,11 +18,13 @@ from orchestrator.cluster import Cluster
 from orchestrator.configure import Target
 from orchestrator.errors import UserError
 from orchestrator.netboot.look import Watch
-from orchestrator.profile import Node
+from orchestrator.profile import Node, Profile
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT, ModelFile
+from orchestrator.state import FRONT_UNIT, SERVER_UNIT, WORKER_UNIT, ModelFile
+from orchestrator.verify import gather
 from orchestrator.verify.everything import verify
+from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.report import Report
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
@@ -72,6 +74,8 @@ def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, cluster.targets(files), result)
+            if until == Step.RAY and not result.failures:
+                attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board))
             if serves and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
                 if not result.failures:
@@ -253,6 +257,35 @@ class Way:
                 raise UserError("\n".join(f"{what}: {why}" for what, why in outcome.failed))
         if step in REACHED:
             self.reached(REACHED[step])
+
+
+def wait_for_ray(cluster: Cluster, board: Board) -> None:
+    """Return when every node has joined: a unit that runs may still be on its way to the head.
+
+    (Where a model is served, its answer says the same.) Raises UserError that names who is missing.
+    """
+    profile, limit = cluster.profile, cluster.driver.boot_timeout
+    context = cluster.verify_context(())
+    deadline = time.monotonic() + limit
+    with board.step(CLUSTER, "ray"):
+        while missing := not_joined(context, profile):
+            names = ", ".join(missing)
+            board.note(CLUSTER, f"Ray does not have {names} yet")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"not in Ray after {limit:g} s: {names}",
+                    f"Its log: orchestrate sim shell {missing[0]} -- journalctl -u {WORKER_UNIT}",
+                )
+            time.sleep(POLL)
+
+
+def not_joined(context: VerifyContext, profile: Profile) -> list[str]:
+    """Nodes of the profile that Ray does not have; all of them, where it does not answer."""
+    try:
+        there = {node.address for node in gather.ray(context, profile).nodes}
+    except UserError:
+        there = set()
+    return [node.name for node in profile.nodes if profile.ray_address(node) not in there]
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
+HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
@@ -192,8 +193,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
         mode="0600",
         secret=True,
     )
-    role = "head" if profile.is_control(node) else "worker"
-    unit = f"ray-{role}.service"
+    unit = HEAD_UNIT if profile.is_control(node) else WORKER_UNIT
     text = render(
         unit,
         venv=VENV,

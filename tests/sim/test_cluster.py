@@ -191,6 +191,15 @@ def test_down_leaves_nothing_and_says_so_twice(sim: Sim) -> None:
     assert not report["ok"]
 
 
+def test_up_until_ray_ends_when_every_node_has_joined(sim: Sim) -> None:
+    result = sim.json("up", "--until", "ray")
+    assert result["ok"] and result["verify"] is None, result
+    seen = sim.json("status")
+    assert [node["ray"].split()[0] for node in seen["nodes"]] == ["head", "1", "1"]
+    assert seen["models"] == []
+    sim.run("down")
+
+
 def test_a_host_killed_during_up_does_not_hold_the_others(sim: Sim) -> None:
     process = sim.start("up", "--json")
     holder = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "changing")
