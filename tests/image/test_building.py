@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Box
 
+from orchestrator.image import spec
 from orchestrator.image.lockfile import Lock, text
 from orchestrator.image.spec import Spec
 
@@ -44,7 +45,7 @@ def image(box: Box) -> Box:
         debs=(),
         wheels=(),
     )
-    for name in ("tools", "demo-0.1"):
+    for name in (*spec.SHARED, "demo-0.1"):
         box.write(name, debian=DEBIAN)
         box.lock(name).write_text(text(empty))
     (box.root / "checkout/flake.nix").write_text(FLAKE)

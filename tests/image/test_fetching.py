@@ -79,9 +79,10 @@ def lock_by_hand(box: Box, site: Site, name: str, files: dict[str, bytes]) -> No
 
 @pytest.fixture
 def image(box: Box, site: Site) -> Box:
-    """The images 'tools' (with a seed) and 'demo', locked."""
+    """The images 'tools' (with a seed), 'loaders' (nothing in it) and 'demo', locked."""
     box.env["ORCHESTRATE_DEBIAN_MIRROR"] = site.url
     lock_by_hand(box, site, "tools", {"busybox.deb": package(PROGRAM)})
+    lock_by_hand(box, site, "loaders", {})
     lock_by_hand(box, site, "demo", {"alpha.deb": os.urandom(300_000), "beta.deb": b"beta"})
     return box
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import Box, Site
 
+from orchestrator.image import spec
+
 pytestmark = pytest.mark.nix
 
 SUITE = {"suite": "bookworm", "components": ["main"], "essential": False}
@@ -176,7 +178,8 @@ def test_a_wheel_outside_the_index_keeps_its_url_and_is_fetched_by_it(
     file = wheel(site.root, "elsewhere")
     url = f"{site.url}/{file.name}"
     packages = SUITE | {"packages": ["hello"]}
-    box.write("tools", debian=packages, python=None)
+    for name in spec.SHARED:
+        box.write(name, debian=packages, python=None)
     box.write(
         "demo",
         debian=SUITE | {"packages": ["python3.11-minimal"]},
@@ -186,7 +189,8 @@ def test_a_wheel_outside_the_index_keeps_its_url_and_is_fetched_by_it(
     (row,) = json.loads(box.lock("demo").read_text())["wheels"]
     assert row["url"] == url
     assert row["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    box.json("lock", "tools")
+    for name in spec.SHARED:
+        box.json("lock", name)
     box.json("fetch", "demo")
     assert file.name in box.stored()
     assert site.gets.count(file.name) == 2  # once to lock, once to fetch
