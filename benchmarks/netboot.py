@@ -2,9 +2,10 @@
 
 python benchmarks/netboot.py [--profile NAME] [--node NAME] [--repeats N] [--json FILE]
 
-The floor: QEMU is given kernel and initrd directly, and the layers as disks (see floor.py). Both
-under the same firmware and accelerator. Then the node boots twice with a cache disk. The image has
-to be built, the cluster down, and it is down again after it. Needs root.
+The floor: QEMU is given kernel and initrd directly, and the layers as disks (see floor.py). The
+peer: Debian's live-boot, with the same content as one squashfs (see live_boot.py). All under the
+same firmware and accelerator. Then the node boots twice with a cache disk. The image has to be
+built, the cluster down, and it is down again after it. Needs root, and a Debian mirror for apt.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import live_boot
 import measure
 from floor import floor
 from measure import ORCHESTRATE, Goal, Report
@@ -34,8 +36,11 @@ from orchestrator.machines.simulator import Simulator
 from orchestrator.profile import active, profile_option
 from orchestrator.run import run
 
-#: Of the floor's seconds; and bytes beyond the compressed layers.
+#: Of the floor's seconds.
 RATIO_GOAL = 1.5
+#: Of live-boot's seconds.
+LIVE_GOAL = 0.7
+#: Bytes beyond the compressed layers.
 MEMORY_GOAL = 300e6
 #: Seconds between two tries to connect, and for an orderly end that writes the cache back.
 POLL = 0.1
@@ -116,7 +121,7 @@ class Bench:
 @measure.json_option
 def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path | None) -> None:
     measure.require_root("machines and networks of its own")
-    measure.require_tools(QEMU, "mkfs.ext4")
+    measure.require_tools(QEMU, "mkfs.ext4", *live_boot.TOOLS)
     loaded = active(profile)
     cluster = open_cluster(loaded, "qemu")
     refuse_running(cluster)
@@ -131,6 +136,7 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
         run([ORCHESTRATE, "down", "--profile", loaded.path], what="orchestrate down")
     layers = sum(int(layer["size"]) for layer in layers_of(cluster.image))
     netbooted, direct = median(found["netboot"]), median(found["floor"])
+    live = netbooted.seconds / median(found["live-boot"]).seconds
     ratio = netbooted.seconds / direct.seconds
     beyond = netbooted.memory - layers
     report.figures = {
@@ -139,12 +145,14 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
         "accelerator": accelerator().name,
         "repeats": repeats,
         "ratio": ratio,
+        "live_boot_ratio": live,
         "layers": layers,
         "initrd": (cluster.image / "initrd").stat().st_size,
         "boots": found,
     }
     report.goals = [
         Goal("seconds from power to SSH, netboot over floor", ratio, RATIO_GOAL),
+        Goal("seconds from power to SSH, netboot over live-boot", live, LIVE_GOAL),
         Goal("MB of memory in use beyond the layers", beyond / MB, MEMORY_GOAL / MB),
     ]
     title = f"power to SSH: {loaded.simulation.firmware}, {accelerator().name}"
@@ -172,20 +180,28 @@ def boots(bench: Bench, repeats: int, directory: Path) -> dict[str, list[Boot]]:
     size = DISK_FACTOR * sum(int(layer["size"]) for layer in layers_of(bench.cluster.image))
     disk = directory / "cache.raw"
     cached = dataclasses.replace(hardware, disk=disk)
-    direct = floor(bench.cluster, bench.node, hardware, directory)
+    cluster, node = bench.cluster, bench.node
+    direct = floor(cluster, node, hardware, directory)
+
+    def live() -> Boot:
+        with live_boot.chosen(cluster, node):
+            return bench.boot(hardware)
+
     ways: dict[str, Callable[[], Boot]] = {
         "floor": lambda: bench.boot(direct),
         "netboot": lambda: bench.boot(hardware),
+        "live-boot": live,
         "netboot, empty cache": lambda: bench.boot(cached),
         "netboot, from the cache": lambda: bench.boot(cached),
     }
     found: dict[str, list[Boot]] = {name: [] for name in ways}
-    for number in range(1, repeats + 1):
-        disk.unlink(missing_ok=True)
-        make_disk(disk, size)
-        for name, way in ways.items():
-            err.print(f"run {number} of {repeats}: {name}")
-            found[name].append(way())
+    with live_boot.prepared(cluster, cluster.profile.image, node, directory):
+        for number in range(1, repeats + 1):
+            disk.unlink(missing_ok=True)
+            make_disk(disk, size)
+            for name, way in ways.items():
+                err.print(f"run {number} of {repeats}: {name}")
+                found[name].append(way())
     return found
 
 
