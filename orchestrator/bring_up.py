@@ -16,7 +16,9 @@ import httpx
 from orchestrator import configure
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Target
+from orchestrator.console import err
 from orchestrator.errors import UserError
+from orchestrator.machines import PowerState, power_states
 from orchestrator.netboot.look import Watch
 from orchestrator.profile import Node, Profile
 from orchestrator.progress import CLUSTER, Board
@@ -236,7 +238,7 @@ class Way:
 
     def must_run(self) -> None:
         driver = self.cluster.driver
-        if not driver.running(self.node):
+        if driver.state(self.node) == PowerState.OFF:
             console = driver.console(self.node)
             raise UserError(f"{self.node.name} has lost power", f"Its console: {console}")
 
@@ -334,7 +336,8 @@ def last_lines(cluster: Cluster, node: Node, unit: str, count: int) -> str:
 def down(cluster: Cluster, board: Board) -> bool:
     """Power all nodes off and remove what they shared; False where nothing was there."""
     nodes = cluster.profile.nodes
-    running = [node for node in nodes if cluster.driver.running(node)]
+    states = power_states(cluster.driver, nodes)
+    running = [n for n in nodes if states[n.name] in (PowerState.ON, PowerState.WAKING)]
     for node in nodes:
         cluster.remote(node).close()
 
@@ -342,9 +345,25 @@ def down(cluster: Cluster, board: Board) -> bool:
         with board.step(node.name, "power"):
             cluster.driver.power_off(node)
 
+    # The control node is the way to the others: it goes last.
+    control = [node for node in running if cluster.profile.is_control(node)]
+    others = [node for node in running if node not in control]
+    failures: dict[str, UserError] = {}
     with ThreadPoolExecutor(len(nodes)) as pool:
-        list(pool.map(off, running))
+        ends = {node.name: pool.submit(off, node) for node in others}
+        for name, end in ends.items():
+            try:
+                end.result()
+            except UserError as error:
+                failures[name] = error
+    for node in control:
+        off(node)
     cluster.driver.cleanup()
+    if failures:
+        raise UserError(
+            "\n".join(error.message for error in failures.values()),
+            next(iter(failures.values())).hint,
+        )
     return bool(running)
 
 
@@ -353,7 +372,10 @@ def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
     end_children()
     for node in started:
         cluster.remote(node).close()
-        cluster.driver.power_off(node, timeout=0)
+        try:
+            cluster.driver.power_off(node, timeout=0)
+        except UserError as error:
+            err.print(str(error), markup=False)
     if shared:
         cluster.driver.cleanup()
 

@@ -58,9 +58,15 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
         path = f"/etc/systemd/network/10-{network}"
         files[f"{path}.network"] = BootFile(_network(profile, node, network))
         if link.mac:  # the card gets the name that the profile calls it by, whatever slot it is in
-            text = render("link.link", mac=link.mac, interface=link.interface)
+            wakes = network == profile.boot.network and _is_woken(profile, node)
+            text = render("link.link", mac=link.mac, interface=link.interface, wakes=wakes)
             files[f"{path}.link"] = BootFile(text)
     return files
+
+
+def _is_woken(profile: Profile, node: Node) -> bool:
+    """Whether a Wake-on-LAN packet switches the node on: its card has to be told to wait for it."""
+    return not profile.is_control(node) and profile.power_of(node).driver == "wol"
 
 
 def principals(node: Node) -> list[str]:

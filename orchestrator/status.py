@@ -15,6 +15,7 @@ from rich.text import Text
 
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
+from orchestrator.machines import PowerState, power_states
 from orchestrator.netboot import look
 from orchestrator.netboot.images import Choice
 from orchestrator.netboot.look import Seen
@@ -102,7 +103,7 @@ class Status:
     def boot_of(self, node: str) -> str:
         """What a node's boot is at and for how long, or how far it came in how long."""
         power = next(found.power for found in self.nodes if found.name == node)
-        return UNKNOWN if power == "off" else told(self.seen.netboot.boots[node])
+        return UNKNOWN if power == PowerState.OFF else told(self.seen.netboot.boots[node])
 
     def told_of_choice(self) -> str:
         previous = self.choice.previous
@@ -139,7 +140,8 @@ def told(boot: Boot) -> str:
 def status(cluster: Cluster) -> Status:
     """Ask everything that runs; what does not answer is shown as such."""
     profile = cluster.profile
-    powered = [node for node in profile.nodes if cluster.driver.running(node)]
+    states = power_states(cluster.driver, profile.nodes)
+    powered = [node for node in profile.nodes if states[node.name] == PowerState.ON]
     models: list[str] = []
     note, alive = "the control node has no power", dict[str, str]()
     logs = None
@@ -154,14 +156,15 @@ def status(cluster: Cluster) -> Status:
                 logs = look.fetch(cluster.remote(profile.control))
     booting = {
         node.name
-        for node in powered
-        if cluster.driver.netboots(node)
+        for node in profile.nodes
+        if states[node.name] in (PowerState.ON, PowerState.WAKING)
+        and cluster.driver.netboots(node)
         and (node.name not in seen or seen[node.name].system == UNKNOWN)
     }
     nodes = []
     for node in profile.nodes:
         address = profile.ray_address(node)
-        off = NodeStatus(node.name, address, "off", UNKNOWN, UNKNOWN, {}, UNKNOWN)
+        off = NodeStatus(node.name, address, states[node.name], UNKNOWN, UNKNOWN, {}, UNKNOWN)
         found = seen.get(node.name, off)
         nodes.append(NodeStatus(**{**asdict(found), "ray": alive.get(address, UNKNOWN)}))
     return Status(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.cluster import Cluster
 from orchestrator.console import out
+from orchestrator.netboot.timeline import Boot
 from orchestrator.status import Status, status
 
 #: Seconds between two looks; a look itself takes longer where a node does not answer.
@@ -61,3 +64,15 @@ class Lines:
 
     def _line(self, text: str) -> None:
         self.write(f"{time.strftime('%T')}  {text}", markup=False)
+
+
+def timeline(boots: Iterable[Boot]) -> Table:
+    """The steps of boots: when each began after the boot's first, and how long it took."""
+    table = Table("node", "step", "at", "took", "MB", "", box=None, pad_edge=False)
+    for boot in boots:
+        for number, step in enumerate(boot.steps):
+            size = f"{step.bytes / 1e6:.1f}" if step.bytes else ""
+            times = (f"{step.start - boot.began:.1f} s", f"{step.seconds:.1f} s")
+            cells = ["" if number else boot.node, step.step, *times, size, step.text]
+            table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +14,17 @@ from orchestrator.errors import BadInput, UserError
 if TYPE_CHECKING:
     from orchestrator.identity import BootFile
     from orchestrator.profile import Node, Profile
+
+
+class PowerState(StrEnum):
+    """Whether a machine has power, as far as that can be known from here."""
+
+    ON = "on"
+    OFF = "off"
+    #: Switched on, and nothing heard of it yet.
+    WAKING = "waking"
+    #: It does not answer, and nobody knows why.
+    SILENT = "no answer"
 
 
 class Driver(Protocol):
@@ -33,17 +47,24 @@ class Driver(Protocol):
     def netboots(self, node: Node) -> bool:
         """Whether the machine gets image and identity from the control node, over the network."""
 
+    def state(self, node: Node) -> PowerState:
+        """Whether the machine has power. Of a real one it may take seconds to find out."""
+
     def running(self, node: Node) -> bool:
-        """Whether the machine has power."""
+        """Whether the machine is known to have power."""
 
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
         """Boot the image; `files` is what the node gets at boot (identity, addresses).
 
-        Empty for a node that netboots.
+        Empty for a node that netboots. Raises UserError where a real machine's power cannot be
+        switched.
         """
 
     def power_off(self, node: Node, *, timeout: float = 20) -> None:
-        """Shut down in order; by force after `timeout` seconds."""
+        """Shut down in order; by force after `timeout` seconds, or as long as the profile says.
+
+        Raises UserError where a real machine cannot be switched off from here.
+        """
 
     def cleanup(self) -> None:
         """Remove all that prepare made. Machines are off by then."""
@@ -54,8 +75,15 @@ class Driver(Protocol):
         Raises UserError where it does not run, or has a kernel of its own.
         """
 
-    def console(self, node: Node) -> Path:
-        """The log of the machine's console."""
+    def console(self, node: Node) -> str:
+        """Where the machine's console is: the file of its log, or the words for people."""
+
+
+def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]:
+    """By name, whether each has power: asked side by side."""
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        names = (node.name for node in nodes)
+        return dict(zip(names, pool.map(driver.state, nodes), strict=True))
 
 
 def driver(profile: Profile, kind: str | None = None) -> Driver:
@@ -66,21 +94,26 @@ def driver(profile: Profile, kind: str | None = None) -> Driver:
     """
     from orchestrator.machines.nspawn import Container
     from orchestrator.machines.qemu import machine
+    from orchestrator.machines.real import RealCluster
     from orchestrator.machines.simulator import Simulator, recorded_kind
 
-    kinds = {"nspawn": Container, "qemu": machine}
+    kinds: dict[str, Callable[[], Driver]] = {
+        "nspawn": lambda: Simulator("nspawn", profile, Container),
+        "qemu": lambda: Simulator("qemu", profile, machine),
+        "real": lambda: RealCluster(profile),
+    }
     recorded = recorded_kind(profile)
     chosen = kind or recorded or profile.machines
     if chosen not in kinds:
-        where = "--machines" if kind else f"{profile.path}: machines"
+        where = "--machines" if kind else profile.where("machines")
         raise BadInput(
             f"{where}: {chosen!r} is not a driver of this version", f"Allowed: {', '.join(kinds)}"
         )
     if recorded in kinds and recorded != chosen:
-        other = Simulator(recorded, profile, kinds[recorded])
+        other = kinds[recorded]()
         if any(other.running(node) for node in profile.nodes):
             raise UserError(
                 f"{profile.name} runs with machines: {recorded}",
                 f"Run: orchestrate down, then up --machines {chosen}",
             )
-    return Simulator(chosen, profile, kinds[chosen])
+    return kinds[chosen]()

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from orchestrator.errors import UserError
@@ -43,17 +44,26 @@ def has_link(name: str, link: str) -> bool:
     return run(["ip", "-n", name, "link", "show", link], ok=None).code == 0
 
 
-def enter(name: str) -> None:
+@cache
+def host() -> Path:
+    """The network namespace that this command was started in; kept open, whoever enters another.
+
+    To be called before that: drivers do it when they are made.
+    """
+    return Path(f"/proc/{os.getpid()}/fd/{os.open('/proc/self/ns/net', os.O_RDONLY)}")
+
+
+def enter(name: str | Path) -> None:
     """Move the calling thread, and the processes that it starts, into a namespace.
 
     (os.setns is there from Python 3.12 on.) Raises UserError where the namespace is gone.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        handle = os.open(DIRECTORY / name, os.O_RDONLY)
+        handle = os.open(DIRECTORY / name, os.O_RDONLY)  # `host` is a path of its own
     except FileNotFoundError:
         raise UserError(
-            f"the simulated cluster's network ({name}) is not there", "Run: orchestrate sim up"
+            f"the cluster's network ({name}) is not there", "Run: orchestrate up"
         ) from None
     try:
         if libc.setns(handle, CLONE_NEWNET) != 0:
@@ -66,7 +76,7 @@ def enter(name: str) -> None:
 
 
 @contextmanager
-def entered(name: str) -> Iterator[None]:
+def entered(name: str | Path) -> Iterator[None]:
     """The calling thread is in the namespace for the body, and back in its own after it."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator import paths
 from orchestrator.errors import UserError
 from orchestrator.image import ident
-from orchestrator.machines import netns
+from orchestrator.machines import PowerState, netns
 from orchestrator.machines.layers import Layers, unmount_below
 from orchestrator.machines.switch import Switch
 
@@ -42,12 +42,17 @@ class Simulator:
     """A driver. All it makes lies under the cluster's directory `machines`."""
 
     def __init__(
-        self, kind: str, profile: Profile, machine: Callable[[Node, Path, Switch, Layers], Machine]
+        self,
+        kind: str,
+        profile: Profile,
+        machine: Callable[[Node, Path, Switch, Layers], Machine],
+        switch: type[Switch] = Switch,
     ) -> None:
+        netns.host()
         self.kind = kind
         self.profile = profile
         self.home = home(profile)
-        self.switch = Switch(profile, f"orchestrate-{profile.name}")
+        self.switch = switch(profile, f"orchestrate-{profile.name}")
         self.layers = Layers(self.home)
         self.machines = {
             node.name: machine(node, self.home / node.name, self.switch, self.layers)
@@ -85,8 +90,11 @@ class Simulator:
     def netboots(self, node: Node) -> bool:
         return self.machines[node.name].netboots
 
-    def console(self, node: Node) -> Path:
-        return self.machines[node.name].console
+    def console(self, node: Node) -> str:
+        return str(self.machines[node.name].console)
+
+    def state(self, node: Node) -> PowerState:
+        return PowerState.ON if self.running(node) else PowerState.OFF
 
     def running(self, node: Node) -> bool:
         return self.machines[node.name].running()
@@ -129,6 +137,6 @@ def require_root() -> None:
     """Raises UserError for other users: namespaces and mounts need root."""
     if os.geteuid() != 0:
         raise UserError(
-            "simulated machines need root (network namespaces, mounts, containers)",
+            "machines need root (network namespaces, mounts, containers)",
             "Run: sudo --preserve-env orchestrate ...",
         )

@@ -20,9 +20,10 @@ class Diary:
 
     path: Path
 
-    def add(self, node: str, step: str, status: str = DONE) -> None:
-        """A step of a boot (timeline.STEPS) was reached now."""
-        line = json.dumps({"time": time.time(), "node": node, "step": step, "status": status})
+    def add(self, node: str, step: str, status: str = DONE, when: float | None = None) -> None:
+        """A step of a boot (timeline.STEPS) was reached now, or at ``when``."""
+        event = {"time": when or time.time(), "node": node, "step": step, "status": status}
+        line = json.dumps(event)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(line + "\n")

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator import models, paths
 from orchestrator import serving as vllm
 from orchestrator.nearest import nearest
+from orchestrator.profile import power as power_keys
 from orchestrator.profile.model import (
     LINK_KEYS,
     PLACEHOLDER,
@@ -27,6 +28,7 @@ from orchestrator.profile.model import (
     Serving,
     Users,
 )
+from orchestrator.profile.power import Power
 from orchestrator.profile.source import Loc
 
 Found = Iterator[tuple[Loc, str]]
@@ -176,6 +178,45 @@ def loaders_are_served(boot: Boot, compute_nodes: tuple[Node, ...]) -> Found:
             yield ("compute_nodes", index, "loader"), text
 
 
+def power_fits_its_driver(power: Power, control: Node, compute_nodes: tuple[Node, ...]) -> Found:
+    if control.power:
+        text = "the control node is a container on this machine; leave it out"
+        yield ("control", "power"), text
+    yield from _power(("power",), power)
+    for index, node in enumerate(compute_nodes):
+        if node.power:
+            yield from _power(("compute_nodes", index, "power"), node.power)
+
+
+def _power(loc: Loc, power: Power) -> Found:
+    commands = power_keys.OF_COMMAND if power.driver != "command" else ()
+    for key in power.model_fields_set & set(commands):
+        yield (*loc, key), f"has no effect with driver: {power.driver}; leave it out"
+    if power.driver != "command":
+        return
+    if power.on is None:
+        yield (*loc, "on"), "is missing; needed for driver: command"
+    if power.status_says and not power.status:
+        yield (*loc, "status_says"), "has no effect without status; add that, or leave it out"
+    for key in ("on", "off", "status"):
+        argv: tuple[str, ...] | None = getattr(power, key)
+        if argv == ():
+            yield (*loc, key), "is empty; allowed: a command and its arguments, a list"
+        for index, word in enumerate(argv or ()):
+            for name in power_keys.PLACEHOLDER.findall(word):
+                if name not in power_keys.KEYS:
+                    allowed = ", ".join(f"{{{each}}}" for each in power_keys.KEYS)
+                    yield (*loc, key, index), f"'{{{name}}}' is no placeholder; allowed: {allowed}"
+
+
+def cards_are_shared_by_the_control_node(compute_nodes: tuple[Node, ...]) -> Found:
+    for index, node in enumerate(compute_nodes):
+        for network, link in node.links.items():
+            if link.shared:
+                where = ("compute_nodes", index, "links", network, "shared")
+                yield where, "is for links of the control node; leave it out"
+
+
 def nat_is_another_network(networks: dict[str, Network], boot: Boot, control: Node) -> Found:
     where = ("boot", "nat")
     if boot.nat is None:
@@ -245,6 +286,8 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     accounts_agree,
     loaders_are_for_compute_nodes,
     loaders_are_served,
+    power_fits_its_driver,
+    cards_are_shared_by_the_control_node,
     nat_is_another_network,
     ports_differ,
     flags_are_free,

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
+from orchestrator.profile.power import Power
+from orchestrator.profile.section import Section
 from orchestrator.profile.source import Source
 from orchestrator.profile.types import (
     AccountName,
@@ -41,12 +43,6 @@ PLACEHOLDER = re.compile(r"\{(?:([A-Za-z0-9_-][A-Za-z0-9._-]*)\.)?([A-Za-z0-9_-]
 LINK_KEYS = ("address", "interface", "mac")
 
 Environment = dict[VariableName, Variable]
-
-
-class Section(BaseModel):
-    """Frozen after load; no key that is not declared; no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Network(Section):
@@ -126,6 +122,12 @@ class Link(Section):
         "elsewhere it may be left out, and the link is found by its interface.",
     )
     address: Address = Field(description="Its IPv4 address, inside the network's subnet.")
+    shared: bool = Field(
+        default=False,
+        description="Of the control node, with `machines: real`: the card stays the host's, and "
+        "the control node has a MACVLAN on it, with `mac` (another one than the card's) or one "
+        "that is made up. Not set: the card is the control node's alone until `down`.",
+    )
 
 
 class Node(Section):
@@ -143,6 +145,11 @@ class Node(Section):
         default=None,
         description="Of a compute node: what its UEFI firmware is given to load, in place of "
         "`boot.loaders.uefi`.",
+    )
+    power: Power | None = Field(
+        default=None,
+        description="Of a compute node: how it is switched on and off, in place of the profile's "
+        "`power`, all of it.",
     )
     links: dict[Name, Link] = Field(
         min_length=1, description="By network: a key of `networks`, then the link."
@@ -266,12 +273,21 @@ class Profile(Section):
 
     name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
     image: Name = Field(description="The image that every node boots: a directory of `images/`.")
-    machines: Name = Field(description="How nodes are powered on and off: a machine driver.")
+    machines: Name = Field(
+        description="What the nodes are. `nspawn`: containers on this machine. `qemu`: compute "
+        "nodes are QEMU machines. `real`: compute nodes are real machines, which `power` switches "
+        "on. The control node is a container on this machine in any case."
+    )
     networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
     boot: Boot = Field(description=Boot.__doc__)
     control: Node = Field(description="The control node: it boots, configures and fronts the rest.")
     compute_nodes: tuple[Node, ...] = Field(
         min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
+    )
+    power: Power = Field(
+        default=Power(),
+        description="How compute nodes are switched on and off, where a node does not say it "
+        "itself. Only `machines: real` reads it.",
     )
     users: Users = Field(description=Users.__doc__)
     ray: Ray = Field(description=Ray.__doc__)
@@ -300,6 +316,10 @@ class Profile(Section):
 
     def is_control(self, node: Node) -> bool:
         return node.name == self.control.name
+
+    def power_of(self, node: Node) -> Power:
+        """How a compute node is switched on and off."""
+        return node.power or self.power
 
     def boot_link(self, node: Node) -> Link:
         """The node's link on the network that it boots from."""

@@ -206,6 +206,7 @@ FlagName = Annotated[
         "a long flag of 'vllm serve' without its leading dashes, like max-model-len",
     ),
 ]
+Line = Annotated[str, Matching(r"[^\x00-\x1f\x7f]+", "one line of printable text, not empty")]
 Address = Annotated[
     IPv4Address,
     PlainValidator(_address),

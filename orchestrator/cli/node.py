@@ -1,0 +1,248 @@
+"""`orchestrate node`: power, wait, shell and status of single nodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.sim import replace_by
+from orchestrator.console import err, out, print_json
+from orchestrator.profile import profile_option
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
+    from orchestrator.nodes import Outcome
+    from orchestrator.profile import Node
+
+nodes_argument = click.argument("node", nargs=-1)
+all_option = click.option("--all", "everyone", is_flag=True, help="All compute nodes.")
+wait_option = click.option(
+    "--wait", "waits", is_flag=True, help="Then wait for SSH, as 'orchestrate node wait' does."
+)
+
+
+@click.group()
+def node() -> None:
+    """Single nodes: power, wait, shell, status.
+
+    NODE is a name, or a number: 0 is the first compute node.
+    """
+
+
+@node.command()
+@profile_option
+@json_option
+@all_option
+@wait_option
+@nodes_argument
+def up(
+    profile: str | None, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
+) -> None:
+    """Give nodes power; they boot, and nothing more: 'orchestrate up' configures them.
+
+    One that is on stays as it is. Where a person is the switch (power driver 'manual'), the command
+    says what to switch on, and waits.
+
+    Example: orchestrate node up 0 1 --wait
+    """
+    from orchestrator.nodes import switch_on
+
+    cluster = opened(profile)
+    chosen = _chosen(cluster, node, everyone)
+    outcomes = _changed(cluster, "node up", chosen, switch_on)
+    by_hand = [each for each in chosen if _is_manual(cluster, each)]
+    _finish(cluster, chosen if waits else by_hand, outcomes, as_json)
+
+
+@node.command()
+@profile_option
+@json_option
+@all_option
+@nodes_argument
+def down(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
+    """Shut nodes down: in order over SSH, then by their power driver where it can.
+
+    One that is off stays so.
+
+    Example: orchestrate node down compute1
+    """
+    from orchestrator.nodes import switch_off
+
+    cluster = opened(profile)
+    chosen = _chosen(cluster, node, everyone)
+    _finish(cluster, (), _changed(cluster, "node down", chosen, switch_off), as_json)
+
+
+@node.command()
+@profile_option
+@json_option
+@all_option
+@wait_option
+@nodes_argument
+def restart(
+    profile: str | None, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
+) -> None:
+    """Boot nodes anew: over SSH where they answer, else by their power driver.
+
+    Example: orchestrate node restart compute1 --wait
+    """
+    from orchestrator.nodes import restart as again
+
+    cluster = opened(profile)
+    chosen = _chosen(cluster, node, everyone)
+    outcomes = _changed(cluster, "node restart", chosen, again)
+    _finish(cluster, chosen if waits else (), outcomes, as_json)
+
+
+@node.command()
+@profile_option
+@json_option
+@all_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="For how long; without it as long as the machines may take to boot.",
+)
+@nodes_argument
+def wait(
+    profile: str | None,
+    as_json: bool,
+    everyone: bool,
+    timeout: float | None,
+    node: tuple[str, ...],
+) -> None:
+    """Wait until nodes answer over SSH; show the steps of their boots.
+
+    Exit code 0 only if all do in time. Of one that does not, the likely cause is told.
+
+    Example: orchestrate node wait --all --timeout 300
+    """
+    cluster = opened(profile)
+    _finish(cluster, _chosen(cluster, node, everyone, control=True), (), as_json, timeout)
+
+
+@node.command()
+@profile_option
+@json_option
+@all_option
+@nodes_argument
+def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
+    """Show power, boot and system of nodes; without NODE of all, the control node too.
+
+    Example: orchestrate node status 0
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from orchestrator.nodes import look_at
+
+    cluster = opened(profile)
+    whole = not (node or everyone)
+    chosen = (
+        list(cluster.profile.nodes) if whole else _chosen(cluster, node, everyone, control=True)
+    )
+    rows = look_at(cluster, chosen)
+    if as_json:
+        print_json({"nodes": [asdict(row) for row in rows]})
+        return
+    table = Table(
+        "#", "node", "address", "power", "boot", "system", box=None, pad_edge=False
+    )  # fmt: skip
+    for row in rows:
+        number = "" if row.index is None else str(row.index)
+        cells = (number, row.node, row.address, row.power, row.boot, row.system)
+        table.add_row(*(Text(cell) for cell in cells))
+    out.print(table)
+
+
+@node.command()
+@profile_option
+@click.argument("node")
+@click.argument("command", nargs=-1)
+def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
+    """Open a root shell on a node over SSH, or run COMMAND there.
+
+    The exit code is the command's; 255 is ssh's own. The words of COMMAND stay words: for a pipe
+    or a variable of the node, run a shell.
+
+    \b
+    Example: orchestrate node ssh compute0 -- journalctl -u vllm
+    Example: orchestrate node ssh 0 -- sh -c 'ip -br address | grep UP'
+    """
+    cluster = opened(profile)
+    (chosen,) = _chosen(cluster, (node,), False, control=True)
+    with cluster.driver.network():
+        remote = cluster.remote(chosen)
+        if command:
+            replace_by(remote.ssh_argv(command, terminal=sys.stdin.isatty() and out.is_terminal))
+        replace_by(remote.shell_argv())
+
+
+def _chosen(
+    cluster: Cluster, words: Sequence[str], everyone: bool, *, control: bool = False
+) -> list[Node]:
+    from orchestrator.nodes import choose
+
+    return choose(cluster.profile, words, everyone=everyone, control=control)
+
+
+def _is_manual(cluster: Cluster, node: Node) -> bool:
+    return cluster.driver.kind == "real" and cluster.profile.power_of(node).driver == "manual"
+
+
+def _changed(
+    cluster: Cluster, verb: str, nodes: Sequence[Node], act: Callable[[Cluster, Node], Outcome]
+) -> list[Outcome]:
+    from orchestrator.nodes import each
+
+    with cluster.locked(verb):
+        return each(nodes, lambda node: act(cluster, node))
+
+
+def _finish(
+    cluster: Cluster,
+    waited: Sequence[Node],
+    outcomes: Sequence[Outcome],
+    as_json: bool,
+    limit: float | None = None,
+) -> None:
+    """Say what came of nodes, wait for those that are to be waited for, and exit by all of it."""
+    from orchestrator.nodes import wait as wait_for
+    from orchestrator.progress import Board
+    from orchestrator.watch import timeline
+
+    failed = {outcome.node for outcome in outcomes if outcome.error}
+    document: dict[str, Any] = {"nodes": [asdict(outcome) for outcome in outcomes]}
+    if not as_json:
+        _show(outcomes)
+    left = [node for node in waited if node.name not in failed]
+    if left:
+        with Board(quiet=as_json) as board:
+            arrived, seen = wait_for(cluster, left, board, limit)
+        failed |= {outcome.node for outcome in arrived if outcome.error}
+        boots = [seen.netboot.boots[node.name] for node in left]
+        document["waited"] = [asdict(outcome) for outcome in arrived]
+        document |= {key: seen.document()[key] for key in ("boot", "stuck")}
+        if not as_json:
+            _show(arrived)
+            out.print(timeline(boots))
+            for name, cause in seen.stuck.items():
+                out.print(f"{name} is stuck: {cause.text}\n  {cause.hint}", markup=False)
+    if as_json:
+        print_json(document)
+    sys.exit(1 if failed else 0)
+
+
+def _show(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error:
+            err.print(f"[red]error:[/red] {outcome.node}:", end=" ")
+            err.print(outcome.error, markup=False)
+        else:
+            out.print(f"{outcome.node}: {outcome.text}", markup=False)
