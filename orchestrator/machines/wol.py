@@ -31,10 +31,16 @@ def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
     """
     packet = magic_packet(mac)
     try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw, udp(interface) as datagrams:
+        with (
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        ):
             raw.bind((interface, ETHER_TYPE))
             source: bytes = raw.getsockname()[4]
             frame = EVERYBODY + source + ETHER_TYPE.to_bytes(2, "big") + packet
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            # Out of this interface, whatever the routes say.
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             for number in range(TIMES):
                 time.sleep(PAUSE if number else 0)
                 raw.send(frame)
@@ -44,11 +50,3 @@ def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
             f"no Wake-on-LAN packet for {mac} went out at {interface}: {error.strerror}",
             "Is the control node up, and its cable in? Run: orchestrate up --until control",
         ) from None
-
-
-def udp(interface: str) -> socket.socket:
-    """A socket for broadcasts on one interface, whatever the routes say."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-    return made

@@ -190,7 +190,9 @@ def power_fits_its_driver(power: Power, control: Node, compute_nodes: tuple[Node
 
 def _power(loc: Loc, power: Power) -> Found:
     commands = power_keys.OF_COMMAND if power.driver != "command" else ()
-    for key in power.model_fields_set & set(commands):
+    for key in commands:
+        if getattr(power, key) == Power.model_fields[key].default:
+            continue
         yield (*loc, key), f"has no effect with driver: {power.driver}; leave it out"
     if power.driver != "command":
         return

@@ -274,9 +274,8 @@ class Profile(Section):
     name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
     image: Name = Field(description="The image that every node boots: a directory of `images/`.")
     machines: Name = Field(
-        description="What the nodes are. `nspawn`: containers on this machine. `qemu`: compute "
-        "nodes are QEMU machines. `real`: compute nodes are real machines, which `power` switches "
-        "on. The control node is a container on this machine in any case."
+        description="What nodes are: `nspawn` (containers on this machine), `qemu` (QEMU machines) "
+        "or `real` (machines that `power` switches on). The control node is always a container."
     )
     networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
     boot: Boot = Field(description=Boot.__doc__)
