@@ -171,9 +171,7 @@ def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
     The exit code is the command's; 255 is ssh's own. The words of COMMAND stay words: for a pipe
     or a variable of the node, run a shell.
 
-    \b
     Example: orchestrate node ssh compute0 -- journalctl -u vllm
-    Example: orchestrate node ssh 0 -- sh -c 'ip -br address | grep UP'
     """
     cluster = opened(profile)
     (chosen,) = _chosen(cluster, (node,), False, control=True)

@@ -1,0 +1,76 @@
+"""`orchestrate node` on containers, in this order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness import Sim
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module")
+def nodes(sim: Sim) -> Iterator[Sim]:
+    """Only the control node runs."""
+    sim.run("down")
+    refused = sim.run("node", "up", "0", ok=False)
+    assert "the control node (control) is off" in refused.stderr
+    sim.run("up", "--until", "control")
+    yield sim
+    sim.run("down")
+
+
+def test_up_by_number_then_by_name(nodes: Sim) -> None:
+    said = nodes.json("node", "up", "0", "--wait")
+    assert [(one["node"], one["changed"], one["error"]) for one in said["nodes"]] == [
+        ("compute0", True, "")
+    ]
+    assert [one["node"] for one in said["waited"]] == ["compute0"]
+    assert [step["step"] for step in said["boot"]["compute0"]] == ["power", "sshd"]
+    assert nodes.run("node", "up", "compute0").stdout == "compute0: on already; nothing changed\n"
+
+
+def test_status_changes_nothing(nodes: Sim) -> None:
+    before = nodes.machine("compute0")
+    rows = nodes.json("node", "status")["nodes"]
+    assert [(row["node"], row["index"], row["power"]) for row in rows] == [
+        ("control", None, "on"), ("compute0", 0, "on"), ("compute1", 1, "off"),
+    ]  # fmt: skip
+    (row,) = nodes.json("node", "status", "1")["nodes"]
+    assert (row["boot"], row["system"]) == ("-", "-")
+    assert nodes.machine("compute0") == before
+
+
+def test_ssh_passes_output_and_exit_code_on(nodes: Sim) -> None:
+    argv = ["node", "ssh", "0", "--", "sh", "-c", "hostname; echo wrong >&2; exit 42"]
+    done = nodes.run(*argv, ok=None)
+    assert (done.returncode, done.stdout, done.stderr) == (42, "compute0\n", "wrong\n")
+
+
+def test_a_node_that_does_not_come_is_told_in_time(nodes: Sim) -> None:
+    begun = time.monotonic()
+    failed = nodes.run("node", "wait", "--all", "--timeout", "2", ok=False)
+    assert time.monotonic() - begun < 60
+    assert "compute0: answers after" in failed.stdout
+    assert "compute1 (10.77.0.11): no SSH within 2 s" in failed.stderr
+
+
+def test_restart_boots_anew(nodes: Sim) -> None:
+    before = nodes.machine("compute0")
+    said = nodes.run("node", "restart", "compute0", "1", "--wait").stdout
+    assert "compute0: switched off and on\n" in said
+    assert "compute1: was off; switched on\n" in said
+    assert nodes.machine("compute0") != before
+
+
+def test_down_is_idempotent_and_says_so(nodes: Sim) -> None:
+    assert nodes.run("node", "down", "--all").stdout == "compute0: off\ncompute1: off\n"
+    again = nodes.run("node", "down", "1", "0").stdout
+    assert again == (
+        "compute1: off already; nothing changed\ncompute0: off already; nothing changed\n"
+    )
+    refused = nodes.run("node", "down", "control", ok=False)
+    assert refused.returncode == 2
+    assert "'orchestrate up' and 'orchestrate down' switch it" in refused.stderr
