@@ -276,7 +276,7 @@ def wait_for_ray(cluster: Cluster, board: Board) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"not in Ray after {limit:g} s: {names}",
-                    f"Its log: orchestrate sim shell {missing[0]} -- journalctl -u {WORKER_UNIT}",
+                    f"Its log: orchestrate node ssh {missing[0]} -- journalctl -u {WORKER_UNIT}",
                 )
             time.sleep(POLL)
 
@@ -323,7 +323,7 @@ def must_be_up(cluster: Cluster, node: Node, unit: str) -> None:
     argv = ["systemctl", "is-active", unit]
     if cluster.remote(node).run(argv, ok=None).out.strip() in ("failed", "inactive"):
         lines = last_lines(cluster, node, unit, 20)
-        hint = f"Its whole log: orchestrate sim shell {node.name} -- journalctl -u {unit}"
+        hint = f"Its whole log: orchestrate node ssh {node.name} -- journalctl -u {unit}"
         raise UserError(f"{unit} ended on {node.name}:\n{lines}", hint)
 
 

@@ -80,10 +80,22 @@ class Driver(Protocol):
 
 
 def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]:
-    """By name, whether each has power: asked side by side."""
+    """By name, whether each has power: asked side by side.
+
+    Where a command of the user's fails that should tell it, this says so, and the rest goes on.
+    """
+    from orchestrator.console import err
+
+    def state(node: Node) -> PowerState:
+        try:
+            return driver.state(node)
+        except UserError as error:
+            err.print(f"warning: {error}", markup=False)
+            return PowerState.SILENT
+
     with ThreadPoolExecutor(len(nodes)) as pool:
         names = (node.name for node in nodes)
-        return dict(zip(names, pool.map(driver.state, nodes), strict=True))
+        return dict(zip(names, pool.map(state, nodes), strict=True))
 
 
 def driver(profile: Profile, kind: str | None = None) -> Driver:

@@ -48,21 +48,32 @@ class Metal:
     #: Frames with a magic packet, as they came over the wire.
     packets: list[bytes] = dataclasses.field(default_factory=list)
 
-    def run(self, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
-        """Run a verb in the host's namespace; `ok` says how it has to end (None: either way)."""
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{HOST}", *argv],
+    def write(self, power: dict[str, Any]) -> None:
+        """Write the profile, with this way of switching the machine on."""
+        self.profile.write_text(json.dumps(document(power), indent=1))  # YAML 1.2 takes JSON
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a verb in the host's namespace."""
+        return subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{HOST}", sys.executable, "-m", "orchestrator", *words],
             env=self.env,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT,
-            check=False,
         )
-        shown = f"{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, shown
-        assert ok is None or (done.returncode == 0) == ok, f"{shown}\n{self.console()[-3000:]}"
-        return done
+
+    def run(self, *words: str, ok: bool | None = True) -> subprocess.CompletedProcess[str]:
+        """Run a verb; `ok` says how it has to end (None: either way)."""
+        with self.start(*words) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=TIMEOUT)
+            except BaseException:
+                process.kill()
+                raise
+        shown = f"{words}: exit code {process.returncode}\n{stdout}\n{stderr}"
+        assert "Traceback" not in stderr, shown
+        assert ok is None or (process.returncode == 0) == ok, f"{shown}\n{self.console()[-3000:]}"
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
     def json(self, *words: str, ok: bool | None = True) -> Any:
         return json.loads(self.run(*words, "--json", ok=ok).stdout)
@@ -159,12 +170,12 @@ def cabled() -> Iterator[None]:
 def metal(root: Path) -> Iterator[Metal]:
     """The host with its cables, and the machine that waits for its packet."""
     profile = root / f"{NAME}.yml"
-    profile.write_text(json.dumps(document({"driver": "wol"}), indent=1))
     state = root / "state"
     env = os.environ | {"ORCHESTRATE_STATE": str(state), "ORCHESTRATE_PROFILE": str(profile)}
     with cabled():
         hardware = Hardware("metal", UEFI, 1 << 30, 2, {"tap0": "02:00:0a:4d:00:aa"})
         made = Metal(root, profile, env, Guest(root / "machine", WIRE), hardware)
+        made.write({"driver": "wol"})
         register("pxe-sim", build("pxe-sim.minimal"))
         stop = threading.Event()
         thread = threading.Thread(target=made.watch_the_wire, args=(stop,))

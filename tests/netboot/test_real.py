@@ -5,6 +5,7 @@ The control node has a card of the "host", which stays reachable by its other on
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
@@ -88,8 +89,25 @@ def test_down_is_in_order_and_idempotent(host: Metal) -> None:
     assert host.json("node", "status", "0")["nodes"][0]["power"] == "off"
 
 
+def test_a_person_is_told_and_waited_for(host: Metal) -> None:
+    host.write({"driver": "manual", "boot_timeout_s": 1200})
+    process = host.start("node", "up", "compute0", "--json")
+    assert process.stderr is not None and process.stdout is not None
+    line = process.stderr.readline()
+    assert line == "Switch on compute0 (02:00:0a:4d:00:aa) now: it has 1200 s to boot.\n"
+    assert host.json("node", "status", "0")["nodes"][0]["power"] == "waking"
+    host.guest.clear()
+    host.guest.start(host.hardware)
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, err
+    (waited,) = json.loads(out)["waited"]
+    assert waited["text"].startswith("answers after ")
+    assert not err
+
+
 def test_down_gives_the_card_back(host: Metal) -> None:
     host.run("down")
+    host.waits_off()
     card = host.cards()[CARD]
     assert "UP" in card["flags"]
     addresses = [f"{one['local']}/{one['prefixlen']}" for one in card["addr_info"]]

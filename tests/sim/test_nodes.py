@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -47,6 +50,21 @@ def test_ssh_passes_output_and_exit_code_on(nodes: Sim) -> None:
     argv = ["node", "ssh", "0", "--", "sh", "-c", "hostname; echo wrong >&2; exit 42"]
     done = nodes.run(*argv, ok=None)
     assert (done.returncode, done.stdout, done.stderr) == (42, "compute0\n", "wrong\n")
+
+
+def test_ssh_without_a_command_is_a_shell_on_a_terminal(nodes: Sim) -> None:
+    ours, theirs = os.openpty()
+    argv = nodes.argv("node", "ssh", "0")
+    process = subprocess.Popen(argv, env=nodes.env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.write(ours, b"test -t 0 && exit 5\n")
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    assert process.wait(60) == 5, said
+    assert b"root@compute0" in said
 
 
 def test_a_node_that_does_not_come_is_told_in_time(nodes: Sim) -> None:

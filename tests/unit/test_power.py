@@ -18,7 +18,7 @@ from profile_cases import PROFILE, make_checkout
 
 from orchestrator.errors import BadInput, UserError
 from orchestrator.identity import node_files
-from orchestrator.machines import PowerState, driver, netns, wol
+from orchestrator.machines import PowerState, driver, netns, power_states, wol
 from orchestrator.machines.power import supply
 from orchestrator.machines.processes import ended
 from orchestrator.machines.real import RealCluster, RealMachine
@@ -253,6 +253,16 @@ def test_a_machine_that_cannot_be_reached_is_cut_off(loaded: Load, tmp_path: Pat
     cluster.power_off(node)
     assert (tmp_path / "profiles/record").read_text() == "on\noff\n"
     assert cluster.state(node) == PowerState.OFF
+
+
+def test_a_status_that_fails_does_not_hide_the_other_nodes(
+    loaded: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switch = script(tmp_path, '[ "$1" = left ] || exit 9')
+    profile = loaded(driver="command", on=[switch], status=[switch, "{node}"])
+    states = power_states(RealCluster(profile), profile.compute_nodes)
+    assert states == {"left": PowerState.ON, "right": PowerState.SILENT}
+    assert "asking whether right has power failed" in capsys.readouterr().err
 
 
 def test_the_driver_real_is_chosen_by_the_profile(loaded: Load) -> None:
