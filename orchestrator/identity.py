@@ -40,7 +40,7 @@ def boot_files(
 def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, BootFile]:
     """Path in the node's root -> file: what is no secret and the same at each boot."""
     files = {
-        "/etc/hostname": BootFile(f"{node.name}\n"),
+        "/etc/hostname": BootFile(f"{node.host_name}\n"),
         "/etc/hosts": BootFile(hosts(profile, node)),
         USER_CA: BootFile(user_ca_public),
         "/etc/ssh/sshd_config.d/50-orchestrate.conf": BootFile(
@@ -77,8 +77,11 @@ def principals(node: Node) -> list[str]:
 def hosts(profile: Profile, node: Node) -> str:
     """/etc/hosts: each node by its plain name on Ray's network, by NAME-NETWORK on the others."""
     ray = profile.ray.network
+    names = {
+        each.name: " ".join(dict.fromkeys((each.name, each.host_name))) for each in profile.nodes
+    }
     lines = [
-        (str(link.address), other.name if network == ray else f"{other.name}-{network}")
+        (str(link.address), names[other.name] if network == ray else f"{other.name}-{network}")
         for other in profile.nodes
         for network, link in other.links.items()
     ]

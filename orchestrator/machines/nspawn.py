@@ -88,7 +88,7 @@ class Container:
             "--quiet",
             "--boot",
             f"--directory={root}",
-            f"--machine={unique}",
+            f"--machine={self.switch.named(self.node.host_name)}",
             f"--network-namespace-path={netns.DIRECTORY / unique}",
             f"--bind-ro={self.layers.ident_file}:/run/orchestrate/image-id",
             "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses

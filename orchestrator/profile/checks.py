@@ -130,14 +130,15 @@ def nodes_have_their_links(
 
 
 def nodes_differ(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
-    names = [((*loc, "name"), node.name, node.name) for loc, node in _nodes(control, compute_nodes)]
+    nodes = _nodes(control, compute_nodes)
+    names = [((*loc, "name"), node.host_name, node.name) for loc, node in nodes]
     links = _links(control, compute_nodes)
     macs = [((*loc, "mac"), link.mac, node.name) for loc, node, _, link in links if link.mac]
     addresses = [((*loc, "address"), str(link.address), node.name) for loc, node, _, link in links]
     yield from _repeated(names, "is also the name of another node; each has its own")
     yield from _repeated(macs, "is also the hardware address of {}; each link has its own")
     yield from _repeated(addresses, "is also the address of {}; each link has its own")
-    for loc, node in _nodes(control, compute_nodes):
+    for loc, node in nodes:
         interfaces = [
             ((*loc, "links", name, "interface"), link.interface, name)
             for name, link in node.links.items()

@@ -133,7 +133,10 @@ class Link(Section):
 class Node(Section):
     """A machine."""
 
-    name: HostName = Field(description="Its host name, different from every other node's.")
+    name: HostName = Field(
+        description="Its name, different from every other node's. The machine's host name has `-` "
+        "for `_`, which systemd takes in none."
+    )
     accelerators: int = Field(
         default=0,
         ge=0,
@@ -154,6 +157,11 @@ class Node(Section):
     links: dict[Name, Link] = Field(
         min_length=1, description="By network: a key of `networks`, then the link."
     )
+
+    @property
+    def host_name(self) -> str:
+        """Its name as the machine knows it: systemd drops underscores from host names."""
+        return self.name.replace("_", "-")
 
 
 class Account(Section):

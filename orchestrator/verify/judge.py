@@ -74,7 +74,7 @@ def image(sight: NodeSight) -> Verdict:
 
 
 def hostname(sight: NodeSight) -> Verdict:
-    return same(sight.node.name, sight.facts.hostname)
+    return same(sight.node.host_name, sight.facts.hostname)
 
 
 def loopback(sight: NodeSight) -> Verdict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.identity import HOST_KEY, boot_files
+from orchestrator.identity import HOST_KEY, boot_files, hosts, node_files, principals
 from orchestrator.profile import load
 from orchestrator.run import run
 from orchestrator.trust import open_trust
@@ -54,3 +54,14 @@ def test_private_keys_are_private_and_not_shown() -> None:
     assert files[HOST_KEY].content == "hunter2"
     assert "hunter2" not in repr(files)
     assert all(file.mode == 0o644 for path, file in files.items() if path != HOST_KEY)
+
+
+def test_a_name_with_an_underscore_gives_a_host_name_that_systemd_takes() -> None:
+    """systemd would drop the underscore, and nspawn refuse it; SSH and people use the name."""
+    profile = load(PROFILE.parents[3] / "profiles/sim.yml")
+    control = profile.control.model_copy(update={"name": "control_0_1"})
+    profile = profile.model_copy(update={"control": control})
+    assert node_files(profile, control, "key")["/etc/hostname"].content == "control-0-1\n"
+    for node in profile.nodes:
+        assert "10.77.0.1 control_0_1 control-0-1\n" in hosts(profile, node)
+    assert principals(control)[0] == "control_0_1"
