@@ -3,7 +3,9 @@
 # and the builder's only work is to say so.
 { system }:
 let
-  hint = "bring it, and all else that is missing, with:  orchestrate image fetch";
+  inherit (builtins) concatStringsSep filter map;
+
+  isElsewhere = entry: entry.elsewhere or false;
 in
 rec {
   # The static busybox that runs the first derivations. Nothing can run before it, so a missing seed
@@ -29,7 +31,11 @@ rec {
       seed,
       image,
       entry,
+      also ? [ ], # lines to say besides
     }:
+    let
+      size = if entry.size or null == null then "" else "${toString entry.size} bytes, ";
+    in
     derivation {
       name = entry.store;
       inherit system;
@@ -38,8 +44,9 @@ rec {
         "sh"
         "-c"
         ''
-          echo "missing: ${entry.file or entry.path} (${toString entry.size} bytes, sha256 ${entry.sha256})" >&2
-          echo "${hint} ${image}" >&2
+          echo "missing: ${entry.file or entry.path} (${size}sha256 ${entry.sha256})" >&2
+          ${concatStringsSep "\n" (map (line: "echo '${line}' >&2") also)}
+          echo "bring it, and all else that is missing, with:  orchestrate image fetch ${image}" >&2
           echo "list what is missing with:  orchestrate image ls ${image}" >&2
           exit 1
         ''
@@ -51,6 +58,8 @@ rec {
       allowSubstitutes = false;
     };
 
+  # All files of a lock, each with its `source`. Nix stops at the first that is missing; so those
+  # that no mirror has, which are likely to be missing together, name each other.
   files =
     {
       seed,
@@ -58,10 +67,34 @@ rec {
       lock,
     }:
     let
-      all = map (entry: entry // { source = file { inherit seed image entry; }; });
+      elsewhere = filter isElsewhere (lock.debs ++ lock.wheels);
+      others = map (entry: "no mirror has:  ${entry.url}") elsewhere;
+      all = map (
+        entry:
+        entry
+        // {
+          source = file {
+            inherit seed image entry;
+            also = if isElsewhere entry then others else [ ];
+          };
+        }
+      );
     in
     {
       debs = all lock.debs;
       wheels = all lock.wheels;
+      sources = all (lock.sources or [ ]);
+    };
+
+  # A lock without the files that no mirror has; of one that has none, the lock itself.
+  available =
+    lock:
+    let
+      kept = filter (entry: !isElsewhere entry);
+    in
+    lock
+    // {
+      debs = kept lock.debs;
+      wheels = kept lock.wheels;
     };
 }
