@@ -6,6 +6,9 @@ let
   inherit (builtins) concatStringsSep filter map;
 
   isElsewhere = entry: entry.elsewhere or false;
+  # Of what lies elsewhere, nobody knew the size when it was locked.
+  size =
+    entry: if entry.size or null == null then "size unknown" else "${toString entry.size} bytes";
 in
 rec {
   # The static busybox that runs the first derivations. Nothing can run before it, so a missing seed
@@ -33,9 +36,6 @@ rec {
       entry,
       also ? [ ], # lines to say besides
     }:
-    let
-      size = if entry.size or null == null then "" else "${toString entry.size} bytes, ";
-    in
     derivation {
       name = entry.store;
       inherit system;
@@ -44,7 +44,7 @@ rec {
         "sh"
         "-c"
         ''
-          echo "missing: ${entry.file or entry.path} (${size}sha256 ${entry.sha256})" >&2
+          echo "missing: ${entry.file or entry.path} (${size entry}, sha256 ${entry.sha256})" >&2
           ${concatStringsSep "\n" (map (line: "echo '${line}' >&2") also)}
           echo "bring it, and all else that is missing, with:  orchestrate image fetch ${image}" >&2
           echo "list what is missing with:  orchestrate image ls ${image}" >&2
