@@ -32,9 +32,8 @@ rec {
   file =
     {
       seed,
-      image,
       entry,
-      also ? [ ], # lines to say besides
+      say, # lines on what to do
     }:
     derivation {
       name = entry.store;
@@ -45,9 +44,7 @@ rec {
         "-c"
         ''
           echo "missing: ${entry.file or entry.path} (${size entry}, sha256 ${entry.sha256})" >&2
-          ${concatStringsSep "\n" (map (line: "echo '${line}' >&2") also)}
-          echo "bring it, and all else that is missing, with:  orchestrate image fetch ${image}" >&2
-          echo "list what is missing with:  orchestrate image ls ${image}" >&2
+          ${concatStringsSep "\n" (map (line: "echo '${line}' >&2") say)}
           exit 1
         ''
       ];
@@ -59,7 +56,8 @@ rec {
     };
 
   # All files of a lock, each with its `source`. Nix stops at the first that is missing; so those
-  # that no mirror has, which are likely to be missing together, name each other.
+  # that no mirror has, which are missing together, name each other. (Nix shows a builder's last lines:
+  # ten, in its older versions.)
   files =
     {
       seed,
@@ -67,15 +65,24 @@ rec {
       lock,
     }:
     let
-      elsewhere = filter isElsewhere (lock.debs ++ lock.wheels);
-      others = map (entry: "no mirror has:  ${entry.url}") elsewhere;
+      fetch = "orchestrate image fetch ${image}";
+      elsewhere = map (entry: "no mirror has:  ${entry.url}") (
+        filter isElsewhere (lock.debs ++ lock.wheels)
+      );
       all = map (
         entry:
         entry
         // {
           source = file {
-            inherit seed image entry;
-            also = if isElsewhere entry then others else [ ];
+            inherit seed entry;
+            say =
+              if isElsewhere entry then
+                elsewhere ++ [ "bring what is missing of these with:  ${fetch}" ]
+              else
+                [
+                  "bring it, and all else that is missing, with:  ${fetch}"
+                  "list what is missing with:  orchestrate image ls ${image}"
+                ];
           };
         }
       );
