@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from orchestrator import paths
 from orchestrator.errors import BadInput, UserError
-from orchestrator.image import MIRROR_VARIABLE
+from orchestrator.image import KEYRING_VARIABLE, MIRROR_VARIABLE
 from orchestrator.image.lockfile import Deb, store_name
 from orchestrator.image.spec import Debian, ElsewhereDeb
 from orchestrator.run import CommandFailed, run
@@ -79,6 +80,20 @@ def mirror(chosen: str | None) -> str:
     return found
 
 
+def keyring() -> Path:
+    """The keys that package lists are signed with. Raises UserError where they are missing."""
+    chosen = os.environ.get(KEYRING_VARIABLE)
+    found = Path(chosen) if chosen else KEYRING
+    if not found.exists():
+        raise UserError(
+            f"{found} is missing: package lists could not be checked",
+            f"Put ${KEYRING_VARIABLE} right."
+            if chosen
+            else "Run: apt-get install debian-archive-keyring",
+        )
+    return found.resolve()
+
+
 def resolve(
     name: str,
     debian: Debian,
@@ -111,17 +126,13 @@ class Root:
 
     def prepare(self, debian: Debian, url: str) -> None:
         """Write the root's configuration. Raises UserError where the suite's keys are missing."""
-        if not KEYRING.exists():
-            raise UserError(
-                f"{KEYRING} is missing: package lists could not be checked",
-                "Run: apt-get install debian-archive-keyring",
-            )
+        keys = keyring()
         (self.directory / "lists/partial").mkdir(parents=True, exist_ok=True)
         (self.directory / "archives/partial").mkdir(parents=True, exist_ok=True)
         self.config.write_text(CONFIG.format(root=self.directory, architecture=ARCHITECTURE))
         components = " ".join(debian.components)
         lines = [
-            f"deb [signed-by={KEYRING}] {url} {suite} {components}\n"
+            f"deb [signed-by={keys}] {url} {suite} {components}\n"
             for suite in (debian.suite, *debian.also)
         ]
         if debian.elsewhere:

@@ -136,6 +136,12 @@ def _solve(
             constraints = {each: of for each, of in constraints.items() if each not in movable}
 
 
+def conflict(out: str) -> str:
+    """What pip tells of a conflict on its standard output, among much else."""
+    found = re.search(r"^The conflict is caused by:\n((?: +.*\n)+)", out, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def blocking(said: str) -> set[str]:
     """The names that pip could not solve because their version was kept."""
     found = re.findall(r"\(constraint\) ([\w.-]+)==", said)
@@ -154,7 +160,7 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
         lines += [f"{each} @ {stub.as_uri()}" for each, stub in question.declared.items()]
         kept.write_text("\n".join(lines))
         argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.pip_for_target"]
-        argv += [json.dumps(environment), "install", "--quiet", "--dry-run", "--ignore-installed"]
+        argv += [json.dumps(environment), "install", "--dry-run", "--ignore-installed"]
         argv += ["--only-binary=:all:", "--implementation=cp", "--report", report]
         argv += ["--target", Path(scratch, "target"), "--find-links", question.links]
         argv += ["--constraint", kept]
@@ -164,7 +170,8 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
         try:
             run([*argv, *python.requirements], what="resolving wheels")
         except CommandFailed as error:
-            raise Unsolvable(question.name, error.result.err) from None
+            said = conflict(error.result.out) + error.result.err
+            raise Unsolvable(question.name, said) from None
         document: dict[str, Any] = json.loads(report.read_text())
     if document["environment"] != environment:
         raise UserError(
