@@ -99,6 +99,11 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     help="Downloads at once.",
 )
 @click.option("--keep", is_flag=True, help="Keep the downloads, to carry them elsewhere.")
+@click.option(
+    "--available",
+    is_flag=True,
+    help="Leave out what no mirror and no package index has.",
+)
 @mirror_option
 @json_option
 def fetch(
@@ -106,6 +111,7 @@ def fetch(
     directory: Path | None,
     jobs: int,
     keep: bool,
+    available: bool,
     mirror: str | None,
     as_json: bool,
 ) -> None:
@@ -113,13 +119,15 @@ def fetch(
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
-    fetched = fetching.fetch(name, Sources(directory, mirror), jobs=jobs, keep=keep)
+    where = Sources(directory, mirror)
+    fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
     if as_json:
         print_json(asdict(fetched))
     elif fetched.files:
         out.print(f"{name}: {fetched.files} files fetched, {_mib(fetched.size)}")
     else:
-        out.print(f"{name}: nothing to do, all {fetched.present} inputs are in the Nix store")
+        which = f"all {fetched.present} available" if available else f"all {fetched.present}"
+        out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
     if keep and not as_json:
         out.print(f"The files are in {fetching.downloads()}.", markup=False)
 

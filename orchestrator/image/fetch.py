@@ -44,15 +44,20 @@ class Fetched:
     present: int
 
 
-def fetch(name: str, sources: Sources, *, jobs: int = 8, keep: bool = False) -> Fetched:
+def fetch(
+    name: str, sources: Sources, *, jobs: int = 8, keep: bool = False, available: bool = False
+) -> Fetched:
     """Bring every locked file of the image ``name``, and what all share, into the Nix store.
 
-    ``keep`` leaves the downloads in the cache, to carry them to a machine without network. Raises
+    ``keep`` leaves the downloads in the cache, to carry them to a machine without network;
+    ``available`` leaves out the files that no mirror and no index has. Raises
     UserError where a lock is missing or stale, the disk too small, or a file cannot be had; what
     was brought until then stays.
     """
     store.require_nix()
     locks = lockfile.with_shared(name)
+    if available:
+        locks = {each: lock.available() for each, lock in locks.items()}
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}

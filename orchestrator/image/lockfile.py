@@ -95,6 +95,14 @@ class Lock(_Part):
     def files(self) -> tuple[File, ...]:
         return (*self.debs, *self.wheels, *self.sources)
 
+    def available(self) -> Lock:
+        """The lock without the files that no mirror and no index has."""
+        kept = {
+            "debs": tuple(deb for deb in self.debs if not deb.elsewhere),
+            "wheels": tuple(wheel for wheel in self.wheels if not wheel.elsewhere),
+        }
+        return self.model_copy(update=kept)
+
 
 def store_name(file: str) -> str:
     """The store's name for a file: Nix allows fewer characters than Debian and wheels use."""

@@ -12,30 +12,16 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from flake import PROJECT, Checkout, built, nix
 
-from orchestrator.image import lockfile, store
+from orchestrator.image import lockfile
 
 pytestmark = pytest.mark.nix
 
-PROJECT = Path(__file__).resolve().parents[2]
 IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 LAYERS = ("base", "python", "config")
 PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")
 LOADERS = {"undionly.kpxe", "ipxe.efi", "snponly.efi", "shimx64.efi", "grubx64.efi"}
-
-
-def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
-    done = subprocess.run(
-        [*argv, *map(str, words)], capture_output=True, text=True, timeout=1700, check=False
-    )
-    assert (done.returncode == 0) == ok, done.stderr
-    return done
-
-
-def built(flake: str, link: Path) -> Path:
-    nix("build", flake, "--out-link", link, "--no-write-lock-file")
-    return link.resolve()
 
 
 def sha256(path: Path) -> str:
@@ -56,15 +42,7 @@ def image(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the flake reads, to change."""
-    wanted = ["flake.nix", "images", "models"]
-    argv = ["git", "-C", str(PROJECT), "ls-files", "-z", *wanted]
-    files = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    for file in files.rstrip("\0").split("\0"):
-        copy = tmp_path / "tree" / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((PROJECT / file).read_bytes())
-        copy.chmod((PROJECT / file).stat().st_mode)
-    return tmp_path / "tree"
+    return Checkout.copy(tmp_path / "tree").root
 
 
 @pytest.fixture

@@ -106,9 +106,9 @@ def tag(wheel: Path) -> None:
 
 
 OUT.mkdir()
+root = unpack_source()
 say("unpacking the builders")
 unpack_builders()
-root = unpack_source()
 say(f"building a wheel of {root.name}")
 wheel = build(root)
 check(wheel)
