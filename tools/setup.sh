@@ -36,6 +36,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
     has mkfs.ext4 || echo e2fsprogs
     has cpio || echo cpio
+    has gpg || echo gpg # signs the small Debian suites of tests
     has zstd || echo zstd
     has veritysetup || echo cryptsetup-bin
     has dnsmasq || echo dnsmasq-base
