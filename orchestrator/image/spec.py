@@ -67,6 +67,18 @@ class Seed(_Part):
     file: str
 
 
+class Check(_Part):
+    """What 'orchestrate image check' finds missing on purpose: NAME: reason.
+
+    ``unmet``: dependencies of packages and wheels. ``needed``: libraries of ELF files that are not
+    in the image; ``loaded``: those that are, and that are loaded before they are needed.
+    """
+
+    unmet: dict[str, str] = {}
+    needed: dict[str, str] = {}
+    loaded: dict[str, str] = {}
+
+
 class Spec(_Part):
     """An image as image.yml describes it."""
 
@@ -76,6 +88,7 @@ class Spec(_Part):
     python: Python | None = None
     system: dict[str, Any] = {}
     capabilities: dict[str, Any] = {}
+    check: Check = Check()
     seed: Seed | None = None
 
     @property
@@ -89,7 +102,7 @@ class Spec(_Part):
         Defaults are left out, so that a key that is new in image.yml makes no old lock stale.
         """
         parts = self.model_dump(
-            mode="json", exclude={"description", "capabilities"}, exclude_defaults=True
+            mode="json", exclude={"description", "capabilities", "check"}, exclude_defaults=True
         )
         canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

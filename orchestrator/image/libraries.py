@@ -1,0 +1,125 @@
+"""Does every ELF file of an image find its libraries there? From the files of its lock, unbuilt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain
+from pathlib import Path, PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator import paths
+from orchestrator.image import elf, loader
+from orchestrator.image.elf import Content
+from orchestrator.image.findings import Allowed, Finding
+from orchestrator.image.lockfile import Deb, File, Lock
+from orchestrator.image.spec import Check
+
+#: Changes with what is read of a file: what was read before then does not count any more.
+FORMAT = 1
+CONTENT = TypeAdapter(Content)
+
+ABSENT = "not in the image"
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a part of an image brings, where it lies there. ``owner``: package, wheel or config."""
+
+    owner: str
+    content: Content
+
+
+def read(files: Mapping[File, Path], lock: Lock, trees: Iterable[Path]) -> list[Brought]:
+    """What is in ``files`` (and where they are) and in ``trees``, which are laid over the root.
+
+    Packages are unpacked in parallel, and what was found in one is kept in the cache by its hash.
+    Raises UserError where a file cannot be read.
+    """
+    contents = {file: content for file in files if (content := _load(file))}
+    new = [file for file in files if file not in contents]
+    new.sort(key=lambda file: files[file].stat().st_size, reverse=True)
+    if new:
+        with ProcessPoolExecutor() as pool:
+            for file, content in zip(
+                new, pool.map(_read, new, [files[file] for file in new]), strict=True
+            ):
+                _keep(file, content)
+                contents[file] = content
+    found = [Brought(file.name, contents[file].placed(_placing(file, lock))) for file in files]
+    return found + [Brought("config", elf.of_tree(tree).placed(elf.merged)) for tree in trees]
+
+
+def _read(file: File, path: Path) -> Content:
+    return elf.of_deb(path) if isinstance(file, Deb) else elf.of_wheel(path)
+
+
+def _placing(file: File, lock: Lock) -> Callable[[str], str]:
+    """Where the image has the files of a package or of a wheel."""
+    if isinstance(file, Deb) or lock.python is None:
+        return elf.merged
+    return partial(elf.installed, prefix=lock.system["environment"], python=lock.python.version)
+
+
+def _kept(file: File) -> Path:
+    """Where the cache has what was found in a file."""
+    return paths.cache() / "elf" / f"{file.sha256}.{FORMAT}.json"
+
+
+def _load(file: File) -> Content | None:
+    try:
+        return CONTENT.validate_json(_kept(file).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _keep(file: File, content: Content) -> None:
+    place = _kept(file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(CONTENT.dump_json(content))
+    beside.replace(place)
+
+
+def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
+    """Each library that the loader would not find in an image of these parts. Pure.
+
+    ``allowed`` has the exceptions of image.yml.
+    """
+    links = {f"/{name}": f"usr/{name}" for name in elf.MERGED}
+    owners: dict[str, str] = {}
+    found = []
+    for part in parts:
+        links |= part.content.links | part.content.same
+        owners |= {each.path: part.owner for each in part.content.objects}
+        found += [
+            Finding(f"{part.owner}: {path}", "to be read", reason)
+            for path, reason in part.content.broken.items()
+        ]
+    tree = loader.Tree(chain.from_iterable(part.content.objects for part in parts), links)
+    for each in loader.missing(tree):
+        places = tree.by_name.get(PurePosixPath(each.library).name, [])
+        problem = f"not where the loader looks, but {places[0]}" if places else ABSENT
+        lacking = Finding(f"{owners[each.path]}: {each.path}", each.library, problem)
+        loaded = _exception(owners[each.path], each, "loaded", allowed.loaded) if places else None
+        needed = _exception(owners[each.path], each, "needed", allowed.needed)
+        found.append(lacking.allowed_by(loaded or needed))
+    return found
+
+
+def _exception(
+    owner: str, missing: loader.Missing, section: str, reasons: Mapping[str, str]
+) -> Allowed | None:
+    """The first exception for it: its name is LIBRARY or WHO:LIBRARY, each with * and ?."""
+    file = PurePosixPath(missing.path).name
+    for name, reason in reasons.items():
+        who, colon, library = name.rpartition(":")
+        is_its = not colon or fnmatchcase(owner, who) or fnmatchcase(file, who)
+        if is_its and fnmatchcase(missing.library, library):
+            return Allowed(f"check.{section}.{name}", reason)
+    return None
