@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,23 @@ class Report:
         """Whether all was looked at, and nothing is wrong."""
         return not (self.problems or self.stale or self.unread)
 
+    def lines(self) -> list[str]:
+        """The report for people: what is wrong, then what is allowed, then one line of summary."""
+        told = [f"{self.name}: {line}" for line in _grouped(self.problems)]
+        told += [
+            f"{self.name}: {key} allows nothing: take it out of image.yml" for key in self.stale
+        ]
+        told += [
+            f"{self.name}: not in the Nix store, so not looked at: {file}" for file in self.unread
+        ]
+        reasons = {each.key: each.reason for each in self.allowed}
+        for key, reason in sorted(reasons.items()):
+            count = sum(each.key == key for each in self.allowed)
+            told.append(f"allowed by {key} ({count}): {reason}")
+        looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
+        wrong = len(self.problems) + len(self.stale)
+        return [*told, f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}"]
+
     def document(self) -> dict[str, Any]:
         """The report as JSON types."""
         return {"ok": self.ok} | asdict(self)
@@ -85,6 +102,14 @@ def check(name: str) -> Report:
             "libraries": round(time.monotonic() - read, 1),
         },
     )
+
+
+def _grouped(problems: Iterable[Finding]) -> list[str]:
+    """One line for all that one file lacks in the same way."""
+    wants: dict[tuple[str, str], list[str]] = {}
+    for each in problems:
+        wants.setdefault((each.who, each.problem), []).append(each.wants)
+    return [f"{who} wants {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
 
 
 def _here(lock: Lock) -> dict[File, Path]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import posixpath
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
-from debian.debfile import DebError, DebFile
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
-from orchestrator.errors import UserError
+from orchestrator.image import archives
 
 #: What an ELF file of 64-bit x86 starts with: magic, class, byte order.
 MAGIC = b"\x7fELF\x02\x01"
@@ -76,32 +73,26 @@ class Content:
 def of_deb(path: Path) -> Content:
     """What is in a Debian package. Raises UserError where it cannot be read."""
     content = _Reading()
-    try:
-        with DebFile(str(path)) as deb:
-            files = deb.data.tgz()
-            for member in files:
-                name = str(member.name)
-                if member.issym():
-                    content.links[name] = member.linkname
-                elif member.islnk():
-                    content.same[name] = member.linkname
-                elif member.isreg() and (stream := files.extractfile(member)):
-                    content.take(name, stream)
-    except (DebError, tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path.name}: not a Debian package: {error}") from None
+    with archives.deb(path) as deb:
+        files = deb.data.tgz()
+        for member in files:
+            name = str(member.name)
+            if member.issym():
+                content.links[name] = member.linkname
+            elif member.islnk():
+                content.same[name] = member.linkname
+            elif member.isreg() and (stream := files.extractfile(member)):
+                content.take(name, stream)
     return content.done()
 
 
 def of_wheel(path: Path) -> Content:
     """What is in a wheel, which has no links. Raises UserError where it cannot be read."""
     content = _Reading()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as stream:
-                    content.take(info.filename, stream)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path.name}: not a wheel: {error}") from None
+    with archives.wheel(path) as wheel:
+        for info in wheel.infolist():
+            with wheel.open(info) as stream:
+                content.take(info.filename, stream)
     return content.done()
 
 

@@ -24,6 +24,9 @@ from orchestrator.image.spec import Check
 FORMAT = 1
 CONTENT = TypeAdapter(Content)
 
+#: Where wheels are of what is no image: they find each other wherever they are.
+ENVIRONMENT = "/environment"
+
 ABSENT = "not in the image"
 
 
@@ -63,7 +66,8 @@ def _placing(file: File, lock: Lock) -> Callable[[str], str]:
     """Where the image has the files of a package or of a wheel."""
     if isinstance(file, Deb) or lock.python is None:
         return elf.merged
-    return partial(elf.installed, prefix=lock.system["environment"], python=lock.python.version)
+    prefix = lock.system.get("environment", ENVIRONMENT)
+    return partial(elf.installed, prefix=prefix, python=lock.python.version)
 
 
 def _kept(file: File) -> Path:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import zipfile
+import re
 from pathlib import Path
 
-from debian.debfile import DebError, DebFile
 from packaging.metadata import parse_email
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from orchestrator.errors import UserError
+from orchestrator.image import archives
 from orchestrator.image.dependencies import Distribution, Package
 from orchestrator.image.findings import Finding
 
+#: The path of a wheel's metadata.
+METADATA = r"[^/]+\.dist-info/METADATA"
+#: The fields of a control file that say what has to be there.
 DEPENDS = ("Pre-Depends", "Depends")
 
 
 def of_deb(path: Path) -> Package:
-    """The control file of a Debian package. Raises UserError where there is none."""
-    try:
-        with DebFile(str(path)) as deb:
-            control = deb.debcontrol()
+    """The control file of a Debian package. Raises UserError where it cannot be read."""
+    with archives.deb(path) as deb:
+        control = deb.debcontrol()
         return Package(
             control["Package"],
             control["Version"],
@@ -29,30 +31,22 @@ def of_deb(path: Path) -> Package:
             tuple(control[field] for field in DEPENDS if field in control),
             control.get("Provides", ""),
         )
-    except (DebError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"{path.name}: not a Debian package: {error}") from None
 
 
 def of_wheel(path: Path) -> Distribution:
-    """The METADATA of a wheel. Raises UserError where there is none."""
+    """The METADATA of a wheel. Raises UserError where it cannot be read, or has none."""
+    with archives.wheel(path) as wheel:
+        names = [name for name in wheel.namelist() if re.fullmatch(METADATA, name)]
+        raw, _ = parse_email(wheel.read(names[0])) if names else ({}, {})
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(
-                name
-                for name in archive.namelist()
-                if name.endswith(".dist-info/METADATA") and name.count("/") == 1
-            )
-            raw, _ = parse_email(archive.read(name))
         return Distribution(
             raw["name"],
-            raw["version"],
+            str(Version(raw["version"])),
             tuple(raw.get("requires_dist", ())),
             raw.get("requires_python", ""),
         )
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
-        raise UserError(f"{path.name}: not a wheel: {error}") from None
-    except StopIteration:
-        raise UserError(f"{path.name}: not a wheel: it has no METADATA") from None
+    except (KeyError, InvalidVersion) as error:
+        raise UserError(f"{path.name}: this wheel's METADATA lacks its {error}") from None
 
 
 def differences(locked: Package | Distribution, file: Package | Distribution) -> list[Finding]:
