@@ -3,6 +3,8 @@
 # and the builder's only work is to say so.
 { system }:
 let
+  # Of what lies elsewhere, nobody knew the size when it was locked.
+  size = entry: if entry.size == null then "size unknown" else "${toString entry.size} bytes";
   hint = "bring it, and all else that is missing, with:  orchestrate image fetch";
 in
 rec {
@@ -38,7 +40,7 @@ rec {
         "sh"
         "-c"
         ''
-          echo "missing: ${entry.file or entry.path} (${toString entry.size} bytes, sha256 ${entry.sha256})" >&2
+          echo "missing: ${entry.file or entry.path} (${size entry}, sha256 ${entry.sha256})" >&2
           echo "${hint} ${image}" >&2
           echo "list what is missing with:  orchestrate image ls ${image}" >&2
           exit 1

@@ -43,26 +43,44 @@ def image() -> None:
 
 @image.command()
 @click.argument("name")
+@click.option(
+    "--update",
+    multiple=True,
+    metavar="PACKAGE|SUITE",
+    help="Update only this package, distribution or suite, and what has to move with it.",
+)
 @mirror_option
 @json_option
-def lock(name: str, mirror: str | None, as_json: bool) -> None:
-    """Resolve image.yml into lock.json and say what changed."""
-    from orchestrator.image.lock import lock as lock_image
+def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) -> None:
+    """Resolve image.yml into lock.json and say what changed.
 
-    locked = lock_image(name, mirror)
+    Without --update everything gets the newest version that image.yml allows. --update can be given
+    several times.
+
+    Example: orchestrate image lock pxe-sim --update ray
+    """
+    from orchestrator.image.lock import lock as lock_image
+    from orchestrator.image.lockfile import known_size
+
+    locked = lock_image(name, mirror, update)
     if as_json:
         print_json(
             {
                 "debs": len(locked.lock.debs),
                 "wheels": len(locked.lock.wheels),
-                "size": sum(file.size for file in locked.lock.files),
+                "sources": len(locked.lock.sources),
+                "size": known_size(locked.lock.files),
+                "unsized": sum(file.size is None for file in locked.lock.files),
                 "changes": locked.changes,
+                "notes": locked.notes,
             }
         )
         return
-    for line in locked.changes:
+    for line in (*locked.changes, *locked.notes):
         out.print(line, markup=False)
     files = f"{len(locked.lock.debs)} packages, {len(locked.lock.wheels)} wheels"
+    if locked.lock.sources:
+        files += f", {len(locked.lock.sources)} source archives"
     out.print(f"{name}: {files}: {'nothing changed' if not locked.changes else 'lock written'}")
 
 
@@ -238,12 +256,13 @@ def _print_table(states: list[State]) -> None:
     for column in ("image", "lock", "inputs", "missing", "built", "size"):
         table.add_column(column)
     for state in states:
-        lacking = f"{len(state.missing)} ({_mib(state.missing_size)})" if state.missing else "-"
+        unsized = f" and {state.unsized} of unknown size" if state.unsized else ""
+        lacking = f"{len(state.missing)} ({_mib(state.missing_size)}{unsized})"
         table.add_row(
             state.name,
             state.lock,
             f"{state.inputs} ({_mib(state.inputs_size)})",
-            lacking,
+            lacking if state.missing else "-",
             state.ident[:12] if state.ident else "yes" if state.path else "-",
             _mib(state.size) if state.path else "-",
         )

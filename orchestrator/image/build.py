@@ -104,7 +104,8 @@ def require_known_to_git() -> None:
 
 def require_space(locks: dict[str, Lock]) -> None:
     """Raises UserError where the store's disk has too little room to build."""
-    needed = SPACE_FACTOR * sum(file.size for lock in locks.values() for file in lock.files)
+    inputs = store.sizes(file for lock in locks.values() for file in lock.files)
+    needed = SPACE_FACTOR * sum(size or 0 for size in inputs)
     disk = existing_parent(store.directory())
     free = shutil.disk_usage(disk).free
     if needed > free:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,27 @@ from orchestrator.image import (
     store,
     wheels,
 )
-from orchestrator.image.dependencies import Distribution, Package
 from orchestrator.image.findings import Finding
-from orchestrator.image.lockfile import File, Lock
-from orchestrator.image.spec import Python, Spec
+from orchestrator.image.lockfile import File, Lock, Source
+from orchestrator.image.spec import Spec
 
 
 @dataclass(frozen=True)
 class Report:
     """What was found, and how much was looked at.
 
-    ``problems`` are met by no exception, ``allowed`` by one; ``stale`` are the keys of exceptions
-    that allow nothing; ``unread`` are files that are not in the Nix store.
+    ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
+    keys of exceptions that allow nothing. ``undecided`` are libraries that may be in a file that is
+    not here. Files that are not in the Nix store: of ``declared`` ones image.yml says what they
+    need, of ``unread`` ones nobody.
     """
 
     name: str
     problems: tuple[Finding, ...]
     allowed: tuple[Finding, ...]
     stale: tuple[str, ...]
+    undecided: tuple[Finding, ...]
+    declared: tuple[str, ...]
     unread: tuple[str, ...]
     packages: int
     wheels: int
@@ -46,29 +50,29 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether all was looked at, and nothing is wrong."""
+        """Whether nothing is wrong, as far as this machine can have the files."""
         return not (self.problems or self.stale or self.unread)
-
-    def lines(self) -> list[str]:
-        """The report for people: what is wrong, then what is allowed, then one line of summary."""
-        told = [f"{self.name}: {line}" for line in _grouped(self.problems)]
-        told += [
-            f"{self.name}: {key} allows nothing: take it out of image.yml" for key in self.stale
-        ]
-        told += [
-            f"{self.name}: not in the Nix store, so not looked at: {file}" for file in self.unread
-        ]
-        reasons = {each.key: each.reason for each in self.allowed}
-        for key, reason in sorted(reasons.items()):
-            count = sum(each.key == key for each in self.allowed)
-            told.append(f"allowed by {key} ({count}): {reason}")
-        looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
-        wrong = len(self.problems) + len(self.stale)
-        return [*told, f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}"]
 
     def document(self) -> dict[str, Any]:
         """The report as JSON types."""
         return {"ok": self.ok} | asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report for people: what is allowed, what is open, what is wrong, a summary."""
+        reasons = {each.key: each.reason for each in self.allowed}
+        counts = Counter(each.key for each in self.allowed)
+        told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
+        told += [f"as declared, not in the Nix store: {file}" for file in self.declared]
+        told += [f"undecided without these: {line}" for line in _grouped(self.undecided)]
+        told += [f"not looked at, not in the Nix store: {file}" for file in self.unread]
+        if self.unread:
+            told.append(f"Run: orchestrate image fetch {self.name}")
+        told += [f"wrong: {line}" for line in _grouped(self.problems)]
+        told += [f"wrong: {key} allows nothing: take it out of image.yml" for key in self.stale]
+        looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
+        wrong = len(self.problems) + len(self.stale)
+        told.append(f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}")
+        return told
 
 
 def check(name: str) -> Report:
@@ -81,27 +85,36 @@ def check(name: str) -> Report:
     store.require_nix()
     image, lock = spec.load(name), lockfile.current(name)
     here = _here(lock)
-    found = _debian(image, lock, here)
-    if image.python:
-        found += _python(name, image, image.python, lock, here)
+    closure = _debian(image, lock, here) + _python(name, image, lock, here)
     read = time.monotonic()
-    parts = libraries.read(here, lock, _trees(name))
-    found += libraries.check(parts, image.check)
-    unread = tuple(file.file for file in lock.files if file not in here)
+    parts = libraries.read(_unpackable(here), lock, _trees(name))
+    needed = libraries.check(parts, image.check)
+    absent = [file for file in lock.files if store.path_of_file(file) not in here]
+    undecided = [each for each in needed if absent and _may_be_elsewhere(each)]
+    found = [*closure, *needed]
+    unread = tuple(file.file for file in absent if not file.elsewhere)
+    judged = [] if unread else _exceptions(image, of_libraries=not absent)
     return Report(
         name=name,
-        problems=tuple(each for each in found if not each.key),
+        problems=tuple(each for each in found if not each.key and each not in undecided),
         allowed=tuple(each for each in found if each.key),
-        stale=() if unread else tuple(findings.stale(_exceptions(image), found)),
+        stale=tuple(findings.stale(judged, found)),
+        undecided=tuple(undecided),
+        declared=tuple(file.file for file in absent if file.elsewhere),
         unread=unread,
         packages=len(lock.debs),
-        wheels=len(lock.wheels),
+        wheels=len(lock.wheels) + len(lock.sources),
         objects=sum(len(part.content.objects) for part in parts),
         seconds={
             "dependencies": round(read - started, 1),
             "libraries": round(time.monotonic() - read, 1),
         },
     )
+
+
+def _may_be_elsewhere(needed: Finding) -> bool:
+    """Whether a file that is not here may bring the library."""
+    return not needed.key and needed.problem == libraries.ABSENT
 
 
 def _grouped(problems: Iterable[Finding]) -> list[str]:
@@ -112,11 +125,16 @@ def _grouped(problems: Iterable[Finding]) -> list[str]:
     return [f"{who} wants {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
 
 
-def _here(lock: Lock) -> dict[File, Path]:
-    """The files of the lock that the store has, and where."""
-    wanted = {file: store.path_of_file(file) for file in lock.files}
-    absent = store.missing(wanted.values())
-    return {file: path for file, path in wanted.items() if path not in absent}
+def _here(lock: Lock) -> dict[Path, File]:
+    """The files of the lock that the store has, by their paths there."""
+    wanted = {store.path_of_file(file): file for file in lock.files}
+    absent = store.missing(wanted)
+    return {path: file for path, file in wanted.items() if path not in absent}
+
+
+def _unpackable(here: dict[Path, File]) -> dict[Path, File]:
+    """Those that are packages and wheels."""
+    return {path: file for path, file in here.items() if not isinstance(file, Source)}
 
 
 def _trees(name: str) -> list[Path]:
@@ -125,43 +143,34 @@ def _trees(name: str) -> list[Path]:
     return [tree for tree in (images / "config", images / name / "config") if tree.is_dir()]
 
 
-def _exceptions(image: Spec) -> list[str]:
-    """The keys of all exceptions."""
+def _exceptions(image: Spec, of_libraries: bool) -> list[str]:
+    """The keys of all exceptions, or of all but those for libraries."""
     sections = {
         "debian.exclude": image.debian.exclude,
         "python.exclude": image.python.exclude if image.python else {},
-        **{f"check.{key}": reasons for key, reasons in image.check.model_dump().items()},
+        "check.unmet": image.check.unmet,
     }
+    if of_libraries:
+        sections |= {"check.needed": image.check.needed, "check.loaded": image.check.loaded}
     return [f"{section}.{name}" for section, reasons in sections.items() for name in reasons]
 
 
-def _debian(image: Spec, lock: Lock, here: Mapping[File, Path]) -> list[Finding]:
-    """Packages that are not what the lock says, and dependencies that are not met."""
-    packages, found = [], []
-    for deb in lock.debs:
-        package = locked = Package(deb.name, deb.version, deb.architecture)
-        if deb in here:
-            package = metadata.of_deb(here[deb])
-            found += metadata.differences(locked, package)
-        packages.append(package)
+def _debian(image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
+    """Packages that are not what is said of them, and dependencies that are not met."""
+    packages, found = metadata.packages(lock, image.debian, here)
     allowed = findings.exceptions(
         {"debian.exclude": image.debian.exclude, "check.unmet": image.check.unmet}
     )
-    return found + dependencies.debian(packages, image.debian.packages, allowed)
+    return found + dependencies.debian(packages, image.debian.roots, allowed)
 
 
-def _python(
-    name: str, image: Spec, python: Python, lock: Lock, here: Mapping[File, Path]
-) -> list[Finding]:
-    """Wheels that are not what the lock says, and requirements that are not met."""
-    distributions, found = [], []
-    for wheel in lock.wheels:
-        distribution = locked = Distribution(wheel.name, wheel.version)
-        if wheel in here:
-            distribution = metadata.of_wheel(here[wheel])
-            found += metadata.differences(locked, distribution)
-        distributions.append(distribution)
+def _python(name: str, image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
+    """Wheels that are not what is said of them, and requirements that are not met."""
+    python = image.python
+    if python is None:
+        return []
     environment = index.environment(wheels.interpreter(name, python, lock.debs))
+    distributions, found = metadata.distributions(lock, python, environment, here)
     renamed = {old: (new.name, new.version) for old, new in python.rename.items()}
     allowed = findings.exceptions(
         {"python.exclude": python.exclude, "check.unmet": image.check.unmet}

@@ -48,8 +48,9 @@ class Package:
     name: str
     version: str
     architecture: str
-    depends: tuple[str, ...] = ()
+    depends: str = ""
     provides: str = ""
+    breaks: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def relations(text: str) -> list[list[Relation]]:
     return PkgRelation.parse_relations(text) if text.strip() else []
 
 
+def normalized(text: str) -> list[str]:
+    """A field such as Depends, each of its parts in one spelling."""
+    return [PkgRelation.str([group]) for group in relations(text)]
+
+
 def debian(
     packages: Sequence[Package], roots: Iterable[str], allowed: Mapping[str, Allowed]
 ) -> list[Finding]:
@@ -76,7 +82,7 @@ def debian(
     """
     offers = _offers(packages)
     asked = [(ROOTS, [[_root(root)]]) for root in roots]
-    asked += [(each.name, relations(text)) for each in packages for text in each.depends]
+    asked += [(each.name, relations(each.depends)) for each in packages]
     found = []
     for who, groups in asked:
         for group in groups:
@@ -218,13 +224,14 @@ def _required(
             continue
         done.add((name, extra))
         for text in by_name[name].requires:
-            if _applies(text, {**environment, "extra": extra}):
+            if applies(text, {**environment, "extra": extra}):
                 asked.add((name, text))
                 todo += _extras(text)
     return sorted(asked)
 
 
-def _applies(text: str, environment: Mapping[str, str]) -> bool:
+def applies(text: str, environment: Mapping[str, str]) -> bool:
+    """Whether a requirement's marker, if it has one, is true in ``environment``."""
     try:
         marker = Requirement(text).marker
     except InvalidRequirement:

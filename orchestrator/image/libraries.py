@@ -38,28 +38,30 @@ class Brought:
     content: Content
 
 
-def read(files: Mapping[File, Path], lock: Lock, trees: Iterable[Path]) -> list[Brought]:
-    """What is in ``files`` (and where they are) and in ``trees``, which are laid over the root.
+def read(files: Mapping[Path, File], lock: Lock, trees: Iterable[Path]) -> list[Brought]:
+    """What is in ``files`` (by where they are) and in ``trees``, which are laid over the root.
 
     Packages are unpacked in parallel, and what was found in one is kept in the cache by its hash.
     Raises UserError where a file cannot be read.
     """
-    contents = {file: content for file in files if (content := _load(file))}
-    new = [file for file in files if file not in contents]
-    new.sort(key=lambda file: files[file].stat().st_size, reverse=True)
+    contents = {path: found for path, file in files.items() if (found := _load(file))}
+    new = [path for path in files if path not in contents]
+    new.sort(key=lambda path: path.stat().st_size, reverse=True)
     if new:
         with ProcessPoolExecutor() as pool:
-            for file, content in zip(
-                new, pool.map(_read, new, [files[file] for file in new]), strict=True
-            ):
-                _keep(file, content)
-                contents[file] = content
-    found = [Brought(file.name, contents[file].placed(_placing(file, lock))) for file in files]
-    return found + [Brought("config", elf.of_tree(tree).placed(elf.merged)) for tree in trees]
+            read_now = pool.map(_read, new, [isinstance(files[path], Deb) for path in new])
+            for path, content in zip(new, read_now, strict=True):
+                _keep(files[path], content)
+                contents[path] = content
+    parts = [
+        Brought(file.name, contents[path].placed(_placing(file, lock)))
+        for path, file in files.items()
+    ]
+    return parts + [Brought("config", elf.of_tree(tree).placed(elf.merged)) for tree in trees]
 
 
-def _read(file: File, path: Path) -> Content:
-    return elf.of_deb(path) if isinstance(file, Deb) else elf.of_wheel(path)
+def _read(path: Path, is_deb: bool) -> Content:
+    return elf.of_deb(path) if is_deb else elf.of_wheel(path)
 
 
 def _placing(file: File, lock: Lock) -> Callable[[str], str]:
