@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Report:
     ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
     keys of exceptions that allow nothing. ``undecided`` are libraries that may be in a file that is
     not here. Files that are not in the Nix store: of ``declared`` ones image.yml says what they
-    need, of ``unread`` ones nobody.
+    need, of ``unbuilt`` wheels their source archives do, of ``unread`` ones nobody.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Report:
     stale: tuple[str, ...]
     undecided: tuple[Finding, ...]
     declared: tuple[str, ...]
+    unbuilt: tuple[str, ...]
     unread: tuple[str, ...]
     packages: int
     wheels: int
@@ -63,6 +64,7 @@ class Report:
         counts = Counter(each.key for each in self.allowed)
         told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
         told += [f"as declared, not in the Nix store: {file}" for file in self.declared]
+        told += [f"as its source archive says, not built: {wheel}" for wheel in self.unbuilt]
         told += [f"undecided without these: {line}" for line in _grouped(self.undecided)]
         told += [f"not looked at, not in the Nix store: {file}" for file in self.unread]
         if self.unread:
@@ -85,15 +87,17 @@ def check(name: str) -> Report:
     store.require_nix()
     image, lock = spec.load(name), lockfile.current(name)
     here = _here(lock)
-    closure = _debian(image, lock, here) + _python(name, image, lock, here)
+    built = _built(name, lock)
+    closure = _debian(image, lock, here) + _python(name, image, lock, here, built)
     read = time.monotonic()
-    parts = libraries.read(_unpackable(here), lock, _trees(name))
+    parts = libraries.read(_unpackable(here), built, lock, _trees(name))
     needed = libraries.check(parts, image.check)
     absent = [file for file in lock.files if store.path_of_file(file) not in here]
     undecided = [each for each in needed if absent and _may_be_elsewhere(each)]
     found = [*closure, *needed]
     unread = tuple(file.file for file in absent if not file.elsewhere)
-    judged = [] if unread else _exceptions(image, of_libraries=not absent)
+    unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
+    judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
     return Report(
         name=name,
         problems=tuple(each for each in found if not each.key and each not in undecided),
@@ -101,6 +105,7 @@ def check(name: str) -> Report:
         stale=tuple(findings.stale(judged, found)),
         undecided=tuple(undecided),
         declared=tuple(file.file for file in absent if file.elsewhere),
+        unbuilt=unbuilt,
         unread=unread,
         packages=len(lock.debs),
         wheels=len(lock.wheels) + len(lock.sources),
@@ -137,6 +142,16 @@ def _unpackable(here: dict[Path, File]) -> dict[Path, File]:
     return {path: file for path, file in here.items() if not isinstance(file, Source)}
 
 
+def _built(name: str, lock: Lock) -> dict[str, Path]:
+    """The wheels that were built from source archives and are in the store, by name."""
+    found = {}
+    for source in lock.sources:
+        directory = store.built_part(name, f"wheels.{source.name}")
+        if directory and (wheels := sorted(directory.glob("*.whl"))):
+            found[source.name] = wheels[0]
+    return found
+
+
 def _trees(name: str) -> list[Path]:
     """The project's own files, as the config layer has them."""
     images = paths.checkout() / "images"
@@ -164,13 +179,15 @@ def _debian(image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
     return found + dependencies.debian(packages, image.debian.roots, allowed)
 
 
-def _python(name: str, image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
+def _python(
+    name: str, image: Spec, lock: Lock, here: Collection[Path], built: Mapping[str, Path]
+) -> list[Finding]:
     """Wheels that are not what is said of them, and requirements that are not met."""
     python = image.python
     if python is None:
         return []
     environment = index.environment(wheels.interpreter(name, python, lock.debs))
-    distributions, found = metadata.distributions(lock, python, environment, here)
+    distributions, found = metadata.distributions(lock, python, environment, here, built)
     renamed = {old: (new.name, new.version) for old, new in python.rename.items()}
     allowed = findings.exceptions(
         {"python.exclude": python.exclude, "check.unmet": image.check.unmet}

@@ -38,8 +38,11 @@ class Brought:
     content: Content
 
 
-def read(files: Mapping[Path, File], lock: Lock, trees: Iterable[Path]) -> list[Brought]:
-    """What is in ``files`` (by where they are) and in ``trees``, which are laid over the root.
+def read(
+    files: Mapping[Path, File], built: Mapping[str, Path], lock: Lock, trees: Iterable[Path]
+) -> list[Brought]:
+    """What is in ``files`` (by where they are), in wheels that were ``built`` (by name), and in
+    ``trees``, which are laid over the root.
 
     Packages are unpacked in parallel, and what was found in one is kept in the cache by its hash.
     Raises UserError where a file cannot be read.
@@ -54,8 +57,12 @@ def read(files: Mapping[Path, File], lock: Lock, trees: Iterable[Path]) -> list[
                 _keep(files[path], content)
                 contents[path] = content
     parts = [
-        Brought(file.name, contents[path].placed(_placing(file, lock)))
+        Brought(file.name, contents[path].placed(_placing(lock, isinstance(file, Deb))))
         for path, file in files.items()
+    ]
+    parts += [
+        Brought(name, elf.of_wheel(path).placed(_placing(lock, is_deb=False)))
+        for name, path in built.items()
     ]
     return parts + [Brought("config", elf.of_tree(tree).placed(elf.merged)) for tree in trees]
 
@@ -64,9 +71,9 @@ def _read(path: Path, is_deb: bool) -> Content:
     return elf.of_deb(path) if is_deb else elf.of_wheel(path)
 
 
-def _placing(file: File, lock: Lock) -> Callable[[str], str]:
+def _placing(lock: Lock, is_deb: bool) -> Callable[[str], str]:
     """Where the image has the files of a package or of a wheel."""
-    if isinstance(file, Deb) or lock.python is None:
+    if is_deb or lock.python is None:
         return elf.merged
     prefix = lock.system.get("environment", ENVIRONMENT)
     return partial(elf.installed, prefix=prefix, python=lock.python.version)

@@ -95,11 +95,16 @@ def packages(
 
 
 def distributions(
-    lock: Lock, python: Python, environment: Mapping[str, str], here: Collection[Path]
+    lock: Lock,
+    python: Python,
+    environment: Mapping[str, str],
+    here: Collection[Path],
+    built: Mapping[str, Path],
 ) -> tuple[list[Distribution], list[Finding]]:
-    """The same of every wheel, and of every source archive what its wheel will need.
+    """The same of every wheel, those that are ``built`` from source archives (name: path) included.
 
-    ``environment`` holds the target's marker values.
+    Of one that is not, what its source archive says. ``environment`` holds the target's marker
+    values.
     """
     elsewhere = {canonicalize_name(name): wheel for name, wheel in python.elsewhere.items()}
     sources = {canonicalize_name(name): source for name, source in python.sources.items()}
@@ -112,13 +117,20 @@ def distributions(
             declaration, distribution = distribution, of_wheel(path)
             found += _mistaken(locked, distribution)
             if declared:
-                found += unrequired(declaration, distribution, environment)
+                key = f"python.elsewhere.{wheel.name}.requires"
+                found += unrequired(key, declaration, distribution, environment)
         described.append(distribution)
     for source in lock.sources:
         distribution = Distribution(source.name, source.version)
         if (path := store.path_of_file(source)) in here:
             wanted = sources.get(canonicalize_name(source.name))
             distribution = of_source(source, wanted.requires if wanted else None, path)
+        if source.name in built:
+            archive, distribution = distribution, of_wheel(built[source.name])
+            found += _mistaken(archive, distribution)
+            if path in here:
+                key = f"what {source.file} requires"
+                found += unrequired(key, archive, distribution, environment)
         described.append(distribution)
     return described, found
 
@@ -156,9 +168,9 @@ def undeclared(declared: Package, file: Package) -> list[Finding]:
 
 
 def unrequired(
-    declared: Distribution, file: Distribution, environment: Mapping[str, str]
+    key: str, declared: Distribution, file: Distribution, environment: Mapping[str, str]
 ) -> list[Finding]:
-    """In what a wheel's requirements on this Python differ from its declaration. Pure."""
+    """In what a wheel's requirements on this Python differ from those that ``key`` has. Pure."""
     said, real = (
         {
             _without_marker(text)
@@ -167,7 +179,7 @@ def unrequired(
         }
         for each in (declared, file)
     )
-    return _compared(declared.name, f"python.elsewhere.{declared.name}.requires", said, real)
+    return _compared(declared.name, key, said, real)
 
 
 def _without_marker(text: str) -> str:
