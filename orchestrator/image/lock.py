@@ -57,6 +57,8 @@ def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> 
         sources=found.sources,
     )
     lockfile.require_fitting_wheels(name, new, image)
+    if old and old == new.model_copy(update={"debian_inputs": None}):
+        new = old  # a lock from before there was this key
     if new != old:
         lockfile.write(name, new)
     changes = lockfile.changes(old, new)

@@ -28,12 +28,11 @@ def write(directory: Path, file: str, requires: Iterable[str]) -> Path:
     return path
 
 
-def write_all(directory: Path, python: Python, sources: dict[str, list[str]]) -> dict[str, str]:
-    """Stubs of all wheels that lie elsewhere and of all that the build makes.
+def write_all(directory: Path, python: Python, sources: dict[str, list[str]]) -> dict[str, Path]:
+    """Stubs of all wheels that lie elsewhere and of all that the build makes, by canonical name.
 
-    ``sources`` maps a name of ``python.sources`` to its requirements. Returns the version that each
-    canonical name has to have. What ``python`` excludes is left out of the requirements, so that
-    it need not be on the index.
+    ``sources`` maps a name of ``python.sources`` to its requirements. What ``python`` excludes is
+    left out of the requirements, so that it need not be on the index.
     """
     excluded = {canonicalize_name(name) for name in python.exclude}
 
@@ -41,12 +40,10 @@ def write_all(directory: Path, python: Python, sources: dict[str, list[str]]) ->
         names = {each: canonicalize_name(Requirement(each).name) for each in requires}
         return [each for each, name in names.items() if name not in excluded]
 
-    versions: dict[str, str] = {}
+    stubs: dict[str, Path] = {}
     for name, wheel in python.elsewhere.items():
-        write(directory, wheel.file, wanted(wheel.requires))
-        versions[canonicalize_name(name)] = wheel.version
+        stubs[canonicalize_name(name)] = write(directory, wheel.file, wanted(wheel.requires))
     for name, source in python.sources.items():
         file = f"{canonicalize_name(name).replace('-', '_')}-{source.version}-py3-none-any.whl"
-        write(directory, file, wanted(sources[name]))
-        versions[canonicalize_name(name)] = source.version
-    return versions
+        stubs[canonicalize_name(name)] = write(directory, file, wanted(sources[name]))
+    return stubs

@@ -49,8 +49,8 @@ class _Question:
     name: str
     python: Python
     environment: dict[str, str]
-    links: tuple[Path, ...]
-    declared: dict[str, str]
+    links: Path
+    declared: dict[str, Path]
 
 
 def resolve(
@@ -72,8 +72,7 @@ def resolve(
         declared = stubs.write_all(
             Path(scratch), python, {each: found.requires for each, found in archives.items()}
         )
-        links = (_bring_urls(python), Path(scratch))
-        question = _Question(name, python, environment, links, declared)
+        question = _Question(name, python, environment, _bring_urls(python), declared)
         items = _solve(question, locked or {}, update)
     requires = {_name(item): item["metadata"].get("requires_dist", []) for item in items}
     keep = closure(python.requirements, requires, python.exclude, environment)
@@ -120,10 +119,13 @@ def _solve(
     if not locked:
         return _report(question, {})
     updated = {str(canonicalize_name(each)) for each in update}
-    constraints = {each: version for each, version in locked.items() if each not in updated}
+    fixed = updated | question.declared.keys()
+    constraints = {each: version for each, version in locked.items() if each not in fixed}
     if updated - question.declared.keys():
         newest = {_name(item): item["metadata"]["version"] for item in _report(question, {})}
-        constraints |= {each: newest[each] for each in updated & newest.keys()}
+        constraints |= {
+            each: newest[each] for each in updated & newest.keys() - question.declared.keys()
+        }
     while True:
         try:
             return _report(question, constraints)
@@ -147,14 +149,15 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
     abis = [f"cp{python.version.replace('.', '')}", "abi3", "none"]
     with tempfile.TemporaryDirectory() as scratch:
         report, kept = Path(scratch, "report.json"), Path(scratch, "constraints.txt")
-        fixed = {**constraints, **question.declared}
-        kept.write_text("".join(f"{each}=={version}\n" for each, version in fixed.items()))
+        lines = [f"{each}=={version}" for each, version in constraints.items()]
+        # Stubs by their address: pip then looks for these names nowhere else.
+        lines += [f"{each} @ {stub.as_uri()}" for each, stub in question.declared.items()]
+        kept.write_text("\n".join(lines))
         argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.pip_for_target"]
         argv += [json.dumps(environment), "install", "--quiet", "--dry-run", "--ignore-installed"]
         argv += ["--only-binary=:all:", "--implementation=cp", "--report", report]
-        argv += ["--target", Path(scratch, "target"), "--constraint", kept]
-        for directory in question.links:
-            argv += ["--find-links", directory]
+        argv += ["--target", Path(scratch, "target"), "--find-links", question.links]
+        argv += ["--constraint", kept]
         argv += ["--python-version", environment["python_full_version"]]
         argv += [f"--abi={abi}" for abi in abis]
         argv += [f"--platform={platform}" for platform in tags.platforms(python.glibc)]
@@ -195,15 +198,8 @@ def _require_all_needed(question: _Question, keep: set[str]) -> None:
 def _wheel(client: httpx.Client, item: dict[str, Any], question: _Question) -> Wheel:
     """The lock's entry of what pip chose."""
     name, url = _name(item), item["download_info"]["url"]
-    file, sha256 = file_of(url), item["download_info"]["archive_info"]["hashes"]["sha256"]
-    for each, declared in question.python.elsewhere.items():
-        if canonicalize_name(each) != name:
-            continue
-        if urlsplit(url).scheme != "file" and sha256 != declared.sha256:
-            raise BadInput(
-                f"images/{question.name}/image.yml: python.elsewhere.{each}: the package index has "
-                f"{file} too, with sha256 {sha256}"
-            )
+    elsewhere = {canonicalize_name(each): at for each, at in question.python.elsewhere.items()}
+    if declared := elsewhere.get(canonicalize_name(name)):
         return Wheel(
             name=name,
             version=item["metadata"]["version"],
@@ -214,12 +210,13 @@ def _wheel(client: httpx.Client, item: dict[str, Any], question: _Question) -> W
             url=declared.url,
             elsewhere=True,
         )
+    file = file_of(url)
     return Wheel(
         name=name,
         version=item["metadata"]["version"],
         file=file,
         size=_size(client, url),
-        sha256=sha256,
+        sha256=item["download_info"]["archive_info"]["hashes"]["sha256"],
         store=store_name(file),
         url={file_of(each): each for each in question.python.urls.values()}.get(file),
     )
