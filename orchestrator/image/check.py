@@ -167,6 +167,7 @@ def _exceptions(image: Spec, of_libraries: bool) -> list[str]:
     }
     if of_libraries:
         sections |= {"check.needed": image.check.needed, "check.loaded": image.check.loaded}
+        sections |= {"check.library_path": image.check.library_path}
     return [f"{section}.{name}" for section, reasons in sections.items() for name in reasons]
 
 

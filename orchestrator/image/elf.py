@@ -112,7 +112,8 @@ def of_tree(root: Path) -> Content:
 def merged(name: str) -> str:
     """Where a package's file lies in the image, whose /bin, /lib and the like are in /usr."""
     path = name.removeprefix("./").strip("/")
-    return f"/usr/{path}" if path.partition("/")[0] in MERGED else f"/{path}"
+    top, _, below = path.partition("/")
+    return f"/usr/{path}" if top in MERGED and below else f"/{path}"
 
 
 def installed(name: str, prefix: str, python: str) -> str:

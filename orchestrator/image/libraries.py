@@ -119,20 +119,31 @@ def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
         places = tree.by_name.get(PurePosixPath(each.library).name, [])
         problem = f"not where the loader looks, but {places[0]}" if places else ABSENT
         lacking = Finding(f"{owners[each.path]}: {each.path}", each.library, problem)
-        loaded = _exception(owners[each.path], each, "loaded", allowed.loaded) if places else None
-        needed = _exception(owners[each.path], each, "needed", allowed.needed)
-        found.append(lacking.allowed_by(loaded or needed))
+        exception = _exception(tree, allowed, owners[each.path], each, bool(places))
+        found.append(lacking.allowed_by(exception))
     return found
 
 
 def _exception(
-    owner: str, missing: loader.Missing, section: str, reasons: Mapping[str, str]
+    tree: loader.Tree, allowed: Check, owner: str, missing: loader.Missing, is_here: bool
 ) -> Allowed | None:
+    """What allows that a library is not found; the narrowest first."""
+    kinds = {"loaded": allowed.loaded, "needed": allowed.needed}
+    for kind, reasons in kinds.items():
+        if (kind != "loaded" or is_here) and (name := _matching(owner, missing, reasons)):
+            return Allowed(f"check.{kind}.{name}", reasons[name])
+    for directory, reason in allowed.library_path.items():
+        if tree.at(f"{directory}/{missing.library}"):
+            return Allowed(f"check.library_path.{directory}", reason)
+    return None
+
+
+def _matching(owner: str, missing: loader.Missing, names: Iterable[str]) -> str | None:
     """The first exception for it: its name is LIBRARY or WHO:LIBRARY, each with * and ?."""
     file = PurePosixPath(missing.path).name
-    for name, reason in reasons.items():
+    for name in names:
         who, colon, library = name.rpartition(":")
         is_its = not colon or fnmatchcase(owner, who) or fnmatchcase(file, who)
         if is_its and fnmatchcase(missing.library, library):
-            return Allowed(f"check.{section}.{name}", reason)
+            return name
     return None

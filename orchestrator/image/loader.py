@@ -12,7 +12,7 @@ from __future__ import annotations
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.image.elf import Object
 
@@ -39,6 +39,11 @@ class Tree:
         """The object that ``path`` leads to; None where it leads to nothing, or to another file."""
         real = self._real(path)
         return self.objects.get(real) if real else None
+
+    def is_copy(self, each: Object) -> bool:
+        """Whether the same library is beside it under its own name (SONAME)."""
+        beside = self.objects.get(f"{posixpath.dirname(each.path)}/{each.soname}", each)
+        return beside is not each and replace(beside, path=each.path) == each
 
     def _real(self, path: str) -> str | None:
         """``path`` without links; None where they go in a circle."""
@@ -71,13 +76,16 @@ def missing(tree: Tree, directories: Iterable[str] = BUILT_IN) -> list[Missing]:
     """What is not found, whatever of the image is loaded; each file and library once.
 
     Programs are loaded, and libraries that no other file names (plugins, extension modules); what
-    these load is looked at in their company, as it will be; what is left is loaded alone.
+    these load is looked at in their company, as it will be; what is left is loaded alone. Copies
+    of a library under other names, which wheels have for links, are nobody's to load.
     """
     wanted = {posixpath.basename(name) for each in tree.objects.values() for name in each.needed}
     programs, plugins, others = [], [], []
     for path, each in sorted(tree.objects.items()):
         if each.is_program:
             programs.append(each)
+        elif tree.is_copy(each):
+            continue
         elif {posixpath.basename(path), each.soname} & wanted:
             others.append(each)
         else:

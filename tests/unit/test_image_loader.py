@@ -166,6 +166,7 @@ def test_a_file_that_is_not_whole_is_a_finding() -> None:
 def test_paths_are_those_of_the_image() -> None:
     assert elf.merged("./lib/x86_64-linux-gnu/a.so") == "/usr/lib/x86_64-linux-gnu/a.so"
     assert elf.merged("./opt/lib/a.so") == "/opt/lib/a.so"
+    assert elf.merged("./lib") == "/lib"  # the link itself, which Debian 13 has in a package
     assert elf.installed("a/_c.so", "/opt/env", "3.11") == f"{SITE}/a/_c.so"
     assert elf.installed("a-1.data/data/lib/x.so", "/opt/env", "3.11") == "/opt/env/lib/x.so"
     assert elf.installed("a-1.data/platlib/x.so", "/opt/env", "3.11") == f"{SITE}/x.so"
