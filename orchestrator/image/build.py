@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator import image, paths
 from orchestrator.errors import UserError
-from orchestrator.image import lockfile, spec, store
+from orchestrator.image import lockfile, store
 from orchestrator.image.fetch import existing_parent
 from orchestrator.image.lockfile import Lock
 from orchestrator.run import run, stream
@@ -46,7 +46,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
     """
     require_flakes()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
+    locks = lockfile.with_shared(name)
     require_inputs(name, locks)
     require_known_to_git()
     require_space(locks)

@@ -16,7 +16,7 @@ import httpx
 
 from orchestrator import paths
 from orchestrator.errors import UserError
-from orchestrator.image import download, lockfile, seed, spec, store
+from orchestrator.image import download, lockfile, seed, store
 from orchestrator.image.lockfile import File, Lock
 from orchestrator.image.progress import Progress
 from orchestrator.image.sources import Sources
@@ -52,7 +52,7 @@ def fetch(name: str, sources: Sources, *, jobs: int = 8, keep: bool = False) -> 
     was brought until then stays.
     """
     store.require_nix()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
+    locks = lockfile.with_shared(name)
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}

@@ -48,7 +48,7 @@ def state(name: str) -> State:
         missing_size=_size(lacking),
         unsized=sum(file is not None and file.size is None for file in lacking),
         path=path,
-        ident=image.ident(path) if path and name not in spec.SHARED else None,
+        ident=image.ident(path) if path and (path / image.MANIFEST).exists() else None,
         size=_tree_size(path) if path else 0,
     )
 

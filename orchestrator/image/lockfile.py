@@ -145,6 +145,15 @@ def current(name: str) -> Lock:
     return lock
 
 
+def with_shared(name: str) -> dict[str, Lock]:
+    """The lock of the image ``name``, last, and of all that it is built with. Raises as
+    ``current``."""
+    lock = current(name)
+    builders = (spec.BUILDERS,) if lock.sources else ()
+    shared = {each: current(each) for each in (*spec.SHARED, *builders) if each != name}
+    return {**shared, name: lock}
+
+
 def require_fitting_wheels(name: str, lock: Lock, image: Spec) -> None:
     """Raises UserError where a wheel of ``lock`` is for another Python or platform."""
     if image.python is None:

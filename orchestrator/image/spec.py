@@ -29,6 +29,8 @@ from orchestrator.image import tags
 
 #: Locked like images, and part of the build of every one: its own tools, and the loaders.
 SHARED = ("tools", "loaders")
+#: Locked like an image, too: what wheels are made with, for images that have source archives.
+BUILDERS = "builders"
 
 
 class _Part(BaseModel):
