@@ -31,9 +31,9 @@ class Report:
     """What was found, and how much was looked at.
 
     ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
-    keys of exceptions that allow nothing. ``undecided`` are libraries that may be in a file that is
-    not here. Files that are not in the Nix store: of ``declared`` ones image.yml says what they
-    need, of ``unbuilt`` wheels their source archives do, of ``unread`` ones nobody.
+    keys of exceptions that allow nothing. ``undecided`` is what a file that is not here may bring.
+    Files that are not in the Nix store: of ``declared`` ones image.yml says what they need, of
+    ``unbuilt`` wheels their source archives do, of ``unread`` ones nobody.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Report:
         told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
         told += [f"as declared, not in the Nix store: {file}" for file in self.declared]
         told += [f"as its source archive says, not built: {wheel}" for wheel in self.unbuilt]
-        told += [f"undecided without these: {line}" for line in _grouped(self.undecided)]
+        told += [f"undecided without these: {line}" for line in _by_owner(self.undecided)]
         told += [f"not looked at, not in the Nix store: {file}" for file in self.unread]
         if self.unread:
             told.append(f"Run: orchestrate image fetch {self.name}")
@@ -93,9 +93,10 @@ def check(name: str) -> Report:
     parts = libraries.read(_unpackable(here), built, lock, _trees(name))
     needed = libraries.check(parts, image.check)
     absent = [file for file in lock.files if store.path_of_file(file) not in here]
-    undecided = [each for each in needed if absent and _may_be_elsewhere(each)]
-    found = [*closure, *needed]
     unread = tuple(file.file for file in absent if not file.elsewhere)
+    found = [*closure, *needed]
+    undecided = [each for each in needed if absent and _is_nowhere(each)]
+    undecided += [each for each in closure if unread and _is_nowhere(each)]
     unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
     judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
     return Report(
@@ -117,9 +118,9 @@ def check(name: str) -> Report:
     )
 
 
-def _may_be_elsewhere(needed: Finding) -> bool:
-    """Whether a file that is not here may bring the library."""
-    return not needed.key and needed.problem == libraries.ABSENT
+def _is_nowhere(finding: Finding) -> bool:
+    """Whether nothing here has it, so that a file that is not here may bring or provide it."""
+    return not finding.key and finding.problem in (libraries.ABSENT, dependencies.MISSING)
 
 
 def _grouped(problems: Iterable[Finding]) -> list[str]:
@@ -128,6 +129,14 @@ def _grouped(problems: Iterable[Finding]) -> list[str]:
     for each in problems:
         wants.setdefault((each.who, each.problem), []).append(each.wants)
     return [f"{who} wants {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
+
+
+def _by_owner(undecided: Iterable[Finding]) -> list[str]:
+    """One line for all that the files of one package lack."""
+    wants: dict[str, set[str]] = {}
+    for each in undecided:
+        wants.setdefault(each.who.partition(":")[0], set()).add(each.wants)
+    return [f"{who} wants {', '.join(sorted(all_))}" for who, all_ in wants.items()]
 
 
 def _here(lock: Lock) -> dict[Path, File]:

@@ -8,14 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator import paths
 from orchestrator.image import elf, loader
-from orchestrator.image.elf import Content
+from orchestrator.image.elf import Content, Object
 from orchestrator.image.findings import Allowed, Finding
 from orchestrator.image.lockfile import Deb, File, Lock
 from orchestrator.image.spec import Check
@@ -99,33 +98,41 @@ def _keep(file: File, content: Content) -> None:
     beside.replace(place)
 
 
+def tree(parts: Iterable[Brought]) -> loader.Tree:
+    """All parts together, as the loader sees them in the image."""
+    objects: list[Object] = []
+    links = {f"/{name}": f"usr/{name}" for name in elf.MERGED}
+    for part in parts:
+        objects += part.content.objects
+        links |= part.content.links | part.content.same
+    return loader.Tree(objects, links)
+
+
 def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
     """Each library that the loader would not find in an image of these parts. Pure.
 
     ``allowed`` has the exceptions of image.yml.
     """
-    links = {f"/{name}": f"usr/{name}" for name in elf.MERGED}
     owners: dict[str, str] = {}
     found = []
     for part in parts:
-        links |= part.content.links | part.content.same
         owners |= {each.path: part.owner for each in part.content.objects}
         found += [
             Finding(f"{part.owner}: {path}", "to be read", reason)
             for path, reason in part.content.broken.items()
         ]
-    tree = loader.Tree(chain.from_iterable(part.content.objects for part in parts), links)
-    for each in loader.missing(tree):
-        places = tree.by_name.get(PurePosixPath(each.library).name, [])
+    image = tree(parts)
+    for each in loader.missing(image):
+        places = image.by_name.get(PurePosixPath(each.library).name, [])
         problem = f"not where the loader looks, but {places[0]}" if places else ABSENT
         lacking = Finding(f"{owners[each.path]}: {each.path}", each.library, problem)
-        exception = _exception(tree, allowed, owners[each.path], each, bool(places))
+        exception = _exception(image, allowed, owners[each.path], each, bool(places))
         found.append(lacking.allowed_by(exception))
     return found
 
 
 def _exception(
-    tree: loader.Tree, allowed: Check, owner: str, missing: loader.Missing, is_here: bool
+    image: loader.Tree, allowed: Check, owner: str, missing: loader.Missing, is_here: bool
 ) -> Allowed | None:
     """What allows that a library is not found; the narrowest first."""
     kinds = {"loaded": allowed.loaded, "needed": allowed.needed}
@@ -133,7 +140,7 @@ def _exception(
         if (kind != "loaded" or is_here) and (name := _matching(owner, missing, reasons)):
             return Allowed(f"check.{kind}.{name}", reasons[name])
     for directory, reason in allowed.library_path.items():
-        if tree.at(f"{directory}/{missing.library}"):
+        if image.at(f"{directory}/{missing.library}"):
             return Allowed(f"check.library_path.{directory}", reason)
     return None
 

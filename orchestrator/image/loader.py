@@ -72,7 +72,7 @@ class Missing:
     start: str
 
 
-def missing(tree: Tree, directories: Iterable[str] = BUILT_IN) -> list[Missing]:
+def missing(tree: Tree) -> list[Missing]:
     """What is not found, whatever of the image is loaded; each file and library once.
 
     Programs are loaded, and libraries that no other file names (plugins, extension modules); what
@@ -92,60 +92,61 @@ def missing(tree: Tree, directories: Iterable[str] = BUILT_IN) -> list[Missing]:
             plugins.append(each)
     found: dict[tuple[str, str], Missing] = {}
     seen: set[str] = set()
-    loading = _Loading(tree, tuple(directories))
-    for start in (*programs, *plugins, *others):
-        if start in others and start.path in seen:
-            continue
-        for lacking in loading.load(start, seen):
-            found.setdefault((lacking.path, lacking.library), lacking)
+    for starts in ((*programs, *plugins), others):
+        for start in starts:
+            if starts is not others or start.path not in seen:
+                for lacking in load(tree, start, seen):
+                    found.setdefault((lacking.path, lacking.library), lacking)
     return [found[key] for key in sorted(found)]
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An object in memory, and where DT_RPATH of those that it was loaded for leads."""
+    """An object in memory, and where DT_RPATH of it and of those that it was loaded for leads."""
 
     object: Object
     rpath: tuple[str, ...]
 
 
-class _Loading:
-    def __init__(self, tree: Tree, directories: tuple[str, ...]) -> None:
-        self.tree, self.directories = tree, directories
+def load(tree: Tree, start: Object, seen: set[str] | None = None) -> list[Missing]:
+    """What is not found when ``start`` is loaded and, breadth first, all that it needs.
 
-    def load(self, start: Object, seen: set[str]) -> list[Missing]:
-        """Load ``start`` and, breadth first, all that it needs; adds their paths to ``seen``."""
-        lacking: list[Missing] = []
-        names = {posixpath.basename(start.path), start.soname}
-        todo = [_Loaded(start, self._own_rpath(start))]
-        paths = {start.path}
-        for each in todo:
-            seen.add(each.object.path)
-            for library in each.object.needed:
-                if library in names:
-                    continue
-                found = self._find(each, library)
-                if found is None:
-                    lacking.append(Missing(each.object.path, library, start.path))
-                    continue
-                names |= {library, found.soname}
-                if found.path not in paths:
-                    paths.add(found.path)
-                    todo.append(_Loaded(found, (*self._own_rpath(found), *each.rpath)))
-        return lacking
+    The paths of what is loaded are added to ``seen``.
+    """
+    lacking: list[Missing] = []
+    names = {posixpath.basename(start.path), start.soname}
+    todo = [_Loaded(start, _own_rpath(start))]
+    paths = {start.path}
+    for each in todo:
+        for library in each.object.needed:
+            if library in names:
+                continue
+            found = _find(tree, each, library)
+            if found is None:
+                lacking.append(Missing(each.object.path, library, start.path))
+                continue
+            names |= {library, found.soname}
+            if found.path not in paths:
+                paths.add(found.path)
+                todo.append(_Loaded(found, (*_own_rpath(found), *each.rpath)))
+    if seen is not None:
+        seen |= paths
+    return lacking
 
-    def _find(self, loaded: _Loaded, library: str) -> Object | None:
-        if "/" in library:
-            return self.tree.at(library)
-        own = loaded.object
-        inherited = () if own.runpath else loaded.rpath
-        for directory in (*inherited, *_expanded(own, own.runpath), *self.directories):
-            if found := self.tree.at(f"{directory}/{library}"):
-                return found
-        return None
 
-    def _own_rpath(self, each: Object) -> tuple[str, ...]:
-        return () if each.runpath else _expanded(each, each.rpath)
+def _find(tree: Tree, loaded: _Loaded, library: str) -> Object | None:
+    if "/" in library:
+        return tree.at(library)
+    own = loaded.object
+    inherited = () if own.runpath else loaded.rpath
+    for directory in (*inherited, *_expanded(own, own.runpath), *BUILT_IN):
+        if found := tree.at(f"{directory}/{library}"):
+            return found
+    return None
+
+
+def _own_rpath(each: Object) -> tuple[str, ...]:
+    return () if each.runpath else _expanded(each, each.rpath)
 
 
 def _expanded(each: Object, directories: tuple[str, ...]) -> tuple[str, ...]:
