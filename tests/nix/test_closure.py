@@ -1,4 +1,4 @@
-"""The images' locks are closed; the real loader and Python, in pxe-sim, find what the check says."""
+"""Locks are closed; the real loader and Python find in pxe-sim what the check says."""
 
 from __future__ import annotations
 
