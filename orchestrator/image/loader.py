@@ -2,9 +2,8 @@
 
 The rules are those of ld.so(8): what is loaded already is not looked for again; then DT_RPATH of
 the object and of those that it is loaded for (each counts only without a DT_RUNPATH); DT_RUNPATH of
-the object; the directories that are built in. Variables of an environment count for nothing. The
-directories of ld.so.conf do not either: the loader knows them through ld.so.cache alone, which no
-image has.
+the object; the directories that are built in. Variables of an environment count for nothing. No
+image has an ld.so.cache; for the directories that Debian's would add, the build makes links.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from orchestrator.image.elf import Object
 
-#: What Debian's loader has built in, where /lib is a link into /usr.
+#: What Debian's loader has built in, where /lib is a link into /usr; and what has links there.
 BUILT_IN = ("/usr/lib/x86_64-linux-gnu", "/usr/lib")
+LINKED = ("/usr/local/lib/x86_64-linux-gnu", "/usr/local/lib")
 #: What the loader puts for $LIB.
 LIB = "lib/x86_64-linux-gnu"
 #: The kernel follows no more links than this in one path.
@@ -139,7 +139,7 @@ def _find(tree: Tree, loaded: _Loaded, library: str) -> Object | None:
         return tree.at(library)
     own = loaded.object
     inherited = () if own.runpath else loaded.rpath
-    for directory in (*inherited, *_expanded(own, own.runpath), *BUILT_IN):
+    for directory in (*inherited, *_expanded(own, own.runpath), *BUILT_IN, *LINKED):
         if found := tree.at(f"{directory}/{library}"):
             return found
     return None

@@ -6,6 +6,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from packaging.metadata import parse_email
@@ -127,7 +128,9 @@ def distributions(
             distribution = of_source(source, wanted.requires if wanted else None, path)
         if source.name in built:
             archive, distribution = distribution, of_wheel(built[source.name])
-            found += _mistaken(archive, distribution)
+            # A build may add what it was built for: 0.30.0+xpu.
+            plain = replace(distribution, version=Version(distribution.version).public)
+            found += _mistaken(archive, plain)
             if path in here:
                 key = f"what {source.file} requires"
                 found += unrequired(key, archive, distribution, environment)

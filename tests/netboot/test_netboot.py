@@ -155,9 +155,11 @@ def test_another_release_of_debian(net: Net) -> None:
         booting = net.boot()
         booting.reaches_ssh()
         assert net.on("compute0", "systemctl", "is-system-running", "--wait") == "running"
-        assert "VERSION_ID=\"13\"" in net.on("compute0", "cat", "/etc/os-release").splitlines()
+        assert 'VERSION_ID="13"' in net.on("compute0", "cat", "/etc/os-release").splitlines()
         assert net.on("compute0", "python3", "--version").startswith("Python 3.13.")
-        assert net.on("control", "cat", "/etc/os-release") != net.on("compute0", "cat", "/etc/os-release")
+        assert net.on("control", "cat", "/etc/os-release") != net.on(
+            "compute0", "cat", "/etc/os-release"
+        )
     finally:
         net.run("image", "use", MINIMAL)
 

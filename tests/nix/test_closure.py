@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_image import IMAGES, PROJECT, built
+from test_image import IMAGES, PROJECT, built, tree
 
 from orchestrator.image import libraries, loader, lockfile, spec, store
 from orchestrator.image.elf import Object
+
+__all__ = ["tree"]  # a fixture
 
 pytestmark = pytest.mark.nix
 
@@ -74,7 +77,7 @@ def check(name: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("name", [*IMAGES, *spec.SHARED])
+@pytest.mark.parametrize("name", spec.names())
 def test_nothing_that_a_lock_needs_is_missing_in_it(name: str) -> None:
     """As far as the lock's files are in the store; of pxe-sim, the tools and loaders all are."""
     report = check(name)
@@ -131,6 +134,42 @@ def test_the_real_loader_finds_and_misses_the_same(root: Path) -> None:
     assert len(objects) > 1000
     assert {each.path: missing for each, missing in computed.items() if missing != real[each]} == {}
     assert any(real.values())  # or nothing was compared
+
+
+def test_libraries_below_usr_local_are_found(tmp_path: Path, tree: Path) -> None:
+    """As Intel's graphics compiler has them; there is no ld.so.cache that would name them."""
+    work = tmp_path / "deb"
+    library = work / "usr/local/lib/libstandin.so.1.2"
+    library.parent.mkdir(parents=True)
+    argv = ["gcc", "-shared", "-nostdlib", "-Wl,-soname,libstandin.so.1", "-xc", "/dev/null"]
+    subprocess.run([*argv, "-o", library], check=True)
+    (library.parent / "libstandin.so.1").symlink_to(library.name)
+    (work / "DEBIAN").mkdir()
+    (work / "DEBIAN/control").write_text(
+        "Package: standin\nVersion: 1\nArchitecture: amd64\nMaintainer: nobody\nDescription: test\n"
+    )
+    file = tmp_path / "standin_1_amd64.deb"
+    argv = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(work), str(file)]
+    subprocess.run(argv, check=True, capture_output=True)
+    store.add_files([file])
+    path = tree / "images" / SIM / "lock.json"
+    lock = json.loads(path.read_text())
+    entry = {"name": "standin", "version": "1", "architecture": "amd64", "path": f"x/{file.name}"}
+    entry |= {"size": file.stat().st_size, "store": file.name}
+    lock["debs"].append(entry | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    path.write_text(json.dumps(lock))
+
+    place = tmp_path / "base"
+    place.mkdir()
+    layer = built(f"path:{tree}#{SIM}.base", tmp_path / "result")
+    subprocess.run(["mount", "-t", "squashfs", "-o", "ro,loop", layer, place], check=True)
+    try:
+        argv = ["chroot", str(place), "/lib64/ld-linux-x86-64.so.2"]
+        argv += ["--preload", "libstandin.so.1", "/usr/bin/true"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_nothing_that_is_imported_at_the_start_needs_what_is_excluded(root: Path) -> None:
