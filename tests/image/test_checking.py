@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pytest
 from conftest import Box
 
 from orchestrator.image import lockfile
-from orchestrator.image.lockfile import Deb, Lock, PythonPart, Wheel
+from orchestrator.image.lockfile import Deb, File, Lock, PythonPart, Source, Wheel
 from orchestrator.image.spec import Spec
 
 pytestmark = pytest.mark.nix
@@ -30,7 +31,7 @@ class Making:
 
     box: Box
     work: Path
-    files: list[Deb | Wheel] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
     stored: list[Path] = field(default_factory=list)
     debian: dict[str, Any] = field(default_factory=dict)
     python: dict[str, Any] = field(default_factory=dict)
@@ -106,12 +107,26 @@ class Making:
         )
         return made
 
+    def source(self, made: Path) -> None:
+        self._add(made)
+        self.files.append(
+            Source(
+                name=made.name.partition("-")[0],
+                version="1.0",
+                file=made.name,
+                size=made.stat().st_size,
+                sha256=hashlib.sha256(made.read_bytes()).hexdigest(),
+                store=made.name,
+                environment={},
+            )
+        )
+
     def _add(self, made: Path) -> None:
         argv = ["nix-store", "--option", "build-users-group", "", "--add-fixed", "sha256", made]
         done = subprocess.run(argv, env=self.box.env, capture_output=True, text=True, check=True)
         self.stored.append(Path(done.stdout.strip()))
 
-    def lock(self, files: Sequence[Deb | Wheel] | None = None) -> None:
+    def lock(self, files: Sequence[File] | None = None) -> None:
         """Write image.yml, and a lock of ``files`` (default: all) that is up to date with it."""
         debian = {"suite": "s", "components": ["main"], "essential": False, "packages": []}
         sections: dict[str, Any] = {"debian": debian | self.debian, "check": self.allowed}
@@ -128,13 +143,15 @@ class Making:
             system=described.system,
             debs=tuple(file for file in chosen if isinstance(file, Deb)),
             wheels=tuple(file for file in chosen if isinstance(file, Wheel)),
+            sources=tuple(file for file in chosen if isinstance(file, Source)),
         )
         self.box.lock("demo").write_text(lockfile.text(lock))
 
-    def check(self, code: int, files: Sequence[Deb | Wheel] | None = None) -> dict[str, Any]:
+    def check(self, code: int, files: Sequence[File] | None = None) -> dict[str, Any]:
         self.lock(files)
         done = self.box.run("check", "demo", "--json")
         assert done.returncode == code, done.stdout + done.stderr
+        assert done.stdout, done.stderr
         report: dict[str, Any] = json.loads(done.stdout)
         assert report["ok"] == (code == 0)
         return report
@@ -348,6 +365,53 @@ def test_a_declared_file_counts_as_declared_until_it_is_here(demo: Making) -> No
     assert report["declared"] == [made.name]
     assert [each["wants"] for each in report["undecided"]] == ["libbase.so.1"]
     assert report["stale"] == []
+
+
+FLAKE = """
+{
+  outputs = _: {
+    legacyPackages.x86_64-linux.demo.wheels.made = derivation {
+      name = "made-wheel";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "/bin/mkdir $out; /bin/cp ${./made.whl} $out/made-1.0+gpu-py3-none-any.whl" ];
+    };
+  };
+}
+"""
+
+
+def test_of_a_wheel_that_is_made_from_source_first_the_archive_counts_then_the_wheel(
+    demo: Making,
+) -> None:
+    listed = demo.work / "gpu.txt"
+    listed.write_text("two>=1\ngone # a comment\n")
+    archive = demo.work / "made-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(listed, "made-1.0/requirements/gpu.txt")
+    demo.wheel("two")
+    demo.source(archive)
+    demo.python = {
+        "requirements": ["made==1.0"],
+        "sources": {"made": {"version": "1.0", "requires": "requirements/gpu.txt"}},
+    }
+    report = demo.check(1)
+    assert report["unbuilt"] == ["made"]
+    assert [(each["who"], each["wants"]) for each in report["problems"]] == [("made", "gone")]
+
+    checkout = demo.box.root / "checkout"
+    metadata = "Metadata-Version: 2.1\nName: made\nVersion: 1.0+gpu\nRequires-Dist: two>=1\n"
+    with zipfile.ZipFile(checkout / "made.whl", "w") as wheel:
+        wheel.writestr("made-1.0+gpu.dist-info/METADATA", metadata)
+        wheel.write(demo.library("_m.so", demo.library("libgpu.so")), "made/_m.so")
+    (checkout / "flake.nix").write_text(FLAKE)
+    demo.box.env["NIX_CONFIG"] = "sandbox = false\nexperimental-features = nix-command flakes"
+    argv = ["nix", "--option", "build-users-group", "", "build", f"{checkout}#demo.wheels.made"]
+    subprocess.run([*argv, "--no-link"], env=demo.box.env, check=True, capture_output=True)
+    assert demo.problems() == [
+        ("made", "what made-1.0.tar.gz requires to be true", "its file has no gone"),
+        (f"made: {SITE}/made/_m.so", "libgpu.so", "not in the image"),
+    ]
 
 
 def test_a_file_is_unpacked_once(demo: Making) -> None:
