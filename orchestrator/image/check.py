@@ -73,7 +73,8 @@ class Report:
         told += [f"wrong: {key} allows nothing: take it out of image.yml" for key in self.stale]
         looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
         wrong = len(self.problems) + len(self.stale)
-        told.append(f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}")
+        skipped = f", {len(self.unread)} files not looked at" if self.unread else ""
+        told.append(f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}{skipped}")
         return told
 
 
@@ -88,15 +89,16 @@ def check(name: str) -> Report:
     image, lock = spec.load(name), lockfile.current(name)
     here = _here(lock)
     built = _built(name, lock)
-    closure = _debian(image, lock, here) + _python(name, image, lock, here, built)
+    of_debs = _debian(image, lock, here)
+    found = of_debs + _python(name, image, lock, here, built)
     read = time.monotonic()
     parts = libraries.read(_unpackable(here), built, lock, _trees(name))
     needed = libraries.check(parts, image.check)
+    found += needed
     absent = [file for file in lock.files if store.path_of_file(file) not in here]
     unread = tuple(file.file for file in absent if not file.elsewhere)
-    found = [*closure, *needed]
     undecided = [each for each in needed if absent and _is_nowhere(each)]
-    undecided += [each for each in closure if unread and _is_nowhere(each)]
+    undecided += [each for each in of_debs if unread and _is_nowhere(each)]
     unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
     judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
     return Report(

@@ -113,15 +113,14 @@ def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
 
     ``allowed`` has the exceptions of image.yml.
     """
-    owners: dict[str, str] = {}
+    image = tree(parts)
+    owners = {each.path: part.owner for part in parts for each in part.content.objects}
     found = []
     for part in parts:
-        owners |= {each.path: part.owner for each in part.content.objects}
-        found += [
-            Finding(f"{part.owner}: {path}", "to be read", reason)
-            for path, reason in part.content.broken.items()
-        ]
-    image = tree(parts)
+        for path, problem in part.content.broken.items():
+            broken = Finding(f"{part.owner}: {path}", "to be read", problem)
+            whole = loader.Missing(path, "", path)
+            found.append(broken.allowed_by(_exception(image, allowed, part.owner, whole, False)))
     for each in loader.missing(image):
         places = image.by_name.get(PurePosixPath(each.library).name, [])
         problem = f"not where the loader looks, but {places[0]}" if places else ABSENT

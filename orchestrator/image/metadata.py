@@ -118,8 +118,8 @@ def distributions(
             declaration, distribution = distribution, of_wheel(path)
             found += _mistaken(locked, distribution)
             if declared:
-                key = f"python.elsewhere.{wheel.name}.requires"
-                found += unrequired(key, declaration, distribution, environment)
+                what = f"what python.elsewhere.{wheel.name}.requires says"
+                found += unrequired(what, declaration, distribution, environment)
         described.append(distribution)
     for source in lock.sources:
         distribution = Distribution(source.name, source.version)
@@ -132,8 +132,8 @@ def distributions(
             plain = replace(distribution, version=Version(distribution.version).public)
             found += _mistaken(archive, plain)
             if path in here:
-                key = f"what {source.file} requires"
-                found += unrequired(key, archive, distribution, environment)
+                what = f"what {source.file} requires"
+                found += unrequired(what, archive, distribution, environment)
         described.append(distribution)
     return described, found
 
@@ -163,7 +163,7 @@ def undeclared(declared: Package, file: Package) -> list[Finding]:
         for field, (said, real) in fields.items()
         for finding in _compared(
             declared.name,
-            f"debian.elsewhere.{declared.name}.{field}",
+            f"what debian.elsewhere.{declared.name}.{field} says",
             dependencies.normalized(said),
             dependencies.normalized(real),
         )
@@ -171,9 +171,9 @@ def undeclared(declared: Package, file: Package) -> list[Finding]:
 
 
 def unrequired(
-    key: str, declared: Distribution, file: Distribution, environment: Mapping[str, str]
+    what: str, declared: Distribution, file: Distribution, environment: Mapping[str, str]
 ) -> list[Finding]:
-    """In what a wheel's requirements on this Python differ from those that ``key`` has. Pure."""
+    """In what a wheel's requirements on this Python differ from ``what`` declares them. Pure."""
     said, real = (
         {
             _without_marker(text)
@@ -182,7 +182,7 @@ def unrequired(
         }
         for each in (declared, file)
     )
-    return _compared(declared.name, key, said, real)
+    return _compared(declared.name, what, said, real)
 
 
 def _without_marker(text: str) -> str:
@@ -195,8 +195,8 @@ def _without_marker(text: str) -> str:
     return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}"
 
 
-def _compared(who: str, key: str, said: Iterable[str], real: Iterable[str]) -> list[Finding]:
+def _compared(who: str, what: str, said: Iterable[str], real: Iterable[str]) -> list[Finding]:
     more, less = sorted(set(real) - set(said)), sorted(set(said) - set(real))
     problems = [f"its file also has {', '.join(more)}"] if more else []
     problems += [f"its file has no {', '.join(less)}"] if less else []
-    return [Finding(who, f"{key} to be true", "; ".join(problems))] if problems else []
+    return [Finding(who, what, "; ".join(problems))] if problems else []

@@ -211,10 +211,10 @@ def test_a_file_that_says_otherwise_than_its_declaration_is_told() -> None:
     real = Package("a", "1", "amd64", "libc6 (>= 2.38), b | c, zlib1g", "virtual", "old (<< 2)")
     assert [(each.wants, each.problem) for each in metadata.undeclared(said, real)] == [
         (
-            "debian.elsewhere.a.depends to be true",
+            "what debian.elsewhere.a.depends says",
             "its file also has libc6 (>= 2.38), zlib1g; its file has no libc6 (>= 2.34)",
         ),
-        ("debian.elsewhere.a.provides to be true", "its file also has virtual"),
+        ("what debian.elsewhere.a.provides says", "its file also has virtual"),
     ]
 
 
@@ -223,6 +223,6 @@ def test_of_a_wheels_requirements_those_for_this_python_are_compared() -> None:
     assert metadata.unrequired("k", wheel("a", "b==1", "d-e<3,>=2"), real, ENVIRONMENT) == []
     (found,) = metadata.unrequired("k", wheel("a", "b==2", "d-e<3,>=2"), real, ENVIRONMENT)
     assert (found.wants, found.problem) == (
-        "k to be true",
+        "k",
         "its file also has b==1; its file has no b==2",
     )

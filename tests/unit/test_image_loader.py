@@ -157,9 +157,9 @@ def test_what_is_loaded_before_has_to_be_in_the_image() -> None:
 
 def test_a_file_that_is_not_whole_is_a_finding() -> None:
     part = Brought("a", Content(broken={"/usr/lib/x.so": "not a whole ELF file: end"}))
-    assert check(Check(), part) == [
-        ("a: /usr/lib/x.so", "to be read", "not a whole ELF file: end", "")
-    ]
+    finding = ("a: /usr/lib/x.so", "to be read", "not a whole ELF file: end")
+    assert check(Check(), part) == [(*finding, "")]
+    assert check(Check(needed={"x.so:*": "test data"}), part) == [(*finding, "check.needed.x.so:*")]
 
 
 def test_paths_are_those_of_the_image() -> None:
