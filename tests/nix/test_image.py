@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,8 +63,7 @@ def tree(tmp_path: Path) -> Path:
     for file in files.rstrip("\0").split("\0"):
         copy = tmp_path / "tree" / file
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((PROJECT / file).read_bytes())
-        copy.chmod((PROJECT / file).stat().st_mode)
+        shutil.copy(PROJECT / file, copy, follow_symlinks=False)
     return tmp_path / "tree"
 
 

@@ -27,8 +27,15 @@ SHARES = 4
 
 
 def prepare(wheel: dict) -> None:
-    """Give a wheel its file name back (store names may not carry it)."""
-    Path(wheel["file"]).symlink_to(wheel["source"])
+    """Give a wheel its file name back (store names may not carry it).
+
+    One that was built from source lies in a directory, under its name.
+    """
+    source = Path(wheel["source"])
+    if source.is_dir():
+        (source,) = source.iterdir()
+        wheel.update(file=source.name, source=str(source))
+    Path(wheel["file"]).symlink_to(source)
 
 
 def start_compiling() -> list[subprocess.Popen]:
