@@ -176,7 +176,7 @@ def no_network(sight: Sight) -> Cause | None:
 
 def wrong_hash(sight: Sight) -> Cause | None:
     steps = ("manifest", "layer")
-    if not any(sight.failed(step, "another sha256") for step in steps):
+    if not any(sight.failed(step, "not what the manifest says") for step in steps):
         return None
     what = sight.at.step.partition(":")[2] or sight.at.step
     return Cause(

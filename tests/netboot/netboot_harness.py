@@ -24,6 +24,7 @@ from image_files import PROJECT, build, copies, register, turn_bit
 
 from orchestrator import paths
 from orchestrator.cluster import Cluster, open_cluster
+from orchestrator.image import store
 from orchestrator.machines import netns
 from orchestrator.machines.firmware import Firmware
 from orchestrator.machines.processes import start_time
@@ -179,6 +180,27 @@ class Net:
             self.serve()
             yield
         finally:
+            self.write(self.base)
+            self.serve()
+
+    @contextlib.contextmanager
+    def configured(self, **sections: dict[str, Any]) -> Iterator[None]:
+        """A cluster that `up` has booted and configured, as far as Ray, for the body.
+
+        All of it, the control node too, runs the minimal image.
+        """
+        image = self.base["image"]
+        whole = store.out_link(image).readlink()
+        self.run("down")
+        register(image, store.out_link(MINIMAL).readlink())
+        self.write(self.base | {name: self.base[name] | keys for name, keys in sections.items()})
+        try:
+            self.run("image", "use", image)
+            self.run("up", "--machines", "qemu", "--until", "base")
+            yield
+        finally:
+            self.run("down")
+            register(image, whole)
             self.write(self.base)
             self.serve()
 

@@ -326,6 +326,21 @@ def discover(mac: str) -> bytes:
     return head + hardware.ljust(16, b"\0") + b"\0" * 192 + b"\x63\x82\x53\x63" + b"\x35\1\1\xff"
 
 
+# What `up` adds, once nodes are there.
+
+
+def test_nodes_reach_the_outside_and_give_layers_to_each_other(net: Net) -> None:
+    outside = {"subnet": OUTSIDE["subnet"], "gateway": OUTSIDE["stranger"]}
+    with net.configured(boot={"nat": "outside", "peers": True}, networks={"outside": outside}):
+        # The stranger has no way to the nodes' network: answers come because of NAT.
+        with net.stranger("outside", f"{OUTSIDE['stranger']}/24"):
+            net.on("compute0", "ping", "-c", "1", "-W", "5", OUTSIDE["stranger"])
+        booting = net.boot("compute1")
+        peer = net.node("compute0").links["cluster"].address
+        assert f"from http://{peer}:" in str(booting.reports("layer:base", "done"))
+        booting.reaches_ssh("compute1")
+
+
 # The end.
 
 
