@@ -79,6 +79,7 @@ let
     spec = {
       inherit (lock) epoch python;
       prefix = lock.system.environment;
+      owners = lock.system.owners or { };
       inherit wheels;
       # Only these of the base, so that a change there leaves this layer as it is.
       interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
