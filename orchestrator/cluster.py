@@ -16,7 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.identity import boot_files, principals
 from orchestrator.image import ident, store
 from orchestrator.machines import Driver, driver
-from orchestrator.models import Model, find
+from orchestrator.models import Model, served
 from orchestrator.netboot import images
 from orchestrator.netboot.diary import Diary
 from orchestrator.netboot.images import Choice
@@ -24,8 +24,7 @@ from orchestrator.netboot.publish import publish as publish_netboot
 from orchestrator.profile import Node, Profile
 from orchestrator.remote import Remote
 from orchestrator.run import Result
-from orchestrator.served_model import build as build_model
-from orchestrator.served_model import publish
+from orchestrator.served_model import bring, publish
 from orchestrator.serving import Layout, resolve
 from orchestrator.state import Context, ModelFile, desired
 from orchestrator.trust import Trust, open_trust
@@ -119,9 +118,8 @@ class Cluster:
         return changed
 
     def publish_model(self, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
-        """Make the model, and put it where nodes can fetch it."""
-        name = self.profile.serving.model
-        return publish(build_model(name, line), self.profile.name, name)
+        """Make the model or take it from the hub's files, and put it where nodes can fetch it."""
+        return publish(bring(self.model, line), self.profile.name, self.model.name)
 
     def targets(self, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
         """By node, what it has to be."""
@@ -204,7 +202,7 @@ def open_cluster(profile: Profile, machines: str | None = None) -> Cluster:
         profile=profile,
         image=image,
         choice=choice,
-        model=find(profile.serving.model),
+        model=served(profile),
         layout=resolve(profile),
         trust=open_trust(profile.name),
         driver=driver(profile, machines),

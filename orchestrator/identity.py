@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from orchestrator.netboot import wire
@@ -95,4 +96,33 @@ def _network(profile: Profile, node: Node, network: str) -> str:
         gateway=profile.gateway(node, network),
         # Ray wants a default route, also where nothing lies behind it.
         link_route=controls and not leads_outside,
+        mtu=profile.networks[network].mtu,
+        routes=_routes(profile, node, network),
     )
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way to one address, by a neighbour's, from one of the node's own."""
+
+    destination: IPv4Address
+    gateway: IPv4Address
+    source: IPv4Address
+
+
+def _routes(profile: Profile, node: Node, network: str) -> list[Route]:
+    """By a network that carries another one: the way to the node at its other end.
+
+    They are in the link's own file, so that they come and go with the link: while it is down, the
+    other network takes its own traffic.
+    """
+    carried = profile.networks[network].carries
+    if carried is None:
+        return []
+    return [
+        Route(
+            other.links[carried].address, other.links[network].address, node.links[carried].address
+        )
+        for other in profile.nodes
+        if other.name != node.name and network in other.links
+    ]

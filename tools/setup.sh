@@ -43,6 +43,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     has nginx || echo nginx-light
     has nft || echo nftables
     has busybox || echo busybox # its TFTP client
+    has gcc || echo gcc # libraries for the check of images
   fi
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,13 +29,14 @@ mirror_option = click.option(
 
 @click.group()
 def image() -> None:
-    """Lock, fetch, build and list images.
+    """Lock, fetch, check, build and list images.
 
     An image is a directory of images/ with an image.yml. In order:
 
     \b
     lock NAME    resolve image.yml into files with hashes: lock.json
     fetch NAME   bring those files into the Nix store
+    check NAME   is all that they need among them?
     build NAME   build the image from them, without network
     """
 
@@ -130,6 +132,29 @@ def fetch(
         out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
     if keep and not as_json:
         out.print(f"The files are in {fetching.downloads()}.", markup=False)
+
+
+@image.command()
+@click.argument("name")
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Check that all that an image's files need is in its lock, before it is built.
+
+    Of every package and wheel its dependencies, of every ELF file its libraries, each by the rules
+    of what will look for them. What lacks on purpose is in image.yml, with its reason. Exit code 0
+    only if nothing else lacks.
+
+    Example: orchestrate image check pxe-sim
+    """
+    from orchestrator.image.check import check as check_image
+
+    report = check_image(name)
+    if as_json:
+        print_json(report.document())
+    else:
+        for line in report.lines():
+            out.print(line, markup=False)
+    sys.exit(0 if report.ok else 1)
 
 
 @image.command()

@@ -55,7 +55,7 @@ class Source(_Locked):
     """A source archive of the package index; the build makes a wheel of it."""
 
     file: str
-    environment: dict[str, str]
+    environment: dict[str, str] = {}
 
 
 File = Deb | Wheel | Source

@@ -187,11 +187,15 @@ class Seed(_Part):
 class Check(_Part):
     """What 'orchestrate image check' finds missing on purpose: NAME: reason.
 
-    ``unmet``: dependencies of packages and wheels; ``needed``: libraries of ELF files.
+    ``unmet``: dependencies of packages and wheels. ``needed``: libraries of ELF files that are not
+    in the image. Of those that are, where the loader does not look by itself: ``loaded``, libraries
+    that are loaded before they are needed; ``library_path``, directories in LD_LIBRARY_PATH.
     """
 
     unmet: dict[str, str] = {}
     needed: dict[str, str] = {}
+    loaded: dict[str, str] = {}
+    library_path: dict[str, str] = {}
 
 
 class Spec(_Part):

@@ -159,6 +159,15 @@ def out_link(name: str) -> Path:
     return paths.state() / "images" / name
 
 
+def built_part(name: str, part: str) -> Path | None:
+    """The store path of an attribute of the image ``name``; None where it is not built."""
+    argv = ["nix", *options(), "--extra-experimental-features", "nix-command flakes", "eval"]
+    argv += ["--raw", f"{paths.checkout()}#{name}.{part}.outPath", "--no-write-lock-file"]
+    result = run(argv, what=f"asking Nix where it builds {part}", ok=None)
+    path = Path(result.out.strip() or "/nowhere")
+    return path if result.code == 0 and path.exists() else None
+
+
 def built(name: str) -> Path | None:
     """The store path of the built image ``name``; None where it is not built (any more)."""
     link = out_link(name)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
+from orchestrator.profile.hardware import Hardware
+from orchestrator.profile.section import Section
 from orchestrator.profile.source import Source
 from orchestrator.profile.types import (
     AccountName,
@@ -19,14 +21,18 @@ from orchestrator.profile.types import (
     FlagValue,
     HighPort,
     HostName,
+    HubName,
     Interface,
     KernelWord,
+    Line,
     Mac,
     ModelName,
+    Mtu,
     Name,
     ObjectStoreSize,
     Port,
     PublicKey,
+    Revision,
     Size,
     Subnet,
     UefiLoader,
@@ -43,12 +49,6 @@ LINK_KEYS = ("address", "interface", "mac")
 Environment = dict[VariableName, Variable]
 
 
-class Section(BaseModel):
-    """Frozen after load; no key that is not declared; no value of another type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 class Network(Section):
     """A network that nodes have links on."""
 
@@ -57,6 +57,16 @@ class Network(Section):
         default=None,
         description="What leads outside from it: an address of none of the nodes. Used on the "
         "network that `boot.nat` names.",
+    )
+    mtu: Mtu | None = Field(
+        default=None,
+        description="The largest packet, in bytes, of every link on it. Not set: the drivers' own.",
+    )
+    carries: Name | None = Field(
+        default=None,
+        description="Of a network of just two nodes: another network (a key of `networks`) whose "
+        "traffic between them goes over this one. Each gets a route to the other's address there. "
+        "While the link is down there is no route, and the traffic goes its own way.",
     )
 
 
@@ -144,6 +154,10 @@ class Node(Section):
         description="Of a compute node: what its UEFI firmware is given to load, in place of "
         "`boot.loaders.uefi`.",
     )
+    hardware: Name | None = Field(
+        default=None,
+        description="What it has to have: a key of `hardware`. Not set: `verify` does not look.",
+    )
     links: dict[Name, Link] = Field(
         min_length=1, description="By network: a key of `networks`, then the link."
     )
@@ -191,11 +205,23 @@ class Ray(Section):
     )
 
 
+class HubModel(Section):
+    """A model of the Hugging Face hub, at one commit."""
+
+    repository: HubName = Field(description="Its repository on the hub, as OWNER/NAME.")
+    revision: Revision | None = Field(
+        default=None,
+        description="The commit, with all its 40 digits. Without it the model is not served: what "
+        "a branch holds may be something else tomorrow.",
+    )
+
+
 class Serving(Section):
     """`vllm serve`: on the first compute node, reached through the control node."""
 
     model: ModelName = Field(
-        description="A directory of `models/`. Clients ask for the model by this name."
+        description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
+        "for the model by this name."
     )
     tensor_parallel: WholeOrAuto = Field(
         default="auto",
@@ -224,6 +250,16 @@ class Serving(Section):
     )
 
 
+class Prompt(Section):
+    """A question, and what a right answer to it has."""
+
+    question: Line = Field(description="The question.")
+    contains: Line = Field(
+        description="Text that a right answer has, in capitals or not: where a card computes "
+        "wrong, the answer is nonsense."
+    )
+
+
 class Verification(Section):
     """What `orchestrate verify` asks, and what it tolerates."""
 
@@ -237,6 +273,11 @@ class Verification(Section):
         ge=0,
         le=1,
         description="How far a token's log probability may differ between repeats.",
+    )
+    prompts: tuple[Prompt, ...] = Field(
+        default=(),
+        description="What a model without known answers is asked. The first one is also the "
+        "question that is asked `repeats` times.",
     )
     clock_tolerance_s: float = Field(
         default=5,
@@ -275,7 +316,17 @@ class Profile(Section):
     )
     users: Users = Field(description=Users.__doc__)
     ray: Ray = Field(description=Ray.__doc__)
+    models: dict[Name, HubModel] = Field(
+        default={},
+        description="Models of the Hugging Face hub, by names of your choice: what "
+        "`serving.model` can name beside those of the checkout.",
+    )
     serving: Serving = Field(description=Serving.__doc__)
+    hardware: dict[Name, Hardware] = Field(
+        default={},
+        description="Kinds of machines, by names of your choice: what each has to have. A node "
+        "names its own.",
+    )
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
     simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
 

@@ -117,6 +117,16 @@ def _mac(value: str) -> str:
     return value.lower()
 
 
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"{quoted(value)} is no regular expression: {error}; allowed: one that Python reads"
+        ) from None
+    return value
+
+
 def _object_store(value: int) -> int:
     if value < 75 * UNITS["MiB"]:
         raise ValueError("is less than Ray takes; allowed: 75MiB or more")
@@ -163,6 +173,17 @@ ModelName = Annotated[
         "NAME or OWNER/NAME, of letters, digits and . _ -",
     ),
 ]
+HubName = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*",
+        "OWNER/NAME, of letters, digits and . _ -",
+    ),
+]
+#: A branch or a tag may hold something else tomorrow, the first digits of a commit too.
+Revision = Annotated[
+    str, Matching(r"[0-9a-f]{40}", "a commit: all 40 digits, hexadecimal, lower-case")
+]
 HostName = Annotated[
     str,
     Matching(
@@ -206,6 +227,20 @@ FlagName = Annotated[
         "a long flag of 'vllm serve' without its leading dashes, like max-model-len",
     ),
 ]
+Line = Annotated[str, Matching(r"[^\x00-\x1f\x7f]+", "one line of printable text, not empty")]
+Regex = Annotated[Line, AfterValidator(_regex)]
+AbsolutePath = Annotated[
+    str, Matching(r"/[^\x00-\x1f\x7f]*", "a path from the root on, beginning with /")
+]
+PciId = Annotated[
+    str, Matching(r"[0-9a-f]{4}:[0-9a-f]{4}", "VENDOR:DEVICE, like 8086:56a0, lower-case")
+]
+BarNumber = Annotated[str, Matching(r"[0-5]", "the number of a memory region, 0 to 5")]
+ModuleName = Annotated[
+    str, Matching(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a kernel module's name: letters, digits and _ -")
+]
+#: 1280 is what every network has to carry whole; the rest is what an interface can be told.
+Mtu = Annotated[int, Field(ge=1280, le=65535)]
 Address = Annotated[
     IPv4Address,
     PlainValidator(_address),

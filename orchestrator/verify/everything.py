@@ -1,4 +1,4 @@
-"""All checks at once: nodes, plan, Ray and endpoint side by side.
+"""All checks at once: nodes, their hardware, plan, Ray and endpoint side by side.
 
 A check that cannot be made is a failed check with the reason; it holds no other back.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from orchestrator.errors import UserError
-from orchestrator.verify import gather, judge
+from orchestrator.verify import gather, hardware, judge
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.report import Check, Report
@@ -44,6 +44,7 @@ def verify(profile: Profile, context: VerifyContext) -> Report:
     """Make every check. Raises nothing: what goes wrong is in the report."""
     parts = [
         *(_node(profile, context, node) for node in profile.nodes),
+        *(_hardware(profile, context, node) for node in profile.nodes if node.hardware),
         _drift(profile, context),
         _ray(profile, context),
         _ray_status(profile, context),
@@ -79,6 +80,17 @@ def _node(profile: Profile, context: VerifyContext, node: Node) -> Part:
             yield rule.check(node.name, verdict(sight))
 
     return Part([(rule, node.name) for rule in judge.NODE_RULES], make)
+
+
+def _hardware(profile: Profile, context: VerifyContext, node: Node) -> Part:
+    looks = hardware.looks(profile, node)
+
+    def make() -> Iterator[Check]:
+        facts = gather.hardware(context, profile, node)
+        for look in looks:
+            yield look.rule.check(node.name, look.judge(facts))
+
+    return Part([(look.rule, node.name) for look in looks], make)
 
 
 def _drift(profile: Profile, context: VerifyContext) -> Part:

@@ -215,6 +215,10 @@ def key_needed(status: int) -> Verdict:
 
 
 def answer(known: Answer, said: Generated) -> Verdict:
+    """Word for word and ended by the model; or, of an answer that is not whole, with its text."""
+    if not known.whole:
+        fits = known.answer.lower() in said.text.lower()
+        return Verdict(fits, f"an answer with {known.answer!r}", repr(said.text))
     ended = said.finish_reason == "stop"
     cut = "" if ended else f" (ended by {said.finish_reason!r}, not by the model)"
     return Verdict(ended and said.text == known.answer, repr(known.answer), f"{said.text!r}{cut}")

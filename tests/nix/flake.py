@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,13 @@ def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]
     )
     assert (done.returncode == 0) == ok, done.stderr
     return done
+
+
+def bring(name: str) -> None:
+    """Have the inputs of an image, but those that no mirror has, in the store."""
+    argv = [sys.executable, "-m", "orchestrator", "image", "fetch", name, "--available"]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def built(flake: str, link: Path) -> Path:
@@ -50,11 +59,7 @@ class Checkout:
         for file in files.rstrip("\0").split("\0"):
             source, copy = PROJECT / file, root / file
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_symlink():
-                copy.symlink_to(source.readlink())
-            else:
-                copy.write_bytes(source.read_bytes())
-                copy.chmod(source.stat().st_mode)
+            shutil.copy(source, copy, follow_symlinks=False)
         return cls(root)
 
     def lock(self, name: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_an_owner_that_does_not_bring_the_file(checkout: Checkout, tmp_path: Pat
 
 # Wheels from source distributions.
 
-#: A backend of the source's own, in its own words: what it makes is named for the Python it runs on.
+#: A backend of the source's own. What it makes is named for the Python that it runs on.
 BACKEND = b"""
 import base64, hashlib, os, pathlib, zipfile
 TAG = "cp311-cp311-linux_x86_64"

@@ -90,7 +90,9 @@ def check(wheel: Path) -> None:
     parts = parse_wheel_filename(wheel.name)
     name, version = parts.distribution.lower().replace("_", "-"), parts.version.partition("+")[0]
     if (name, version) != (SPEC["name"], SPEC["version"].partition("+")[0]):
-        sys.exit(f"{SPEC['file']} gives {wheel.name}; the lock has {SPEC['name']} {SPEC['version']}")
+        sys.exit(
+            f"{SPEC['file']} gives {wheel.name}; the lock has {SPEC['name']} {SPEC['version']}"
+        )
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:

@@ -9,7 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import tool
+from common import LIB, tool
 from deb import unpack
 
 #: update-alternatives' choices that people and scripts count on: link -> program, if there.
@@ -22,6 +22,9 @@ ALTERNATIVES = {
     "usr/bin/nc": "nc.openbsd",
     "usr/bin/which": "which.debianutils",
 }
+
+#: What Debian's ld.so.conf adds to the directories that the loader has built in.
+LOCAL_LIBRARIES = ("usr/local/lib/x86_64-linux-gnu", "usr/local/lib")
 
 PAM = {
     "account": "account required pam_unix.so\n",
@@ -39,6 +42,7 @@ def apply(root, settings: dict, python: str | None, controls: list[str]) -> None
     alternatives(root, ALTERNATIVES)
     if python:
         alternatives(root, {"usr/bin/python3": f"python{python}"})
+    local_libraries(root)
     certificates(root)
     pam(root)
     ssh(root)
@@ -119,6 +123,18 @@ def alternatives(root, links: dict[str, str]) -> None:
         target = f"{posixpath.dirname(link)}/{program}"
         if target in root and link not in root:
             root.link(link, program)
+
+
+def local_libraries(root) -> None:
+    """Links for what ldconfig would put into its cache, which no image has.
+
+    Intel's graphics compiler has its libraries there; its driver opens them by name.
+    """
+    for directory in LOCAL_LIBRARIES:
+        for path in [path for path in root.tree if posixpath.dirname(path) == directory]:
+            name = posixpath.basename(path)
+            if ".so" in name and f"{LIB}/{name}" not in root:
+                root.link(f"{LIB}/{name}", f"/{path}")
 
 
 def certificates(root) -> None:
