@@ -25,6 +25,7 @@ from orchestrator.node_paths import (
     RAY_TOKEN,
     VENV,
     VLLM_ENV,
+    WITH_ENVIRONMENT,
 )
 from orchestrator.resources import Directory, File, Resource, Step, Unit, User, service
 from orchestrator.serving import Layout, vllm_argv
@@ -197,6 +198,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     text = render(
         unit,
         venv=VENV,
+        with_environment=WITH_ENVIRONMENT,
         user=account,
         environment=RAY_ENV,
         address=profile.ray_address(node),
@@ -236,6 +238,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
         model=profile.serving.model,
         environments=[RAY_ENV, VLLM_ENV],
         argv=[
+            WITH_ENVIRONMENT,
             f"{VENV}/bin/vllm",
             *vllm_argv(profile, model_directory(profile), context.layout),
         ],
