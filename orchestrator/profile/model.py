@@ -29,6 +29,8 @@ from orchestrator.profile.types import (
     PublicKey,
     Size,
     Subnet,
+    SysctlName,
+    SysctlValue,
     UefiLoader,
     Variable,
     VariableName,
@@ -274,6 +276,11 @@ class Profile(Section):
         min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
     )
     users: Users = Field(description=Users.__doc__)
+    sysctls: dict[SysctlName, SysctlValue] = Field(
+        default={},
+        description="Kernel settings of every node, like `net.core.rmem_max: 67108864`. One that "
+        "is taken out stays until the node's next boot. Containers may only set those of `net`.",
+    )
     ray: Ray = Field(description=Ray.__doc__)
     serving: Serving = Field(description=Serving.__doc__)
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)

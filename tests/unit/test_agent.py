@@ -262,5 +262,5 @@ def test_a_second_agent_does_not_run_beside_the_first(root: Path) -> None:
 
 def test_an_account_that_the_node_lacks_is_a_difference(root: Path) -> None:
     missing = User(Step.BASE, "nobody-has-this-name", 59999)
-    document = NodeState("node0", (missing,), (), (), ()).document()
+    document = NodeState("node0", users=(missing,)).document()
     assert ask("look", root, document)["user:nobody-has-this-name"]["changes"] == ["create"]
