@@ -371,6 +371,8 @@ def look(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
             entry["found"] = {key: value for key, value in changes.items() if value is not None}
             if kind == "files" and "content" in changes and not resource["secret"]:
                 entry["current"] = shown_text(node.at(resource["path"]))
+                if entry["current"] is None:
+                    entry["found"].setdefault("content", "no text, or too long to show")
             if kind == "links" and "file" in changes:
                 entry["current"] = shown_text(node.at(resource["file"]))
         report.append(entry)
