@@ -163,7 +163,11 @@ class Node:
         found = link(wanted["name"])
         if found is None:
             return changes | {ABSENT: None}
-        addresses = [f"{each['local']}/{each['prefixlen']}" for each in found["addr_info"]]
+        addresses = [
+            f"{each['local']}/{each['prefixlen']}"
+            for each in found["addr_info"]
+            if each["family"] == "inet"
+        ]
         if not set(wanted["addresses"]) <= set(addresses):
             changes["address"] = ", ".join(addresses)
         if "UP" not in found["flags"]:
@@ -458,7 +462,7 @@ def group_name(gid: int) -> str:
 def link(name: str) -> dict[str, Any] | None:
     """What the kernel says of an interface (iproute2's JSON); None where there is none."""
     try:
-        said = command(["ip", "-json", "-4", "address", "show", "dev", name])
+        said = command(["ip", "-json", "address", "show", "dev", name])
     except Failed as failed:
         if "does not exist" in str(failed):
             return None

@@ -18,8 +18,8 @@ class Slots:
     So a limit spares this machine, while dead nodes never hold those that answer.
     """
 
-    def __init__(self, jobs: int = JOBS, patience: float = PATIENCE) -> None:
-        self.patience = patience
+    def __init__(self, jobs: int = JOBS, patience: float | None = None) -> None:
+        self.patience = PATIENCE if patience is None else patience
         self._free = threading.Semaphore(jobs)
 
     @contextmanager
