@@ -156,6 +156,7 @@ def configure_nodes(
             control.open()
             end_children()
             raise
+    result.changed = {n: result.changed[n] for n in chosen.names if n in result.changed}
 
 
 @dataclass(frozen=True)

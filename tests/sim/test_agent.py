@@ -195,7 +195,11 @@ def test_drift_is_named_and_only_that_is_mended(
 ) -> None:
     machine.ask("apply", wanted())
     machine.run("sh", "-c", drift)
-    assert differing(machine, wanted()) == expected
+    found = differing(machine, wanted())
+    assert list(found) == list(expected)
+    for name, changes in expected.items():
+        # systemd-networkd may take the address of a link that is down: another change of the link.
+        assert set(changes) <= set(found[name])
     report = statuses(machine.ask("apply", wanted()))
     assert [name for name, status in report.items() if status == "changed"] == list(expected)
     assert differing(machine, wanted()) == {}
@@ -219,8 +223,8 @@ def test_an_interface_that_is_not_there_is_pending(machine: Machine) -> None:
     assert differing(machine, wanted()) == {"link:agent-test0": ["absent"]}
     # When it appears, networkd does it from the file that was left for it.
     machine.run("sh", "-c", PLUG)
-    machine.run("timeout", "60", "sh", "-c",
-                "until ip address show agent-test0 | grep -q 10.99.0.5; do sleep 0.1; done")  # fmt: skip
+    until = "until ip address show agent-test0 | grep -qF 10.99.0.5; do sleep 0.1; done"
+    machine.run("timeout", "60", "sh", "-c", until)
     assert differing(machine, wanted()) == {}
 
 

@@ -55,7 +55,8 @@ def test_each_kind_says_what_is_and_what_should_be() -> None:
     step = Step.BASE
     cases: list[tuple[Resource, dict[str, Any], str]] = [
         (Sysctl(step, "net.core.somaxconn", "9"), {"value": "4096"}, "4096 -> 9"),
-        (Link(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"address": ""}, "no address -> 10.0.0.2/24"),
+        (Link(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"address": ""},
+         "no address -> 10.0.0.2/24"),
         (Link(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"up": "down"}, "down -> up"),
         (Link(step, "x0", (), "/f", "c"), {"absent": None}, "there is no such interface (yet)"),
         (User(step, "ann", 1001), {"create": None}, "create, uid 1001"),
