@@ -154,6 +154,7 @@ def configure_nodes(
         except KeyboardInterrupt:
             # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
             control.open()
+            slots.close()
             end_children()
             raise
     result.changed = {n: result.changed[n] for n in chosen.names if n in result.changed}

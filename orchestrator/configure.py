@@ -163,7 +163,11 @@ def _on_all(
         return {}
     # A thread each: what limits them is slots, which a slow node gives back.
     with ThreadPoolExecutor(len(targets), initializer=initializer or _nothing) as pool:
-        outcomes = list(pool.map(one, targets))
+        try:
+            outcomes = list(pool.map(one, targets))
+        except BaseException:
+            slots.close()
+            raise
     return {target.name: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +107,7 @@ def test_a_unified_difference_of_any_texts_says_both(old: str, new: str) -> None
         assert sum(line[:1] == mark for line in kept) <= whole.count("\n") + 1
 
 
+@pytest.mark.skipif(shutil.which("patch") is None, reason="needs patch")
 def test_patch_understands_it(tmp_path: Path) -> None:
     for number, (old, new) in enumerate(
         [("a\nb\n", "a\nc\n"), ("a", "a\n"), ("a\n", "a"), ("", "x\n")]

@@ -6,6 +6,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from orchestrator.errors import UserError
 from orchestrator.slots import Slots
 
 
@@ -54,3 +57,19 @@ def test_a_slot_is_given_back_once_only() -> None:
         time.sleep(0.1)  # given back by now
     with slots.one():
         assert not slots._free.acquire(blocking=False)
+
+
+def test_after_an_interrupt_nothing_begins() -> None:
+    slots = Slots(1)
+
+    def wait() -> None:
+        with slots.one():
+            raise AssertionError("it began")
+
+    with ThreadPoolExecutor(2) as pool:
+        with slots.one():
+            waiting = [pool.submit(wait), pool.submit(wait)]
+            slots.close()
+        for each in waiting:
+            with pytest.raises(UserError, match="interrupted"):
+                each.result(timeout=60)
