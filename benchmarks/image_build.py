@@ -24,7 +24,7 @@ from rich.table import Table
 
 from orchestrator.console import err
 from orchestrator.errors import UserError
-from orchestrator.image import lockfile, spec, store
+from orchestrator.image import lockfile, store
 from orchestrator.image.build import require_inputs
 from orchestrator.profile import active, profile_option
 
@@ -82,7 +82,7 @@ def compare(name: str, repeats: int, scratch: Path, json_file: Path | None) -> N
     """Both ways to build, in turn."""
     measure.require_root("mmdebstrap sets owners, and Nix has to build below this process")
     measure.require_tools(*conventional_image.TOOLS)
-    locks = {each: lockfile.current(each) for each in (*spec.SHARED, name)}
+    locks = lockfile.with_shared(name)
     require_inputs(name, locks)
     report = Report("image_build", measure.versions(VERSIONS) | {"pip": pip.__version__})
     other = Conventional(name, scratch)

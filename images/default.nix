@@ -1,5 +1,6 @@
-# Table of contents: every directory here with a lock.json is an image, but for two that all images
-# share: `tools` is what builds them, `loaders` what firmware starts them with.
+# Table of contents: every directory here with a lock.json is an image, but for those that images
+# share: `tools` is what builds them, `loaders` what firmware starts them with, `builders` what wheels
+# are built with where an image has some from source distributions.
 { system }:
 let
   inherit (builtins)
@@ -18,6 +19,7 @@ let
   shared = [
     "tools"
     "loaders"
+    "builders"
   ];
   names = filter (name: !elem name shared && pathExists (./. + "/${name}/lock.json")) (
     attrNames (readDir ./.)
@@ -35,22 +37,45 @@ let
     inherit inputs tools;
     lock = lockOf "loaders";
   };
-  # 4. The stages: base, python, config, initrd, and the image that names them all.
-  image = import ./lib/image.nix { inherit inputs tools loaders; };
+  # 4. Wheels from source distributions.
+  wheel = import ./lib/sources.nix {
+    inherit inputs tools;
+    lock = lockOf "builders";
+  };
+  # 5. The stages: base, python, config, initrd, and the image that names them all.
+  image = import ./lib/image.nix {
+    inherit
+      inputs
+      tools
+      loaders
+      wheel
+      ;
+  };
 in
 {
   inherit tools loaders;
   byName = listToAttrs (
     map (name: {
       inherit name;
-      value = image {
-        inherit name;
-        lock = lockOf name;
-        config = [
-          ./config
-          (./. + "/${name}/config")
-        ];
-      };
+      value =
+        let
+          lock = lockOf name;
+          kept = inputs.available lock;
+          of =
+            label: lock:
+            image {
+              inherit name label lock;
+              config = [
+                ./config
+                (./. + "/${name}/config")
+              ];
+            };
+        in
+        of name lock
+        // {
+          # Without the files that no mirror has: what can be built from mirrors alone.
+          available = of (if kept == lock then name else "${name}-available") kept;
+        };
     }) names
   );
 }

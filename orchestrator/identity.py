@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from orchestrator.netboot import wire
@@ -55,12 +56,12 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
         "/etc/systemd/system/ssh.service.d/50-orchestrate.conf": BootFile(render("ssh-retry.conf")),
     }
     for network, link in node.links.items():
-        path = f"/etc/systemd/network/10-{network}"
-        files[f"{path}.network"] = BootFile(_network(profile, node, network))
+        path, content = network_file(profile, node, network)
+        files[path] = BootFile(content)
         if link.mac:  # the card gets the name that the profile calls it by, whatever slot it is in
             wakes = network == profile.boot.network and _is_woken(profile, node)
             text = render("link.link", mac=link.mac, interface=link.interface, wakes=wakes)
-            files[f"{path}.link"] = BootFile(text)
+            files[f"{path.removesuffix('.network')}.link"] = BootFile(text)
     return files
 
 
@@ -88,6 +89,11 @@ def hosts(profile: Profile, node: Node) -> str:
     return render("hosts", compute=not profile.is_control(node), lines=lines)
 
 
+def network_file(profile: Profile, node: Node, network: str) -> tuple[str, str]:
+    """Path and text of what tells systemd-networkd about a node's link."""
+    return f"/etc/systemd/network/10-{network}.network", _network(profile, node, network)
+
+
 def _network(profile: Profile, node: Node, network: str) -> str:
     """A network's systemd-networkd file, with the default route where it leads that way."""
     link = node.links[network]
@@ -104,4 +110,33 @@ def _network(profile: Profile, node: Node, network: str) -> str:
         gateway=profile.gateway(node, network),
         # Ray wants a default route, also where nothing lies behind it.
         link_route=controls and not leads_outside,
+        mtu=profile.networks[network].mtu,
+        routes=_routes(profile, node, network),
     )
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way to one address, by a neighbour's, from one of the node's own."""
+
+    destination: IPv4Address
+    gateway: IPv4Address
+    source: IPv4Address
+
+
+def _routes(profile: Profile, node: Node, network: str) -> list[Route]:
+    """By a network that carries another one: the way to the node at its other end.
+
+    They are in the link's own file, so that they come and go with the link: while it is down, the
+    other network takes its own traffic.
+    """
+    carried = profile.networks[network].carries
+    if carried is None:
+        return []
+    return [
+        Route(
+            other.links[carried].address, other.links[network].address, node.links[carried].address
+        )
+        for other in profile.nodes
+        if other.name != node.name and network in other.links
+    ]

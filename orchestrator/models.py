@@ -1,40 +1,92 @@
-"""The models that a profile can name: directories of ``models/``.
+"""The models that a profile can name: directories of ``models/``, and those of the hub.
 
-``model.json`` describes one, ``config.json`` is its Hugging Face configuration, and
-``answers.json``, where there is one, holds questions whose answers are known.
+In a directory of ``models/``, ``model.json`` describes one, ``config.json`` is its Hugging Face
+configuration, and ``answers.json``, where there is one, holds questions whose answers are known.
+A model of the hub is named by the profile; its files are in the state directory, by commit.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import paths
 from orchestrator.errors import BadInput
 from orchestrator.nearest import nearest
 
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
 DESCRIPTION = "model.json"
+CONFIG = "config.json"
+#: Which weights are in which file, where they are in more than one.
+INDEX = "model.safetensors.index.json"
+#: Where models carry their quantization when it is not in config.json -> its method.
+QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model must say, word for word, at temperature 0."""
+    """What the model must say at temperature 0: word for word, or (not ``whole``) among others."""
 
     question: str
     answer: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's small files; its weights are elsewhere."""
+    """A model's small files; its weights are elsewhere.
+
+    Of a model of the hub, ``repository`` and ``revision`` say which; ``config`` is empty as long
+    as its files are not on this machine.
+    """
 
     name: str
     description: str
     directory: Path
     config: dict[str, Any]
     answers: list[Answer]
+    repository: str = ""
+    revision: str = ""
+
+
+def served(profile: Profile) -> Model:
+    """The model that a profile serves. Raises BadInput as ``find`` does."""
+    prompts = [Answer(one.question, one.contains, False) for one in profile.verification.prompts]
+    hub = profile.models.get(profile.serving.model)
+    if hub is None:
+        model = find(profile.serving.model)
+        return model if model.answers else replace(model, answers=prompts)
+    revision = hub.revision or ""  # a profile that loads has one: profile.checks
+    directory = paths.hub() / hub.repository / revision
+    return Model(
+        name=profile.serving.model,
+        description=f"{hub.repository} at {revision}",
+        directory=directory,
+        config=_hub_config(directory),
+        answers=prompts,
+        repository=hub.repository,
+        revision=revision,
+    )
+
+
+def missing_files(model: Model) -> list[str]:
+    """What a model of the hub lacks on this machine, to be served; empty where all is there."""
+    if not (model.directory / CONFIG).is_file():
+        return [CONFIG]
+    index = model.directory / INDEX
+    if index.is_file():
+        weights = sorted(set(_object(index).get("weight_map", {}).values()))
+        return [name for name in weights if not (model.directory / name).is_file()]
+    return [] if any(model.directory.glob("*.safetensors")) else ["*.safetensors"]
+
+
+def how_to_pin(repository: str) -> str:
+    """The command that prints a repository's newest commit."""
+    return f"take the commit that 'git ls-remote https://huggingface.co/{repository} HEAD' prints"
 
 
 def known() -> list[str]:
@@ -54,9 +106,20 @@ def find(name: str) -> Model:
         name=name,
         description=str(_object(directory / DESCRIPTION).get("description", "")),
         directory=directory,
-        config=_object(directory / "config.json"),
+        config=_object(directory / CONFIG),
         answers=_answers(answers) if answers.is_file() else [],
     )
+
+
+def _hub_config(directory: Path) -> dict[str, Any]:
+    """config.json with the quantization, which older models have in a file of its own."""
+    if not (directory / CONFIG).is_file():
+        return {}
+    config = _object(directory / CONFIG)
+    for name, method in QUANTIZATION_FILES.items():
+        if "quantization_config" not in config and (directory / name).is_file():
+            config["quantization_config"] = {"quant_method": method, **_object(directory / name)}
+    return config
 
 
 def _answers(path: Path) -> list[Answer]:

@@ -26,6 +26,11 @@ def state() -> Path:
     return Path(named).resolve() if named else user_state_path(APP)
 
 
+def hub() -> Path:
+    """Models of the Hugging Face hub: OWNER/NAME/COMMIT, each as its repository has it."""
+    return state() / "hub"
+
+
 def cache() -> Path:
     """What can be fetched again: package lists and downloads."""
     named = os.environ.get("ORCHESTRATE_CACHE")

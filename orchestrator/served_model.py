@@ -1,4 +1,5 @@
-"""The model's files: built by Nix, put where the control node's web server hands them out."""
+"""The model's files: built by Nix or brought from the hub, put where the control node's web server
+hands them out."""
 
 from __future__ import annotations
 
@@ -9,9 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator import paths
+from orchestrator.errors import UserError
 from orchestrator.image import store
+from orchestrator.models import Model, missing_files
 from orchestrator.run import stream
 from orchestrator.state import ModelFile
+
+
+def bring(model: Model, line: Callable[[str], None]) -> Path:
+    """The directory of the model's files: made by Nix, or what was brought from the hub.
+
+    Raises UserError where Nix fails, or files of the hub are missing.
+    """
+    return brought(model) if model.repository else build(model.name, line)
+
+
+def brought(model: Model) -> Path:
+    """The directory of a model of the hub. Raises UserError where files are missing."""
+    if missing := missing_files(model):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"the model {model.name!r} ({model.repository} at {model.revision[:12]}) is not on this"
+            f" machine: {model.directory} has no {missing[0]}{more}",
+            "This version downloads no models; Hugging Face's own command does: "
+            f"hf download {model.repository} --revision {model.revision}"
+            f" --local-dir {model.directory}",
+        )
+    return model.directory
 
 
 def build(name: str, line: Callable[[str], None]) -> Path:
@@ -36,6 +61,8 @@ def publish(source: Path, cluster: str, name: str) -> tuple[ModelFile, ...]:
     files = []
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         inside = path.relative_to(source)
+        if any(part.startswith(".") for part in inside.parts):
+            continue  # what a download keeps for itself
         digest = sha256(path)
         copy = home / inside
         if not copy.is_file() or sha256(copy) != digest:

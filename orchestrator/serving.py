@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from orchestrator import models, paths
+from orchestrator import models, paths, quantization
 from orchestrator.errors import BadInput
 
 if TYPE_CHECKING:
@@ -67,9 +67,14 @@ class Layout:
 
 
 def resolve(profile: Profile) -> Layout:
-    """The layout of the profile's model on its image. Raises BadInput as ``layout`` does."""
-    config = models.find(profile.serving.model).config
-    return layout(profile, config, capabilities(profile.image))
+    """The layout of the profile's model on its image.
+
+    Raises BadInput as ``layout`` does, and where vLLM would refuse the model's quantization.
+    """
+    config = models.served(profile).config
+    cannot = capabilities(profile.image)
+    quantization.check(profile, config, cannot)
+    return layout(profile, config, cannot)
 
 
 def capabilities(image: str) -> dict[str, str]:

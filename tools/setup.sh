@@ -36,12 +36,14 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
     has mkfs.ext4 || echo e2fsprogs
     has cpio || echo cpio
+    has gpg || echo gpg # signs the small Debian suites of tests
     has zstd || echo zstd
     has veritysetup || echo cryptsetup-bin
     has dnsmasq || echo dnsmasq-base
     has nginx || echo nginx-light
     has nft || echo nftables
     has busybox || echo busybox # its TFTP client
+    has gcc || echo gcc # libraries for the check of images
   fi
 }
 

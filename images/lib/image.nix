@@ -4,9 +4,11 @@
   inputs,
   tools,
   loaders,
+  wheel,
 }:
 {
   name,
+  label, # its name in the manifest
   lock,
   config,
 }:
@@ -32,6 +34,7 @@ let
     ];
     spec = {
       inherit (lock) epoch system;
+      python = lock.python.version;
       debs = listed files.debs;
     };
   };
@@ -45,6 +48,22 @@ let
     "libpython${lock.python.version}-stdlib"
     "python${lock.python.version}-minimal"
   ];
+
+  # Wheels made from source distributions, by name.
+  wheels = builtins.listToAttrs (
+    map (entry: {
+      inherit (entry) name;
+      value = wheel entry;
+    }) files.sources
+  );
+
+  allWheels =
+    listed files.wheels
+    ++ map (entry: {
+      inherit (entry) name version;
+      file = ""; # its builder names it
+      source = "${wheels.${entry.name}}";
+    }) files.sources;
 
   # Wheels, installed into one environment, with bytecode made by the image's own Python.
   environment =
@@ -60,13 +79,14 @@ let
     spec = {
       inherit (lock) epoch python;
       prefix = lock.system.environment;
-      wheels = listed wheels;
+      owners = lock.system.owners or { };
+      inherit wheels;
       # Only these of the base, so that a change there leaves this layer as it is.
       interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
     };
   };
 
-  python = environment name files.wheels;
+  python = environment name allWheels;
 
   # Of the wheels only those that the control node's and every node's own services need.
   few = builtins.filter (wheel: builtins.elem wheel.name lock.system.minimal);
@@ -93,6 +113,7 @@ let
   initrd = tools.run {
     name = "${name}-initrd";
     script = "initrd.py";
+    modules = [ "deb.py" ];
     spec = {
       inherit (lock) epoch;
       inherit (lock.system) initrd;
@@ -105,7 +126,7 @@ let
   stages = {
     inherit base python;
     config = own;
-    few = environment "${name}-minimal" (few files.wheels);
+    few = environment "${name}-minimal" (few allWheels);
   };
 
   # A layer's hash tree, and its own size and hash: made anew only with the layer.
@@ -133,6 +154,9 @@ let
       stage = "config";
     }
   ];
+
+  # What the bill of materials says of Python: of a wheel made here, its source.
+  distributions = lock.wheels ++ lock.sources or [ ];
 
   # The image of some layers, under a name of its own.
   assemble =
@@ -163,17 +187,22 @@ let
     };
 in
 assemble {
-  inherit name;
-  inherit (lock) wheels;
+  name = label;
+  wheels = distributions;
   layers = layered "python";
 }
 // stages
 // {
-  inherit kernel initrd verity;
+  inherit
+    kernel
+    initrd
+    verity
+    wheels
+    ;
   # With few of Python's packages, a sixth of the size: what tests of booting boot.
   minimal = assemble {
-    name = "${name}-minimal";
-    wheels = few lock.wheels;
+    name = "${label}-minimal";
+    wheels = few distributions;
     layers = layered "few";
   };
   prefix = lock.system.environment;

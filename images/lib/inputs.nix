@@ -3,7 +3,12 @@
 # and the builder's only work is to say so.
 { system }:
 let
-  hint = "bring it, and all else that is missing, with:  orchestrate image fetch";
+  inherit (builtins) concatStringsSep filter map;
+
+  isElsewhere = entry: entry.elsewhere or false;
+  # Of what lies elsewhere, nobody knew the size when it was locked.
+  size =
+    entry: if entry.size or null == null then "size unknown" else "${toString entry.size} bytes";
 in
 rec {
   # The static busybox that runs the first derivations. Nothing can run before it, so a missing seed
@@ -27,8 +32,8 @@ rec {
   file =
     {
       seed,
-      image,
       entry,
+      say, # lines on what to do
     }:
     derivation {
       name = entry.store;
@@ -38,9 +43,8 @@ rec {
         "sh"
         "-c"
         ''
-          echo "missing: ${entry.file or entry.path} (${toString entry.size} bytes, sha256 ${entry.sha256})" >&2
-          echo "${hint} ${image}" >&2
-          echo "list what is missing with:  orchestrate image ls ${image}" >&2
+          echo "missing: ${entry.file or entry.path} (${size entry}, sha256 ${entry.sha256})" >&2
+          ${concatStringsSep "\n" (map (line: "echo '${line}' >&2") say)}
           exit 1
         ''
       ];
@@ -51,6 +55,9 @@ rec {
       allowSubstitutes = false;
     };
 
+  # All files of a lock, each with its `source`. Nix stops at the first that is missing; so those
+  # that no mirror has, which are missing together, name each other. (Nix shows a builder's last lines:
+  # ten, in its older versions.)
   files =
     {
       seed,
@@ -58,10 +65,43 @@ rec {
       lock,
     }:
     let
-      all = map (entry: entry // { source = file { inherit seed image entry; }; });
+      fetch = "orchestrate image fetch ${image}";
+      elsewhere = map (entry: "no mirror has:  ${entry.url}") (
+        filter isElsewhere (lock.debs ++ lock.wheels)
+      );
+      all = map (
+        entry:
+        entry
+        // {
+          source = file {
+            inherit seed entry;
+            say =
+              if isElsewhere entry then
+                elsewhere ++ [ "bring what is missing of these with:  ${fetch}" ]
+              else
+                [
+                  "bring it, and all else that is missing, with:  ${fetch}"
+                  "list what is missing with:  orchestrate image ls ${image}"
+                ];
+          };
+        }
+      );
     in
     {
       debs = all lock.debs;
       wheels = all lock.wheels;
+      sources = all (lock.sources or [ ]);
+    };
+
+  # A lock without the files that no mirror has; of one that has none, the lock itself.
+  available =
+    lock:
+    let
+      kept = filter (entry: !isElsewhere entry);
+    in
+    lock
+    // {
+      debs = kept lock.debs;
+      wheels = kept lock.wheels;
     };
 }

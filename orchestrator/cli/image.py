@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,39 +29,58 @@ mirror_option = click.option(
 
 @click.group()
 def image() -> None:
-    """Lock, fetch, build and list images.
+    """Lock, fetch, check, build and list images.
 
     An image is a directory of images/ with an image.yml. In order:
 
     \b
     lock NAME    resolve image.yml into files with hashes: lock.json
     fetch NAME   bring those files into the Nix store
+    check NAME   is all that they need among them?
     build NAME   build the image from them, without network
     """
 
 
 @image.command()
 @click.argument("name")
+@click.option(
+    "--update",
+    multiple=True,
+    metavar="PACKAGE|SUITE",
+    help="Update only this package, distribution or suite, and what has to move with it.",
+)
 @mirror_option
 @json_option
-def lock(name: str, mirror: str | None, as_json: bool) -> None:
-    """Resolve image.yml into lock.json and say what changed."""
-    from orchestrator.image.lock import lock as lock_image
+def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) -> None:
+    """Resolve image.yml into lock.json and say what changed.
 
-    locked = lock_image(name, mirror)
+    Without --update everything gets the newest version that image.yml allows. --update can be given
+    several times.
+
+    Example: orchestrate image lock pxe-sim --update ray
+    """
+    from orchestrator.image.lock import lock as lock_image
+    from orchestrator.image.lockfile import known_size
+
+    locked = lock_image(name, mirror, update)
     if as_json:
         print_json(
             {
                 "debs": len(locked.lock.debs),
                 "wheels": len(locked.lock.wheels),
-                "size": sum(file.size for file in locked.lock.files),
+                "sources": len(locked.lock.sources),
+                "size": known_size(locked.lock.files),
+                "unsized": sum(file.size is None for file in locked.lock.files),
                 "changes": locked.changes,
+                "notes": locked.notes,
             }
         )
         return
-    for line in locked.changes:
+    for line in (*locked.changes, *locked.notes):
         out.print(line, markup=False)
     files = f"{len(locked.lock.debs)} packages, {len(locked.lock.wheels)} wheels"
+    if locked.lock.sources:
+        files += f", {len(locked.lock.sources)} source archives"
     out.print(f"{name}: {files}: {'nothing changed' if not locked.changes else 'lock written'}")
 
 
@@ -81,6 +101,11 @@ def lock(name: str, mirror: str | None, as_json: bool) -> None:
     help="Downloads at once.",
 )
 @click.option("--keep", is_flag=True, help="Keep the downloads, to carry them elsewhere.")
+@click.option(
+    "--available",
+    is_flag=True,
+    help="Leave out what no mirror and no package index has.",
+)
 @mirror_option
 @json_option
 def fetch(
@@ -88,6 +113,7 @@ def fetch(
     directory: Path | None,
     jobs: int,
     keep: bool,
+    available: bool,
     mirror: str | None,
     as_json: bool,
 ) -> None:
@@ -95,15 +121,40 @@ def fetch(
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
-    fetched = fetching.fetch(name, Sources(directory, mirror), jobs=jobs, keep=keep)
+    where = Sources(directory, mirror)
+    fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
     if as_json:
         print_json(asdict(fetched))
     elif fetched.files:
         out.print(f"{name}: {fetched.files} files fetched, {_mib(fetched.size)}")
     else:
-        out.print(f"{name}: nothing to do, all {fetched.present} inputs are in the Nix store")
+        which = f"all {fetched.present} available" if available else f"all {fetched.present}"
+        out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
     if keep and not as_json:
         out.print(f"The files are in {fetching.downloads()}.", markup=False)
+
+
+@image.command()
+@click.argument("name")
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Check that all that an image's files need is in its lock, before it is built.
+
+    Of every package and wheel its dependencies, of every ELF file its libraries, each by the rules
+    of what will look for them. What lacks on purpose is in image.yml, with its reason. Exit code 0
+    only if nothing else lacks.
+
+    Example: orchestrate image check pxe-sim
+    """
+    from orchestrator.image.check import check as check_image
+
+    report = check_image(name)
+    if as_json:
+        print_json(report.document())
+    else:
+        for line in report.lines():
+            out.print(line, markup=False)
+    sys.exit(0 if report.ok else 1)
 
 
 @image.command()
@@ -213,12 +264,13 @@ def _print_table(states: list[State]) -> None:
     for column in ("image", "lock", "inputs", "missing", "built", "size"):
         table.add_column(column)
     for state in states:
-        lacking = f"{len(state.missing)} ({_mib(state.missing_size)})" if state.missing else "-"
+        unsized = f" and {state.unsized} of unknown size" if state.unsized else ""
+        lacking = f"{len(state.missing)} ({_mib(state.missing_size)}{unsized})"
         table.add_row(
             state.name,
             state.lock,
             f"{state.inputs} ({_mib(state.inputs_size)})",
-            lacking,
+            lacking if state.missing else "-",
             state.ident[:12] if state.ident else "yes" if state.path else "-",
             _mib(state.size) if state.path else "-",
         )

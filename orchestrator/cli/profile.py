@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +45,21 @@ def check(name_or_path: str | None, as_json: bool) -> None:
     Without a name, the active one. Exit code 0 if nothing is wrong, else 2.
     """
     path = choose.active_path(name_or_path)
+    document: dict[str, Any] = {"path": str(path.absolute()), "ok": False, "problems": []}
     try:
-        _resolved(path)
+        loaded, _ = _resolved(path)
     except BadInput as error:
         if not as_json:
             raise
-        print_json({"path": str(path.absolute()), "ok": False, "problems": _problems(error)})
+        print_json({**document, "problems": _problems(error), "notes": []})
         raise SystemExit(error.exit_code) from None
+    notes = list(_notes(loaded))
     if as_json:
-        print_json({"path": str(path.absolute()), "ok": True, "problems": []})
+        print_json({**document, "ok": True, "notes": notes})
     else:
         out.print(f"{_shown(path)}: nothing wrong", markup=False)
+        for note in notes:
+            out.print(f"note: {note}", markup=False)
 
 
 @profile.command("list")
@@ -108,6 +113,22 @@ def _resolved(path: Path) -> tuple[Profile, Layout]:
 
     loaded = load(path)
     return loaded, serving.resolve(loaded)
+
+
+def _notes(profile: Profile) -> Iterator[str]:
+    """What is not wrong, but not all there is to know."""
+    from orchestrator import models
+
+    model = models.served(profile)
+    if model.repository and not model.config:
+        yield (
+            f"{model.name} is not on this machine yet: its sizes and its quantization are not"
+            f" checked ({model.repository} at {model.revision[:12]})"
+        )
+    for name, hub in profile.models.items():
+        if not hub.revision:
+            pin = models.how_to_pin(hub.repository)
+            yield f"models.{name} has no revision: before it is served, {pin}"
 
 
 def _problems(error: BadInput) -> list[dict[str, Any]]:

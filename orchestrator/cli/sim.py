@@ -46,12 +46,12 @@ def down(profile: str | None) -> None:
 
     Example: orchestrate sim down --profile sim
     """
-    from orchestrator.bring_up import down as bring_down
     from orchestrator.progress import Board
+    from orchestrator.take_down import down as take_down
 
     cluster = opened(profile)
     with cluster.locked("sim down"), Board() as board:
-        found = bring_down(cluster, board)
+        found = take_down(cluster, board)
     out.print("stopped" if found else "nothing ran; nothing changed")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator import image, paths
 from orchestrator.errors import UserError
-from orchestrator.image import lockfile, spec, store
+from orchestrator.image import lockfile, store
 from orchestrator.image.fetch import existing_parent
 from orchestrator.image.lockfile import Lock
 from orchestrator.run import run, stream
@@ -46,7 +46,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
     """
     require_flakes()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
+    locks = lockfile.with_shared(name)
     require_inputs(name, locks)
     require_known_to_git()
     require_space(locks)
@@ -104,7 +104,8 @@ def require_known_to_git() -> None:
 
 def require_space(locks: dict[str, Lock]) -> None:
     """Raises UserError where the store's disk has too little room to build."""
-    needed = SPACE_FACTOR * sum(file.size for lock in locks.values() for file in lock.files)
+    inputs = store.sizes(file for lock in locks.values() for file in lock.files)
+    needed = SPACE_FACTOR * sum(size or 0 for size in inputs)
     disk = existing_parent(store.directory())
     free = shutil.disk_usage(disk).free
     if needed > free:

@@ -54,12 +54,13 @@ class Downloader:
     stop: threading.Event = field(default_factory=threading.Event)
     pauses: Sequence[float] = PAUSES
 
-    def fetch(self, url: str, target: Path, size: int, sha256: str) -> None:
+    def fetch(self, url: str, target: Path, size: int | None, sha256: str) -> None:
         """Bring ``url`` to ``target``, which then has exactly this hash.
 
         What came so far is kept as TARGET.part; the next attempt, or the next run, asks for the
-        rest. Raises WrongHash (nothing is kept then), Unavailable, Stopped, or UserError where the
-        disk is full.
+        rest (where ``size`` is None: for all of it, since a rest could not be told from nothing).
+        Raises WrongHash (nothing is kept then), Unavailable, Stopped, or UserError where the disk
+        is full.
         """
         part = _part(target)
         self.advance(_size(part))
@@ -82,10 +83,14 @@ class Downloader:
                 raise Stopped
         self._accept(part, target, sha256, url)
 
-    def _attempt(self, url: str, part: Path, size: int) -> None:
+    def _attempt(self, url: str, part: Path, size: int | None) -> None:
         """Append what is missing to ``part``."""
         have = _size(part)
-        if have >= size:
+        if size is None and have:
+            self.advance(-have)
+            part.unlink()
+            have = 0
+        if size is not None and have >= size:
             return
         if source := local_path(url):
             self.advance(-have)
@@ -101,7 +106,7 @@ class Downloader:
             with part.open("wb" if again else "ab") as out:
                 # As it comes: bytes gathered to a larger chunk are lost when the connection ends.
                 self._copy(reply.iter_raw(), out.write)
-        if _size(part) < size:
+        if size is not None and _size(part) < size:
             raise Incomplete(f"the connection ended after {_size(part)} of {size} bytes")
 
     def _copy(self, chunks: Iterator[bytes], write: Callable[[bytes], int]) -> None:
@@ -129,6 +134,18 @@ def digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size_at(web: httpx.Client, url: str) -> int | None:
+    """How many bytes ``url`` has; None where nobody says so, or where it cannot be reached."""
+    if path := local_path(url):
+        return path.stat().st_size
+    try:
+        reply = web.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status()
+    except httpx.HTTPError:
+        return None
+    told = reply.headers.get("content-length", "")
+    return int(told) if told.isdigit() else None
 
 
 def local_path(url: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -11,9 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from orchestrator import paths
 from orchestrator.errors import UserError
-from orchestrator.image import download, lockfile, seed, spec, store
+from orchestrator.image import download, lockfile, seed, store
 from orchestrator.image.lockfile import File, Lock
 from orchestrator.image.progress import Progress
 from orchestrator.image.sources import Sources
@@ -41,24 +44,30 @@ class Fetched:
     present: int
 
 
-def fetch(name: str, sources: Sources, *, jobs: int = 8, keep: bool = False) -> Fetched:
+def fetch(
+    name: str, sources: Sources, *, jobs: int = 8, keep: bool = False, available: bool = False
+) -> Fetched:
     """Bring every locked file of the image ``name``, and what all share, into the Nix store.
 
-    ``keep`` leaves the downloads in the cache, to carry them to a machine without network. Raises
+    ``keep`` leaves the downloads in the cache, to carry them to a machine without network;
+    ``available`` leaves out the files that no mirror and no index has. Raises
     UserError where a lock is missing or stale, the disk too small, or a file cannot be had; what
     was brought until then stays.
     """
     store.require_nix()
-    locks = {each: lockfile.current(each) for each in dict.fromkeys((*spec.SHARED, name))}
+    locks = lockfile.with_shared(name)
+    if available:
+        locks = {each: lock.available() for each, lock in locks.items()}
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
-    files = [file for path, file in wanted.items() if path in absent and file is not None]
-    _bring(files, sources, jobs, keep)
+    lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}
+    _bring(list(lacking.values()), sources, jobs, keep)
     for lock in locks.values():
         _make_seed(lock, absent)
     for each, lock in locks.items():
         store.keep(each, store.paths_of(lock))
-    return Fetched(len(files), sum(file.size for file in files), len(wanted) - len(absent))
+    brought = sum(path.stat().st_size for path in lacking)
+    return Fetched(len(lacking), brought, len(wanted) - len(absent))
 
 
 def downloads() -> Path:
@@ -71,16 +80,18 @@ def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> No
     if not files:
         return
     downloads().mkdir(parents=True, exist_ok=True)
-    check_space(files, jobs, keep)
     stop = threading.Event()
+    with download.client() as web, ThreadPoolExecutor(jobs) as pool:
+        files = list(pool.map(lambda file: _ask_size(web, file, sources), files))
+    check_space(files, jobs, keep)
     with (
-        Progress(sum(file.size for file in files), len(files)) as progress,
+        Progress(lockfile.known_size(files), len(files)) as progress,
         download.client() as web,
         ThreadPoolExecutor(jobs) as pool,
     ):
         loader = download.Downloader(web, progress.advance, stop)
-        # The largest first: else the last minutes wait for one file.
-        queue = sorted(files, key=lambda file: file.size, reverse=True)
+        # The largest first: else the last minutes wait for one file. One of unknown size may be.
+        queue = sorted(files, key=lambda file: file.size or sys.maxsize, reverse=True)
         futures = {pool.submit(_one, loader, file, sources): file for file in queue}
         try:
             _add_as_they_come(futures, progress, keep)
@@ -88,6 +99,15 @@ def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> No
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _ask_size(web: httpx.Client, file: File, sources: Sources) -> File:
+    """``file`` with its size, where the lock does not know it but the file's source says it."""
+    if file.size is not None:
+        return file
+    url = next(iter(sources.urls(file)), None)
+    size = download.size_at(web, url) if url else None
+    return file.model_copy(update={"size": size})
 
 
 def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, keep: bool) -> None:
@@ -102,7 +122,7 @@ def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, kee
                 progress.finish()
             except (download.Unavailable, download.WrongHash) as error:
                 problems.append(error)
-        large = sum(file.size for file in batch) >= BATCH_BYTES
+        large = sum(_downloaded(file) for file in batch) >= BATCH_BYTES
         if batch and (large or len(batch) >= BATCH_FILES or not todo):
             _add(batch, keep)
             batch = []
@@ -119,7 +139,7 @@ def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
     target = downloads() / file.store
     if target.exists():
         if download.digest(target) == file.sha256:
-            loader.advance(file.size)
+            loader.advance(_downloaded(file))
             return
         target.unlink()
     tried: list[str] = []
@@ -131,6 +151,10 @@ def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
             tried.append(error.message)
     said = "; ".join(tried) or f"{sources.describe(file)} does not have it"
     raise download.Unavailable(f"{file.file}: {said}", HINT)
+
+
+def _downloaded(file: File) -> int:
+    return (downloads() / file.store).stat().st_size
 
 
 def _add(batch: Iterable[File], keep: bool) -> None:
@@ -159,9 +183,12 @@ def _make_seed(lock: Lock, absent: set[Path]) -> None:
 
 
 def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
-    """Raises UserError where the disks of cache and store have no room for ``files``."""
-    total = sum(file.size for file in files)
-    in_flight = sum(heapq.nlargest(jobs, (file.size for file in files))) + BATCH_BYTES
+    """Raises UserError where the disks of cache and store have no room for ``files``.
+
+    One of unknown size counts for nothing: a disk that it fills is told when it comes.
+    """
+    total = lockfile.known_size(files)
+    in_flight = sum(heapq.nlargest(jobs, (file.size or 0 for file in files))) + BATCH_BYTES
     needs = [(downloads(), total if keep else min(total, in_flight)), (store.directory(), total)]
     by_disk: dict[int, list[tuple[Path, int]]] = {}
     for path, size in needs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from packaging.utils import parse_wheel_filename
+from packaging.utils import parse_sdist_filename, parse_wheel_filename
 
 from orchestrator.run import run
 
@@ -51,23 +51,44 @@ def _default_index() -> str:
 
 
 def finder() -> PackageFinder:
-    """A finder over all of pip's places, for any platform's files."""
+    """A finder over all of pip's places, for any platform's files and for source archives."""
     from unearth import PackageFinder
 
     return PackageFinder(
         index_urls=settings().index_urls,
         find_links=settings().find_links,
         ignore_compatibility=True,
-        only_binary=[":all:"],
     )
 
 
 def url_of(file: str, finder: PackageFinder) -> str | None:
-    """The address of the wheel ``file``; None where no index and no directory has it."""
-    name, version, _, _ = parse_wheel_filename(file)
+    """The address of the wheel or source archive ``file``; None where no place of pip has it."""
+    if file.endswith(".whl"):
+        name, version, _, _ = parse_wheel_filename(file)
+    else:
+        name, version = parse_sdist_filename(file)
     for package in finder.find_matches(f"{name}=={version}", allow_prereleases=True):
         if package.link.filename == file:
             return package.link.url_without_fragment
+    return None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A source archive where it is published; ``sha256`` as the index says it, where it does."""
+
+    file: str
+    url: str
+    sha256: str | None
+
+
+def source_of(name: str, version: str, finder: PackageFinder) -> Archive | None:
+    """The source archive of a distribution's ``version``; None where no place of pip has it."""
+    for package in finder.find_matches(f"{name}=={version}", allow_prereleases=True):
+        link = package.link
+        if not link.is_wheel and link.filename.endswith((".tar.gz", ".zip")):
+            sha256 = (link.hashes or {}).get("sha256")
+            return Archive(link.filename, link.url_without_fragment, sha256)
     return None
 
 

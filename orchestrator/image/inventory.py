@@ -15,7 +15,8 @@ from orchestrator.image.lockfile import File
 
 @dataclass(frozen=True)
 class State:
-    """One image as it is on this machine; sizes in bytes."""
+    """One image as it is on this machine; sizes in bytes, without the ``unsized`` missing files
+    whose size nobody knows."""
 
     name: str
     description: str
@@ -24,6 +25,7 @@ class State:
     inputs_size: int
     missing: tuple[str, ...]
     missing_size: int
+    unsized: int
     path: Path | None
     ident: str | None
     size: int
@@ -44,14 +46,15 @@ def state(name: str) -> State:
         inputs_size=_size(wanted.values()),
         missing=tuple(file.file if file else "the seed" for file in lacking),
         missing_size=_size(lacking),
+        unsized=sum(file is not None and file.size is None for file in lacking),
         path=path,
-        ident=image.ident(path) if path and name not in spec.SHARED else None,
+        ident=image.ident(path) if path and (path / image.MANIFEST).exists() else None,
         size=_tree_size(path) if path else 0,
     )
 
 
 def _size(files: Iterable[File | None]) -> int:
-    return sum(file.size for file in files if file)
+    return sum(size or 0 for size in store.sizes(file for file in files if file))
 
 
 def _tree_size(path: Path) -> int:

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from orchestrator import paths
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, UserError
 from orchestrator.image import apt, download, lockfile, seed, spec, wheels
 from orchestrator.image.lockfile import Deb, Lock, PythonPart
-from orchestrator.image.spec import Spec
+from orchestrator.image.spec import Python, Spec
+from orchestrator.image.wheels import Resolved
 
 
 @dataclass(frozen=True)
 class Locked:
-    """What locking came to: the lock, and one line for each change against the old one."""
+    """What locking came to: the lock, one line for each change against the old one, and notes on
+    what did not change though it was asked for."""
 
     lock: Lock
     changes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def lock(name: str, mirror: str | None = None) -> Locked:
+def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> Locked:
     """Resolve the image ``name`` and write its lock.json; an unchanged one is left alone.
 
-    Raises BadInput where image.yml cannot be resolved, UserError where a mirror or the package
-    index cannot be used. The old lock is then untouched.
+    With ``update`` (packages, distributions, suites) only these, and what has to move with them,
+    get other versions than the old lock has. Raises BadInput where image.yml or the update cannot
+    be resolved, UserError where a mirror or the package index cannot be used. The old lock is then
+    untouched.
     """
     image = spec.load(name)
     old = lockfile.read(name)
-    debs = apt.resolve(name, image.debian, mirror)
-    found = wheels.resolve(name, image.python, debs) if image.python else []
+    if update:
+        _require_known(name, image, old, update)
+    debs = _debs(name, image, old, mirror, update)
+    found = _wheels(name, image, old, debs, update)
     new = Lock(
         inputs=image.digest(),
+        debian_inputs=image.debian_digest(),
         epoch=image.epoch,
         python=PythonPart(version=image.python.version, rename=image.python.rename)
         if image.python
@@ -40,11 +53,95 @@ def lock(name: str, mirror: str | None = None) -> Locked:
         system=image.system,
         seed=_seed(name, image, debs, mirror),
         debs=tuple(debs),
-        wheels=tuple(found),
+        wheels=found.wheels,
+        sources=found.sources,
     )
+    lockfile.require_fitting_wheels(name, new, image)
+    if old and old == new.model_copy(update={"debian_inputs": None}):
+        new = old  # a lock from before there was this key
     if new != old:
         lockfile.write(name, new)
-    return Locked(new, tuple(lockfile.changes(old, new)))
+    changes = lockfile.changes(old, new)
+    return Locked(new, tuple(changes), tuple(_notes(name, image, old, new, update)))
+
+
+def _require_known(name: str, image: Spec, old: Lock | None, update: Collection[str]) -> None:
+    """Raises UserError where there is nothing to update, BadInput for a name that is not there."""
+    if old is None:
+        raise UserError(
+            f"the image {name!r} has no lock that could be updated",
+            f"Run: orchestrate image lock {name}",
+        )
+    known = {*_suites(image), *image.debian.roots, *(deb.name for deb in old.debs)}
+    known |= _distributions(image.python, old)
+    for each in update:
+        if each not in known and canonicalize_name(each) not in known:
+            close = get_close_matches(each, known, n=1)
+            raise BadInput(
+                f"--update {each}: neither a suite, a package nor a distribution of the image "
+                f"{name!r}",
+                f"Did you mean {close[0]!r}?" if close else "",
+            )
+
+
+def _suites(image: Spec) -> set[str]:
+    return {image.debian.suite, *image.debian.also}
+
+
+def _distributions(python: Python | None, old: Lock) -> set[str]:
+    """Canonical names of all that the old lock or image.yml's Python half names."""
+    names = {file.name for file in (*old.wheels, *old.sources)}
+    if python:
+        names |= {*python.elsewhere, *python.sources}
+        names |= {Requirement(each).name for each in python.requirements}
+    return {str(canonicalize_name(each)) for each in names}
+
+
+def _debs(
+    name: str, image: Spec, old: Lock | None, mirror: str | None, update: Collection[str]
+) -> list[Deb]:
+    """The Debian half; the old one where neither it nor what it is made from is to change."""
+    if not update or old is None:
+        return apt.resolve(name, image.debian, mirror)
+    same = old.debian_inputs == image.debian_digest() or not lockfile.is_stale(old, image)
+    named = {*_suites(image), *image.debian.roots, *(deb.name for deb in old.debs)} & set(update)
+    if same and not named:
+        return list(old.debs)
+    return apt.resolve(name, image.debian, mirror, old.debs, update)
+
+
+def _wheels(
+    name: str, image: Spec, old: Lock | None, debs: list[Deb], update: Collection[str]
+) -> Resolved:
+    """The Python half; the old one where neither it nor what it is made from is to change."""
+    if image.python is None:
+        return Resolved((), ())
+    if not update or old is None:
+        return wheels.resolve(name, image.python, debs)
+    named = {str(canonicalize_name(each)) for each in update} & _distributions(image.python, old)
+    if not (named or lockfile.is_stale(old, image)):
+        interpreters = [wheels.interpreter(name, image.python, each) for each in (old.debs, debs)]
+        if interpreters[0] == interpreters[1]:
+            return Resolved(old.wheels, old.sources)
+    locked = {file.name: file.version for file in (*old.wheels, *old.sources)}
+    return wheels.resolve(name, image.python, debs, locked, named)
+
+
+def _notes(
+    name: str, image: Spec, old: Lock | None, new: Lock, update: Collection[str]
+) -> list[str]:
+    """Why what was to be updated has its old version: image.yml may name that one."""
+    before = {file.name: file.version for file in old.files} if old else {}
+    after = {file.name: file.version for file in new.files}
+    notes = []
+    for each in update:
+        key = each if each in after else str(canonicalize_name(each))
+        version = wheels.pinned(image.python, key) if image.python else None
+        if version and key in after and before.get(key) == after[key]:
+            notes.append(
+                f"{each} stays at {after[key]}: images/{name}/image.yml names this version"
+            )
+    return notes
 
 
 def _seed(name: str, image: Spec, debs: list[Deb], mirror: str | None) -> lockfile.Seed | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.image import spec
+from orchestrator.image import spec, tags
 from orchestrator.image.spec import Rename, Spec
 
 
@@ -19,17 +20,24 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Deb(_Part):
-    """A Debian package; ``path`` is its place on a mirror, ``size`` is in bytes."""
+class _Locked(_Part):
+    """What all locked files have. ``size`` is in bytes, None where nobody knows it; ``elsewhere``
+    means that no mirror and no index has the file: it comes from ``url`` only."""
 
     name: str
     version: str
-    architecture: str
-    path: str
-    size: int
+    size: int | None
     sha256: str
     store: str
     url: str | None = None
+    elsewhere: bool = False
+
+
+class Deb(_Locked):
+    """A Debian package; ``path`` is its place on a mirror (elsewhere: its file's name)."""
+
+    architecture: str
+    path: str
 
     @property
     def file(self) -> str:
@@ -37,19 +45,20 @@ class Deb(_Part):
         return self.path.rpartition("/")[2]
 
 
-class Wheel(_Part):
+class Wheel(_Locked):
     """A wheel of the package index; ``url`` only where it comes from elsewhere."""
 
-    name: str
-    version: str
     file: str
-    size: int
-    sha256: str
-    store: str
-    url: str | None = None
 
 
-File = Deb | Wheel
+class Source(_Locked):
+    """A source archive of the package index; the build makes a wheel of it."""
+
+    file: str
+    environment: dict[str, str] = {}
+
+
+File = Deb | Wheel | Source
 
 
 class Seed(_Part):
@@ -68,25 +77,41 @@ class PythonPart(_Part):
 
 
 class Lock(_Part):
-    """The whole lock. ``inputs`` is the digest of the image.yml that it was made from."""
+    """The whole lock. ``inputs`` is the digest of the image.yml that it was made from,
+    ``debian_inputs`` that of its Debian half: an update leaves an unchanged half alone."""
 
     schema_: Literal[1] = 1
     inputs: str
+    debian_inputs: str | None = None
     epoch: int
     python: PythonPart | None
     system: dict[str, Any]
     seed: Seed | None = None
     debs: tuple[Deb, ...]
     wheels: tuple[Wheel, ...]
+    sources: tuple[Source, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
-        return (*self.debs, *self.wheels)
+        return (*self.debs, *self.wheels, *self.sources)
+
+    def available(self) -> Lock:
+        """The lock without the files that no mirror and no index has."""
+        kept = {
+            "debs": tuple(deb for deb in self.debs if not deb.elsewhere),
+            "wheels": tuple(wheel for wheel in self.wheels if not wheel.elsewhere),
+        }
+        return self.model_copy(update=kept)
 
 
 def store_name(file: str) -> str:
     """The store's name for a file: Nix allows fewer characters than Debian and wheels use."""
     return re.sub(r"[^A-Za-z0-9+\-._?=]", "_", file)
+
+
+def known_size(files: Iterable[File]) -> int:
+    """The bytes of ``files`` together, as far as sizes are known."""
+    return sum(file.size or 0 for file in files)
 
 
 def path_of(name: str) -> Path:
@@ -124,22 +149,56 @@ def current(name: str) -> Lock:
             f"{spec.directory(name)}/image.yml changed since its lock was made",
             f"Run: orchestrate image lock {name}",
         )
+    require_fitting_wheels(name, lock, image)
     return lock
+
+
+def with_shared(name: str) -> dict[str, Lock]:
+    """The lock of the image ``name``, last, and of all that it is built with. Raises as
+    ``current``."""
+    lock = current(name)
+    builders = (spec.BUILDERS,) if lock.sources else ()
+    shared = {each: current(each) for each in (*spec.SHARED, *builders) if each != name}
+    return {**shared, name: lock}
+
+
+def require_fitting_wheels(name: str, lock: Lock, image: Spec) -> None:
+    """Raises UserError where a wheel of ``lock`` is for another Python or platform."""
+    if image.python is None:
+        return
+    python, glibc = image.python.version, image.python.glibc
+    found = [tags.misfit(wheel.file, python, glibc) for wheel in lock.wheels]
+    if problems := [problem for problem in found if problem]:
+        raise UserError(
+            f"{path_of(name)}: wheels that this image cannot use:\n"
+            + "\n".join(f"  {problem}" for problem in problems),
+            f"Run: orchestrate image lock {name}",
+        )
 
 
 def text(lock: Lock) -> str:
     """The lock as JSON, the same bytes for the same lock: one line a file, so that diffs read."""
     raw = lock.model_dump(mode="json", exclude_none=True)
-    head = {"schema": raw.pop("schema_"), "inputs": raw.pop("inputs"), "epoch": raw.pop("epoch")}
-    head["python"] = raw.pop("python", None)
-    head["system"] = raw.pop("system")
-    if "seed" in raw:
-        head["seed"] = raw.pop("seed")
+    head = {"schema": raw["schema_"], "inputs": raw["inputs"]}
+    head |= {key: raw[key] for key in ("debian_inputs",) if key in raw}
+    head |= {"epoch": raw["epoch"], "python": raw.get("python"), "system": raw["system"]}
+    head |= {key: raw[key] for key in ("seed",) if key in raw}
     parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for key in ("debs", "wheels"):
-        rows = ",\n".join(f"    {json.dumps(entry)}" for entry in raw[key])
+    lists: dict[str, Sequence[File]] = {"debs": lock.debs, "wheels": lock.wheels}
+    if lock.sources:  # a key that only few images have
+        lists["sources"] = lock.sources
+    for key, files in lists.items():
+        rows = ",\n".join(f"    {json.dumps(_row(file))}" for file in files)
         parts.append(f'  "{key}": [\n{rows}\n  ]' if rows else f'  "{key}": []')
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _row(file: File) -> dict[str, Any]:
+    """A file's entry: what identifies it first, an unknown size as null, no other empty values."""
+    raw = file.model_dump(mode="json")
+    first = ("name", "version", "architecture", "path", "file", "size", "sha256", "store")
+    row = {key: raw[key] for key in first if key in raw}
+    return row | {key: value for key, value in raw.items() if key not in row and value}
 
 
 def write(name: str, lock: Lock) -> None:
@@ -172,4 +231,4 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
 
 
 def _key(file: File) -> tuple[str, str]:
-    return ("deb" if isinstance(file, Deb) else "wheel", file.name)
+    return (type(file).__name__.lower(), file.name)

@@ -47,7 +47,8 @@ class Progress:
         """``count`` more bytes are here (negative: they had to be thrown away)."""
         with self.lock:
             self.bytes += count
-            self.bar.update(self.task, completed=self.bytes)
+            self.size = max(self.size, self.bytes)  # files of unknown size are not in it at first
+            self.bar.update(self.task, completed=self.bytes, total=self.size)
             tenth = self.bytes * 10 // max(self.size, 1)
             if tenth > self.told:
                 self.told = tenth

@@ -33,6 +33,9 @@ class Sources:
                 if (self.directory / name).is_file():
                     yield (self.directory / name).resolve().as_uri()
             return
+        if file.elsewhere and file.url:
+            yield file.url
+            return
         if isinstance(file, Deb):
             yield file.url or f"{self.mirror}/{quote(file.path)}"
             return
@@ -45,4 +48,6 @@ class Sources:
         """Where was looked for ``file``, for the message that nothing has it."""
         if self.directory is not None:
             return str(self.directory)
+        if file.elsewhere:
+            return str(file.url)
         return "the Debian mirror" if isinstance(file, Deb) else "the package index"

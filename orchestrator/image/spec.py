@@ -4,32 +4,128 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from orchestrator import paths
 from orchestrator.errors import BadInput, UserError
+from orchestrator.image import tags
 
 #: Locked like images, and part of the build of every one: its own tools, and the loaders.
 SHARED = ("tools", "loaders")
+#: Locked like an image, too: what wheels are made with, for images that have source archives.
+BUILDERS = "builders"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _requirement(text: str) -> str:
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        raise ValueError(f"{text!r}: {error}") from None
+    return text
+
+
+def _python_version(text: str) -> str:
+    try:
+        Version(text)
+    except InvalidVersion as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Address = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S+$")]
+DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+DebVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
+#: A field of a Debian control file, on one line.
+Relation = Annotated[str, Field(pattern=r"^[^\n]*$")]
+Dependency = Annotated[str, AfterValidator(_requirement)]
+PythonVersion = Annotated[str, AfterValidator(_python_version)]
+
+
+def file_of(url: str) -> str:
+    """The name of the file at an address."""
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+class Elsewhere(_Part):
+    """A file that no suite and no index has: what locking would else read from it is declared."""
+
+    url: Address
+    sha256: Sha256
+    size: int | None = Field(default=None, gt=0)
+
+    @property
+    def file(self) -> str:
+        """The file's published name."""
+        return file_of(self.url)
+
+
+class ElsewhereDeb(Elsewhere):
+    """A Debian package that lies elsewhere; the fields are those of its control file."""
+
+    version: DebVersion
+    depends: Relation = ""
+    provides: Relation = ""
+    breaks: Relation = ""
+
+    @property
+    def architecture(self) -> str:
+        """As its file name, NAME_VERSION_ARCHITECTURE.deb, says it."""
+        return self.file.removesuffix(".deb").rpartition("_")[2]
+
+    @model_validator(mode="after")
+    def _named_as_debs_are(self) -> Self:
+        if not re.fullmatch(r".+_.+_(amd64|all)\.deb", self.file):
+            raise ValueError(f"url: {self.file!r} is not named NAME_VERSION_amd64.deb (or _all)")
+        return self
+
+
+class ElsewhereWheel(Elsewhere):
+    """A wheel that lies elsewhere; ``requires`` is its Requires-Dist."""
+
+    version: PythonVersion
+    requires: tuple[Dependency, ...] = ()
+
+
 class Debian(_Part):
-    """The Debian half: roots that apt resolves within one suite."""
+    """The Debian half: roots that apt resolves within one suite.
+
+    ``also`` names further suites of the same mirror, and the roots that are taken from them.
+    """
 
     suite: str
     components: tuple[str, ...]
     essential: bool = True
     packages: tuple[str, ...]
+    also: dict[str, tuple[str, ...]] = {}
     exclude: dict[str, str] = {}
+    elsewhere: dict[DebName, ElsewhereDeb] = {}
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """All packages that are asked for by name, of every suite."""
+        return (*self.packages, *(name for names in self.also.values() for name in names))
 
 
 class Rename(_Part):
@@ -39,25 +135,46 @@ class Rename(_Part):
     version: str
 
 
+class Source(_Part):
+    """A distribution that the build makes a wheel of, from the index's source archive.
+
+    ``requires`` is the file in the archive that lists what the wheel needs (without it, what the
+    archive's PKG-INFO says); ``environment`` is set while the wheel is made.
+    """
+
+    version: PythonVersion
+    requires: str | None = None
+    environment: dict[str, str] = {}
+
+
 class Python(_Part):
     """The Python half: roots that pip resolves for the image's Python."""
 
     version: str = Field(pattern=r"^3\.\d+$")
     glibc: str = Field(pattern=r"^2\.\d+$")
-    requirements: tuple[str, ...]
+    requirements: tuple[Dependency, ...]
     exclude: dict[str, str] = {}
     urls: dict[str, str] = {}
+    elsewhere: dict[str, ElsewhereWheel] = {}
+    sources: dict[str, Source] = {}
     rename: dict[str, Rename] = {}
 
-    @field_validator("requirements")
-    @classmethod
-    def _parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
+    @model_validator(mode="after")
+    def _declared_files_are_what_they_say(self) -> Self:
+        for name, wheel in self.elsewhere.items():
+            where = f"elsewhere.{name}.url"
             try:
-                Requirement(text)
-            except InvalidRequirement as error:
-                raise ValueError(f"{text!r}: {error}") from None
-        return value
+                of, version, _, _ = parse_wheel_filename(wheel.file)
+            except InvalidWheelFilename as error:
+                raise ValueError(f"{where}: {error}") from None
+            if (of, version) != (canonicalize_name(name), Version(wheel.version)):
+                raise ValueError(f"{where}: {wheel.file} is not {name} {wheel.version}")
+            if problem := tags.misfit(wheel.file, self.version, self.glibc):
+                raise ValueError(f"{where}: {problem}")
+        both = self.elsewhere.keys() & self.sources.keys()
+        if both:
+            raise ValueError(f"in 'elsewhere' and in 'sources': {', '.join(sorted(both))}")
+        return self
 
 
 class Seed(_Part):
@@ -65,6 +182,20 @@ class Seed(_Part):
 
     package: str
     file: str
+
+
+class Check(_Part):
+    """What 'orchestrate image check' finds missing on purpose: NAME: reason.
+
+    ``unmet``: dependencies of packages and wheels. ``needed``: libraries of ELF files that are not
+    in the image. Of those that are, where the loader does not look by itself: ``loaded``, libraries
+    that are loaded before they are needed; ``library_path``, directories in LD_LIBRARY_PATH.
+    """
+
+    unmet: dict[str, str] = {}
+    needed: dict[str, str] = {}
+    loaded: dict[str, str] = {}
+    library_path: dict[str, str] = {}
 
 
 class Spec(_Part):
@@ -76,6 +207,7 @@ class Spec(_Part):
     python: Python | None = None
     system: dict[str, Any] = {}
     capabilities: dict[str, Any] = {}
+    check: Check = Check()
     seed: Seed | None = None
 
     @property
@@ -89,10 +221,18 @@ class Spec(_Part):
         Defaults are left out, so that a key that is new in image.yml makes no old lock stale.
         """
         parts = self.model_dump(
-            mode="json", exclude={"description", "capabilities"}, exclude_defaults=True
+            mode="json", exclude={"description", "capabilities", "check"}, exclude_defaults=True
         )
-        canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest(parts)
+
+    def debian_digest(self) -> str:
+        """The same of the Debian half alone."""
+        return _digest(self.debian.model_dump(mode="json", exclude_defaults=True))
+
+
+def _digest(document: Any) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def directory(name: str) -> Path:

@@ -26,7 +26,12 @@ def directory() -> Path:
 
 def path_of_file(file: File) -> Path:
     """Where a locked file lies once it is in the store."""
-    return fixed_path("fixed:out:sha256:" + file.sha256 + ":", "output:out", file.store)
+    return path_of(file.sha256, file.store)
+
+
+def path_of(sha256: str, name: str) -> Path:
+    """Where a file of this hash lies once it is in the store under ``name``."""
+    return fixed_path(f"fixed:out:sha256:{sha256}:", "output:out", name)
 
 
 def path_of_seed(sha256: str) -> Path:
@@ -40,6 +45,16 @@ def paths_of(lock: Lock) -> dict[Path, File | None]:
     if lock.seed:
         found[path_of_seed(lock.seed.sha256)] = None
     return found
+
+
+def sizes(files: Iterable[File]) -> list[int | None]:
+    """Bytes of each file: as its lock says, else as it lies in the store; None where neither."""
+    return [file.size if file.size is not None else _stored_size(file) for file in files]
+
+
+def _stored_size(file: File) -> int | None:
+    path = path_of_file(file)
+    return path.stat().st_size if path.exists() else None
 
 
 def fixed_path(inner: str, kind: str, name: str) -> Path:
@@ -142,6 +157,15 @@ def keep(name: str, wanted: Iterable[Path]) -> None:
 def out_link(name: str) -> Path:
     """The link to the built image ``name``."""
     return paths.state() / "images" / name
+
+
+def built_part(name: str, part: str) -> Path | None:
+    """The store path of an attribute of the image ``name``; None where it is not built."""
+    argv = ["nix", *options(), "--extra-experimental-features", "nix-command flakes", "eval"]
+    argv += ["--raw", f"{paths.checkout()}#{name}.{part}.outPath", "--no-write-lock-file"]
+    result = run(argv, what=f"asking Nix where it builds {part}", ok=None)
+    path = Path(result.out.strip() or "/nowhere")
+    return path if result.code == 0 and path.exists() else None
 
 
 def built(name: str) -> Path | None:

@@ -6,42 +6,83 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestrator import paths
 from orchestrator.errors import BadInput, UserError
-from orchestrator.image import download, index
+from orchestrator.image import download, index, sdist, stubs, tags
 from orchestrator.image.closure import closure
-from orchestrator.image.lockfile import Deb, Wheel, store_name
-from orchestrator.image.spec import Python
+from orchestrator.image.lockfile import Deb, Source, Wheel, store_name
+from orchestrator.image.spec import Python, file_of
 from orchestrator.run import CommandFailed, run
 
-#: The tags before manylinux_2_N, and the oldest N there is.
-OLD_PLATFORMS = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64")
-OLDEST_GLIBC = 5
+
+class Unsolvable(BadInput):
+    """pip finds no solution; ``said`` is its own output."""
+
+    def __init__(self, name: str, said: str) -> None:
+        super().__init__(explain(name, said))
+        self.said = said
 
 
-def resolve(name: str, python: Python, debs: Iterable[Deb]) -> list[Wheel]:
-    """All wheels that ``python``'s roots need on the interpreter of ``debs``, sorted by name.
+@dataclass(frozen=True)
+class Resolved:
+    """What the Python half comes to, both sorted by name."""
 
-    Raises BadInput where pip finds no solution, UserError where a file cannot be reached.
+    wheels: tuple[Wheel, ...]
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What pip is asked: everything but the versions that are kept."""
+
+    name: str
+    python: Python
+    environment: dict[str, str]
+    links: Path
+    declared: dict[str, Path]
+
+
+def resolve(
+    name: str,
+    python: Python,
+    debs: Iterable[Deb],
+    locked: Mapping[str, str] | None = None,
+    update: Iterable[str] = (),
+) -> Resolved:
+    """All wheels that ``python``'s roots need on the interpreter of ``debs``.
+
+    With ``locked`` (canonical name: version) only those in ``update``, and what has to move with
+    them, get another version. Raises BadInput where pip finds no solution or a declared
+    distribution is needed by none, UserError where a file cannot be reached.
     """
     environment = index.environment(interpreter(name, python, debs))
-    links = _bring_urls(python)
-    items = _report(name, python, environment, links)["install"]
+    archives = {each: sdist.bring(name, each, source) for each, source in python.sources.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        declared = stubs.write_all(
+            Path(scratch), python, {each: found.requires for each, found in archives.items()}
+        )
+        question = _Question(name, python, environment, _bring_urls(python), declared)
+        items = _solve(question, locked or {}, update)
     requires = {_name(item): item["metadata"].get("requires_dist", []) for item in items}
     keep = closure(python.requirements, requires, python.exclude, environment)
+    _require_all_needed(question, keep)
     kept = sorted((item for item in items if _name(item) in keep), key=_name)
+    sources = {canonicalize_name(each): found.entry for each, found in archives.items()}
     with httpx.Client(follow_redirects=True, timeout=30) as client, ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda item: _size(client, item), kept))
-    return [_wheel(item, size, python) for item, size in zip(kept, sizes, strict=True)]
+        built = [item for item in kept if _name(item) not in sources]
+        found = tuple(pool.map(lambda item: _wheel(client, item, question), built))
+    return Resolved(found, tuple(sources[each] for each in sorted(sources)))
 
 
 def interpreter(name: str, python: Python, debs: Iterable[Deb]) -> str:
@@ -57,42 +98,80 @@ def interpreter(name: str, python: Python, debs: Iterable[Deb]) -> str:
     )
 
 
-def platforms(glibc: str) -> list[str]:
-    """The platform tags that a machine with this C library accepts, best first."""
-    newest = int(glibc.split(".")[1])
-    modern = [f"manylinux_2_{minor}_x86_64" for minor in range(newest, OLDEST_GLIBC - 1, -1)]
-    return [*modern, *OLD_PLATFORMS, "linux_x86_64"]
-
-
 def _bring_urls(python: Python) -> Path:
     """Download the wheels of ``urls`` that no index has; returns the directory they lie in."""
     directory = paths.cache() / "wheels"
     directory.mkdir(parents=True, exist_ok=True)
     finder = index.finder() if python.urls else None
     for url in python.urls.values():
-        file = _file(url)
+        file = file_of(url)
         if not (directory / file).exists() and finder and index.url_of(file, finder) is None:
             with download.client() as web:
                 download.plain(web, url, directory / file)
     return directory
 
 
-def _report(name: str, python: Python, environment: dict[str, str], links: Path) -> dict[str, Any]:
-    """pip's installation report for the roots. Raises BadInput with what pip said."""
+def _solve(
+    question: _Question, locked: Mapping[str, str], update: Iterable[str]
+) -> list[dict[str, Any]]:
+    """pip's choice. Without ``locked`` its own; with it the newest of ``update``, and of the rest
+    as much as can stay at the locked versions."""
+    if not locked:
+        return _report(question, {})
+    updated = {str(canonicalize_name(each)) for each in update}
+    fixed = updated | question.declared.keys()
+    constraints = {each: version for each, version in locked.items() if each not in fixed}
+    if updated - question.declared.keys():
+        newest = {_name(item): item["metadata"]["version"] for item in _report(question, {})}
+        constraints |= {
+            each: newest[each] for each in updated & newest.keys() - question.declared.keys()
+        }
+    while True:
+        try:
+            return _report(question, constraints)
+        except Unsolvable as error:
+            movable = blocking(error.said) & constraints.keys() - updated
+            if not movable:
+                raise
+            constraints = {each: of for each, of in constraints.items() if each not in movable}
+
+
+def conflict(out: str) -> str:
+    """What pip tells of a conflict on its standard output, among much else."""
+    found = re.search(r"^The conflict is caused by:\n((?: +.*\n)+)", out, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def blocking(said: str) -> set[str]:
+    """The names that pip could not solve because their version was kept."""
+    found = re.findall(r"\(constraint\) ([\w.-]+)==", said)
+    found += re.findall(r"No matching distribution found for ([\w.-]+)==", said)
+    return {str(canonicalize_name(name)) for name in found}
+
+
+def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What pip would install for the roots. Raises Unsolvable with what pip said."""
+    python, environment = question.python, question.environment
     abis = [f"cp{python.version.replace('.', '')}", "abi3", "none"]
     with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch, "report.json")
+        report, kept = Path(scratch, "report.json"), Path(scratch, "constraints.txt")
+        lines = [f"{each}=={version}" for each, version in constraints.items()]
+        # Stubs by their address: pip then looks for these names nowhere else.
+        lines += [f"{each} @ {stub.as_uri()}" for each, stub in question.declared.items()]
+        kept.write_text("\n".join(lines))
         argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.pip_for_target"]
-        argv += [json.dumps(environment), "install", "--quiet", "--dry-run", "--ignore-installed"]
+        argv += [json.dumps(environment), "install", "--dry-run", "--ignore-installed"]
         argv += ["--only-binary=:all:", "--implementation=cp", "--report", report]
-        argv += ["--target", Path(scratch, "target"), "--find-links", links]
+        argv += ["--target", Path(scratch, "target"), "--find-links", question.links]
+        argv += ["--constraint", kept]
         argv += ["--python-version", environment["python_full_version"]]
         argv += [f"--abi={abi}" for abi in abis]
-        argv += [f"--platform={platform}" for platform in platforms(python.glibc)]
+        argv += [f"--platform={platform}" for platform in tags.platforms(python.glibc)]
         try:
             run([*argv, *python.requirements], what="resolving wheels")
         except CommandFailed as error:
-            raise BadInput(explain(name, error.result.err)) from None
+            said = conflict(error.result.out) + error.result.err
+            raise Unsolvable(question.name, said) from None
         document: dict[str, Any] = json.loads(report.read_text())
     if document["environment"] != environment:
         raise UserError(
@@ -100,7 +179,8 @@ def _report(name: str, python: Python, environment: dict[str, str], links: Path)
             f"  {environment}\nit used\n  {document['environment']}",
             f"Please report it, with the output of: {sys.executable} -m pip --version",
         )
-    return document
+    items: list[dict[str, Any]] = document["install"]
+    return items
 
 
 def explain(name: str, said: str) -> str:
@@ -113,30 +193,51 @@ def explain(name: str, said: str) -> str:
     return "\n".join([where, *(f"  pip: {line}" for line in lines[-20:])])
 
 
-def _wheel(item: dict[str, Any], size: int, python: Python) -> Wheel:
-    file = _file(item["download_info"]["url"])
-    urls = {_file(url): url for url in python.urls.values()}
+def _require_all_needed(question: _Question, keep: set[str]) -> None:
+    if unused := question.declared.keys() - keep:
+        raise BadInput(
+            f"images/{question.name}/image.yml: python.elsewhere, python.sources: no distribution "
+            f"of the image needs {', '.join(sorted(unused))}",
+            "Add it to python.requirements, or take it out.",
+        )
+
+
+def _wheel(client: httpx.Client, item: dict[str, Any], question: _Question) -> Wheel:
+    """The lock's entry of what pip chose."""
+    name, url = _name(item), item["download_info"]["url"]
+    elsewhere = {canonicalize_name(each): at for each, at in question.python.elsewhere.items()}
+    if declared := elsewhere.get(canonicalize_name(name)):
+        return Wheel(
+            name=name,
+            version=item["metadata"]["version"],
+            file=declared.file,
+            size=declared.size,
+            sha256=declared.sha256,
+            store=store_name(declared.file),
+            url=declared.url,
+            elsewhere=True,
+        )
+    file = file_of(url)
     return Wheel(
-        name=_name(item),
+        name=name,
         version=item["metadata"]["version"],
         file=file,
-        size=size,
+        size=_size(client, url),
         sha256=item["download_info"]["archive_info"]["hashes"]["sha256"],
         store=store_name(file),
-        url=urls.get(file),
+        url={file_of(each): each for each in question.python.urls.values()}.get(file),
     )
 
 
-def _size(client: httpx.Client, item: dict[str, Any]) -> int:
+def _size(client: httpx.Client, url: str) -> int:
     """The size in bytes of the file that pip chose: pip's report does not have it."""
-    url: str = item["download_info"]["url"]
     parts = urlsplit(url)
     if parts.scheme == "file":
         return Path(unquote(parts.path)).stat().st_size
     try:
         reply = client.head(url).raise_for_status()
     except httpx.HTTPError as error:
-        raise UserError(f"no size of {_file(url)}: {error}", "Run it again.") from None
+        raise UserError(f"no size of {file_of(url)}: {error}", "Run it again.") from None
     return int(reply.headers["content-length"])
 
 
@@ -144,5 +245,13 @@ def _name(item: dict[str, Any]) -> str:
     return str(canonicalize_name(item["metadata"]["name"]))
 
 
-def _file(url: str) -> str:
-    return unquote(urlsplit(url).path).rpartition("/")[2]
+def pinned(python: Python, name: str) -> str | None:
+    """The one version of a distribution that image.yml allows; None where it leaves a choice."""
+    versions = {canonicalize_name(each): at.version for each, at in python.elsewhere.items()}
+    versions |= {canonicalize_name(each): at.version for each, at in python.sources.items()}
+    for text in python.requirements:
+        root = Requirement(text)
+        for clause in root.specifier:
+            if clause.operator in ("==", "===") and not clause.version.endswith("*"):
+                versions.setdefault(canonicalize_name(root.name), clause.version)
+    return versions.get(canonicalize_name(name))

@@ -55,23 +55,29 @@ class Switch:
                 continue
             port = self._port("port", node, network)
             peer = ["peer", "name", port, "netns", self.space]
-            add = ["link", "add", link.interface, "address", link.mac, "type", "veth", *peer]
+            mac = self.mac(node, network)
+            add = ["link", "add", link.interface, "address", mac, "type", "veth", *peer]
             run(["ip", "-n", space, *add], what=f"plug {node.name} into {network}")
-            netns.ip(self.space, "link", "set", port, "master", self.bridge(network), "up")
+            self._connect(port, self.bridge(network), self.profile.networks[network].mtu)
         return space
 
     def plug_taps(self, node: Node) -> dict[str, str]:
         """A tap in the switch for each of the node's links: network -> its name."""
         taps = {network: self._port("tap", node, network) for network in node.links}
         for network, tap in taps.items():
-            self.add_tap(tap, self.bridge(network))
+            self.add_tap(tap, self.bridge(network), self.profile.networks[network].mtu)
         return taps
 
-    def add_tap(self, tap: str, bridge: str) -> None:
+    def add_tap(self, tap: str, bridge: str, mtu: int | None = None) -> None:
         """A tap on a bridge; one that is there stays."""
         if not netns.has_link(self.space, tap):
             netns.ip(self.space, "tuntap", "add", "dev", tap, "mode", "tap")
-            netns.ip(self.space, "link", "set", tap, "master", bridge, "up")
+            self._connect(tap, bridge, mtu)
+
+    def _connect(self, port: str, bridge: str, mtu: int | None) -> None:
+        """Put a port on a bridge, which takes as large packets as all of its ports do."""
+        size = ["mtu", str(mtu)] if mtu else []
+        netns.ip(self.space, "link", "set", port, *size, "master", bridge, "up")
 
     def mac(self, node: Node, network: str) -> str:
         """The profile's hardware address, or one made from the names where it has none."""

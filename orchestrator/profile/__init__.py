@@ -1,6 +1,6 @@
 """A cluster as data: one YAML file, checked once and frozen.
 
-Read in this order: ``model`` (what a profile says), ``types`` (what single values look like),
+Read in this order: ``model`` and ``hardware`` (what a profile says), ``types`` (single values),
 ``source`` (YAML with line numbers), ``checks`` (what must agree), ``load`` (all of it, with
 messages), ``choose`` (which profile is the active one), ``schema`` (for editors and the
 reference).
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         Ray,
         Serving,
         Users,
-        Verification,
     )
+    from orchestrator.profile.verification import Verification
 
 __all__ = [
     "Account",

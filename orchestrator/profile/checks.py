@@ -8,19 +8,23 @@ does not hide one in ``compute_nodes``.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from orchestrator import models, paths
+from orchestrator import models as shelf
+from orchestrator import paths
 from orchestrator import serving as vllm
 from orchestrator.nearest import nearest
 from orchestrator.profile import power as power_keys
+from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.model import (
     LINK_KEYS,
     PLACEHOLDER,
     Boot,
+    HubModel,
     Link,
     Network,
     Node,
@@ -55,11 +59,20 @@ def image_is_known(image: str) -> Found:
         yield ("image",), f"there is no images/{image}/image.yml; {nearest(image, images)}"
 
 
-def model_is_known(serving: Serving) -> Found:
-    known = models.known()
+def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
+    known = [*models, *shelf.known()]
+    chosen = models.get(serving.model)
     if serving.model not in known:
-        text = f"there is no models/{serving.model}; {nearest(serving.model, known)}"
-        yield ("serving", "model"), text
+        text = f"there is no models/{serving.model}, and no such key of models"
+        yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
+    elif chosen and not chosen.revision:
+        text = f"is missing, and the model is served; {shelf.how_to_pin(chosen.repository)}"
+        yield ("models", serving.model, "revision"), text
+
+
+def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
+    for name in models.keys() & set(shelf.known()):
+        yield ("models", name), "is also a directory of models/; give it another name"
 
 
 def networks_are_apart(networks: dict[str, Network]) -> Found:
@@ -127,6 +140,56 @@ def nodes_have_their_links(
         if link and not link.mac:
             text = "is missing; its lease is given by this hardware address (boot.network)"
             yield (*loc, "links", boot.network, "mac"), text
+
+
+def carried_networks_are_between_two(
+    networks: dict[str, Network], control: Node, compute_nodes: tuple[Node, ...]
+) -> Found:
+    """Routes come from it: each end needs an address on both, and a pair has one way only."""
+    pairs: dict[tuple[str, ...], str] = {}
+    for name, network in networks.items():
+        where, carried = ("networks", name, "carries"), network.carries
+        if carried is None:
+            continue
+        ends = [node for _, node in _nodes(control, compute_nodes) if name in node.links]
+        missing = [node.name for node in ends if carried not in node.links]
+        pair = (carried, *sorted(node.name for node in ends))
+        if carried not in networks:
+            yield where, f"there is no network '{carried}'; {nearest(carried, networks)}"
+        elif carried == name or networks[carried].carries:
+            allowed = [other for other, one in networks.items() if not one.carries]
+            text = f"'{carried}' cannot be carried; allowed: {', '.join(allowed) or 'none'}"
+            yield where, text
+        elif len(ends) != 2:
+            listed = ", ".join(node.name for node in ends) or "no node"
+            yield where, f"only two nodes can have a link on such a network; here: {listed}"
+        elif missing:
+            yield where, f"{missing[0]} has no link on '{carried}'; both ends need one"
+        elif pair in pairs:
+            yield where, f"'{pairs[pair]}' carries it between the same nodes; keep one"
+        pairs.setdefault(pair, name)
+
+
+def hardware_is_known(
+    hardware: dict[str, Hardware],
+    networks: dict[str, Network],
+    control: Node,
+    compute_nodes: tuple[Node, ...],
+) -> Found:
+    for loc, node in _nodes(control, compute_nodes):
+        if node.hardware and node.hardware not in hardware:
+            text = f"there is no hardware.{node.hardware}; {nearest(node.hardware, hardware)}"
+            yield (*loc, "hardware"), text
+    for name, one in hardware.items():
+        for network in one.links:
+            if network not in networks:
+                text = f"there is no network '{network}'; {nearest(network, networks)}"
+                yield ("hardware", name, "links", network), text
+        repeated = Counter([*(each.name for each in one.signs), *(c.name for c in one.commands)])
+        for title, count in repeated.items():
+            if count > 1:
+                text = f"'{title}' is the name of {count} checks; each has its own"
+                yield ("hardware", name), text
 
 
 def nodes_differ(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
@@ -279,11 +342,14 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     name_is_the_files,
     image_is_known,
     model_is_known,
+    hub_models_have_names_of_their_own,
     networks_are_apart,
     gateways_are_in_their_networks,
     named_networks_exist,
     links_are_in_their_networks,
     nodes_have_their_links,
+    carried_networks_are_between_two,
+    hardware_is_known,
     nodes_differ,
     accelerators_are_on_compute_nodes,
     accounts_agree,

@@ -71,9 +71,15 @@ def _validate(source: Source) -> tuple[Profile | None, list[Problem]]:
 
 
 def _valid_sections(data: Any) -> Iterator[tuple[str, Any]]:
-    """The sections that are right in themselves, so that checks can still run on them."""
+    """The sections that are right in themselves, so that checks can still run on them.
+
+    Those that may be left out, and were, have their defaults.
+    """
     if not isinstance(data, dict):
         return
+    for name, field in Profile.model_fields.items():
+        if name not in data and not field.is_required():
+            yield name, field.default
     hints = typing.get_type_hints(Profile, include_extras=True)
     for name in Profile.model_fields.keys() & data.keys():
         try:
@@ -139,12 +145,15 @@ def _type_at(loc: Loc) -> Any:
     """The declared type of the value at ``loc``: a model, or whatever a dict or tuple holds."""
     at: Any = Profile
     for part in loc:
-        if _is_model(at):
-            at = at.model_fields[str(part)].annotation
-        else:
-            arguments = [one for one in typing.get_args(at) if one is not Ellipsis]
-            at = arguments[-1]
+        at = at.model_fields[str(part)].annotation if _is_model(at) else _arguments(at)[-1]
+        if type(None) in typing.get_args(at):  # a section that may be left out
+            at = _arguments(at)[0]
     return at
+
+
+def _arguments(at: Any) -> list[Any]:
+    """The types that a dict, a tuple or a union is made of."""
+    return [one for one in typing.get_args(at) if one not in (Ellipsis, type(None))]
 
 
 def _is_model(at: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section
 from orchestrator.profile.source import Source
@@ -21,21 +22,27 @@ from orchestrator.profile.types import (
     FlagValue,
     HighPort,
     HostName,
+    HubName,
     Interface,
     KernelWord,
     Mac,
     ModelName,
+    Mtu,
     Name,
     ObjectStoreSize,
     Port,
     PublicKey,
+    Revision,
     Size,
     Subnet,
+    SysctlName,
+    SysctlValue,
     UefiLoader,
     Variable,
     VariableName,
     WholeOrAuto,
 )
+from orchestrator.profile.verification import Verification
 
 #: A placeholder of an environment variable: {interface} or {NETWORK.interface}.
 PLACEHOLDER = re.compile(r"\{(?:([A-Za-z0-9_-][A-Za-z0-9._-]*)\.)?([A-Za-z0-9_-]+)\}")
@@ -53,6 +60,16 @@ class Network(Section):
         default=None,
         description="What leads outside from it: an address of none of the nodes. Used on the "
         "network that `boot.nat` names.",
+    )
+    mtu: Mtu | None = Field(
+        default=None,
+        description="The largest packet, in bytes, of every link on it. Not set: the drivers' own.",
+    )
+    carries: Name | None = Field(
+        default=None,
+        description="Of a network of just two nodes: another network (a key of `networks`) whose "
+        "traffic between them goes over this one. Each gets a route to the other's address there. "
+        "While the link is down there is no route, and the traffic goes its own way.",
     )
 
 
@@ -154,6 +171,10 @@ class Node(Section):
         description="Of a compute node: how it is switched on and off, in place of the profile's "
         "`power`, all of it.",
     )
+    hardware: Name | None = Field(
+        default=None,
+        description="What it has to have: a key of `hardware`. Not set: `verify` does not look.",
+    )
     links: dict[Name, Link] = Field(
         min_length=1, description="By network: a key of `networks`, then the link."
     )
@@ -206,11 +227,23 @@ class Ray(Section):
     )
 
 
+class HubModel(Section):
+    """A model of the Hugging Face hub, at one commit."""
+
+    repository: HubName = Field(description="Its repository on the hub, as OWNER/NAME.")
+    revision: Revision | None = Field(
+        default=None,
+        description="The commit, with all its 40 digits. Without it the model is not served: what "
+        "a branch holds may be something else tomorrow.",
+    )
+
+
 class Serving(Section):
     """`vllm serve`: on the first compute node, reached through the control node."""
 
     model: ModelName = Field(
-        description="A directory of `models/`. Clients ask for the model by this name."
+        description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
+        "for the model by this name."
     )
     tensor_parallel: WholeOrAuto = Field(
         default="auto",
@@ -236,28 +269,6 @@ class Serving(Section):
         default={},
         description="Further variables for the vLLM server, beside those of `ray.env`; "
         "placeholders as there.",
-    )
-
-
-class Verification(Section):
-    """What `orchestrate verify` asks, and what it tolerates."""
-
-    repeats: int = Field(
-        default=3, ge=2, le=100, description="How often a question is asked for the same answer."
-    )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="The seed sent with each.")
-    max_tokens: int = Field(default=48, ge=1, le=4096, description="The longest answer, in tokens.")
-    logprob_tolerance: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="How far a token's log probability may differ between repeats.",
-    )
-    clock_tolerance_s: float = Field(
-        default=5,
-        gt=0,
-        le=3600,
-        description="How far a node's clock may be from the control node's, in seconds.",
     )
 
 
@@ -297,8 +308,23 @@ class Profile(Section):
         "itself. Only `machines: real` reads it.",
     )
     users: Users = Field(description=Users.__doc__)
+    sysctls: dict[SysctlName, SysctlValue] = Field(
+        default={},
+        description="Kernel settings of every node, like `net.core.rmem_max: 67108864`. One that "
+        "is taken out stays until the node's next boot. Containers may only set those of `net`.",
+    )
     ray: Ray = Field(description=Ray.__doc__)
+    models: dict[Name, HubModel] = Field(
+        default={},
+        description="Models of the Hugging Face hub, by names of your choice: what "
+        "`serving.model` can name beside those of the checkout.",
+    )
     serving: Serving = Field(description=Serving.__doc__)
+    hardware: dict[Name, Hardware] = Field(
+        default={},
+        description="Kinds of machines, by names of your choice: what each has to have. A node "
+        "names its own.",
+    )
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
     simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
 

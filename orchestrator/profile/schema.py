@@ -17,7 +17,8 @@ commented example. This page is generated: `orchestrate profile schema --referen
   lists all of a file's mistakes with their lines.
 - YAML as in its version 1.2: only `true` and `false` are booleans, so text like `no` or a MAC
   address of decimal digits needs no quotes. Text that looks like a number does: `"0.1"`.
-- What a profile names has to be in the checkout: `images/IMAGE/image.yml`, `models/MODEL`.
+- What a profile names has to be in the checkout: `images/IMAGE/image.yml`, `models/MODEL` (or the
+  profile's own `models` say where it is).
 - Sizes take KiB, MiB, GiB, TiB, kB, MB, GB or TB; without a unit they are bytes.
 - There is no key for the format's version: profiles are versioned together with the code that
   reads them, and a key that it does not know is an error.

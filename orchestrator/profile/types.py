@@ -117,6 +117,16 @@ def _mac(value: str) -> str:
     return value.lower()
 
 
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"{quoted(value)} is no regular expression: {error}; allowed: one that Python reads"
+        ) from None
+    return value
+
+
 def _object_store(value: int) -> int:
     if value < 75 * UNITS["MiB"]:
         raise ValueError("is less than Ray takes; allowed: 75MiB or more")
@@ -152,6 +162,14 @@ def _variable(value: object) -> object:
     return value
 
 
+def _sysctl_value(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{quoted(value)} does not fit; allowed: a whole number, or text")
+    if not re.fullmatch(r"[!-~]+( [!-~]+)*", str(value)):
+        raise ValueError(f"{quoted(value)} does not fit; allowed: words with one blank between")
+    return value
+
+
 Name = Annotated[
     str,
     Matching(r"[a-z0-9][a-z0-9._-]{0,62}", "lower-case letters, digits and . _ - (at most 63)"),
@@ -162,6 +180,17 @@ ModelName = Annotated[
         r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?",
         "NAME or OWNER/NAME, of letters, digits and . _ -",
     ),
+]
+HubName = Annotated[
+    str,
+    Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*",
+        "OWNER/NAME, of letters, digits and . _ -",
+    ),
+]
+#: A branch or a tag may hold something else tomorrow, the first digits of a commit too.
+Revision = Annotated[
+    str, Matching(r"[0-9a-f]{40}", "a commit: all 40 digits, hexadecimal, lower-case")
 ]
 HostName = Annotated[
     str,
@@ -207,6 +236,26 @@ FlagName = Annotated[
     ),
 ]
 Line = Annotated[str, Matching(r"[^\x00-\x1f\x7f]+", "one line of printable text, not empty")]
+Regex = Annotated[Line, AfterValidator(_regex)]
+AbsolutePath = Annotated[
+    str, Matching(r"/[^\x00-\x1f\x7f]*", "a path from the root on, beginning with /")
+]
+PciId = Annotated[
+    str, Matching(r"[0-9a-f]{4}:[0-9a-f]{4}", "VENDOR:DEVICE, like 8086:56a0, lower-case")
+]
+BarNumber = Annotated[str, Matching(r"[0-5]", "the number of a memory region, 0 to 5")]
+ModuleName = Annotated[
+    str, Matching(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a kernel module's name: letters, digits and _ -")
+]
+#: 1280 is what every network has to carry whole; the rest is what an interface can be told.
+Mtu = Annotated[int, Field(ge=1280, le=65535)]
+SysctlName = Annotated[
+    str,
+    Matching(
+        r"[a-z0-9_]+(\.[A-Za-z0-9_-][A-Za-z0-9_/-]*)+",
+        "a kernel setting as sysctl names it, like net.core.rmem_max",
+    ),
+]
 Address = Annotated[
     IPv4Address,
     PlainValidator(_address),
@@ -241,3 +290,4 @@ WholeOrAuto = Annotated[
 BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 FlagValue = Annotated[str | int | float | bool, BeforeValidator(_flag_value)]
 Variable = Annotated[str, BeforeValidator(_variable)]
+SysctlValue = Annotated[str | int, BeforeValidator(_sysctl_value)]

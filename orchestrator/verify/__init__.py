@@ -1,7 +1,8 @@
 """Is the cluster what its profile says, and does the model answer right? Changes nothing.
 
 Read in this order: ``facts`` (what is looked at), ``gather`` (the looking), ``judge`` (facts to
-verdicts, pure), ``report`` (checks and their three forms), ``everything`` (all checks at once).
+verdicts, pure), ``hardware`` (the same, for machines), ``report`` (checks and their three forms),
+``everything`` (all checks at once).
 """
 
 from __future__ import annotations

@@ -21,6 +21,79 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
+class PciFacts:
+    """A PCI device."""
+
+    address: str
+    id: str  # VENDOR:DEVICE
+    driver: str  # "" where none is bound
+    bars: dict[str, int]  # number -> bytes
+
+
+@dataclass(frozen=True)
+class LinkFacts:
+    """What a network interface runs at."""
+
+    there: bool
+    state: str  # up, down, ...
+    ethernet: int | None  # Mb/s, None where the card says none
+    usb4: float | None  # Gb/s, None where it is no USB4 link
+    mtu: int
+
+
+@dataclass(frozen=True)
+class SignFacts:
+    """Whether there was anything to read, and the first line that matches."""
+
+    read: bool
+    line: str | None
+
+
+@dataclass(frozen=True)
+class LevelZeroFacts:
+    """GPUs that Level Zero shows, or why that is not known."""
+
+    devices: int
+    error: str
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """Devices that torch sees; ``wrong``: what is wrong with what they compute."""
+
+    names: list[str]
+    wrong: str
+    error: str
+
+
+@dataclass(frozen=True)
+class CommandFacts:
+    """How a command ended (None: not in time), what it printed, why it failed."""
+
+    code: int | None
+    out: str
+    error: str
+
+
+@dataclass(frozen=True)
+class HardwareFacts:
+    """What a node has: the document that ``probe_hardware.py`` prints.
+
+    ``signs`` and ``commands`` are in the order of the profile's ``hardware``.
+    """
+
+    memory: int  # bytes
+    modules: dict[str, bool]  # module -> whether it is loaded
+    devices: dict[str, int]  # device file as the profile has it -> how many there are
+    pci: list[PciFacts]
+    links: dict[str, LinkFacts]  # by interface
+    signs: list[SignFacts]
+    level_zero: LevelZeroFacts | None
+    torch: TorchFacts | None
+    commands: list[CommandFacts]
+
+
+@dataclass(frozen=True)
 class Clock:
     """A node's clock against this machine's, both in seconds."""
 

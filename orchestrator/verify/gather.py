@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,14 @@ import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.errors import UserError
-from orchestrator.node_paths import RAY_ENV, VENV
+from orchestrator.node_paths import RAY_ENV, VENV, WITH_ENVIRONMENT
 from orchestrator.run import Result
-from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
+from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
 if TYPE_CHECKING:
     from orchestrator.models import Answer
     from orchestrator.profile import Node, Profile
+    from orchestrator.profile.hardware import Hardware
     from orchestrator.serving import Layout
 
 #: Where the initrd records which image it booted.
@@ -69,6 +70,33 @@ def node(
     after = clock()
     facts = TypeAdapter(NodeFacts).validate_json(out)
     return facts, Clock(facts.time - (before + after) / 2, (after - before) / 2)
+
+
+def hardware(context: VerifyContext, profile: Profile, node: Node) -> HardwareFacts:
+    """What hardware a node has, of what the profile says it has to have."""
+    kind = profile.hardware[node.hardware or ""]
+    want = hardware_want(
+        kind, [node.links[name].interface for name in kind.links.keys() & node.links]
+    )
+    argv = [WITH_ENVIRONMENT, f"{VENV}/bin/python", "-", json.dumps(want)]
+    slow = sum(each.timeout_s for each in kind.commands)
+    slow += kind.torch.timeout_s if kind.torch else 0
+    out = _output(context, node, argv, _source("probe_hardware"), NODE_TIMEOUT + slow)
+    return TypeAdapter(HardwareFacts).validate_json(out)
+
+
+def hardware_want(kind: Hardware, interfaces: Collection[str]) -> dict[str, Any]:
+    """What ``probe_hardware.py`` is told to look at."""
+    return {
+        "pci": [device.id for device in kind.pci],
+        "modules": kind.modules,
+        "devices": kind.devices,
+        "links": sorted(interfaces),
+        "signs": [{"file": each.file, "matches": each.matches} for each in kind.signs],
+        "level_zero": kind.level_zero is not None,
+        "torch": kind.torch.model_dump() if kind.torch else None,
+        "commands": [{"argv": each.argv, "timeout_s": each.timeout_s} for each in kind.commands],
+    }
 
 
 def ray(context: VerifyContext, profile: Profile) -> RayFacts:

@@ -118,7 +118,9 @@ def units(sight: NodeSight) -> Verdict:
 #: "declined": the unit's own conditions keep it from running on this node.
 RUNNING = ("active", "reloading", "declined")
 
-DRIFT = Rule("drift", "orchestrate up changes it back; on {node}: journalctl -b")
+DRIFT = Rule(
+    "drift", "orchestrate plan --node {node} shows it; up changes it back; journalctl -b there"
+)
 #: In the order shown. A node that does not answer says why at the first.
 NODE_RULES: Mapping[Rule, Callable[[NodeSight], Verdict]] = {
     Rule("reachable", "the node's console; ping {node}"): reachable,
@@ -215,6 +217,10 @@ def key_needed(status: int) -> Verdict:
 
 
 def answer(known: Answer, said: Generated) -> Verdict:
+    """Word for word and ended by the model; or, of an answer that is not whole, with its text."""
+    if not known.whole:
+        fits = known.answer.lower() in said.text.lower()
+        return Verdict(fits, f"an answer with {known.answer!r}", repr(said.text))
     ended = said.finish_reason == "stop"
     cut = "" if ended else f" (ended by {said.finish_reason!r}, not by the model)"
     return Verdict(ended and said.text == known.answer, repr(known.answer), f"{said.text!r}{cut}")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from suites import Archive
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +82,26 @@ def box(tmp_path: Path) -> Iterator[Box]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+@pytest.fixture
+def links(box: Box, tmp_path: Path) -> Path:
+    """A directory of wheels that pip takes for its only index."""
+    found = tmp_path / "links"
+    found.mkdir()
+    box.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(found)}
+    return found
+
+
+@pytest.fixture
+def archive(box: Box, tmp_path: Path) -> Archive:
+    """A Debian archive that the box uses as its mirror."""
+    found = Archive(tmp_path / "archive")
+    box.env |= {
+        "ORCHESTRATE_DEBIAN_MIRROR": found.url,
+        "ORCHESTRATE_DEBIAN_KEYRING": str(found.keyring),
+    }
+    return found
+
+
 @dataclass
 class Hold:
     """A reply that stops in the middle: ``reached`` by the server, ``released`` by the test."""
@@ -99,6 +120,7 @@ class Site:
     holds: dict[str, Hold] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)  # Range headers seen
     gets: list[str] = field(default_factory=list)
+    tells_sizes: bool = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -132,6 +154,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[start:cut])
         if cut is not None:
             self.close_connection = True
+
+    def do_HEAD(self) -> None:
+        file = self.site.root / self.path.lstrip("/")
+        if not (self.site.tells_sizes and file.is_file()):
+            self.send_error(405 if file.is_file() else 404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(file.stat().st_size))
+        self.end_headers()
 
     def log_message(self, *args: Any) -> None:
         pass

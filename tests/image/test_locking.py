@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Box, Site
+from suites import wheel
 
 from orchestrator.image import spec
 
 pytestmark = pytest.mark.nix
 
 SUITE = {"suite": "bookworm", "components": ["main"], "essential": False}
-
-
-def wheel(
-    directory: Path, name: str, requires: tuple[str, ...] = (), tag: str = "py3-none-any"
-) -> Path:
-    """The smallest wheel that pip takes."""
-    directory.mkdir(parents=True, exist_ok=True)
-    info = f"{name}-1.0.dist-info"
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", "Provides-Extra: more"]
-    metadata = "\n".join([*lines, *(f"Requires-Dist: {each}" for each in requires), ""])
-    parts = {
-        f"{name}.py": "",
-        f"{info}/METADATA": metadata,
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    record = ""
-    path = directory / f"{name}-1.0-{tag}.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, content in parts.items():
-            digest = hashlib.sha256(content.encode()).digest()
-            hashed = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-            record += f"{file},sha256={hashed},{len(content)}\n"
-            archive.writestr(file, content)
-        archive.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +34,6 @@ def shared_lists(box: Box, lists: Path) -> Iterator[None]:
     found = box.root / "cache/apt/demo/lists"
     if not lists.exists() and found.exists():
         shutil.copytree(found, lists)
-
-
-@pytest.fixture
-def links(box: Box, tmp_path: Path) -> Path:
-    """A directory of wheels that pip takes for its only index."""
-    found = tmp_path / "links"
-    found.mkdir()
-    box.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(found)}
-    return found
 
 
 def python(*requirements: str, **more: object) -> dict[str, object]:

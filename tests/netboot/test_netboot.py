@@ -28,6 +28,8 @@ from orchestrator.machines.qemu import Hardware, make_disk
 pytestmark = pytest.mark.netboot
 
 STRANGE_MAC = "02:00:0a:4d:00:99"
+#: An image of a newer Debian than the control node's.
+OTHER_RELEASE = "pxe-0.1"
 #: Long enough for a machine that would go on, to have done so.
 STAYS = 20.0
 
@@ -141,6 +143,23 @@ def test_a_new_image_and_back(net: Net, tmp_path: Path) -> None:
         assert net.image_id == old
         net.boot().reaches_ssh()
         net.status_says("held")
+    finally:
+        net.run("image", "use", MINIMAL)
+
+
+def test_another_release_of_debian(net: Net) -> None:
+    """The control node runs its own image still: only what it hands out is another."""
+    image_files.register("other", image_files.build(f"{OTHER_RELEASE}.available.minimal"))
+    net.run("image", "use", "other")
+    try:
+        booting = net.boot()
+        booting.reaches_ssh()
+        assert net.on("compute0", "systemctl", "is-system-running", "--wait") == "running"
+        assert 'VERSION_ID="13"' in net.on("compute0", "cat", "/etc/os-release").splitlines()
+        assert net.on("compute0", "python3", "--version").startswith("Python 3.13.")
+        assert net.on("control", "cat", "/etc/os-release") != net.on(
+            "compute0", "cat", "/etc/os-release"
+        )
     finally:
         net.run("image", "use", MINIMAL)
 

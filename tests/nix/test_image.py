@@ -7,35 +7,63 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from flake import PROJECT, Checkout, bring, built, evaluated, nix
 
-from orchestrator.image import lockfile, store
+from orchestrator.image import lockfile
 
 pytestmark = pytest.mark.nix
 
-PROJECT = Path(__file__).resolve().parents[2]
 IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 LAYERS = ("base", "python", "config")
 PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")
+#: Of images that want files that no mirror has: without these, and with few of Python's packages,
+#: whose layer is most of an image and takes minutes. tests/nix/test_stand_in.py has the rest.
+SMALL = ("base", "few", "config", "verity.base", "kernel", "initrd")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image, and what of it is built here."""
+
+    name: str
+
+    @cached_property
+    def lock(self) -> lockfile.Lock:
+        return lockfile.current(self.name).available()
+
+    @property
+    def whole(self) -> bool:
+        return self.lock == lockfile.current(self.name)
+
+    @property
+    def complete(self) -> str:
+        """The attribute that has all parts as attributes."""
+        return self.name if self.whole else f"{self.name}.available"
+
+    @property
+    def attribute(self) -> str:
+        return self.complete if self.whole else f"{self.complete}.minimal"
+
+    @property
+    def wheels(self) -> list[lockfile.File]:
+        """The wheels of this attribute."""
+        listed = [*self.lock.wheels, *self.lock.sources]
+        return [each for each in listed if self.whole or each.name in self.lock.system["minimal"]]
+
+    @property
+    def parts(self) -> list[str]:
+        made = [f"wheels.{source.name}" for source in self.lock.sources]
+        return [f"{self.complete}.{part}" for part in (*(PARTS if self.whole else SMALL), *made)]
+
+
 LOADERS = {"undionly.kpxe", "ipxe.efi", "snponly.efi", "shimx64.efi", "grubx64.efi"}
-
-
-def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
-    done = subprocess.run(
-        [*argv, *map(str, words)], capture_output=True, text=True, timeout=1700, check=False
-    )
-    assert (done.returncode == 0) == ok, done.stderr
-    return done
-
-
-def built(flake: str, link: Path) -> Path:
-    nix("build", flake, "--out-link", link, "--no-write-lock-file")
-    return link.resolve()
 
 
 def sha256(path: Path) -> str:
@@ -44,27 +72,20 @@ def sha256(path: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=IMAGES)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    bring(request.param)
+    return Subject(request.param)
 
 
 @pytest.fixture(scope="module")
-def image(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(f"{PROJECT}#{name}", tmp_path_factory.mktemp("image") / "result")
+def image(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(f"{PROJECT}#{subject.attribute}", tmp_path_factory.mktemp("image") / "result")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what the flake reads, to change."""
-    wanted = ["flake.nix", "images", "models"]
-    argv = ["git", "-C", str(PROJECT), "ls-files", "-z", *wanted]
-    files = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    for file in files.rstrip("\0").split("\0"):
-        copy = tmp_path / "tree" / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((PROJECT / file).read_bytes())
-        copy.chmod((PROJECT / file).stat().st_mode)
-    return tmp_path / "tree"
+    return Checkout.copy(tmp_path / "tree").root
 
 
 @pytest.fixture
@@ -81,9 +102,11 @@ def root(image: Path, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-def test_manifest_names_every_file_by_size_and_hash(name: str, image: Path) -> None:
+def test_manifest_names_every_file_by_size_and_hash(subject: Subject, image: Path) -> None:
     manifest = json.loads((image / "manifest.json").read_text())
-    assert manifest["name"] == name
+    assert manifest["name"] == subject.attribute.replace(".available", "-available").replace(
+        ".minimal", "-minimal"
+    )
     assert [layer["name"] for layer in manifest["layers"]] == list(LAYERS)
     trees = [layer["verity"] for layer in manifest["layers"]]
     single = [manifest["kernel"], manifest["initrd"], manifest["sbom"]]
@@ -121,19 +144,35 @@ def test_hash_trees_are_those_of_dm_verity(image: Path, tmp_path: Path, layer: s
         assert verify(tmp_path / "changed") != 0
 
 
-def test_bill_of_materials_is_cyclonedx_and_complete(name: str, image: Path) -> None:
+def test_bill_of_materials_is_cyclonedx_and_complete(subject: Subject, image: Path) -> None:
     text = (image / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
     seen = {(part["name"], part["version"]) for part in json.loads(text)["components"]}
-    lock = lockfile.current(name)
-    files = [*lock.files, *lockfile.current("loaders").files]
+    files = [*subject.lock.debs, *subject.wheels, *lockfile.current("loaders").files]
     assert seen == {(file.name, file.version) for file in files}
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_rebuilt_bit_for_bit(name: str, image: Path, part: str) -> None:
+@pytest.mark.parametrize("part", [part for name in IMAGES for part in Subject(name).parts])
+def test_rebuilt_bit_for_bit(part: str, tmp_path: Path) -> None:
     """Nix builds it again and compares; a difference is an error."""
-    nix("build", f"{PROJECT}#{name}.{part}", "--rebuild", "--no-link", "--no-write-lock-file")
+    built(f"{PROJECT}#{part}", tmp_path / "part")
+    nix("build", f"{PROJECT}#{part}", "--rebuild", "--no-link", "--no-write-lock-file")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_all_parts_can_be_evaluated(name: str) -> None:
+    """Also those that cannot be built here."""
+    parts = [*PARTS, "minimal", *(f"wheels.{each.name}" for each in Subject(name).lock.sources)]
+    for part in parts:
+        assert evaluated(f"{PROJECT}#{name}.{part}") and evaluated(
+            f"{PROJECT}#{name}.available.{part}"
+        )
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_from_mirrors_alone_is_all_available(name: str) -> None:
+    same = evaluated(f"{PROJECT}#{name}.available") == evaluated(f"{PROJECT}#{name}")
+    assert same == Subject(name).whole
 
 
 def test_no_identity_and_no_secret_is_in_the_image(root: Path) -> None:
@@ -154,33 +193,46 @@ def test_owners_and_modes_are_the_packages(root: Path) -> None:
     assert len(times) == 1
 
 
-def test_all_packages_are_known_to_dpkg(name: str, root: Path) -> None:
+def test_all_packages_are_known_to_dpkg(subject: Subject, root: Path) -> None:
     argv = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package}\t${Version}\n"]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split("\n")
-    lock = lockfile.current(name)
-    assert set(shown) - {""} == {f"{deb.name}\t{deb.version}" for deb in lock.debs}
+    assert set(shown) - {""} == {f"{deb.name}\t{deb.version}" for deb in subject.lock.debs}
+
+
+def test_python3_is_the_images(subject: Subject, root: Path) -> None:
+    assert subject.lock.python is not None
+    assert (root / "usr/bin/python3").resolve().name == f"python{subject.lock.python.version}"
+
+
+def test_modules_depend_on_files_that_are_there(root: Path) -> None:
+    """Compressed or not, as the package has them."""
+    (release,) = (root / "usr/lib/modules").iterdir()
+    listed = [line.partition(":")[0] for line in (release / "modules.dep").read_text().split("\n")]
+    packed = {str(path.relative_to(release)) for path in release.rglob("*.ko*")}
+    assert set(filter(None, listed)) == packed and len(packed) > 1000
 
 
 def test_a_change_of_config_leaves_the_other_layers_alone(
-    name: str, image: Path, tree: Path, tmp_path: Path
+    subject: Subject, image: Path, tree: Path, tmp_path: Path
 ) -> None:
-    (tree / "images" / name / "config/etc").mkdir(parents=True, exist_ok=True)
-    (tree / "images" / name / "config/etc/motd").write_text("changed\n")
-    changed = built(f"path:{tree}#{name}", tmp_path / "changed")
+    config = tree / "images" / subject.name / "config/etc"
+    config.mkdir(parents=True, exist_ok=True)
+    (config / "motd").write_text("changed\n")
+    changed = built(f"path:{tree}#{subject.attribute}", tmp_path / "changed")
     for layer in LAYERS:
         before, after = ((path / f"{layer}.squashfs").resolve() for path in (image, changed))
         assert (before == after) == (layer != "config")
     assert sha256(image / "manifest.json") != sha256(changed / "manifest.json")
 
 
-def test_a_missing_input_names_itself_and_the_command(name: str, tree: Path) -> None:
-    path = tree / "images" / name / "lock.json"
+def test_a_missing_input_names_itself_and_the_command(subject: Subject, tree: Path) -> None:
+    path = tree / "images" / subject.name / "lock.json"
     lock = json.loads(path.read_text())
     lock["debs"][0]["sha256"] = "0" * 64  # nothing has this hash
     path.write_text(json.dumps(lock))
-    said = nix("build", f"path:{tree}#{name}.base", "--no-link", ok=False).stderr
+    said = nix("build", f"path:{tree}#{subject.complete}.base", "--no-link", ok=False).stderr
     assert lock["debs"][0]["path"] in said
-    assert f"orchestrate image fetch {name}" in said
+    assert f"orchestrate image fetch {subject.name}" in said
 
 
 def test_the_initrd_has_what_it_calls(image: Path, tmp_path: Path) -> None:
@@ -196,15 +248,19 @@ def test_the_initrd_has_what_it_calls(image: Path, tmp_path: Path) -> None:
             ["chroot", tmp_path, program, "--help"], capture_output=True, text=True, check=False
         )
         assert "error while loading" not in said.stderr and said.returncode == 0, said.stderr
-    modules = {path.name.partition(".")[0] for path in tmp_path.rglob("*.ko*")}
+    (release,) = (tmp_path / "lib/modules").iterdir()
+    modules = {path.stem for path in release.rglob("*.ko")}
+    assert set(release.rglob("*.ko*")) == set(release.rglob("*.ko"))  # busybox knows no other
+    modules |= {Path(line).stem for line in (release / "modules.builtin").read_text().split()}
     assert {"dm-verity", "squashfs", "overlay", "igc", "r8169", "atlantic"} <= modules
 
 
-def test_the_small_image_has_the_same_base(name: str, image: Path, tmp_path: Path) -> None:
-    small = built(f"{PROJECT}#{name}.minimal", tmp_path / "small")
+def test_the_small_image_has_the_same_base(subject: Subject, image: Path, tmp_path: Path) -> None:
+    small = built(f"{PROJECT}#{subject.complete}.minimal", tmp_path / "small")
     assert (small / "base.squashfs").resolve() == (image / "base.squashfs").resolve()
     assert (small / "python.squashfs").stat().st_size < 20 << 20
-    assert json.loads((small / "manifest.json").read_text())["name"] == f"{name}-minimal"
+    name = json.loads((small / "manifest.json").read_text())["name"]
+    assert name == f"{subject.complete}-minimal".replace(".available", "-available")
 
 
 def test_names_with_dots_are_nested_as_the_command_line_reads_them() -> None:

@@ -52,6 +52,20 @@ def test_use_then_check_and_show(orchestrate: Run, tmp_path: Path) -> None:
     assert (tmp_path / "state/active-profile").read_text() == "small\n"
 
 
+def test_check_notes_what_it_cannot_know(orchestrate: Run, tmp_path: Path) -> None:
+    pinned = f"big: {{repository: owner/big, revision: {'a' * 40}}}"
+    text = f"models:\n  {pinned}\n  other: {{repository: owner/other}}\nserving:\n  model: big"
+    small = tmp_path / "profiles/small.yml"
+    small.write_text(PROFILE.replace("serving:\n  model: tiny", text))
+    checked = orchestrate("check", "small")
+    first, second, third = checked.stdout.replace("\n  ", " ").splitlines()
+    assert (checked.returncode, first) == (0, "profiles/small.yml: nothing wrong")
+    assert second.startswith("note: big is not on this machine yet")
+    assert "models.other has no revision" in third
+    document = json.loads(orchestrate("check", "--json", "small").stdout)
+    assert document["ok"] and len(document["notes"]) == 2
+
+
 def test_a_wrong_profile_is_said_to_be_and_not_used(orchestrate: Run, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yml"
     broken.write_text(PROFILE.replace("port: 8000", "prot: 8000"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import BadInput, UserError
-from orchestrator.image import apt, index, lockfile, spec, wheels
-from orchestrator.image.lockfile import Deb, Lock, Wheel
+from orchestrator.image import apt, index, lockfile, sdist, spec, tags, wheels
+from orchestrator.image.lockfile import Deb, Lock, Source, Wheel
 from orchestrator.image.spec import Spec
 
 IMAGE: dict[str, Any] = {
@@ -128,10 +128,10 @@ def test_the_environment_wins_in_pips_settings() -> None:
 
 
 def test_platforms_begin_with_the_newest_library() -> None:
-    tags = wheels.platforms("2.36")
-    assert tags[0] == "manylinux_2_36_x86_64"
-    assert "manylinux_2_37_x86_64" not in tags
-    assert {"manylinux_2_5_x86_64", "manylinux2014_x86_64", "linux_x86_64"} <= set(tags)
+    names = tags.platforms("2.36")
+    assert names[0] == "manylinux_2_36_x86_64"
+    assert "manylinux_2_37_x86_64" not in names
+    assert {"manylinux_2_5_x86_64", "manylinux2014_x86_64", "linux_x86_64"} <= set(names)
 
 
 def test_the_interpreter_is_that_of_the_packages() -> None:
@@ -157,3 +157,107 @@ def test_the_locks_of_the_tree_are_current(name: str) -> None:
     for files in (found.debs, found.wheels):
         assert list(files) == sorted(files, key=lambda file: file.name)
     assert all(lockfile.store_name(file.file) == file.store for file in found.files)
+
+
+@pytest.mark.parametrize(
+    ("file", "fits"),
+    [
+        ("a-1-py3-none-any.whl", True),
+        ("a-1-py2.py3-none-manylinux_2_28_x86_64.whl", True),
+        ("a-1-cp313-cp313-manylinux_2_28_x86_64.whl", True),
+        ("a-1-cp38-abi3-manylinux2014_x86_64.whl", True),
+        ("a-1-cp313-cp313-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl", True),
+        ("a-1-cp311-cp311-manylinux_2_28_x86_64.whl", False),
+        ("a-1-cp313-cp313t-manylinux_2_28_x86_64.whl", False),
+        ("a-1-cp314-abi3-manylinux_2_28_x86_64.whl", False),
+        ("a-1-cp313-cp313-manylinux_2_42_x86_64.whl", False),
+        ("a-1-cp313-cp313-manylinux_2_28_aarch64.whl", False),
+        ("a-1-cp313-cp313-win_amd64.whl", False),
+        ("not-a-wheel.whl", False),
+    ],
+)
+def test_a_wheel_fits_by_its_tags(file: str, fits: bool) -> None:
+    assert (tags.misfit(file, "3.13", "2.41") is None) == fits
+
+
+def test_a_file_of_unknown_size_and_a_source_survive_writing() -> None:
+    far = Deb(
+        **{**deb("b").model_dump(), "size": None, "url": "https://h/b.deb", "elsewhere": True}
+    )
+    source = Source(
+        name="c",
+        version="1",
+        file="c-1.tar.gz",
+        size=3,
+        sha256="0" * 64,
+        store="c-1.tar.gz",
+        environment={"A": "b"},
+    )
+    written = lock(deb("a"), far, sources=(source,))
+    raw = json.loads(lockfile.text(written))
+    assert raw["debs"][1]["size"] is None
+    assert raw["debs"][1]["elsewhere"] is True
+    assert "elsewhere" not in raw["debs"][0]
+    assert raw["sources"][0]["environment"] == {"A": "b"}
+    raw["schema_"] = raw.pop("schema")
+    assert Lock.model_validate(raw) == written
+    assert lockfile.known_size(written.files) == written.debs[0].size + 3  # type: ignore[operator]
+
+
+ELSEWHERE = {
+    "version": "2.0+xpu",
+    "url": "https://host/whl/torch-2.0%2Bxpu-cp311-cp311-manylinux_2_28_x86_64.whl",
+    "sha256": "0" * 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sha256": "123"}, "python.elsewhere.torch.sha256"),
+        ({"url": "torch.whl"}, "python.elsewhere.torch.url"),
+        ({"url": ELSEWHERE["url"].replace("cp311", "cp313")}, "not for Python 3.11"),
+        ({"version": "2.1"}, "is not torch 2.1"),
+        ({"requires": ["a ==== b"]}, "python.elsewhere.torch.requires.0"),
+        ({"size": -1}, "python.elsewhere.torch.size"),
+    ],
+)
+def test_what_is_declared_is_checked(
+    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    document = json.loads(json.dumps(IMAGE))
+    document["python"]["elsewhere"] = {"torch": {**ELSEWHERE, **change}}
+    (tmp_path / "images/demo").mkdir(parents=True)
+    (tmp_path / "images/demo/image.yml").write_text(yaml.safe_dump(document))
+    with pytest.raises(BadInput) as error:
+        spec.load("demo")
+    assert said in str(error.value)
+
+
+def test_a_requirements_file_is_read_as_pip_reads_it() -> None:
+    files = {
+        "requirements/xpu.txt": "# all\n-r common.txt\n--pre\nb >= 2 # why\n",
+        "requirements/common.txt": "a\\\n ==1; python_version > '3'\n\n",
+    }
+    lines = list(sdist._lines(files.__getitem__, "requirements/xpu.txt"))
+    assert lines == ["a ==1; python_version > '3'", "b >= 2"]
+
+
+def test_pip_names_the_kept_versions_that_block() -> None:
+    said = (
+        "ERROR: Cannot install new==2 because these package versions have conflicting "
+        "dependencies.\n\nThe conflict is caused by:\n    new 2 depends on Some_Thing>=3\n"
+        "    The user requested (constraint) some-thing==1.0\n"
+    )
+    assert wheels.blocking(said) == {"some-thing"}
+
+
+def test_apt_takes_from_a_further_suite_only_what_is_named() -> None:
+    debian = spec.Debian(
+        suite="s", components=("main",), packages=("a",), also={"s-more": ("b", "c")}
+    )
+    text = apt.preferences(debian, {"a": "1"})
+    assert "Package: *\nPin: release n=s-more\nPin-Priority: 100\n" in text
+    assert "Package: b c\nPin: release a=s-more\nPin-Priority: 990\n" in text
+    assert "Package: a\nPin: version 1\nPin-Priority: 1001\n" in text

@@ -239,6 +239,16 @@ def test_no_tokens_are_no_proof() -> None:
     assert not judge.repeated([nothing, nothing], tolerance=0.01).ok
 
 
+@pytest.mark.parametrize(
+    ("said", "ok"), [("It is PARIS, of course", True), ("Lyon", False), ("", False)]
+)
+def test_an_answer_that_only_has_to_have_a_text(said: str, ok: bool) -> None:
+    known = Answer("Capital of France?", "Paris", whole=False)
+    verdict = judge.answer(known, replace(SAID, text=said, finish_reason="length"))
+    assert verdict.ok is ok
+    assert (verdict.expected, verdict.seen) == ("an answer with 'Paris'", repr(said))
+
+
 def test_drift_names_what_differs() -> None:
     assert judge.drift([]).ok
     assert judge.drift(["file /etc/hosts: content"]).seen == "file /etc/hosts: content"

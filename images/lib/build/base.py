@@ -207,7 +207,8 @@ def main() -> None:
     for directory in MERGED:
         root.link(directory, f"usr/{directory}")
     say("setting up the system")
-    system.apply(root, SPEC["system"], [package.control for package in packages])
+    controls = [package.control for package in packages]
+    system.apply(root, SPEC["system"], SPEC["python"], controls)
     say("writing squashfs")
     root.fill()
     write(root.tree)

@@ -57,7 +57,7 @@ def unpack(packed: bytes, kind: str) -> bytes:
         return subprocess.run(tool("zstd", "-dc"), input=packed, stdout=-1, check=True).stdout
     if kind == "tar":
         return packed
-    raise SystemExit(f"compression of data.tar.{kind} is not known")
+    raise SystemExit(f"compression .{kind} is not known")
 
 
 def control(path: str) -> tarfile.TarFile:

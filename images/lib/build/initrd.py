@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from common import LIB, LOADER, OUT, SPEC, tool, unsquashfs
+from deb import unpack
 
 
 def entry(
@@ -60,10 +61,18 @@ def modules(tree: Path) -> None:
     inside = f"usr/lib/modules/{release.name}"
     unsquashfs(SPEC["base"], unpacked, *(f"{inside}/{path}" for path in sorted(kept)))
     for path in kept:
-        put(tree / "lib/modules" / release.name / path, release / path, 0o644)
+        put_module(tree / "lib/modules" / release.name / path, release / path)
     for index in ("modules.order", "modules.builtin"):
         put(tree / "lib/modules" / release.name / index, release / index, 0o644)
     subprocess.run(tool("depmod", "--basedir", str(tree), release.name), check=True)
+
+
+def put_module(copy: Path, source: Path) -> None:
+    """Copy a module, uncompressed: busybox's modprobe knows no other, and the whole is packed."""
+    if copy.suffix == ".ko":
+        put(copy, source, 0o644)
+    else:
+        put_bytes(copy.with_suffix(""), unpack(source.read_bytes(), copy.suffix[1:]), 0o644)
 
 
 def programs(tree: Path) -> None:
@@ -86,9 +95,14 @@ def programs(tree: Path) -> None:
 
 
 def put(copy: Path, source: Path, mode: int) -> None:
-    """Copy a file, or what a link leads to, and make the directories above."""
+    """Copy a file, or what a link leads to."""
+    put_bytes(copy, source.read_bytes(), mode)
+
+
+def put_bytes(copy: Path, data: bytes, mode: int) -> None:
+    """Write a file, and make the directories above."""
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(source.read_bytes())
+    copy.write_bytes(data)
     copy.chmod(mode)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import SPEC, finish_squashfs_of_tar, in_tree, largest_first, say, squashfs_of_tar
 from deb import unpack_tree
-from wheel import Tree, install_wheel, sources
+from wheel import Environment, Tree, install_wheel, sources
 
 VERSION = SPEC["python"]["version"]
 PREFIX = SPEC["prefix"]
@@ -27,8 +27,15 @@ SHARES = 4
 
 
 def prepare(wheel: dict) -> None:
-    """Give a wheel its file name back (store names may not carry it)."""
-    Path(wheel["file"]).symlink_to(wheel["source"])
+    """Give a wheel its file name back (store names may not carry it).
+
+    One that was built from source lies in a directory, under its name.
+    """
+    source = Path(wheel["source"])
+    if source.is_dir():
+        (source,) = source.iterdir()
+        wheel.update(file=source.name, source=str(source))
+    Path(wheel["file"]).symlink_to(source)
 
 
 def start_compiling() -> list[subprocess.Popen]:
@@ -71,6 +78,14 @@ def add_bytecode(tree: Tree, compiling: list[subprocess.Popen]) -> None:
                 tree.file(header.name, made.extractfile(header), header.size)
 
 
+def check_owners(tree: Tree) -> None:
+    """Raises SystemExit where image.yml gives a file to a wheel that does not bring it."""
+    here = {wheel["name"] for wheel in SPEC["wheels"]}
+    for path, owner in SPEC["owners"].items():
+        if owner in here and tree.paths.get(f"{HOME}/{path}") != owner:
+            sys.exit(f"image.yml: system.owners: {owner} brings no {path}")
+
+
 def main() -> None:
     say(f"opening {len(SPEC['wheels'])} wheels")
     for wheel in SPEC["wheels"]:
@@ -80,9 +95,10 @@ def main() -> None:
     squashfs = squashfs_of_tar(SPEC["epoch"])
     tree = Tree(squashfs.stdin, SPEC["epoch"])
     environment(tree)
-    renamed = SPEC["python"].get("rename", {})
+    where = Environment(tree, PREFIX, SITE, SPEC["python"].get("rename", {}), SPEC["owners"])
     for wheel in largest_first(SPEC["wheels"]):
-        install_wheel(tree, PREFIX, SITE, wheel, renamed.get(wheel["name"]))
+        install_wheel(where, wheel)
+    check_owners(tree)
     say("bytecode into squashfs")
     add_bytecode(tree, compiling)
     say("the rest of squashfs")

@@ -6,9 +6,11 @@ Each step reads the merged tree and adds to it. `settings` is the `system` secti
 import posixpath
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import tool
+from common import LIB, tool
+from deb import unpack
 
 #: update-alternatives' choices that people and scripts count on: link -> program, if there.
 ALTERNATIVES = {
@@ -18,9 +20,11 @@ ALTERNATIVES = {
     "usr/bin/c++": "g++",
     "usr/bin/vi": "vim.tiny",
     "usr/bin/nc": "nc.openbsd",
-    "usr/bin/python3": "python3.11",
     "usr/bin/which": "which.debianutils",
 }
+
+#: What Debian's ld.so.conf adds to the directories that the loader has built in.
+LOCAL_LIBRARIES = ("usr/local/lib/x86_64-linux-gnu", "usr/local/lib")
 
 PAM = {
     "account": "account required pam_unix.so\n",
@@ -31,11 +35,14 @@ PAM = {
 }
 
 
-def apply(root, settings: dict, controls: list[str]) -> None:
-    """The steps, in order."""
+def apply(root, settings: dict, python: str | None, controls: list[str]) -> None:
+    """The steps, in order. `python` is the version of the image's Python, as in "3.13"."""
     accounts(root, settings.get("users", {}), settings.get("groups", {}))
     base_files(root)
-    alternatives(root)
+    alternatives(root, ALTERNATIVES)
+    if python:
+        alternatives(root, {"usr/bin/python3": f"python{python}"})
+    local_libraries(root)
     certificates(root)
     pam(root)
     ssh(root)
@@ -45,7 +52,10 @@ def apply(root, settings: dict, controls: list[str]) -> None:
 
 
 def accounts(root, users: dict, groups: dict) -> None:
-    """base-passwd's masters, and the accounts and groups that packages' scripts would make."""
+    """base-passwd's masters, and the accounts and groups that packages' scripts would make.
+
+    Raises SystemExit where a package wants one that image.yml gives no id.
+    """
     passwd = root.read("usr/share/base-passwd/passwd.master").decode().replace(":*:", ":x:")
     group = root.read("usr/share/base-passwd/group.master").decode().replace(":*:", ":x:")
     for name, gid in sorted(groups.items(), key=lambda item: item[1]):
@@ -56,6 +66,15 @@ def accounts(root, users: dict, groups: dict) -> None:
         passwd += f"{name}:x:{user['uid']}:{user['uid']}::{home}:/usr/sbin/nologin\n"
     names = [line.split(":")[0] for line in passwd.splitlines()]
     group_names = [line.split(":")[0] for line in group.splitlines()]
+    have = {"u": names, "g": group_names}
+    sections = {"u": "users", "g": "groups"}
+    lacking = [
+        f"image.yml: system.{sections[kind]} has no {name}, which /{path} wants"
+        for kind, name, path in wanted_accounts(root)
+        if name not in have[kind]
+    ]
+    if lacking:
+        raise SystemExit("\n".join(lacking))
     shadow_gid = next(int(line.split(":")[2]) for line in group.splitlines() if "shadow:" in line)
     root.file("etc/passwd", passwd)
     root.file("etc/group", group)
@@ -63,6 +82,19 @@ def accounts(root, users: dict, groups: dict) -> None:
     shadow = "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names)
     root.file("etc/shadow", shadow, 0o640, shadow_gid)
     root.file("etc/gshadow", "".join(f"{name}:*::\n" for name in group_names), 0o640, shadow_gid)
+
+
+def wanted_accounts(root) -> list[tuple[str, str, str]]:
+    """What packages declare for systemd-sysusers, which finds all of it made: user ("u") or group
+    ("g"), name, file. Ids that it would choose itself could change from image to image, and with
+    them who owns what a control node keeps."""
+    found = []
+    for path in root.paths("usr/lib/sysusers.d/"):
+        for line in root.read(path).decode().splitlines():
+            kind, name, *_ = [*line.split(), "", ""]
+            if kind.rstrip("!") in ("u", "g"):
+                found.append((kind.rstrip("!"), name, path))
+    return found
 
 
 def base_files(root) -> None:
@@ -85,11 +117,24 @@ def base_files(root) -> None:
             root.directory(directory)
 
 
-def alternatives(root) -> None:
-    for link, program in ALTERNATIVES.items():
+def alternatives(root, links: dict[str, str]) -> None:
+    """Links to programs, where the program is there and no package brings the link."""
+    for link, program in links.items():
         target = f"{posixpath.dirname(link)}/{program}"
         if target in root and link not in root:
             root.link(link, program)
+
+
+def local_libraries(root) -> None:
+    """Links for what ldconfig would put into its cache, which no image has.
+
+    Intel's graphics compiler has its libraries there; its driver opens them by name.
+    """
+    for directory in LOCAL_LIBRARIES:
+        for path in [path for path in root.tree if posixpath.dirname(path) == directory]:
+            name = posixpath.basename(path)
+            if ".so" in name and f"{LIB}/{name}" not in root:
+                root.link(f"{LIB}/{name}", f"/{path}")
 
 
 def certificates(root) -> None:
@@ -116,10 +161,16 @@ def modules(root) -> None:
     """modules.dep and friends, by depmod on a copy of the kernel's modules."""
     paths = root.paths("usr/lib/modules/")
     versions = sorted({path.split("/")[3] for path in paths})
-    for path in paths:
-        copy = Path("modules", path.removeprefix("usr/"))
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(root.read(path))
+
+    def copy(path: str) -> None:
+        """Uncompressed under the same name, since depmod would do that on one core."""
+        target = Path("modules", path.removeprefix("usr/"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = root.read(path)
+        target.write_bytes(unpack(data, "xz") if path.endswith(".ko.xz") else data)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(copy, paths))
     for version in versions:
         subprocess.run(tool("depmod", "--basedir", "modules", version), check=True)
         for made in sorted(Path("modules/lib/modules", version).glob("modules.*")):

@@ -7,6 +7,7 @@ import posixpath
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,10 +28,11 @@ class Tree:
 
     def __init__(self, stream: BinaryIO, epoch: int) -> None:
         self.epoch = epoch
+        self.who = "the build"  # brings what is added now
         self.tar = tarfile.open(  # noqa: SIM115
             fileobj=stream, mode="w|", bufsize=BLOCK, copybufsize=BLOCK, format=tarfile.PAX_FORMAT
         )
-        self.paths: set[str] = {""}
+        self.paths: dict[str, str] = {"": self.who}
 
     def file(self, path: str, content: BinaryIO, size: int, executable: bool = False) -> None:
         header = self._header(path, 0o755 if executable else 0o644)
@@ -51,9 +53,12 @@ class Tree:
 
     def _header(self, path: str, mode: int) -> tarfile.TarInfo:
         if path in self.paths:
-            raise SystemExit(f"/{path} is brought twice")
+            both = f"{self.paths[path]} and by {self.who}"
+            raise SystemExit(
+                f"/{path} is brought by {both}: say in image.yml, system.owners, whose it is"
+            )
         self.directory(posixpath.dirname(path))
-        self.paths.add(path)
+        self.paths[path] = self.who
         header = tarfile.TarInfo(path)
         header.mode, header.mtime = mode, self.epoch
         return header
@@ -76,10 +81,26 @@ class Hashing:
         return base64.urlsafe_b64encode(self.sha256.digest()).decode().rstrip("=")
 
 
-class Destination(SchemeDictionaryDestination):
-    """Where one wheel's files go. `renamed`: another name and version for its metadata."""
+@dataclass(frozen=True)
+class Environment:
+    """Where wheels go: below `prefix`, importable ones in `site` there.
 
-    def __init__(self, tree: Tree, prefix: str, site: str, wheel: dict, renamed: dict | None):
+    `renamed` has other names and versions for wheels' metadata; `owners` the wheels whose files are
+    kept where several bring them, by paths below the prefix.
+    """
+
+    tree: Tree
+    prefix: str
+    site: str
+    renamed: dict[str, dict]
+    owners: dict[str, str]
+
+
+class Destination(SchemeDictionaryDestination):
+    """Where one wheel's files go."""
+
+    def __init__(self, environment: Environment, wheel: dict):
+        prefix, site = environment.prefix, environment.site
         root = prefix.lstrip("/")
         schemes = {
             "purelib": f"{root}/{site}",
@@ -89,7 +110,10 @@ class Destination(SchemeDictionaryDestination):
             "headers": f"{root}/include/{wheel['name']}",
         }
         super().__init__(schemes, interpreter=f"{prefix}/bin/python", script_kind="posix")
-        self.tree, self.renamed = tree, renamed
+        self.tree, self.renamed = environment.tree, environment.renamed.get(wheel["name"])
+        owners = {f"{root}/{path}": owner for path, owner in environment.owners.items()}
+        self.left_out = {path for path, owner in owners.items() if owner != wheel["name"]}
+        self.tree.who = wheel["name"]
         with zipfile.ZipFile(wheel["file"]) as archive:
             self.sizes = {info.filename: info.file_size for info in archive.infolist()}
 
@@ -105,6 +129,10 @@ class Destination(SchemeDictionaryDestination):
         if path.endswith(".pyc"):  # of whatever Python its author had; the build makes its own
             return RecordEntry(path, None, None)
         place = posixpath.normpath(posixpath.join(self.scheme_dict[scheme], path))
+        if not place.startswith(f"{self.scheme_dict[scheme]}/"):
+            raise ValueError(f"a path outside of {self.scheme_dict[scheme]}: {path}")
+        if place in self.left_out:
+            return RecordEntry(path, None, None)
         self.tree.file(place, content, size, is_executable)
         return RecordEntry(path, Hash("sha256", content.digest()), size)
 
@@ -140,10 +168,10 @@ def with_name(metadata: bytes, new: dict) -> bytes:
     return ("\n".join(lines) + blank + body).encode()
 
 
-def install_wheel(tree: Tree, prefix: str, site: str, wheel: dict, renamed: dict | None) -> None:
+def install_wheel(environment: Environment, wheel: dict) -> None:
     """Install one wheel: files, scripts, data below the prefix, RECORD."""
-    destination = Destination(tree, prefix, site, wheel, renamed)
     try:
+        destination = Destination(environment, wheel)
         with WheelFile.open(wheel["file"]) as source:
             install(source, destination, additional_metadata={"INSTALLER": b"orchestrate\n"})
     except Exception as error:

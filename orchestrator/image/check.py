@@ -1,0 +1,209 @@
+"""Check an image before it is built: is all that its packages, wheels and ELF files need in it?"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import paths
+from orchestrator.image import (
+    dependencies,
+    findings,
+    index,
+    libraries,
+    lockfile,
+    metadata,
+    spec,
+    store,
+    wheels,
+)
+from orchestrator.image.findings import Finding
+from orchestrator.image.lockfile import File, Lock, Source
+from orchestrator.image.spec import Spec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, and how much was looked at.
+
+    ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
+    keys of exceptions that allow nothing. ``undecided`` is what a file that is not here may bring.
+    Files that are not in the Nix store: of ``declared`` ones image.yml says what they need, of
+    ``unbuilt`` wheels their source archives do, of ``unread`` ones nobody.
+    """
+
+    name: str
+    problems: tuple[Finding, ...]
+    allowed: tuple[Finding, ...]
+    stale: tuple[str, ...]
+    undecided: tuple[Finding, ...]
+    declared: tuple[str, ...]
+    unbuilt: tuple[str, ...]
+    unread: tuple[str, ...]
+    packages: int
+    wheels: int
+    objects: int
+    seconds: dict[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong, as far as this machine can have the files."""
+        return not (self.problems or self.stale or self.unread)
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {"ok": self.ok} | asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report for people: what is allowed, what is open, what is wrong, a summary."""
+        reasons = {each.key: each.reason for each in self.allowed}
+        counts = Counter(each.key for each in self.allowed)
+        told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
+        told += [f"as declared, not in the Nix store: {file}" for file in self.declared]
+        told += [f"as its source archive says, not built: {wheel}" for wheel in self.unbuilt]
+        told += [f"undecided without these: {line}" for line in _by_owner(self.undecided)]
+        told += [f"not looked at, not in the Nix store: {file}" for file in self.unread]
+        if self.unread:
+            told.append(f"Run: orchestrate image fetch {self.name}")
+        told += [f"wrong: {line}" for line in _grouped(self.problems)]
+        told += [f"wrong: {key} allows nothing: take it out of image.yml" for key in self.stale]
+        looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
+        wrong = len(self.problems) + len(self.stale)
+        skipped = f", {len(self.unread)} files not looked at" if self.unread else ""
+        told.append(f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}{skipped}")
+        return told
+
+
+def check(name: str) -> Report:
+    """Check the lock of the image ``name`` as far as its files are in the Nix store.
+
+    Raises UserError where the lock is missing or stale, names wheels for another Python or
+    platform, or where a file cannot be read.
+    """
+    started = time.monotonic()
+    store.require_nix()
+    image, lock = spec.load(name), lockfile.current(name)
+    here = _here(lock)
+    built = _built(name, lock)
+    of_debs = _debian(image, lock, here)
+    found = of_debs + _python(name, image, lock, here, built)
+    read = time.monotonic()
+    parts = libraries.read(_unpackable(here), built, lock, _trees(name))
+    needed = libraries.check(parts, image.check)
+    found += needed
+    absent = [file for file in lock.files if store.path_of_file(file) not in here]
+    unread = tuple(file.file for file in absent if not file.elsewhere)
+    undecided = [each for each in needed if absent and _is_nowhere(each)]
+    undecided += [each for each in of_debs if unread and _is_nowhere(each)]
+    unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
+    judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
+    return Report(
+        name=name,
+        problems=tuple(each for each in found if not each.key and each not in undecided),
+        allowed=tuple(each for each in found if each.key),
+        stale=tuple(findings.stale(judged, found)),
+        undecided=tuple(undecided),
+        declared=tuple(file.file for file in absent if file.elsewhere),
+        unbuilt=unbuilt,
+        unread=unread,
+        packages=len(lock.debs),
+        wheels=len(lock.wheels) + len(lock.sources),
+        objects=sum(len(part.content.objects) for part in parts),
+        seconds={
+            "dependencies": round(read - started, 1),
+            "libraries": round(time.monotonic() - read, 1),
+        },
+    )
+
+
+def _is_nowhere(finding: Finding) -> bool:
+    """Whether nothing here has it, so that a file that is not here may bring or provide it."""
+    return not finding.key and finding.problem in (libraries.ABSENT, dependencies.MISSING)
+
+
+def _grouped(problems: Iterable[Finding]) -> list[str]:
+    """One line for all that one file lacks in the same way."""
+    wants: dict[tuple[str, str], list[str]] = {}
+    for each in problems:
+        wants.setdefault((each.who, each.problem), []).append(each.wants)
+    return [f"{who} wants {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
+
+
+def _by_owner(undecided: Iterable[Finding]) -> list[str]:
+    """One line for all that the files of one package lack."""
+    wants: dict[str, set[str]] = {}
+    for each in undecided:
+        wants.setdefault(each.who.partition(":")[0], set()).add(each.wants)
+    return [f"{who} wants {', '.join(sorted(all_))}" for who, all_ in wants.items()]
+
+
+def _here(lock: Lock) -> dict[Path, File]:
+    """The files of the lock that the store has, by their paths there."""
+    wanted = {store.path_of_file(file): file for file in lock.files}
+    absent = store.missing(wanted)
+    return {path: file for path, file in wanted.items() if path not in absent}
+
+
+def _unpackable(here: dict[Path, File]) -> dict[Path, File]:
+    """Those that are packages and wheels."""
+    return {path: file for path, file in here.items() if not isinstance(file, Source)}
+
+
+def _built(name: str, lock: Lock) -> dict[str, Path]:
+    """The wheels that were built from source archives and are in the store, by name."""
+    found = {}
+    for source in lock.sources:
+        directory = store.built_part(name, f"wheels.{source.name}")
+        if directory and (wheels := sorted(directory.glob("*.whl"))):
+            found[source.name] = wheels[0]
+    return found
+
+
+def _trees(name: str) -> list[Path]:
+    """The project's own files, as the config layer has them."""
+    images = paths.checkout() / "images"
+    return [tree for tree in (images / "config", images / name / "config") if tree.is_dir()]
+
+
+def _exceptions(image: Spec, of_libraries: bool) -> list[str]:
+    """The keys of all exceptions, or of all but those for libraries."""
+    sections = {
+        "debian.exclude": image.debian.exclude,
+        "python.exclude": image.python.exclude if image.python else {},
+        "check.unmet": image.check.unmet,
+    }
+    if of_libraries:
+        sections |= {"check.needed": image.check.needed, "check.loaded": image.check.loaded}
+        sections |= {"check.library_path": image.check.library_path}
+    return [f"{section}.{name}" for section, reasons in sections.items() for name in reasons]
+
+
+def _debian(image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
+    """Packages that are not what is said of them, and dependencies that are not met."""
+    packages, found = metadata.packages(lock, image.debian, here)
+    allowed = findings.exceptions(
+        {"debian.exclude": image.debian.exclude, "check.unmet": image.check.unmet}
+    )
+    return found + dependencies.debian(packages, image.debian.roots, allowed)
+
+
+def _python(
+    name: str, image: Spec, lock: Lock, here: Collection[Path], built: Mapping[str, Path]
+) -> list[Finding]:
+    """Wheels that are not what is said of them, and requirements that are not met."""
+    python = image.python
+    if python is None:
+        return []
+    environment = index.environment(wheels.interpreter(name, python, lock.debs))
+    distributions, found = metadata.distributions(lock, python, environment, here, built)
+    renamed = {old: (new.name, new.version) for old, new in python.rename.items()}
+    allowed = findings.exceptions(
+        {"python.exclude": python.exclude, "check.unmet": image.check.unmet}
+    )
+    return found + dependencies.python(
+        distributions, python.requirements, environment, renamed, allowed
+    )

@@ -1,0 +1,249 @@
+"""Is every dependency of packages and wheels met by those that are there too? Pure.
+
+Debian's relations are read and its versions compared by python-debian, Python's by packaging.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from debian.deb822 import PkgRelation
+from debian.debian_support import Version as DebianVersion
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import NormalizedName, canonicalize_name
+from packaging.version import Version
+
+from orchestrator.image.findings import Allowed, Finding
+
+if TYPE_CHECKING:
+    Relation = PkgRelation.ParsedRelation
+
+#: Who asks for what image.yml lists.
+ROOTS = "image.yml"
+MISSING = "not in the lock"
+
+#: Architectures, wildcards included, that this one answers to.
+ARCHITECTURES = ("amd64", "any", "linux-any", "any-amd64", "linux-amd64")
+#: After a colon in a dependency: packages of one architecture answer to these.
+QUALIFIERS = (None, "any", "native", "amd64")
+
+COMPARE = {
+    "<<": lambda have, want: have < want,
+    "<=": lambda have, want: have <= want,
+    "=": lambda have, want: have == want,
+    ">=": lambda have, want: have >= want,
+    ">>": lambda have, want: have > want,
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Debian package as its control file has it; ``depends``: its Pre-Depends and Depends."""
+
+    name: str
+    version: str
+    architecture: str
+    depends: str = ""
+    provides: str = ""
+    breaks: str = ""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A wheel as its METADATA has it; ``requires``: its Requires-Dist."""
+
+    name: str
+    version: str
+    requires: tuple[str, ...] = ()
+    requires_python: str = ""
+
+
+def relations(text: str) -> list[list[Relation]]:
+    """A field such as Depends: all of these, each being one of its alternatives."""
+    return PkgRelation.parse_relations(text) if text.strip() else []
+
+
+def normalized(text: str) -> list[str]:
+    """A field such as Depends, each of its parts in one spelling."""
+    return [PkgRelation.str([group]) for group in relations(text)]
+
+
+def debian(
+    packages: Sequence[Package], roots: Iterable[str], allowed: Mapping[str, Allowed]
+) -> list[Finding]:
+    """Each dependency of ``packages``, and each root, that no package meets.
+
+    ``allowed``: exceptions by the name of a package that may lack.
+    """
+    offers = _offers(packages)
+    asked = [(ROOTS, [[_root(root)]]) for root in roots]
+    asked += [(each.name, relations(each.depends)) for each in packages]
+    found = []
+    for who, groups in asked:
+        for group in groups:
+            here = [relation for relation in group if _is_for_us(relation)]
+            if here and not any(_met(relation, offers) for relation in here):
+                names = [relation["name"] for relation in here]
+                lacking = Finding(who, PkgRelation.str([here]), _instead(names, offers))
+                exception = next((allowed[name] for name in names if name in allowed), None)
+                found.append(lacking.allowed_by(exception))
+    return list(dict.fromkeys(found))
+
+
+def _root(text: str) -> Relation:
+    """A root of image.yml as a relation: NAME, or NAME=VERSION."""
+    name, _, version = text.partition("=")
+    return {
+        "name": re.split("[:/]", name)[0],
+        "archqual": None,
+        "version": ("=", version) if version else None,
+        "arch": None,
+        "restrictions": None,
+    }
+
+
+def _offers(packages: Iterable[Package]) -> dict[str, list[DebianVersion | None]]:
+    """The versions of each name that is there, provided ones included (None: without version)."""
+    offers: dict[str, list[DebianVersion | None]] = defaultdict(list)
+    for package in packages:
+        offers[package.name].append(DebianVersion(package.version))
+        for group in relations(package.provides):
+            for relation in group:
+                version = relation["version"]
+                offers[relation["name"]].append(DebianVersion(version[1]) if version else None)
+    return offers
+
+
+def _is_for_us(relation: Relation) -> bool:
+    """Whether a relation's [architectures] include ours."""
+    listed = relation["arch"] or []
+    named = [each for each in listed if each.arch in ARCHITECTURES]
+    if any(each.enabled for each in listed):
+        return any(each.enabled for each in named)
+    return not named
+
+
+def _met(relation: Relation, offers: Mapping[str, Sequence[DebianVersion | None]]) -> bool:
+    if relation["archqual"] not in QUALIFIERS:
+        return False
+    have = offers.get(relation["name"], ())
+    if relation["version"] is None:
+        return bool(have)
+    operator, version = relation["version"]
+    wanted = DebianVersion(version)
+    return any(COMPARE[operator](each, wanted) for each in have if each is not None)
+
+
+def _instead(names: Iterable[str], offers: Mapping[str, Sequence[object]]) -> str:
+    """What there is of ``names``, which is not what is wanted."""
+    found = [
+        f"{name} {each}" if each else f"{name} without a version"
+        for name in names
+        for each in offers.get(name, ())
+    ]
+    return f"the lock has {', '.join(found)}" if found else MISSING
+
+
+def python(
+    wheels: Sequence[Distribution],
+    roots: Iterable[str],
+    environment: Mapping[str, str],
+    renamed: Mapping[str, tuple[str, str]],
+    allowed: Mapping[str, Allowed],
+) -> list[Finding]:
+    """Each requirement of ``wheels``, and each root, that no wheel meets on this Python.
+
+    ``environment`` holds the target's marker values; ``renamed`` the name and version under which
+    distributions are installed, which then answer to both; ``allowed`` exceptions by name.
+    """
+    have = _installed(wheels, renamed)
+    exceptions = {canonicalize_name(name): each for name, each in allowed.items()}
+    version = environment["python_full_version"]
+    found = [
+        Finding(wheel.name, f"Python {wheel.requires_python}", f"it is {version}")
+        for wheel in wheels
+        if not _takes(wheel.requires_python, version)
+    ]
+    for who, text in _required(wheels, roots, environment):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            found.append(Finding(who, text, f"not a requirement: {error}".splitlines()[0]))
+            continue
+        name = canonicalize_name(requirement.name)
+        versions = have.get(name, [])
+        if not any(requirement.specifier.contains(each, prereleases=True) for each in versions):
+            there = ", ".join(f"{requirement.name} {each}" for each in versions)
+            lacking = Finding(who, text, f"the lock has {there}" if there else MISSING)
+            found.append(lacking.allowed_by(exceptions.get(name)))
+    return list(dict.fromkeys(found))
+
+
+def _installed(
+    wheels: Iterable[Distribution], renamed: Mapping[str, tuple[str, str]]
+) -> dict[str, list[Version]]:
+    """The versions of each name that is there."""
+    have: dict[str, list[Version]] = defaultdict(list)
+    other = {canonicalize_name(name): new for name, new in renamed.items()}
+    for wheel in wheels:
+        name = canonicalize_name(wheel.name)
+        have[name].append(Version(wheel.version))
+        if name in other:
+            new, version = other[name]
+            have[canonicalize_name(new)].append(Version(version))
+    return have
+
+
+def _takes(requires_python: str, version: str) -> bool:
+    try:
+        return SpecifierSet(requires_python).contains(version, prereleases=True)
+    except InvalidSpecifier:
+        return True  # old wheels have what was never valid; installers take that for "any"
+
+
+def _required(
+    wheels: Sequence[Distribution], roots: Iterable[str], environment: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Who requires what: of each wheel what it always needs, and of its extras what is asked for.
+
+    What cannot be read as a requirement counts as required.
+    """
+    by_name = {canonicalize_name(wheel.name): wheel for wheel in wheels}
+    asked = {(ROOTS, text) for text in roots}
+    todo = [(name, "") for name in by_name]
+    todo += [pair for _, text in asked for pair in _extras(text)]
+    done: set[tuple[str, str]] = set()
+    while todo:
+        name, extra = todo.pop()
+        if name not in by_name or (name, extra) in done:
+            continue
+        done.add((name, extra))
+        for text in by_name[name].requires:
+            if applies(text, {**environment, "extra": extra}):
+                asked.add((name, text))
+                todo += _extras(text)
+    return sorted(asked)
+
+
+def applies(text: str, environment: Mapping[str, str]) -> bool:
+    """Whether a requirement's marker, if it has one, is true in ``environment``."""
+    try:
+        marker = Requirement(text).marker
+    except InvalidRequirement:
+        return True
+    return marker is None or marker.evaluate(environment)
+
+
+def _extras(text: str) -> list[tuple[NormalizedName, str]]:
+    """The extras that a requirement asks for, each as (name, extra)."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return []
+    name = canonicalize_name(requirement.name)
+    return [(name, extra) for extra in sorted(requirement.extras)]

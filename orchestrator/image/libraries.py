@@ -1,0 +1,155 @@
+"""Does every ELF file of an image find its libraries there? From the files of its lock, unbuilt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator import paths
+from orchestrator.image import elf, loader
+from orchestrator.image.elf import Content, Object
+from orchestrator.image.findings import Allowed, Finding
+from orchestrator.image.lockfile import Deb, File, Lock
+from orchestrator.image.spec import Check
+
+#: Changes with what is read of a file: what was read before then does not count any more.
+FORMAT = 1
+CONTENT = TypeAdapter(Content)
+
+#: Where wheels are of what is no image: they find each other wherever they are.
+ENVIRONMENT = "/environment"
+
+ABSENT = "not in the image"
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a part of an image brings, where it lies there. ``owner``: package, wheel or config."""
+
+    owner: str
+    content: Content
+
+
+def read(
+    files: Mapping[Path, File], built: Mapping[str, Path], lock: Lock, trees: Iterable[Path]
+) -> list[Brought]:
+    """What is in ``files`` (by where they are), in wheels that were ``built`` (by name), and in
+    ``trees``, which are laid over the root.
+
+    Packages are unpacked in parallel, and what was found in one is kept in the cache by its hash.
+    Raises UserError where a file cannot be read.
+    """
+    contents = {path: found for path, file in files.items() if (found := _load(file))}
+    new = [path for path in files if path not in contents]
+    new.sort(key=lambda path: path.stat().st_size, reverse=True)
+    if new:
+        with ProcessPoolExecutor() as pool:
+            read_now = pool.map(_read, new, [isinstance(files[path], Deb) for path in new])
+            for path, content in zip(new, read_now, strict=True):
+                _keep(files[path], content)
+                contents[path] = content
+    parts = [
+        Brought(file.name, contents[path].placed(_placing(lock, isinstance(file, Deb))))
+        for path, file in files.items()
+    ]
+    parts += [
+        Brought(name, elf.of_wheel(path).placed(_placing(lock, is_deb=False)))
+        for name, path in built.items()
+    ]
+    return parts + [Brought("config", elf.of_tree(tree).placed(elf.merged)) for tree in trees]
+
+
+def _read(path: Path, is_deb: bool) -> Content:
+    return elf.of_deb(path) if is_deb else elf.of_wheel(path)
+
+
+def _placing(lock: Lock, is_deb: bool) -> Callable[[str], str]:
+    """Where the image has the files of a package or of a wheel."""
+    if is_deb or lock.python is None:
+        return elf.merged
+    prefix = lock.system.get("environment", ENVIRONMENT)
+    return partial(elf.installed, prefix=prefix, python=lock.python.version)
+
+
+def _kept(file: File) -> Path:
+    """Where the cache has what was found in a file."""
+    return paths.cache() / "elf" / f"{file.sha256}.{FORMAT}.json"
+
+
+def _load(file: File) -> Content | None:
+    try:
+        return CONTENT.validate_json(_kept(file).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _keep(file: File, content: Content) -> None:
+    place = _kept(file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(CONTENT.dump_json(content))
+    beside.replace(place)
+
+
+def tree(parts: Iterable[Brought]) -> loader.Tree:
+    """All parts together, as the loader sees them in the image."""
+    objects: list[Object] = []
+    links = {f"/{name}": f"usr/{name}" for name in elf.MERGED}
+    for part in parts:
+        objects += part.content.objects
+        links |= part.content.links | part.content.same
+    return loader.Tree(objects, links)
+
+
+def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
+    """Each library that the loader would not find in an image of these parts. Pure.
+
+    ``allowed`` has the exceptions of image.yml.
+    """
+    image = tree(parts)
+    owners = {each.path: part.owner for part in parts for each in part.content.objects}
+    found = []
+    for part in parts:
+        for path, problem in part.content.broken.items():
+            broken = Finding(f"{part.owner}: {path}", "to be read", problem)
+            whole = loader.Missing(path, "", path)
+            found.append(broken.allowed_by(_exception(image, allowed, part.owner, whole, False)))
+    for each in loader.missing(image):
+        places = image.by_name.get(PurePosixPath(each.library).name, [])
+        problem = f"not where the loader looks, but {places[0]}" if places else ABSENT
+        lacking = Finding(f"{owners[each.path]}: {each.path}", each.library, problem)
+        exception = _exception(image, allowed, owners[each.path], each, bool(places))
+        found.append(lacking.allowed_by(exception))
+    return found
+
+
+def _exception(
+    image: loader.Tree, allowed: Check, owner: str, missing: loader.Missing, is_here: bool
+) -> Allowed | None:
+    """What allows that a library is not found; the narrowest first."""
+    kinds = {"loaded": allowed.loaded, "needed": allowed.needed}
+    for kind, reasons in kinds.items():
+        if (kind != "loaded" or is_here) and (name := _matching(owner, missing, reasons)):
+            return Allowed(f"check.{kind}.{name}", reasons[name])
+    for directory, reason in allowed.library_path.items():
+        if image.at(f"{directory}/{missing.library}"):
+            return Allowed(f"check.library_path.{directory}", reason)
+    return None
+
+
+def _matching(owner: str, missing: loader.Missing, names: Iterable[str]) -> str | None:
+    """The first exception for it: its name is LIBRARY or WHO:LIBRARY, each with * and ?."""
+    file = PurePosixPath(missing.path).name
+    for name in names:
+        who, colon, library = name.rpartition(":")
+        is_its = not colon or fnmatchcase(owner, who) or fnmatchcase(file, who)
+        if is_its and fnmatchcase(missing.library, library):
+            return name
+    return None

@@ -1,0 +1,202 @@
+"""What packages and wheels say of themselves: their files, or image.yml for files not here."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from packaging.metadata import parse_email
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from orchestrator.errors import UserError
+from orchestrator.image import archives, dependencies, sdist, store
+from orchestrator.image.dependencies import Distribution, Package
+from orchestrator.image.findings import Finding
+from orchestrator.image.lockfile import Lock, Source
+from orchestrator.image.spec import Debian, Python
+
+#: The path of a wheel's metadata.
+METADATA = r"[^/]+\.dist-info/METADATA"
+#: The fields of a control file that say what has to be there.
+DEPENDS = ("Pre-Depends", "Depends")
+
+
+def of_deb(path: Path) -> Package:
+    """The control file of a Debian package. Raises UserError where it cannot be read."""
+    with archives.deb(path) as deb:
+        control = deb.debcontrol()
+        return Package(
+            control["Package"],
+            control["Version"],
+            control["Architecture"],
+            ", ".join(control[field] for field in DEPENDS if field in control),
+            control.get("Provides", ""),
+            control.get("Breaks", ""),
+        )
+
+
+def of_wheel(path: Path) -> Distribution:
+    """The METADATA of a wheel. Raises UserError where it cannot be read, or has none."""
+    with archives.wheel(path) as wheel:
+        names = [name for name in wheel.namelist() if re.fullmatch(METADATA, name)]
+        raw, _ = parse_email(wheel.read(names[0])) if names else ({}, {})
+    try:
+        return Distribution(
+            canonicalize_name(raw["name"]),
+            str(Version(raw["version"])),
+            tuple(raw.get("requires_dist", ())),
+            raw.get("requires_python", ""),
+        )
+    except (KeyError, InvalidVersion) as error:
+        raise UserError(f"{path.name}: this wheel's METADATA lacks its {error}") from None
+
+
+def of_source(source: Source, requires: str | None, path: Path) -> Distribution:
+    """What the wheel of a source archive will need. Raises UserError where that cannot be read."""
+    try:
+        lines = sdist.requirements(path, requires)
+    except (KeyError, InvalidRequirement, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source.file}: no requirements to read in it: {error}") from None
+    return Distribution(source.name, source.version, tuple(lines))
+
+
+def packages(
+    lock: Lock, debian: Debian, here: Collection[Path]
+) -> tuple[list[Package], list[Finding]]:
+    """Every package of ``lock``, and in what its file differs from the lock or from image.yml.
+
+    Of a file that is not ``here`` (paths in the store) what image.yml declares, else its name only.
+    Raises UserError where a file cannot be read.
+    """
+    described, found = [], []
+    for deb in lock.debs:
+        package = locked = Package(deb.name, deb.version, deb.architecture)
+        if declared := debian.elsewhere.get(deb.name):
+            package = Package(
+                deb.name,
+                declared.version,
+                declared.architecture,
+                declared.depends,
+                declared.provides,
+                declared.breaks,
+            )
+        if (path := store.path_of_file(deb)) in here:
+            declaration, package = package, of_deb(path)
+            found += _mistaken(locked, package)
+            if declared:
+                found += undeclared(declaration, package)
+        described.append(package)
+    return described, found
+
+
+def distributions(
+    lock: Lock,
+    python: Python,
+    environment: Mapping[str, str],
+    here: Collection[Path],
+    built: Mapping[str, Path],
+) -> tuple[list[Distribution], list[Finding]]:
+    """The same of every wheel, those that are ``built`` from source archives (name: path) included.
+
+    Of one that is not, what its source archive says. ``environment`` holds the target's marker
+    values.
+    """
+    elsewhere = {canonicalize_name(name): wheel for name, wheel in python.elsewhere.items()}
+    sources = {canonicalize_name(name): source for name, source in python.sources.items()}
+    described, found = [], []
+    for wheel in lock.wheels:
+        distribution = locked = Distribution(wheel.name, wheel.version)
+        if declared := elsewhere.get(canonicalize_name(wheel.name)):
+            distribution = Distribution(wheel.name, wheel.version, declared.requires)
+        if (path := store.path_of_file(wheel)) in here:
+            declaration, distribution = distribution, of_wheel(path)
+            found += _mistaken(locked, distribution)
+            if declared:
+                what = f"what python.elsewhere.{wheel.name}.requires says"
+                found += unrequired(what, declaration, distribution, environment)
+        described.append(distribution)
+    for source in lock.sources:
+        distribution = Distribution(source.name, source.version)
+        if (path := store.path_of_file(source)) in here:
+            wanted = sources.get(canonicalize_name(source.name))
+            distribution = of_source(source, wanted.requires if wanted else None, path)
+        if source.name in built:
+            archive, distribution = distribution, of_wheel(built[source.name])
+            # A build may add what it was built for: 0.30.0+xpu.
+            plain = replace(distribution, version=Version(distribution.version).public)
+            found += _mistaken(archive, plain)
+            if path in here:
+                what = f"what {source.file} requires"
+                found += unrequired(what, archive, distribution, environment)
+        described.append(distribution)
+    return described, found
+
+
+def _mistaken(locked: Package | Distribution, file: Package | Distribution) -> list[Finding]:
+    """Whether a file is another package or version than the lock says."""
+    if _words(locked) == _words(file):
+        return []
+    return [Finding(locked.name, f"to be {_words(locked)}", f"its file is {_words(file)}")]
+
+
+def _words(each: Package | Distribution) -> str:
+    if isinstance(each, Package):
+        return f"{each.name} {each.version} {each.architecture}"
+    return f"{canonicalize_name(each.name)} {Version(each.version)}"
+
+
+def undeclared(declared: Package, file: Package) -> list[Finding]:
+    """In what a package differs from its declaration in image.yml. Pure."""
+    fields = {
+        "depends": (declared.depends, file.depends),
+        "provides": (declared.provides, file.provides),
+        "breaks": (declared.breaks, file.breaks),
+    }
+    return [
+        finding
+        for field, (said, real) in fields.items()
+        for finding in _compared(
+            declared.name,
+            f"what debian.elsewhere.{declared.name}.{field} says",
+            dependencies.normalized(said),
+            dependencies.normalized(real),
+        )
+    ]
+
+
+def unrequired(
+    what: str, declared: Distribution, file: Distribution, environment: Mapping[str, str]
+) -> list[Finding]:
+    """In what a wheel's requirements on this Python differ from ``what`` declares them. Pure."""
+    said, real = (
+        {
+            _without_marker(text)
+            for text in each.requires
+            if dependencies.applies(text, {**environment, "extra": ""})
+        }
+        for each in (declared, file)
+    )
+    return _compared(declared.name, what, said, real)
+
+
+def _without_marker(text: str) -> str:
+    """A requirement in one spelling, without what it depends on."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return text
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}"
+
+
+def _compared(who: str, what: str, said: Iterable[str], real: Iterable[str]) -> list[Finding]:
+    more, less = sorted(set(real) - set(said)), sorted(set(said) - set(real))
+    problems = [f"its file also has {', '.join(more)}"] if more else []
+    problems += [f"its file has no {', '.join(less)}"] if less else []
+    return [Finding(who, what, "; ".join(problems))] if problems else []

@@ -1,0 +1,134 @@
+"""Source archives of the package index: bring one, and read what its wheel will need."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from orchestrator import paths
+from orchestrator.errors import BadInput
+from orchestrator.image import download, index, lockfile, store
+from orchestrator.image.spec import Source
+
+#: The file of every source archive that says what the distribution is.
+METADATA = "PKG-INFO"
+
+#: Gives the text of a file by its path below the archive's directory.
+Reader = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A source archive as it is locked, and the requirements that were read in it."""
+
+    entry: lockfile.Source
+    requires: list[str]
+
+
+def bring(image: str, name: str, source: Source) -> Archive:
+    """Find the archive of ``source`` on the index, download it, read its requirements.
+
+    Raises BadInput where the index has none or it lacks the file that ``requires`` names,
+    UserError where it cannot be downloaded.
+    """
+    where = f"images/{image}/image.yml: python.sources.{name}"
+    found = index.source_of(name, source.version, index.finder())
+    if found is None:
+        raise BadInput(
+            f"{where}: the package index has no source archive of {name} {source.version}"
+        )
+    path = _download(found)
+    entry = lockfile.Source(
+        name=canonicalize_name(name),
+        version=source.version,
+        file=found.file,
+        size=path.stat().st_size,
+        sha256=found.sha256 or download.digest(path),
+        store=lockfile.store_name(found.file),
+        environment=source.environment,
+    )
+    try:
+        return Archive(entry, requirements(path, source.requires))
+    except KeyError as error:
+        raise BadInput(f"{where}.requires: {found.file} has no file {error.args[0]!r}") from None
+    except InvalidRequirement as error:
+        raise BadInput(f"{where}.requires: {found.file}: {error}") from None
+
+
+def _download(found: index.Archive) -> Path:
+    """The archive's path: in the store where it is there, else in the cache of downloads."""
+    target = paths.cache() / "downloads" / lockfile.store_name(found.file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with download.client() as web:
+        if found.sha256 is None:
+            if source := download.local_path(found.url):
+                return source
+            download.plain(web, found.url, target)
+            return target
+        stored = store.path_of(found.sha256, target.name)
+        if stored.exists():
+            return stored
+        if not target.exists() or download.digest(target) != found.sha256:
+            size = download.size_at(web, found.url)
+            download.Downloader(web).fetch(found.url, target, size, found.sha256)
+        return target
+
+
+def requirements(path: Path, file: str | None) -> list[str]:
+    """The requirements that ``file`` of the archive lists, with those of files that it includes;
+    without ``file``, those of the archive's own metadata.
+
+    Raises KeyError with the name of a file that the archive lacks, InvalidRequirement for a line
+    that is none.
+    """
+    read = _reader(path)
+    if file is None:
+        return HeaderParser().parsestr(read(METADATA)).get_all("Requires-Dist", [])
+    return [str(Requirement(line)) for line in _lines(read, file)]
+
+
+def _reader(path: Path) -> Reader:
+    """A function that reads a text file below the archive's one directory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as zipped:
+            return _members({name: zipped.read(name) for name in _texts(zipped.namelist())})
+    with tarfile.open(path) as tarred:
+        names = _texts(member.name for member in tarred if member.isfile())
+        return _members({name: _read(tarred, name) for name in names})
+
+
+def _read(tarred: tarfile.TarFile, name: str) -> bytes:
+    stream = tarred.extractfile(name)
+    assert stream is not None  # it is a regular file
+    return stream.read()
+
+
+def _texts(names: Iterable[str]) -> list[str]:
+    """Of an archive's members those that can list requirements."""
+    return [name for name in names if name.endswith((METADATA, ".txt", ".in"))]
+
+
+def _members(contents: dict[str, bytes]) -> Reader:
+    """Reads by the path below the first directory, whatever its name."""
+    by_path = {name.partition("/")[2]: content for name, content in contents.items()}
+    return lambda file: by_path[posixpath.normpath(file)].decode()
+
+
+def _lines(read: Reader, file: str) -> Iterator[str]:
+    """The requirements' lines of a requirements file; of options only '-r' counts."""
+    text = read(file).replace("\\\n", "")
+    for raw in text.splitlines():
+        line = re.sub(r"(^|\s+)#.*$", "", raw).strip()
+        if included := re.match(r"(?:-r|--requirement)[\s=]*(\S+)", line):
+            yield from _lines(read, posixpath.join(posixpath.dirname(file), included[1]))
+        elif line and not line.startswith("-"):
+            yield line

@@ -1,0 +1,84 @@
+"""Models of the hub: named by a profile, brought by hand, handed out as the others are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from profile_cases import PROFILE, make_checkout
+
+from orchestrator import models, paths
+from orchestrator.errors import UserError
+from orchestrator.models import Answer, Model, missing_files
+from orchestrator.profile import load
+from orchestrator.served_model import bring, publish, published
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+TEXT = PROFILE.replace(
+    "serving:\n  model: tiny",
+    f"models:\n  big: {{repository: owner/big, revision: {REVISION}}}\nserving:\n  model: big",
+).replace("{repeats: 3}", '{repeats: 3, prompts: [{question: "2 + 2?", contains: "4"}]}')
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    return models.served(load(make_checkout(tmp_path, TEXT)))
+
+
+def test_it_is_known_without_its_files(model: Model) -> None:
+    assert (model.name, model.config) == ("big", {})
+    assert model.description == f"owner/big at {REVISION}"
+    assert model.directory == paths.hub() / "owner/big" / REVISION
+    assert model.answers == [Answer("2 + 2?", "4", whole=False)]
+
+
+def test_missing_files_are_named_with_the_command_that_brings_them(model: Model) -> None:
+    with pytest.raises(UserError) as raised:
+        bring(model, lambda line: None)
+    assert raised.value.message == (
+        f"the model 'big' (owner/big at 0123456789ab) is not on this machine:"
+        f" {model.directory} has no config.json"
+    )
+    assert raised.value.hint.endswith(
+        f"hf download owner/big --revision {REVISION} --local-dir {model.directory}"
+    )
+
+
+def test_weights_have_to_be_whole(model: Model) -> None:
+    model.directory.mkdir(parents=True)
+    (model.directory / "config.json").write_text("{}")
+    assert missing_files(model) == ["*.safetensors"]
+    weights = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
+    index = json.dumps({"weight_map": weights})
+    (model.directory / "model.safetensors.index.json").write_text(index)
+    (model.directory / "model-1.safetensors").write_bytes(b"1")
+    assert missing_files(model) == ["model-2.safetensors", "model-3.safetensors"]
+    with pytest.raises(UserError, match=r"has no model-2\.safetensors and 1 more"):
+        bring(model, lambda line: None)
+    for name in missing_files(model):
+        (model.directory / name).write_bytes(b"2")
+    assert bring(model, lambda line: None) == model.directory
+
+
+def test_what_a_download_keeps_for_itself_is_not_handed_out(model: Model) -> None:
+    for name in ("config.json", "model.safetensors", ".gitattributes", ".cache/huggingface/x.lock"):
+        file = model.directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    files = publish(bring(model, lambda line: None), "cluster", model.name)
+    assert [file.path for file in files] == ["config.json", "model.safetensors"]
+    assert published("cluster", model.name) == files
+
+
+def test_a_profiles_prompts_are_for_models_without_known_answers(
+    model: Model, tmp_path: Path
+) -> None:
+    file = tmp_path / "profiles/small.yml"
+    file.write_text(TEXT.replace("model: big", "model: tiny"))
+    profile = load(file)
+    assert models.served(profile).answers == model.answers
+    (tmp_path / "models/tiny/answers.json").write_text('[{"question": "q", "answer": "a"}]')
+    assert models.served(profile).answers == [Answer("q", "a")]

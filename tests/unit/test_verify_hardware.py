@@ -1,0 +1,234 @@
+"""Recorded machines against the profiles that describe them: which checks fail, and what they say.
+
+The machines are files of ``recorded/``; its README says where they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from orchestrator import paths
+from orchestrator.profile import Node, Profile, load
+from orchestrator.profile.hardware import Command, Hardware, Sign
+from orchestrator.run import Result
+from orchestrator.serving import Layout
+from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
+from orchestrator.verify.facts import HardwareFacts
+from orchestrator.verify.hardware import looks, size
+from orchestrator.verify.report import Check
+
+RECORDED = Path(__file__).with_name("recorded")
+CASES = sorted(path.name for path in RECORDED.glob("*.yml"))
+PREFIX = "hardware: "
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """A case with all that the one it is like has."""
+    case: dict[str, Any] = yaml.safe_load((RECORDED / name).read_text())
+    if "like" not in case:
+        return case
+    base = recorded(case.pop("like"))
+    for key in ("files", "links", "commands"):
+        case[key] = base.get(key, {}) | case.get(key, {})
+    return base | case
+
+
+def make_tree(case: dict[str, Any], root: Path) -> None:
+    for path, content in case["files"].items():
+        if content is not None:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(content)
+    for path, target in case["links"].items():
+        if target is not None:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).symlink_to(target)
+
+
+def key(words: Sequence[str]) -> str:
+    """What a case calls a command."""
+    programs = {probe_hardware.LEVEL_ZERO: "level zero", probe_hardware.TORCH: "torch"}
+    known = [name for program, name in programs.items() if program in words]
+    if known:
+        return known[0]
+    logs = {probe_hardware.LOG: "journalctl", probe_hardware.LOG_BUFFER: "dmesg"}
+    return logs.get(tuple(words), " ".join(words[:2]))
+
+
+def machine(name: str) -> tuple[dict[str, Any], Profile, Node]:
+    case = recorded(name)
+    profile = load(paths.checkout() / "profiles" / f"{case['profile']}.yml")
+    node = next(node for node in profile.nodes if node.name == case["node"])
+    return case, profile, node
+
+
+def looked(case: dict[str, Any], want: dict[str, Any], root: Path) -> str:
+    """What the probe prints on a recorded machine."""
+
+    def run(words: Sequence[str], seconds: float) -> tuple[int | None, str]:
+        assert seconds > 0
+        said = case["commands"][key(words)]
+        return said["code"], said["out"]
+
+    make_tree(case, root)
+    # As it goes over SSH: as JSON.
+    return json.dumps(probe_hardware.facts(json.loads(json.dumps(want)), root, run))
+
+
+def checked(name: str, root: Path) -> list[Check]:
+    """The checks that ``verify`` makes of a recorded machine."""
+    case, profile, node = machine(name)
+
+    def run_on(at: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
+        assert at is node
+        assert stdin == Path(probe_hardware.__file__).read_text()
+        return Result(tuple(argv), 0, looked(case, json.loads(argv[-1]), root), "")
+
+    return list(everything._hardware(profile, context(run_on), node).make())
+
+
+def context(run_on: gather.RunOn) -> VerifyContext:
+    def unused() -> Any:
+        raise AssertionError
+
+    layout = Layout(1, 1, False, 1)
+    return VerifyContext(run_on, unused, unused, unused, {}, layout, [], "image")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_just_what_is_wrong_is_found(name: str, tmp_path: Path) -> None:
+    found = {check.name: check.seen for check in checked(name, tmp_path) if not check.ok}
+    assert found == {PREFIX + check: seen for check, seen in recorded(name)["failed"].items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_failure_says_what_was_expected_and_what_to_do(name: str, tmp_path: Path) -> None:
+    _, _, node = machine(name)
+    for check in checked(name, tmp_path):
+        if not check.ok:
+            assert check.node == node.name
+            assert check.expected and check.expected != check.seen
+            assert check.look
+            assert "{" not in check.look
+            assert all("\n" not in text for text in (check.expected, check.seen, check.look))
+
+
+def test_each_case_is_in_the_readme() -> None:
+    text = (RECORDED / "README.md").read_text()
+    assert [name for name in CASES if f"| `{name}` |" not in text] == []
+
+
+def test_every_check_of_the_profiles_fails_in_some_case(tmp_path: Path) -> None:
+    """A check that nothing sets off may be one that cannot fail."""
+    for number in ("0.1", "0.2"):
+        failing = {
+            check for name in CASES if machine(name)[0]["profile"] == number
+            for check in recorded(name)["failed"]
+        }  # fmt: skip
+        _, profile, node = machine("a770.yml" if number == "0.1" else "npu.yml")
+        names = {look.rule.name.removeprefix(PREFIX) for look in looks(profile, node)}
+        healthy = {"link link12", "link link14", "link cluster", "link cluster: speed"}
+        left = {"memory", "NPU"} | healthy if number == "0.2" else set()
+        assert names - failing - left == set()
+
+
+def test_a_resizable_bar_that_is_off_reads_as_advice(tmp_path: Path) -> None:
+    (check,) = [one for one in checked("a770-no-rebar.yml", tmp_path) if not one.ok]
+    assert check.expected == "16 GiB or more"
+    assert "'Above 4G Decoding' and 'Re-Size BAR Support'" in check.look
+
+
+def test_a_healthy_machine_says_what_it_has(tmp_path: Path) -> None:
+    seen = {check.name.removeprefix(PREFIX): check.seen for check in checked("a770.yml", tmp_path)}
+    assert seen["memory"] == "62.6 GiB"
+    assert seen["Arc A770"] == "1: 0000:03:00.0"
+    assert seen["Arc A770: BAR 2"] == "16 GiB"
+    assert seen["link cluster: speed"] == "2500 Mb/s"
+    assert seen["link usb4: speed"] == "40 Gb/s"
+    assert seen["GuC firmware"].endswith("GuC firmware i915/dg2_guc_70.bin version 70.20.0")
+    assert seen["torch xpu"] == "Intel(R) Arc(TM) A770 Graphics"
+    assert seen["OpenCL"] == "`-- Device #0: Intel(R) Arc(TM) A770 Graphics"
+
+
+def test_nodes_without_hardware_have_no_such_check() -> None:
+    sim = load(paths.checkout() / "profiles" / "sim.yml")
+    assert [look for node in sim.nodes for look in looks(sim, node)] == []
+
+
+def test_a_probe_that_fails_fails_each_check_once() -> None:
+    _, profile, node = machine("a770.yml")
+
+    def run_on(at: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
+        return Result(tuple(argv), 1, "", "python: not found")
+
+    part = everything._hardware(profile, context(run_on), node)
+    assert [rule.name for rule, _ in part.checks] == [
+        look.rule.name for look in looks(profile, node)
+    ]
+    with pytest.raises(Exception, match="exit code 1: python: not found"):
+        list(part.make())
+
+
+def everything_of(**entries: Any) -> dict[str, Any]:
+    return gather.hardware_want(Hardware(**entries), ["lo"])
+
+
+def test_the_probe_runs_by_itself_on_any_machine() -> None:
+    """As over SSH: from standard input, with nothing but the standard library."""
+    sign = Sign(name="a", file="/proc/versio*", matches="Linux", advice="-")
+    command = Command(name="b", argv=("/bin/echo", "a $b"), matches="a", advice="-")
+    slow = Command(name="c", argv=("/bin/sleep", "9"), matches="a", timeout_s=0.2, advice="-")
+    none = Command(name="d", argv=("/no/such/command",), matches="a", advice="-")
+    want = everything_of(
+        devices=("/dev/null", "/dev/no-such-*"),
+        modules=("no-such-module",),
+        signs=(sign,),
+        level_zero=1,
+        commands=(command, slow, none),
+    )
+    argv = [sys.executable, "-I", "-S", "-", json.dumps(want)]
+    source = Path(probe_hardware.__file__).read_text()
+    ran = subprocess.run(argv, input=source, capture_output=True, text=True, check=True)
+    seen = TypeAdapter(HardwareFacts).validate_json(ran.stdout)
+    assert seen.memory > 1 << 28
+    assert seen.devices == {"/dev/null": 1, "/dev/no-such-*": 0}
+    assert seen.modules == {"no-such-module": False}
+    assert seen.links["lo"].there
+    assert seen.signs[0].line and seen.signs[0].line.startswith("Linux version")
+    assert seen.level_zero and seen.level_zero.devices == 0 and seen.level_zero.error
+    assert [ran.code for ran in seen.commands] == [0, None, 127]
+    assert seen.commands[0].out == "a $b\n"
+    assert seen.commands[2].error == "/no/such/command: No such file or directory"
+
+
+def test_an_answer_of_torch_without_torch_is_its_error() -> None:
+    said = probe_hardware.torch(
+        probe_hardware.run_here, {"device": "xpu", "timeout_s": 60}
+    )  # torch is not among this project's dependencies
+    assert said == {
+        "names": [],
+        "wrong": "",
+        "error": "ModuleNotFoundError: No module named 'torch'",
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 28, "256 MiB"),
+    ],
+)
+def test_sizes_are_for_people(count: int, said: str) -> None:
+    assert size(count) == said
