@@ -29,7 +29,7 @@ SMALL = ("base", "few", "config", "verity.base", "kernel", "initrd")
 
 
 @dataclass(frozen=True)
-class Tested:
+class Subject:
     """An image, and what of it is built here."""
 
     name: str
@@ -72,14 +72,14 @@ def sha256(path: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=IMAGES)
-def tested(request: pytest.FixtureRequest) -> Tested:
+def subject(request: pytest.FixtureRequest) -> Subject:
     bring(request.param)
-    return Tested(request.param)
+    return Subject(request.param)
 
 
 @pytest.fixture(scope="module")
-def image(tested: Tested, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(f"{PROJECT}#{tested.attribute}", tmp_path_factory.mktemp("image") / "result")
+def image(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(f"{PROJECT}#{subject.attribute}", tmp_path_factory.mktemp("image") / "result")
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ def root(image: Path, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-def test_manifest_names_every_file_by_size_and_hash(tested: Tested, image: Path) -> None:
+def test_manifest_names_every_file_by_size_and_hash(subject: Subject, image: Path) -> None:
     manifest = json.loads((image / "manifest.json").read_text())
-    assert manifest["name"] == tested.attribute.replace(".available", "-available").replace(
+    assert manifest["name"] == subject.attribute.replace(".available", "-available").replace(
         ".minimal", "-minimal"
     )
     assert [layer["name"] for layer in manifest["layers"]] == list(LAYERS)
@@ -144,15 +144,15 @@ def test_hash_trees_are_those_of_dm_verity(image: Path, tmp_path: Path, layer: s
         assert verify(tmp_path / "changed") != 0
 
 
-def test_bill_of_materials_is_cyclonedx_and_complete(tested: Tested, image: Path) -> None:
+def test_bill_of_materials_is_cyclonedx_and_complete(subject: Subject, image: Path) -> None:
     text = (image / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
     seen = {(part["name"], part["version"]) for part in json.loads(text)["components"]}
-    files = [*tested.lock.debs, *tested.wheels, *lockfile.current("loaders").files]
+    files = [*subject.lock.debs, *subject.wheels, *lockfile.current("loaders").files]
     assert seen == {(file.name, file.version) for file in files}
 
 
-@pytest.mark.parametrize("part", [part for name in IMAGES for part in Tested(name).parts])
+@pytest.mark.parametrize("part", [part for name in IMAGES for part in Subject(name).parts])
 def test_rebuilt_bit_for_bit(part: str, tmp_path: Path) -> None:
     """Nix builds it again and compares; a difference is an error."""
     built(f"{PROJECT}#{part}", tmp_path / "part")
@@ -162,7 +162,7 @@ def test_rebuilt_bit_for_bit(part: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_all_parts_can_be_evaluated(name: str) -> None:
     """Also those that cannot be built here."""
-    parts = [*PARTS, "minimal", *(f"wheels.{each.name}" for each in Tested(name).lock.sources)]
+    parts = [*PARTS, "minimal", *(f"wheels.{each.name}" for each in Subject(name).lock.sources)]
     for part in parts:
         assert evaluated(f"{PROJECT}#{name}.{part}") and evaluated(
             f"{PROJECT}#{name}.available.{part}"
@@ -172,7 +172,7 @@ def test_all_parts_can_be_evaluated(name: str) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_from_mirrors_alone_is_all_available(name: str) -> None:
     same = evaluated(f"{PROJECT}#{name}.available") == evaluated(f"{PROJECT}#{name}")
-    assert same == Tested(name).whole
+    assert same == Subject(name).whole
 
 
 def test_no_identity_and_no_secret_is_in_the_image(root: Path) -> None:
@@ -193,15 +193,15 @@ def test_owners_and_modes_are_the_packages(root: Path) -> None:
     assert len(times) == 1
 
 
-def test_all_packages_are_known_to_dpkg(tested: Tested, root: Path) -> None:
+def test_all_packages_are_known_to_dpkg(subject: Subject, root: Path) -> None:
     argv = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package}\t${Version}\n"]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split("\n")
-    assert set(shown) - {""} == {f"{deb.name}\t{deb.version}" for deb in tested.lock.debs}
+    assert set(shown) - {""} == {f"{deb.name}\t{deb.version}" for deb in subject.lock.debs}
 
 
-def test_python3_is_the_images(tested: Tested, root: Path) -> None:
-    assert tested.lock.python is not None
-    assert (root / "usr/bin/python3").resolve().name == f"python{tested.lock.python.version}"
+def test_python3_is_the_images(subject: Subject, root: Path) -> None:
+    assert subject.lock.python is not None
+    assert (root / "usr/bin/python3").resolve().name == f"python{subject.lock.python.version}"
 
 
 def test_modules_depend_on_files_that_are_there(root: Path) -> None:
@@ -213,26 +213,26 @@ def test_modules_depend_on_files_that_are_there(root: Path) -> None:
 
 
 def test_a_change_of_config_leaves_the_other_layers_alone(
-    tested: Tested, image: Path, tree: Path, tmp_path: Path
+    subject: Subject, image: Path, tree: Path, tmp_path: Path
 ) -> None:
-    config = tree / "images" / tested.name / "config/etc"
+    config = tree / "images" / subject.name / "config/etc"
     config.mkdir(parents=True, exist_ok=True)
     (config / "motd").write_text("changed\n")
-    changed = built(f"path:{tree}#{tested.attribute}", tmp_path / "changed")
+    changed = built(f"path:{tree}#{subject.attribute}", tmp_path / "changed")
     for layer in LAYERS:
         before, after = ((path / f"{layer}.squashfs").resolve() for path in (image, changed))
         assert (before == after) == (layer != "config")
     assert sha256(image / "manifest.json") != sha256(changed / "manifest.json")
 
 
-def test_a_missing_input_names_itself_and_the_command(tested: Tested, tree: Path) -> None:
-    path = tree / "images" / tested.name / "lock.json"
+def test_a_missing_input_names_itself_and_the_command(subject: Subject, tree: Path) -> None:
+    path = tree / "images" / subject.name / "lock.json"
     lock = json.loads(path.read_text())
     lock["debs"][0]["sha256"] = "0" * 64  # nothing has this hash
     path.write_text(json.dumps(lock))
-    said = nix("build", f"path:{tree}#{tested.complete}.base", "--no-link", ok=False).stderr
+    said = nix("build", f"path:{tree}#{subject.complete}.base", "--no-link", ok=False).stderr
     assert lock["debs"][0]["path"] in said
-    assert f"orchestrate image fetch {tested.name}" in said
+    assert f"orchestrate image fetch {subject.name}" in said
 
 
 def test_the_initrd_has_what_it_calls(image: Path, tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_the_initrd_has_what_it_calls(image: Path, tmp_path: Path) -> None:
     assert {"dm-verity", "squashfs", "overlay", "igc", "r8169", "atlantic"} <= modules
 
 
-def test_the_small_image_has_the_same_base(tested: Tested, image: Path, tmp_path: Path) -> None:
-    small = built(f"{PROJECT}#{tested.complete}.minimal", tmp_path / "small")
+def test_the_small_image_has_the_same_base(subject: Subject, image: Path, tmp_path: Path) -> None:
+    small = built(f"{PROJECT}#{subject.complete}.minimal", tmp_path / "small")
     assert (small / "base.squashfs").resolve() == (image / "base.squashfs").resolve()
     assert (small / "python.squashfs").stat().st_size < 20 << 20
     name = json.loads((small / "manifest.json").read_text())["name"]
-    assert name == f"{tested.complete}-minimal".replace(".available", "-available")
+    assert name == f"{subject.complete}-minimal".replace(".available", "-available")
 
 
 def test_names_with_dots_are_nested_as_the_command_line_reads_them() -> None:
