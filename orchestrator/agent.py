@@ -2,7 +2,8 @@
 
 This file is sent to the node and run there by root: the standard library only, nothing else of
 this package. It reads one JSON request from stdin, {"verb": "look" | "apply", "root": "/",
-"state": {...}} (state.py says what a state is), and writes one JSON report to stdout.
+"limit_s": 100, "state": {...}} (state.py says what a state is), and writes one JSON report to
+stdout, also where a resource fails, time is up, or it is told to stop (SIGTERM).
 
 Nothing here depends on having run to its end before: a file is replaced whole, and a unit is
 restarted until the revision of its configuration has been noted.
@@ -18,6 +19,8 @@ import json
 import os
 import platform
 import pwd
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -29,9 +32,20 @@ from pathlib import Path
 from typing import Any
 
 Resource = dict[str, Any]
+#: What differs -> what is there now, where that says more.
+Changes = dict[str, Any]
 
-#: Users come before what they own, files before the units that read them.
-ORDER = ("users", "directories", "files", "units")
+#: Users come before what they own, files before the units that read them. By kind, its singular.
+ORDER = {
+    "sysctls": "sysctl",
+    "links": "link",
+    "users": "user",
+    "directories": "directory",
+    "files": "file",
+    "units": "unit",
+}
+#: The change that only time makes: a link whose interface is not there (yet).
+ABSENT = "absent"
 #: What this agent did since boot, below the root.
 MEMORY = "run/orchestrate/agent.json"
 LOCK = "run/orchestrate/agent.lock"
@@ -46,10 +60,35 @@ class Failed(Exception):
     """A resource cannot be made as desired; the text is for people."""
 
 
+class Stopped(BaseException):
+    """The run has to end here: time is up, or it was told to. The text says which."""
+
+
+class Stop:
+    """Turns signals into Stopped, but only in the midst of a resource: its report is kept."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.armed = False
+
+    def listen(self, limit_s: float | None) -> None:
+        signal.signal(signal.SIGTERM, self._heard)
+        signal.signal(signal.SIGALRM, self._heard)
+        signal.setitimer(signal.ITIMER_REAL, limit_s or 0)
+
+    def _heard(self, number: int, frame: object) -> None:
+        self.reason = "time was up" if number == signal.SIGALRM else "stopped by a signal"
+        if self.armed:
+            self.armed = False
+            raise Stopped(self.reason)
+
+
+STOP = Stop()
+
+
 def identify(kind: str, resource: Resource) -> str:
     """A resource's name in reports: kind and name or path."""
-    singular = {"users": "user", "directories": "directory", "files": "file", "units": "unit"}
-    return f"{singular[kind]}:{resource.get('path') or resource['name']}"
+    return f"{ORDER[kind]}:{resource.get('name') or resource['path']}"
 
 
 class Memory:
@@ -78,28 +117,116 @@ class Node:
         self.memory = Memory(root)
         self.reloaded = False
 
+    def differs(self, kind: str, resource: Resource) -> Changes:
+        found: Changes = getattr(self, f"differs_{kind}")(resource)
+        return found
+
+    def apply(self, kind: str, resource: Resource, changes: Changes) -> None:
+        getattr(self, f"apply_{kind}")(resource, changes)
+
     def at(self, path: str) -> Path:
         return self.root / path.lstrip("/")
 
+    # Kernel settings: the next boot forgets them, as it does everything here.
+
+    def differs_sysctls(self, wanted: Resource) -> Changes:
+        found = self._sysctl(wanted)
+        return {} if found.split() == wanted["value"].split() else {"value": found}
+
+    def apply_sysctls(self, wanted: Resource, changes: Changes) -> None:
+        try:
+            self._setting(wanted).write_text(wanted["value"])
+        except OSError as error:
+            raise Failed(f"the kernel does not take {wanted['value']!r}: {error}") from None
+        if (found := self._sysctl(wanted)).split() != wanted["value"].split():
+            raise Failed(f"the kernel made {found!r} of {wanted['value']!r}")
+
+    def _sysctl(self, wanted: Resource) -> str:
+        try:
+            return " ".join(self._setting(wanted).read_text().split())
+        except FileNotFoundError:
+            raise Failed("this kernel has no such setting") from None
+
+    def _setting(self, wanted: Resource) -> Path:
+        # As sysctl(8) reads it: a dot separates, and a slash stands for a dot in a name.
+        return self.at("proc/sys/" + wanted["name"].translate(str.maketrans("./", "/.")))
+
+    # Links: systemd-networkd's file for the time after, and the kernel's own state for now
+
+    def differs_links(self, wanted: Resource) -> Changes:
+        changes: Changes = {}
+        path = self.at(wanted["file"])
+        if not path.is_file() or path.read_bytes() != wanted["content"].encode():
+            changes["file"] = None
+        elif self.memory.get(identify("links", wanted)):
+            changes["reload"] = None
+        found = link(wanted["name"])
+        if found is None:
+            return changes | {ABSENT: None}
+        addresses = [
+            f"{each['local']}/{each['prefixlen']}"
+            for each in found["addr_info"]
+            if each["family"] == "inet"
+        ]
+        if not set(wanted["addresses"]) <= set(addresses):
+            changes["address"] = ", ".join(addresses)
+        if "UP" not in found["flags"]:
+            changes["up"] = "down"
+        return changes
+
+    def apply_links(self, wanted: Resource, changes: Changes) -> None:
+        name, note = wanted["name"], identify("links", wanted)
+        if "file" in changes:
+            # Noted first: killed after the file, the next run still knows what is to be reloaded.
+            self.memory.note(note, "reload")
+            path = self.at(wanted["file"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(path, [wanted["content"].encode()], 0, 0, 0o644)
+        if {"file", "reload"} & set(changes):
+            if self.at("run/systemd/netif/state").exists():
+                command(["networkctl", "reload"])
+            self.memory.note(note, None)
+        if ABSENT in changes:
+            return  # networkd sets it up when it appears
+        for address in wanted["addresses"]:
+            command(["ip", "address", "replace", address, "dev", name])
+        command(["ip", "link", "set", name, "up"])
+
     # Users
 
-    def differs_users(self, user: Resource) -> list[str]:
+    def differs_users(self, user: Resource) -> Changes:
         try:
             entry = pwd.getpwnam(user["name"])
         except KeyError:
-            return ["create"]
+            return {"create": None}
         found = {"uid": entry.pw_uid, "shell": entry.pw_shell}
-        changes = [key for key in found if found[key] != user[key]]
-        return changes + (["groups"] if self._missing_groups(user) else [])
+        changes: Changes = {key: value for key, value in found.items() if value != user[key]}
+        if missing := self._missing_groups(user):
+            changes["groups"] = f"not in {', '.join(missing)}"
+        home = look_at(Path(entry.pw_dir))
+        if home is None or home.st_uid != entry.pw_uid:
+            changes["home"] = "missing" if home is None else f"of uid {home.st_uid}"
+        return changes
 
-    def apply_users(self, user: Resource, changes: list[str]) -> None:
+    def apply_users(self, user: Resource, changes: Changes) -> None:
         uid, shell = str(user["uid"]), user["shell"]
         argv = ["usermod", "--uid", uid, "--shell", shell]
         if "create" in changes:
             argv = ["useradd", "--create-home", "--user-group", "--uid", uid, "--shell", shell]
         if groups := self._missing_groups(user):
             argv += ["--groups", ",".join(groups)] + ([] if "create" in changes else ["--append"])
-        command([*argv, user["name"]])
+        if changes.keys() - {"home"}:
+            command([*argv, user["name"]])
+        if "home" in changes:  # a useradd that was killed
+            self._make_home(pwd.getpwnam(user["name"]))
+
+    def _make_home(self, entry: pwd.struct_passwd) -> None:
+        home = Path(entry.pw_dir)
+        if not home.exists():
+            shutil.copytree("/etc/skel", home, symlinks=True)
+            for path in home.rglob("*"):
+                os.lchown(path, entry.pw_uid, entry.pw_gid)
+        os.chown(home, entry.pw_uid, entry.pw_gid)  # last: until then it counts as unmade
 
     def _missing_groups(self, user: Resource) -> list[str]:
         """The user's groups that this node has and the user is not yet in."""
@@ -111,33 +238,33 @@ class Node:
 
     # Directories and files
 
-    def differs_directories(self, wanted: Resource) -> list[str]:
+    def differs_directories(self, wanted: Resource) -> Changes:
         found = look_at(self.at(wanted["path"]))
         if found is None:
-            return ["create"]
+            return {"create": None}
         if not stat.S_ISDIR(found.st_mode):
             raise Failed("something else than a directory is there")
         return self._ownership(wanted, found)
 
-    def apply_directories(self, wanted: Resource, changes: list[str]) -> None:
+    def apply_directories(self, wanted: Resource, changes: Changes) -> None:
         path = self.at(wanted["path"])
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chown(path, *self._owner(wanted))
         path.chmod(int(wanted["mode"], 8))
 
-    def differs_files(self, wanted: Resource) -> list[str]:
+    def differs_files(self, wanted: Resource) -> Changes:
         path = self.at(wanted["path"])
         found = look_at(path)
         if found is None:
-            return ["create"]
+            return {"create": None}
         if stat.S_ISDIR(found.st_mode):
             raise Failed("a directory is there")
         if not stat.S_ISREG(found.st_mode):
-            return ["content"]
+            return {"content": "not a regular file"}
         same = self._sha256(path, found, wanted) == digest_of(wanted)
-        return ([] if same else ["content"]) + self._ownership(wanted, found)
+        return ({} if same else {"content": None}) | self._ownership(wanted, found)
 
-    def apply_files(self, wanted: Resource, changes: list[str]) -> None:
+    def apply_files(self, wanted: Resource, changes: Changes) -> None:
         path = self.at(wanted["path"])
         uid, gid = self._owner(wanted)
         mode = int(wanted["mode"], 8)
@@ -169,30 +296,35 @@ class Node:
         except KeyError as error:
             raise Failed(f"owner or group does not exist: {error.args[0]}") from None
 
-    def _ownership(self, wanted: Resource, found: os.stat_result) -> list[str]:
+    def _ownership(self, wanted: Resource, found: os.stat_result) -> Changes:
+        changes: Changes = {}
         try:
             right = (found.st_uid, found.st_gid) == self._owner(wanted)
         except Failed:  # the owner is yet to be made
             right = False
-        same_mode = stat.S_IMODE(found.st_mode) == int(wanted["mode"], 8)
-        return ([] if right else ["owner"]) + ([] if same_mode else ["mode"])
+        if not right:
+            changes["owner"] = f"{user_name(found.st_uid)}:{group_name(found.st_gid)}"
+        mode = stat.S_IMODE(found.st_mode)
+        if mode != int(wanted["mode"], 8):
+            changes["mode"] = f"{mode:04o}"
+        return changes
 
     # Units
 
-    def differs_units(self, unit: Resource) -> list[str]:
+    def differs_units(self, unit: Resource) -> Changes:
         wants_running = unit["state"] == "running"
         state = active_state(unit["name"])
         is_running = state in ("active", "activating", "reloading")
         # A unit whose own conditions keep it from running here is as it should be.
         declined = state == "inactive" and not conditions_hold(unit["name"])
         if not wants_running:
-            return ["stop"] if is_running else []
+            return {"stop": state} if is_running else {}
         started_with = self.memory.get(identify("units", unit))
         if started_with is not None and (is_running or declined):
-            return [] if started_with == unit["revision"] else ["restart"]
-        return ["restart" if is_running else "start"]
+            return {} if started_with == unit["revision"] else {"restart": state}
+        return {"restart" if is_running else "start": state}
 
-    def apply_units(self, unit: Resource, changes: list[str]) -> None:
+    def apply_units(self, unit: Resource, changes: Changes) -> None:
         name = unit["name"]
         if not self.reloaded:
             command(["systemctl", "daemon-reload"])
@@ -219,7 +351,7 @@ class Node:
         """What has to have succeeded before: the owner, the directories above, a unit's files."""
         if kind == "units":
             return [f"file:{path}" for path in resource["restart_on"]]
-        if kind == "users":
+        if kind in ("sysctls", "links", "users"):
             return []
         parents = [f"directory:{parent}" for parent in Path(resource["path"]).parents]
         return [f"user:{resource['owner']}", *parents]
@@ -236,12 +368,17 @@ def look(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
     report = []
     for kind, resource in resources(state):
         entry: dict[str, Any] = {"id": identify(kind, resource), "changes": []}
-        try:
-            entry["changes"] = getattr(node, f"differs_{kind}")(resource)
-            if "content" in entry["changes"] and "content" in resource and not resource["secret"]:
+        with reported(entry):
+            not_stopped()
+            changes = node.differs(kind, resource)
+            entry["changes"] = list(changes)
+            entry["found"] = {key: value for key, value in changes.items() if value is not None}
+            if kind == "files" and "content" in changes and not resource["secret"]:
                 entry["current"] = shown_text(node.at(resource["path"]))
-        except (Failed, OSError, subprocess.SubprocessError) as error:
-            entry["error"] = str(error)
+                if entry["current"] is None:
+                    entry["found"].setdefault("content", "no text, or too long to show")
+            if kind == "links" and "file" in changes:
+                entry["current"] = shown_text(node.at(resource["file"]))
         report.append(entry)
     return report
 
@@ -252,20 +389,43 @@ def apply(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
     broken: set[str] = set()
     for kind, resource in resources(state):
         entry: dict[str, Any] = {"id": identify(kind, resource), "changes": []}
-        if missing := broken.intersection(node.needs(kind, resource)):
+        if STOP.reason:
+            entry |= {"status": "skipped", "error": f"not reached: {STOP.reason}"}
+        elif missing := broken.intersection(node.needs(kind, resource)):
             entry |= {"status": "skipped", "error": f"needs {', '.join(sorted(missing))}"}
         else:
-            try:
-                entry["changes"] = getattr(node, f"differs_{kind}")(resource)
-                if entry["changes"]:
-                    getattr(node, f"apply_{kind}")(resource, entry["changes"])
-                entry["status"] = "changed" if entry["changes"] else "unchanged"
-            except (Failed, OSError, subprocess.SubprocessError) as error:
-                entry |= {"status": "failed", "error": str(error)}
+            entry["status"] = "failed"
+            with reported(entry):
+                changes = node.differs(kind, resource)
+                entry["changes"] = list(changes)
+                if changes:
+                    node.apply(kind, resource, changes)
+                done = "changed" if entry["changes"] else "unchanged"
+                entry["status"] = "pending" if ABSENT in changes else done
         if "error" in entry:
             broken.add(entry["id"])
         report.append(entry)
     return report
+
+
+@contextlib.contextmanager
+def reported(entry: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong with one resource is its entry's `error`; the others have their turn."""
+    try:
+        STOP.armed = True
+        yield
+    except (Failed, OSError, subprocess.SubprocessError, Stopped) as error:
+        entry["error"] = str(error)
+    except Exception as bug:
+        entry["error"] = f"{type(bug).__name__}: {bug}"
+    finally:
+        STOP.armed = False
+
+
+def not_stopped() -> None:
+    """Raises Failed where the run has ended already."""
+    if STOP.reason:
+        raise Failed(f"not reached: {STOP.reason}")
 
 
 def look_at(path: Path) -> os.stat_result | None:
@@ -283,6 +443,32 @@ def digest_of(wanted: Resource) -> str:
     if "content" in wanted:
         return hashlib.sha256(wanted["content"].encode()).hexdigest()
     return str(wanted["sha256"])
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def link(name: str) -> dict[str, Any] | None:
+    """What the kernel says of an interface (iproute2's JSON); None where there is none."""
+    try:
+        said = command(["ip", "-json", "address", "show", "dev", name])
+    except Failed as failed:
+        if "does not exist" in str(failed):
+            return None
+        raise
+    found: dict[str, Any] = json.loads(said)[0]
+    return found
 
 
 def shown_text(path: Path) -> str | None:
@@ -397,6 +583,7 @@ def alone(root: Path) -> Iterator[None]:
 def main() -> None:
     request = json.load(sys.stdin)
     root = Path(request["root"])
+    STOP.listen(request.get("limit_s"))
     if request["verb"] == "apply":
         with alone(root):
             report = apply(Node(root), request["state"])

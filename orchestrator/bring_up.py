@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
@@ -21,6 +21,8 @@ from orchestrator.netboot.look import Watch
 from orchestrator.profile import Node, Profile
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
+from orchestrator.selection import Selection, everything
+from orchestrator.slots import JOBS, Slots
 from orchestrator.state import FRONT_UNIT, SERVER_UNIT, WORKER_UNIT, ModelFile
 from orchestrator.verify import gather
 from orchestrator.verify.everything import verify
@@ -60,12 +62,20 @@ class Bringup:
         return self.ok and not self.started and not any(self.changed.values())
 
 
-def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
-    """Bring the cluster up and verify it; a failing node does not hold the others.
+def up(
+    cluster: Cluster,
+    board: Board,
+    until: str = Step.SERVING,
+    chosen: Selection | None = None,
+    jobs: int = JOBS,
+) -> Bringup:
+    """Bring the chosen nodes up and verify them; a failing node does not hold the others.
 
-    It stops after the step `until`, one of STOPS; only what serves is verified. Interrupted, it
-    powers off what it started, and leaves what ran before.
+    It stops after the step `until`, one of STOPS; only what serves is verified, and the endpoint
+    only with all nodes. Interrupted, it powers off what it started, and leaves what ran before.
     """
+    chosen = chosen or everything(cluster.profile)
+    whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
@@ -73,17 +83,20 @@ def up(cluster: Cluster, board: Board, until: str = Step.SERVING) -> Bringup:
         files = prepare(cluster, board, serves=serves)
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
-            configure_nodes(cluster, cluster.targets(files), result)
+            configure_nodes(cluster, cluster.targets(files), result, chosen, Slots(jobs))
             if until == Step.RAY and not result.failures:
-                attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board))
-            if serves and not result.failures:
+                attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
+            if serves and whole and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
                 if not result.failures:
                     for node in result.started:
                         cluster.diary.add(node.name, "ready")
             if serves and not result.failures:
                 with board.step(CLUSTER, "verify") as done:
-                    result.report = verify(cluster.profile, cluster.verify_context(files))
+                    context = cluster.verify_context(files, chosen, jobs)
+                    # Part of a cluster cannot promise what all of it does together.
+                    judged = chosen if whole else replace(chosen, steps=(Step.BASE,))
+                    result.report = verify(cluster.profile, context, judged, jobs)
                     done.failed = not result.report.ok
                     done.detail = (
                         f"{len(result.report.failed)} of {len(result.report.checks)} failed"
@@ -117,16 +130,23 @@ def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
         result.failures[name] = error
 
 
-def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringup) -> None:
-    """Power to configured services, all nodes at once."""
+def configure_nodes(
+    cluster: Cluster, targets: dict[str, Target], result: Bringup, chosen: Selection, slots: Slots
+) -> None:
+    """Power to configured services, all chosen nodes at once."""
     control = Gates()
+    if cluster.profile.control not in chosen:
+        control.open()
     watch = Watch(cluster.profile, cluster.diary, cluster.remote(cluster.profile.control))
-    with ThreadPoolExecutor(len(cluster.profile.nodes)) as pool:
+    # A thread each: the most of it is waiting.
+    with ThreadPoolExecutor(len(chosen.nodes)) as pool:
         ways = {
             node.name: pool.submit(
-                Way(cluster, node, targets[node.name], result, control, watch).go
+                Way(
+                    cluster, node, targets[node.name], result, Course(chosen, control, slots, watch)
+                ).go
             )
-            for node in cluster.profile.nodes
+            for node in chosen.nodes
         }
         try:
             for name, way in ways.items():
@@ -134,8 +154,10 @@ def configure_nodes(cluster: Cluster, targets: dict[str, Target], result: Bringu
         except KeyboardInterrupt:
             # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
             control.open()
+            slots.close()
             end_children()
             raise
+    result.changed = {n: result.changed[n] for n in chosen.names if n in result.changed}
 
 
 @dataclass(frozen=True)
@@ -151,6 +173,16 @@ class Gates:
         self.has_ray.set()
 
 
+@dataclass(frozen=True)
+class Course:
+    """What all ways of one `up` share."""
+
+    chosen: Selection
+    control: Gates
+    slots: Slots
+    watch: Watch
+
+
 @dataclass
 class Way:
     """One node's way from power to its services."""
@@ -159,8 +191,11 @@ class Way:
     node: Node
     target: Target
     result: Bringup
-    control: Gates
-    watch: Watch
+    course: Course
+
+    @property
+    def control(self) -> Gates:
+        return self.course.control
 
     def go(self) -> None:
         if self.cluster.profile.is_control(self.node):
@@ -172,7 +207,8 @@ class Way:
         """The control node's way. Others boot from it, so it is made ready for that in any case."""
         try:
             self.reach()
-            self.apply(Step.BASE)
+            if Step.BASE in self.course.chosen.steps:
+                self.apply(Step.BASE)
             self.control.boots_others.set()
             if self.wanted(Step.RAY):
                 self.apply(Step.RAY)
@@ -195,7 +231,8 @@ class Way:
             self.apply(Step.SERVING)
 
     def wanted(self, step: Step) -> bool:
-        return STOPS.index(step) <= STOPS.index(self.result.until)
+        in_time = STOPS.index(step) <= STOPS.index(self.result.until)
+        return in_time and step in self.course.chosen.steps
 
     def wait(self, gate: Event) -> None:
         limit = self.cluster.driver.boot_timeout
@@ -205,7 +242,7 @@ class Way:
     def reach(self) -> None:
         """Power, then SSH."""
         board, name = self.result.board, self.node.name
-        with board.step(name, "power") as done:
+        with board.step(name, "power") as done, self.course.slots.one():
             done.detail = self.power()
         with board.step(name, SSH):
             self.wait_for_ssh()
@@ -226,7 +263,7 @@ class Way:
 
     def wait_for_ssh(self) -> None:
         def waiting(reason: str) -> None:
-            step = self.watch.step(self.node.name) if netboots else ""
+            step = self.course.watch.step(self.node.name) if netboots else ""
             self.result.board.note(self.node.name, step or reason.splitlines()[0])
             self.must_run()
 
@@ -243,10 +280,10 @@ class Way:
     def apply(self, step: Step) -> None:
         """Make the node what it should be in one step. Raises UserError if it is not after it."""
         part = self.target.state.only(step)
-        if not (part.files or part.units):
+        if not part.resources:
             return
         name = self.node.name
-        with self.result.board.step(name, step) as done:
+        with self.course.slots.one(), self.result.board.step(name, step) as done:
             outcome = configure.apply([self.target], step)[name]
             self.result.changed.setdefault(name, []).extend(outcome.changed)
             done.detail = outcome.summary
@@ -259,8 +296,8 @@ class Way:
             self.reached(REACHED[step])
 
 
-def wait_for_ray(cluster: Cluster, board: Board) -> None:
-    """Return when every node has joined: a unit that runs may still be on its way to the head.
+def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
+    """Return when every chosen node has joined: its unit may run while it is on its way there.
 
     (Where a model is served, its answer says the same.) Raises UserError that names who is missing.
     """
@@ -268,7 +305,7 @@ def wait_for_ray(cluster: Cluster, board: Board) -> None:
     context = cluster.verify_context(())
     deadline = time.monotonic() + limit
     with board.step(CLUSTER, "ray"):
-        while missing := not_joined(context, profile):
+        while missing := not_joined(context, profile, chosen):
             names = ", ".join(missing)
             board.note(CLUSTER, f"Ray does not have {names} yet")
             if time.monotonic() > deadline:
@@ -279,13 +316,13 @@ def wait_for_ray(cluster: Cluster, board: Board) -> None:
             time.sleep(POLL)
 
 
-def not_joined(context: VerifyContext, profile: Profile) -> list[str]:
-    """Nodes of the profile that Ray does not have; all of them, where it does not answer."""
+def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> list[str]:
+    """Chosen nodes that Ray does not have; all of them, where it does not answer."""
     try:
         there = {node.address for node in gather.ray(context, profile).nodes}
     except UserError:
         there = set()
-    return [node.name for node in profile.nodes if profile.ray_address(node) not in there]
+    return [node.name for node in chosen.nodes if profile.ray_address(node) not in there]
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:

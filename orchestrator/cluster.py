@@ -21,11 +21,14 @@ from orchestrator.netboot import images
 from orchestrator.netboot.diary import Diary
 from orchestrator.netboot.images import Choice
 from orchestrator.netboot.publish import publish as publish_netboot
+from orchestrator.plan import Plan
 from orchestrator.profile import Node, Profile
 from orchestrator.remote import Remote
 from orchestrator.run import Result
+from orchestrator.selection import Selection, everything
 from orchestrator.served_model import bring, publish
 from orchestrator.serving import Layout, resolve
+from orchestrator.slots import JOBS
 from orchestrator.state import Context, ModelFile, desired
 from orchestrator.trust import Trust, open_trust
 from orchestrator.verify.gather import VerifyContext
@@ -136,6 +139,23 @@ class Cluster:
             for node in self.profile.nodes
         }
 
+    def plan(
+        self, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
+    ) -> Plan:
+        """What `up` would change on the chosen nodes; changes nothing. Machines that are off, and
+        such as do not answer, are unknown."""
+        chosen = chosen or everything(self.profile)
+        targets = self.targets(files)
+        on = [node.name for node in chosen.nodes if self.driver.running(node)]
+        outcomes: dict[str, configure.Outcome] = {}
+        if on:
+            with self.driver.network():
+                asked = [targets[name].only(chosen.steps) for name in on]
+                outcomes = configure.plan(asked, jobs=jobs)
+        off = tuple(name for name in chosen.names if name not in on)
+        unknown = configure.Outcome(error="it is off")
+        return Plan({name: outcomes.get(name, unknown) for name in chosen.names}, off)
+
     def client(self) -> httpx.Client:
         """A client of the endpoint. It connects from the network of the thread that uses it."""
         return httpx.Client(
@@ -145,7 +165,9 @@ class Cluster:
             trust_env=False,
         )
 
-    def verify_context(self, files: Sequence[ModelFile]) -> VerifyContext:
+    def verify_context(
+        self, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
+    ) -> VerifyContext:
         """How verification reaches this cluster, and what it should hold."""
         targets = self.targets(files)
 
@@ -153,9 +175,8 @@ class Cluster:
             return self.remote(node).run(argv, stdin=stdin, timeout=timeout, ok=None)
 
         def plan() -> Mapping[str, Sequence[str]]:
-            with self.driver.network():
-                outcomes = configure.plan(list(targets.values()))
-            return {name: differences(outcome) for name, outcome in outcomes.items()}
+            found = self.plan(files, chosen, jobs)
+            return {name: differences(outcome) for name, outcome in found.outcomes.items()}
 
         return VerifyContext(
             run_on=run_on,
@@ -224,6 +245,4 @@ def differences(outcome: configure.Outcome) -> list[str]:
     """What a plan found on one node, a line each; a node that could not be asked is one."""
     if outcome.error:
         return [outcome.error]
-    return [
-        f"{item.resource}: {', '.join(item.changes) or item.error}" for item in outcome.differences
-    ]
+    return [item.line for item in outcome.differences]

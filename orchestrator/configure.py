@@ -1,12 +1,13 @@
 """Configuration of all nodes at once: look at each, or change each, over SSH, in parallel.
 
-One round trip per node and call. A node that does not answer ends its own thread only.
+One round trip per node and call. A node that does not answer ends its own thread only, and does
+not keep the others waiting. Only a look is tried again; an agent that changes things runs once.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,15 +15,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import agent
+from orchestrator.differences import Difference, found
 from orchestrator.errors import UserError
 from orchestrator.node_paths import VENV
+from orchestrator.remote import Unreachable
 from orchestrator.resources import Step
 from orchestrator.run import Result
+from orchestrator.slots import JOBS, Slots
 from orchestrator.state import NodeState
 
 #: Seconds for one node: long enough for a model's files over the slowest network in use.
 LOOK_TIMEOUT = 120.0
 APPLY_TIMEOUT = 1800.0
+#: Seconds before that in which an agent ends by itself, to report how far it came.
+REPORT_TIME = 10.0
+#: Seconds in which a look is tried again where the connection fails at once, and between tries.
+RETRY_TIME = 5.0
+RETRY_PAUSE = 1.0
 
 #: Reads the agent from the first ARGV[1] bytes of stdin; the request follows.
 LOADER = (
@@ -54,15 +63,9 @@ class Target:
     def name(self) -> str:
         return self.state.node
 
-
-@dataclass(frozen=True)
-class Difference:
-    """A resource that is not as desired: what would change, and a text difference."""
-
-    resource: str
-    changes: tuple[str, ...]
-    diff: str = ""
-    error: str = ""
+    def only(self, steps: Sequence[Step]) -> Target:
+        """The same node, and what it has to be in these steps."""
+        return replace(self, state=self.state.only(*steps))
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Outcome:
     unchanged: int = 0
     failed: tuple[tuple[str, str], ...] = ()
     error: str = ""
+    #: What only time can make: links whose interface is not there yet.
+    pending: tuple[str, ...] = ()
     #: Of a plan only.
     differences: tuple[Difference, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +93,8 @@ class Outcome:
         if self.error:
             return self.error
         parts = [f"{len(self.changed)} changed", f"{self.unchanged} unchanged"]
+        if self.pending:
+            parts.append(f"{len(self.pending)} pending: {', '.join(self.pending)}")
         if self.failed:
             parts.append(f"{len(self.failed)} failed: {self.failed[0][0]}: {self.failed[0][1]}")
         return ", ".join(parts)
@@ -100,25 +107,28 @@ def ignore(node: str, step: str, status: str, detail: str) -> None:
 def plan(
     targets: Sequence[Target],
     *,
+    jobs: int = JOBS,
     on_event: OnEvent = ignore,
     initializer: Callable[[], None] | None = None,
     timeout: float = LOOK_TIMEOUT,
 ) -> dict[str, Outcome]:
     """What an apply of every step would change, by node; changes nothing.
 
-    ``initializer`` is called first in each thread (to enter a network namespace).
+    ``jobs`` are looked at at once. ``initializer`` is called first in each thread (to enter a
+    network namespace).
     """
 
     def ask(target: Target) -> Outcome:
-        return _planned(target.state, _agent(target, "look", timeout))
+        return _planned(target.state, _looked(target, timeout))
 
-    return _on_all(targets, ask, "look", on_event, initializer)
+    return _on_all(targets, ask, "look", on_event, initializer, Slots(jobs))
 
 
 def apply(
     targets: Sequence[Target],
     step: Step,
     *,
+    jobs: int = JOBS,
     on_event: OnEvent = ignore,
     initializer: Callable[[], None] | None = None,
     timeout: float = APPLY_TIMEOUT,
@@ -126,10 +136,9 @@ def apply(
     """Make each node what its state says, of one step, by node; changes only what differs."""
 
     def ask(target: Target) -> Outcome:
-        part = replace(target, state=target.state.only(step))
-        return _applied(_agent(part, "apply", timeout))
+        return _applied(_agent(target.only([step]), "apply", timeout))
 
-    return _on_all(targets, ask, step, on_event, initializer)
+    return _on_all(targets, ask, step, on_event, initializer, Slots(jobs))
 
 
 def _on_all(
@@ -138,20 +147,27 @@ def _on_all(
     step: str,
     on_event: OnEvent,
     initializer: Callable[[], None] | None,
+    slots: Slots,
 ) -> dict[str, Outcome]:
     def one(target: Target) -> Outcome:
-        on_event(target.name, step, "start", "")
-        try:
-            outcome = ask(target)
-        except UserError as error:
-            outcome = Outcome(error=str(error))
-        on_event(target.name, step, "done" if outcome.ok else "failed", outcome.summary)
-        return outcome
+        with slots.one():
+            on_event(target.name, step, "start", "")
+            try:
+                outcome = ask(target)
+            except UserError as error:
+                outcome = Outcome(error=str(error))
+            on_event(target.name, step, "done" if outcome.ok else "failed", outcome.summary)
+            return outcome
 
     if not targets:
         return {}
+    # A thread each: what limits them is slots, which a slow node gives back.
     with ThreadPoolExecutor(len(targets), initializer=initializer or _nothing) as pool:
-        outcomes = list(pool.map(one, targets))
+        try:
+            outcomes = list(pool.map(one, targets))
+        except BaseException:
+            slots.close()
+            raise
     return {target.name: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 
@@ -159,10 +175,27 @@ def _nothing() -> None:
     """The initializer of threads that stay where they are."""
 
 
+def _looked(target: Target, timeout: float) -> dict[str, Any]:
+    """The report of a look, tried again where the connection was refused or lost at once."""
+    end = time.monotonic() + RETRY_TIME
+    while True:
+        try:
+            return _agent(target, "look", timeout)
+        except Unreachable:
+            if time.monotonic() + RETRY_PAUSE > end:
+                raise
+            time.sleep(RETRY_PAUSE)
+
+
 def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
     """Run the agent on the node and return its report."""
     source = Path(agent.__file__).read_text()
-    request = {"verb": verb, "root": target.root, "state": target.state.document()}
+    request = {
+        "verb": verb,
+        "root": target.root,
+        "limit_s": max(timeout - REPORT_TIME, timeout / 2),
+        "state": target.state.document(),
+    }
     # -I -S: nothing but the standard library, whatever the environment says.
     argv = [f"{VENV}/bin/python", "-I", "-S", "-c", LOADER, str(len(source.encode()))]
     result = target.runner.run(
@@ -182,22 +215,12 @@ def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
 
 
 def _planned(state: NodeState, report: Mapping[str, Any]) -> Outcome:
-    wanted = {f"file:{file.path}": file for file in state.files if not file.secret}
-    differences = []
-    for entry in report["resources"]:
-        if entry["changes"] or "error" in entry:
-            file = wanted.get(entry["id"])
-            diff = ""
-            if file and file.content is not None and "content" in entry["changes"]:
-                diff = _unified(file.path, entry.get("current"), file.content)
-            differences.append(
-                Difference(entry["id"], tuple(entry["changes"]), diff, entry.get("error", ""))
-            )
+    differences = found(state, report["resources"])
     return Outcome(
         changed=tuple(item.resource for item in differences if not item.error),
         unchanged=len(report["resources"]) - len(differences),
         failed=tuple((item.resource, item.error) for item in differences if item.error),
-        differences=tuple(differences),
+        differences=differences,
         facts=report["facts"],
     )
 
@@ -208,12 +231,6 @@ def _applied(report: Mapping[str, Any]) -> Outcome:
         changed=tuple(entry["id"] for entry in entries if entry["status"] == "changed"),
         unchanged=sum(entry["status"] == "unchanged" for entry in entries),
         failed=tuple((entry["id"], entry["error"]) for entry in entries if "error" in entry),
+        pending=tuple(entry["id"] for entry in entries if entry["status"] == "pending"),
         facts=report["facts"],
     )
-
-
-def _unified(path: str, current: str | None, wanted: str) -> str:
-    lines = difflib.unified_diff(
-        (current or "").splitlines(), wanted.splitlines(), f"{path} (now)", path, lineterm=""
-    )
-    return "\n".join(lines)

@@ -56,11 +56,11 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
         "/etc/systemd/system/ssh.service.d/50-orchestrate.conf": BootFile(render("ssh-retry.conf")),
     }
     for network, link in node.links.items():
-        path = f"/etc/systemd/network/10-{network}"
-        files[f"{path}.network"] = BootFile(_network(profile, node, network))
+        path, content = network_file(profile, node, network)
+        files[path] = BootFile(content)
         if link.mac:  # the card gets the name that the profile calls it by, whatever slot it is in
             text = render("link.link", mac=link.mac, interface=link.interface)
-            files[f"{path}.link"] = BootFile(text)
+            files[f"{path.removesuffix('.network')}.link"] = BootFile(text)
     return files
 
 
@@ -78,6 +78,11 @@ def hosts(profile: Profile, node: Node) -> str:
         for network, link in other.links.items()
     ]
     return render("hosts", compute=not profile.is_control(node), lines=lines)
+
+
+def network_file(profile: Profile, node: Node, network: str) -> tuple[str, str]:
+    """Path and text of what tells systemd-networkd about a node's link."""
+    return f"/etc/systemd/network/10-{network}.network", _network(profile, node, network)
 
 
 def _network(profile: Profile, node: Node, network: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: The Python environment of every image.
 VENV = "/opt/venvs/orchestrate"
+#: Runs what uses accelerators, in the environment that the image needs for them (images/config).
+WITH_ENVIRONMENT = "/usr/lib/orchestrate/with-environment"
 #: Where models lie on compute nodes.
 MODELS = "/var/lib/orchestrate/models"
 #: What the control node gives to the others: models, images, boot documents.

@@ -1,4 +1,7 @@
-"""What a node's desired state is made of: accounts, directories, files, units."""
+"""What a node's desired state is made of: kernel settings, links, accounts, files, units.
+
+Environments are files: one in /etc/orchestrate for each service, one in /etc/profile.d for people.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,30 @@ class Step(StrEnum):
     BASE = "base"
     RAY = "ray"
     SERVING = "serving"
+
+
+@dataclass(frozen=True)
+class Sysctl:
+    """A kernel setting, named as sysctl(8) does."""
+
+    step: Step
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface that is up with (at least) these addresses, each ADDRESS/BITS.
+
+    ``file`` with ``content`` is systemd-networkd's, as the node had it at boot. An interface that
+    is not there (yet) is pending, not a failure: a cable's other end may still boot.
+    """
+
+    step: Step
+    name: str
+    addresses: tuple[str, ...]
+    file: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,7 @@ class Unit:
     revision: str = ""
 
 
-Resource = User | Directory | File | Unit
+Resource = Sysctl | Link | User | Directory | File | Unit
 
 
 def service(

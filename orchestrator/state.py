@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.identity import hosts
+from orchestrator.identity import hosts, network_file
 from orchestrator.netboot import state as netboot
 from orchestrator.netboot import wire
 from orchestrator.node_paths import (
@@ -25,8 +25,19 @@ from orchestrator.node_paths import (
     RAY_TOKEN,
     VENV,
     VLLM_ENV,
+    WITH_ENVIRONMENT,
 )
-from orchestrator.resources import Directory, File, Resource, Step, Unit, User, service
+from orchestrator.resources import (
+    Directory,
+    File,
+    Link,
+    Resource,
+    Step,
+    Sysctl,
+    Unit,
+    User,
+    service,
+)
 from orchestrator.serving import Layout, vllm_argv
 from orchestrator.templating import render
 from orchestrator.trust import Secret
@@ -48,19 +59,32 @@ class NodeState:
     """One node's document."""
 
     node: str
-    users: tuple[User, ...]
-    directories: tuple[Directory, ...]
-    files: tuple[File, ...]
-    units: tuple[Unit, ...]
+    sysctls: tuple[Sysctl, ...] = ()
+    links: tuple[Link, ...] = ()
+    users: tuple[User, ...] = ()
+    directories: tuple[Directory, ...] = ()
+    files: tuple[File, ...] = ()
+    units: tuple[Unit, ...] = ()
 
-    def only(self, step: Step) -> NodeState:
-        """The part that belongs to one step."""
-        return NodeState(
-            self.node,
-            users=tuple(user for user in self.users if user.step == step),
-            directories=tuple(item for item in self.directories if item.step == step),
-            files=tuple(file for file in self.files if file.step == step),
-            units=tuple(unit for unit in self.units if unit.step == step),
+    def only(self, *steps: Step) -> NodeState:
+        """The part that belongs to these steps."""
+        parts = {
+            kind.name: tuple(item for item in getattr(self, kind.name) if item.step in steps)
+            for kind in fields(self)
+            if kind.name != "node"
+        }
+        return NodeState(self.node, **parts)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """All of it, in the order in which it is made."""
+        return (
+            *self.sysctls,
+            *self.links,
+            *self.users,
+            *self.directories,
+            *self.files,
+            *self.units,
         )
 
     def document(self) -> dict[str, Any]:
@@ -101,6 +125,8 @@ def model_directory(profile: Profile) -> str:
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     """The state that ``node`` has to be in."""
     items: list[Resource] = [
+        *_kernel(profile),
+        *_links(profile, node),
         *_accounts(profile, context),
         *_base_files(profile, node),
         *_clock(profile, node),
@@ -117,11 +143,26 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     files = tuple(item for item in items if isinstance(item, File))
     return NodeState(
         node=node.name,
+        sysctls=tuple(item for item in items if isinstance(item, Sysctl)),
+        links=tuple(item for item in items if isinstance(item, Link)),
         users=tuple(item for item in items if isinstance(item, User)),
         directories=tuple(item for item in items if isinstance(item, Directory)),
         files=files,
         units=tuple(_revised(item, files) for item in items if isinstance(item, Unit)),
     )
+
+
+def _kernel(profile: Profile) -> Iterable[Resource]:
+    for name, value in profile.sysctls.items():
+        yield Sysctl(Step.BASE, name, str(value))
+
+
+def _links(profile: Profile, node: Node) -> Iterable[Resource]:
+    """Each link as it was at boot; one that the profile got since comes without a boot."""
+    for network, link in node.links.items():
+        path, content = network_file(profile, node, network)
+        address = f"{link.address}/{profile.networks[network].subnet.prefixlen}"
+        yield Link(Step.BASE, link.interface, (address,), path, content)
 
 
 def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
@@ -197,6 +238,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     text = render(
         unit,
         venv=VENV,
+        with_environment=WITH_ENVIRONMENT,
         user=account,
         environment=RAY_ENV,
         address=profile.ray_address(node),
@@ -236,6 +278,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
         model=profile.serving.model,
         environments=[RAY_ENV, VLLM_ENV],
         argv=[
+            WITH_ENVIRONMENT,
             f"{VENV}/bin/vllm",
             *vllm_argv(profile, model_directory(profile), context.layout),
         ],

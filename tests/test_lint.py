@@ -15,6 +15,8 @@ TOOLS = Path(sys.executable).parent
 #: Written by programs, byte for byte what they wrote.
 GENERATED = "tests/golden/"
 LONGEST_FILE = 420
+#: Sent to nodes as one file.
+LONGER = {"orchestrator/agent.py": 640}
 
 
 def listed() -> list[Path]:
@@ -86,8 +88,9 @@ def test_white_space() -> None:
 
 def test_no_python_file_is_too_long_to_read() -> None:
     long = [
-        f"{file}: {text.count(chr(10))} lines, at most {LONGEST_FILE}"
+        f"{file}: {text.count(chr(10))} lines, at most {limit}"
         for file, text in texts()
-        if file.suffix == ".py" and text.count("\n") > LONGEST_FILE
+        if file.suffix == ".py"
+        and text.count("\n") > (limit := LONGER.get(str(file), LONGEST_FILE))
     ]
     assert not long, "\n".join(long)

@@ -15,6 +15,7 @@ COMMANDS = {
     "netboot": ("orchestrator.cli.netboot", "What machines are told when they boot."),
     "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
+    "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
@@ -47,6 +48,7 @@ def orchestrate() -> None:
     """From bare machines to a measured LLM inference cluster.
 
     \b
+    orchestrate plan     what 'up' would change on the nodes
     orchestrate up       bring the active profile's cluster up, then verify it
     orchestrate verify   check it again; changes nothing
     orchestrate down     undo

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.choice import Choice, choice_options
 from orchestrator.console import err, out, print_json
 from orchestrator.profile import active, profile_option
 
@@ -42,20 +43,37 @@ def opened(profile: str | None, machines: str | None = None) -> Cluster:
     help="Stop after this step. 'control': only the control node, ready for others to boot. "
     "What does not serve is not verified.",
 )
-def up(profile: str | None, as_json: bool, machines: str | None, until: str) -> None:
+@choice_options
+def up(
+    profile: str | None,
+    as_json: bool,
+    machines: str | None,
+    until: str,
+    choice: Choice,
+) -> None:
     """Bring the cluster up, from power to a verified answer.
 
     What is as it should be already stays as it is; a second 'up' changes nothing and says so.
-    Exit code 0 only if every node came up and every check passed.
+    Exit code 0 only if every node came up and every check passed. With part of the nodes, these
+    are checked, and not the endpoint. With --only, nodes get power too, then just that step.
 
+    \b
     Example: orchestrate up --profile sim
+    Example: orchestrate up --node compute1 --only base
     """
     from orchestrator.bring_up import up as bring_up
+    from orchestrator.plan import outcomes_told
     from orchestrator.progress import Board
+    from orchestrator.selection import ranges
 
+    only = choice.only
+    if only and until not in (STEPS[-1], only):
+        raise click.UsageError("--only is a step by itself: not together with --until")
+    until = only or until
     cluster = opened(profile, machines)
+    selection = choice.of(cluster.profile)
     with cluster.locked("up"), Board(quiet=as_json) as board:
-        result = bring_up(cluster, board, until)
+        result = bring_up(cluster, board, until, selection, choice.jobs)
     if as_json:
         print_json(
             {
@@ -71,12 +89,17 @@ def up(profile: str | None, as_json: bool, machines: str | None, until: str) -> 
     else:
         if result.report:
             out.print(result.report.table())
-        for name, error in result.failures.items():
-            err.print(f"[red]error:[/red] {name}:", end=" ")
-            err.print(str(error), markup=False)
+        changed, failures = outcomes_told(result.changed, result.failures)
+        for line in changed:
+            out.print(line, markup=False)
+        for line in failures:
+            err.print("[red]error:[/red]", end=" ")
+            err.print(line, markup=False)
         if result.ok:
             said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
-            if result.report:
+            if not selection.whole:
+                reached = f"{ranges(selection.names)}{f', only {only}' if only else ''}"
+            elif result.report:
                 reached = f"the model answers at {cluster.endpoint}/v1"
             else:
                 reached = f"stopped after '{until}'"
@@ -135,19 +158,29 @@ def status(profile: str | None, as_json: bool, watch: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the checks as JUnit XML to this file.",
 )
-def verify(profile: str | None, as_json: bool, junit: Path | None) -> None:
+@choice_options
+def verify(
+    profile: str | None,
+    as_json: bool,
+    junit: Path | None,
+    choice: Choice,
+) -> None:
     """Check that the cluster is what the profile says. Changes nothing.
 
-    Exit code 0 only if all checks pass.
+    Exit code 0 only if all checks pass. Ray and the endpoint are checked with the control node.
 
+    \b
     Example: orchestrate verify --junit verify.xml
+    Example: orchestrate verify --exclude control
     """
     from orchestrator.served_model import published
     from orchestrator.verify.everything import verify as check
 
     cluster = opened(profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
-    report = check(cluster.profile, cluster.verify_context(files))
+    selection = choice.of(cluster.profile)
+    context = cluster.verify_context(files, selection, choice.jobs)
+    report = check(cluster.profile, context, selection, choice.jobs)
     if junit:
         junit.write_text(report.junit())
     if as_json:

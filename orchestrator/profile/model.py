@@ -35,6 +35,8 @@ from orchestrator.profile.types import (
     Revision,
     Size,
     Subnet,
+    SysctlName,
+    SysctlValue,
     UefiLoader,
     Variable,
     VariableName,
@@ -315,6 +317,11 @@ class Profile(Section):
         min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
     )
     users: Users = Field(description=Users.__doc__)
+    sysctls: dict[SysctlName, SysctlValue] = Field(
+        default={},
+        description="Kernel settings of every node, like `net.core.rmem_max: 67108864`. One that "
+        "is taken out stays until the node's next boot. Containers may only set those of `net`.",
+    )
     ray: Ray = Field(description=Ray.__doc__)
     models: dict[Name, HubModel] = Field(
         default={},

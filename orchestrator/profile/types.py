@@ -162,6 +162,14 @@ def _variable(value: object) -> object:
     return value
 
 
+def _sysctl_value(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{quoted(value)} does not fit; allowed: a whole number, or text")
+    if not re.fullmatch(r"[!-~]+( [!-~]+)*", str(value)):
+        raise ValueError(f"{quoted(value)} does not fit; allowed: words with one blank between")
+    return value
+
+
 Name = Annotated[
     str,
     Matching(r"[a-z0-9][a-z0-9._-]{0,62}", "lower-case letters, digits and . _ - (at most 63)"),
@@ -241,6 +249,13 @@ ModuleName = Annotated[
 ]
 #: 1280 is what every network has to carry whole; the rest is what an interface can be told.
 Mtu = Annotated[int, Field(ge=1280, le=65535)]
+SysctlName = Annotated[
+    str,
+    Matching(
+        r"[a-z0-9_]+(\.[A-Za-z0-9_-][A-Za-z0-9_/-]*)+",
+        "a kernel setting as sysctl names it, like net.core.rmem_max",
+    ),
+]
 Address = Annotated[
     IPv4Address,
     PlainValidator(_address),
@@ -275,3 +290,4 @@ WholeOrAuto = Annotated[
 BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 FlagValue = Annotated[str | int | float | bool, BeforeValidator(_flag_value)]
 Variable = Annotated[str, BeforeValidator(_variable)]
+SysctlValue = Annotated[str | int, BeforeValidator(_sysctl_value)]

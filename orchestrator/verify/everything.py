@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from orchestrator.errors import UserError
+from orchestrator.resources import Step
+from orchestrator.selection import Selection, everything
+from orchestrator.slots import JOBS, Slots
 from orchestrator.verify import gather, hardware, judge
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import Rule, Verdict
@@ -40,28 +43,41 @@ class Part:
     make: Callable[[], Iterable[Check]]
 
 
-def verify(profile: Profile, context: VerifyContext) -> Report:
-    """Make every check. Raises nothing: what goes wrong is in the report."""
-    parts = [
-        *(_node(profile, context, node) for node in profile.nodes),
-        *(_hardware(profile, context, node) for node in profile.nodes if node.hardware),
-        _drift(profile, context),
-        _ray(profile, context),
-        _ray_status(profile, context),
-        _endpoint(profile, context),
-    ]
+def verify(
+    profile: Profile,
+    context: VerifyContext,
+    chosen: Selection | None = None,
+    jobs: int = JOBS,
+) -> Report:
+    """Make every check of the chosen nodes and steps. Raises nothing: what goes wrong is in the
+    report. Ray and the endpoint are checked where the control node, which has them, is chosen."""
+    parts = _parts(profile, context, chosen or everything(profile))
+    slots = Slots(jobs)
     with ThreadPoolExecutor(max_workers=len(parts)) as pool:
-        found = pool.map(lambda part: _made(part, context), parts)
+        found = pool.map(lambda part: _made(part, context, slots), parts)
         return Report(tuple(check for checks in found for check in checks))
 
 
-def _made(part: Part, context: VerifyContext) -> list[Check]:
+def _parts(profile: Profile, context: VerifyContext, chosen: Selection) -> list[Part]:
+    has_control = profile.control in chosen
+    parts = [_drift(context, chosen.names)]
+    if Step.BASE in chosen.steps:
+        machines = [_hardware(profile, context, node) for node in chosen.nodes if node.hardware]
+        parts = [_node(profile, context, node) for node in chosen.nodes] + machines + parts
+    if Step.RAY in chosen.steps and has_control:
+        parts += [_ray(profile, context), _ray_status(profile, context)]
+    if Step.SERVING in chosen.steps and has_control:
+        parts.append(_endpoint(profile, context))
+    return parts
+
+
+def _made(part: Part, context: VerifyContext, slots: Slots) -> list[Check]:
     """The part's checks; all of them failed where it breaks, the first one with the whole reason.
 
     The others would only repeat it.
     """
     try:
-        with context.network():
+        with slots.one(), context.network():
             return list(part.make())
     except Exception as error:
         reason = _reason(error)
@@ -93,9 +109,7 @@ def _hardware(profile: Profile, context: VerifyContext, node: Node) -> Part:
     return Part([(look.rule, node.name) for look in looks], make)
 
 
-def _drift(profile: Profile, context: VerifyContext) -> Part:
-    names = [node.name for node in profile.nodes]
-
+def _drift(context: VerifyContext, names: Sequence[str]) -> Part:
     def make() -> Iterator[Check]:
         plan = context.plan()
         for name in names:

@@ -14,7 +14,7 @@ import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.errors import UserError
-from orchestrator.node_paths import RAY_ENV, VENV
+from orchestrator.node_paths import RAY_ENV, VENV, WITH_ENVIRONMENT
 from orchestrator.run import Result
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
@@ -78,7 +78,7 @@ def hardware(context: VerifyContext, profile: Profile, node: Node) -> HardwareFa
     want = hardware_want(
         kind, [node.links[name].interface for name in kind.links.keys() & node.links]
     )
-    argv = [f"{VENV}/bin/python", "-", json.dumps(want)]
+    argv = [WITH_ENVIRONMENT, f"{VENV}/bin/python", "-", json.dumps(want)]
     slow = sum(each.timeout_s for each in kind.commands)
     slow += kind.torch.timeout_s if kind.torch else 0
     out = _output(context, node, argv, _source("probe_hardware"), NODE_TIMEOUT + slow)

@@ -118,7 +118,9 @@ def units(sight: NodeSight) -> Verdict:
 #: "declined": the unit's own conditions keep it from running on this node.
 RUNNING = ("active", "reloading", "declined")
 
-DRIFT = Rule("drift", "orchestrate up changes it back; on {node}: journalctl -b")
+DRIFT = Rule(
+    "drift", "orchestrate plan --node {node} shows it; up changes it back; journalctl -b there"
+)
 #: In the order shown. A node that does not answer says why at the first.
 NODE_RULES: Mapping[Rule, Callable[[NodeSight], Verdict]] = {
     Rule("reachable", "the node's console; ping {node}"): reachable,

@@ -48,6 +48,7 @@ def test_up_again_changes_nothing(sim: Sim) -> None:
     assert result["ok"]
     assert all(changed == [] for changed in result["changed"].values()), result["changed"]
     assert "nothing changed" in sim.run("up").stdout
+    assert sim.run("plan").stdout == "control, compute0, compute1: nothing differs\n"
 
 
 def test_verify_writes_a_table_json_and_junit(sim: Sim, tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def test_verify_names_what_drifted_and_up_mends_it(sim: Sim) -> None:
     report = sim.json("verify", ok=False)
     assert {(check["name"], check["node"]) for check in failed(report)} == {("drift", "compute1")}
     assert "/etc/hosts" in failed(report)[0]["seen"]
+    assert "-10.77.0.99 stranger" in sim.run("plan", ok=False).stdout
     result = sim.json("up")
     assert result["changed"]["compute1"] == ["file:/etc/hosts"]
     assert "stranger" not in sim.shell("compute1", "cat", "/etc/hosts")

@@ -1,22 +1,24 @@
 """The agent in a temporary root, as the very process that a node runs (users and units need a
-node: the simulated cluster's tests have them)."""
+node: tests/sim/test_agent.py)."""
 
+import contextlib
 import hashlib
 import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator import agent
-from orchestrator.resources import Directory, File, Step, User
+from orchestrator.resources import Directory, File, Link, Step, Sysctl, User
 from orchestrator.state import NodeState
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
@@ -92,11 +94,13 @@ def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
     )
 
 
-def ask(verb: str, root: Path, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run the agent as a node does; resource -> its entry in the report."""
+def ask(
+    verb: str, root: Path, wanted: dict[str, Any], inside: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Run the agent as a node does, in a network; resource -> its entry in the report."""
     request = json.dumps({"verb": verb, "root": str(root), "state": wanted})
     done = subprocess.run(
-        [sys.executable, "-I", "-S", agent.__file__],
+        [*inside, sys.executable, "-I", "-S", agent.__file__],
         input=request,
         capture_output=True,
         text=True,
@@ -262,5 +266,124 @@ def test_a_second_agent_does_not_run_beside_the_first(root: Path) -> None:
 
 def test_an_account_that_the_node_lacks_is_a_difference(root: Path) -> None:
     missing = User(Step.BASE, "nobody-has-this-name", 59999)
-    document = NodeState("node0", (missing,), (), (), ()).document()
+    document = NodeState("node0", users=(missing,)).document()
     assert ask("look", root, document)["user:nobody-has-this-name"]["changes"] == ["create"]
+
+
+def test_a_failure_that_nobody_foresaw_is_reported(root: Path) -> None:
+    wanted = state(File(Step.BASE, "/bad", "x"), File(Step.BASE, "/good", "x"))
+    wanted["files"][0]["mode"] = "rwx"
+    report = ask("apply", root, wanted)
+    assert statuses(report) == {"file:/bad": "failed", "file:/good": "changed"}
+    assert "ValueError" in report["file:/bad"]["error"]
+
+
+@pytest.fixture
+def endless() -> Iterator[str]:
+    """A server that never gives the second half."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        accepted = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    accepted.append(connection)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{port}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in accepted:
+            connection.close()
+
+
+@pytest.mark.parametrize("how", ["time", "signal"])
+def test_a_report_comes_also_from_a_run_that_is_stopped(root: Path, endless: str, how: str) -> None:
+    wanted = state(
+        File(Step.BASE, "/first", "x"),
+        File(Step.BASE, "/held", url=f"{endless}/held", sha256="0" * 64),
+        File(Step.BASE, "/later", "x"),
+    )
+    request = {"verb": "apply", "root": str(root), "state": wanted}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", agent.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(request | ({"limit_s": 2} if how == "time" else {})))
+    process.stdin.close()
+    process.stdin = None
+    if how == "signal":
+        while not (root / ".held.new").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    report = {entry["id"]: entry for entry in json.loads(out)["resources"]}
+    said = "time was up" if how == "time" else "stopped by a signal"
+    assert statuses(report) == {
+        "file:/first": "changed",
+        "file:/held": "failed",
+        "file:/later": "skipped",
+    }
+    assert report["file:/held"]["error"] == said
+    assert report["file:/later"]["error"] == f"not reached: {said}"
+    assert sorted(path.name for path in root.iterdir()) == ["first", "run"]
+
+
+def test_what_is_there_is_told(root: Path) -> None:
+    (root / "binary").write_bytes(b"\xff\x00")
+    (root / "open").write_text("x")
+    (root / "open").chmod(0o666)
+    (root / "link").symlink_to("open")
+    wanted = state(*(File(Step.BASE, path, "x") for path in ("/binary", "/open", "/link")))
+    report = ask("look", root, wanted)
+    assert report["file:/binary"]["found"]["content"] == "no text, or too long to show"
+    assert report["file:/open"]["found"] == {"mode": "0666"}
+    assert report["file:/link"]["found"]["content"] == "not a regular file"
+
+
+@pytest.fixture
+def network() -> Iterator[list[str]]:
+    """A network namespace with the link `x0`; the words to run something in it."""
+    name = f"agent-{os.getpid()}"
+    inside = ["ip", "netns", "exec", name]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run([*inside, "ip", "link", "add", "x0", "type", "bridge"], check=True)
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def test_a_link_gets_its_address_and_file_and_keeps_others(root: Path, network: list[str]) -> None:
+    file = "/etc/systemd/network/10-x.network"
+    link = Link(Step.BASE, "x0", ("10.9.0.2/24",), file, "[Match]\nName=x0\n")
+    wanted = NodeState("node0", links=(link,)).document()
+    cold = ask("look", root, wanted, network)["link:x0"]
+    assert cold["changes"] == ["file", "address", "up"]
+    subprocess.run([*network, "ip", "address", "add", "10.9.0.9/24", "dev", "x0"], check=True)
+    assert statuses(ask("apply", root, wanted, network)) == {"link:x0": "changed"}
+    assert statuses(ask("apply", root, wanted, network)) == {"link:x0": "unchanged"}
+    assert (root / file[1:]).read_text() == link.content
+    shown = subprocess.run(
+        [*network, "ip", "address", "show", "x0"], capture_output=True, check=True
+    )
+    assert b"10.9.0.2/24" in shown.stdout and b"10.9.0.9/24" in shown.stdout
+    subprocess.run([*network, "ip", "link", "delete", "x0"], check=True)
+    assert statuses(ask("apply", root, wanted, network)) == {"link:x0": "pending"}
+
+
+def test_a_kernel_setting_of_the_network(root: Path, network: list[str]) -> None:
+    """Its own namespace's: this machine's stays as it is."""
+    setting = Sysctl(Step.BASE, "net.ipv4.tcp_rmem", "4096 131072 8388608")
+    wanted = NodeState("node0", sysctls=(setting,)).document()
+    found = ask("look", Path("/"), wanted, network)["sysctl:net.ipv4.tcp_rmem"]
+    assert found["changes"] == ["value"]
+    assert len(found["found"]["value"].split()) == 3
+    assert "run" not in [path.name for path in root.iterdir()]

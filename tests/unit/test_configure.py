@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import slots
 from orchestrator.configure import Outcome, Target, apply, plan
 from orchestrator.errors import UserError
+from orchestrator.remote import Unreachable
 from orchestrator.resources import Directory, File, Step
 from orchestrator.run import Result, run
 from orchestrator.state import NodeState
@@ -40,6 +42,20 @@ class Dead:
         self, argv: Sequence[str], *, what: str = "", stdin: str | None = None, timeout: float = 60
     ) -> Result:
         raise UserError("node1 (10.0.0.2): SSH does not answer: No route to host")
+
+
+class Flaky(Here):
+    """A node whose SSH is refused the first time; says how often it was asked."""
+
+    asked = 0
+
+    def run(
+        self, argv: Sequence[str], *, what: str = "", stdin: str | None = None, timeout: float = 60
+    ) -> Result:
+        self.asked += 1
+        if self.asked == 1:
+            raise Unreachable("node0 (10.0.0.1): SSH does not answer: Connection refused")
+        return super().run(argv, what=what, stdin=stdin, timeout=timeout)
 
 
 def state(name: str, text: str = "one\n") -> NodeState:
@@ -99,6 +115,32 @@ def test_a_dead_node_does_not_hold_the_others(tmp_path: Path) -> None:
     assert outcomes["node0"].ok
     assert ("node0", "base", "done", "3 changed, 0 unchanged") in events
     assert [event[2] for event in events if event[0] == "node1"] == ["start", "failed"]
+
+
+def test_a_look_is_tried_again_and_a_change_is_not(tmp_path: Path) -> None:
+    target = here(tmp_path, "node0")
+    flaky = Flaky()
+    assert plan([Target(flaky, target.state, target.root)])["node0"].ok
+    assert flaky.asked == 2
+    flaky = Flaky()
+    outcome = apply([Target(flaky, target.state, target.root)], Step.BASE)["node0"]
+    assert "Connection refused" in outcome.error
+    assert flaky.asked == 1
+
+
+def test_slow_nodes_do_not_hold_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two end only after the third has ended, and only one slot is there."""
+    monkeypatch.setattr(slots, "PATIENCE", 0.1)
+    ended = threading.Event()
+
+    def on_event(node: str, step: str, status: str, detail: str) -> None:
+        if (node, status) == ("node2", "done"):
+            ended.set()
+
+    targets = [here(tmp_path, f"node{number}") for number in range(3)]
+    slow = [Target(Here(before=[ended]), each.state, each.root) for each in targets[:2]]
+    outcomes = plan([*slow, targets[2]], jobs=1, on_event=on_event)
+    assert all(outcome.ok for outcome in outcomes.values())
 
 
 def test_nodes_run_at_once(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ def rendered(case: str) -> dict[str, str]:
             texts[f"{node.name}/boot{path}"] = boot_file.content
             lines.append(f"boot {path} {boot_file.mode:04o}")
         state = desired(profile, node, context(profile))
+        lines += [f"{item.step} sysctl {item.name} {item.value}" for item in state.sysctls]
+        for link in state.links:
+            lines.append(f"{link.step} link {link.name} {' '.join(link.addresses)}")
+            # What networkd is told is what it was told at boot.
+            assert link.content == texts[f"{node.name}/boot{link.file}"]
         for user in state.users:
             lines.append(f"{user.step} user {user.name} {user.uid} {user.shell} {user.groups}")
         for entry in state.directories:
@@ -132,10 +137,9 @@ def test_units_only_restart_on_files_of_the_node(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_steps_are_a_partition(case: str) -> None:
     for state in states(load(GOLDEN / case / "profile.yml")).values():
-        for kind in ("users", "directories", "files", "units"):
-            whole = getattr(state, kind)
-            parts = [item for step in Step for item in getattr(state.only(step), kind)]
-            assert sorted(map(str, parts)) == sorted(map(str, whole))
+        parts = [item for step in Step for item in state.only(step).resources]
+        assert sorted(map(str, parts)) == sorted(map(str, state.resources))
+        assert state.only(*Step) == state
 
 
 def test_secrets_are_in_the_document_but_not_in_what_is_printed() -> None:

@@ -1,0 +1,1 @@
+/opt/intel/oneapi/setvars.sh

@@ -1,0 +1,75 @@
+"""The options that choose nodes and steps, the same for every verb that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.resources import Step
+from orchestrator.slots import JOBS
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+    from orchestrator.selection import Selection
+
+Verb = Callable[..., Any]
+
+OPTIONS = (
+    click.option(
+        "--node",
+        "nodes",
+        metavar="NAMES",
+        multiple=True,
+        help="Only these: names, indexes of compute nodes (from 0), ranges like compute0..compute7;"
+        " with commas, or the option again.",
+    ),
+    click.option(
+        "--exclude", "excluded", metavar="NAMES", multiple=True, help="All but these; as --node."
+    ),
+    click.option(
+        "--only",
+        type=click.Choice([step.value for step in Step]),
+        help="Only this step's part of the desired state.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=JOBS,
+        show_default=True,
+        help="How many nodes at once. One that is slow or dead does not count after 10 s.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose."""
+
+    nodes: Sequence[str]
+    excluded: Sequence[str]
+    only: str | None
+    jobs: int
+
+    def of(self, profile: Profile) -> Selection:
+        """The nodes and steps. Raises BadInput for nodes that the profile does not have."""
+        from orchestrator.selection import select
+
+        return select(profile, self.nodes, self.excluded, Step(self.only) if self.only else None)
+
+
+def choice_options(verb: Verb) -> Verb:
+    """Give a verb --node, --exclude, --only and --jobs, as one parameter `choice`."""
+
+    @wraps(verb)
+    def with_choice(
+        *, nodes: Sequence[str], excluded: Sequence[str], only: str | None, jobs: int, **others: Any
+    ) -> Any:
+        return verb(choice=Choice(nodes, excluded, only, jobs), **others)
+
+    for option in reversed(OPTIONS):
+        with_choice = option(with_choice)
+    return with_choice

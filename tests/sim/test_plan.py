@@ -1,0 +1,109 @@
+"""`plan`, drift, and verbs for part of a cluster; its machines are configured and serve nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import NAME, Sim
+
+pytestmark = pytest.mark.sim
+
+LINE = "10.77.0.99 stranger"
+
+
+@pytest.fixture(scope="module")
+def configured(sim: Sim) -> Iterator[Sim]:
+    sim.run("up", "--until", "base")
+    yield sim
+    sim.run("down")
+
+
+def test_after_up_nothing_differs(configured: Sim) -> None:
+    done = configured.run("plan", "--only", "base")
+    assert done.stdout == "control, compute0, compute1: nothing differs\n"
+    found = configured.json("plan", "--only", "base")
+    assert (found["differs"], found["unknown"], found["groups"]) == (False, {}, [])
+
+
+def test_what_is_not_applied_yet_differs_and_hides_its_secrets(configured: Sim) -> None:
+    done = configured.run("plan", ok=False)
+    assert done.returncode == 2
+    assert "+++ /etc/systemd/system/ray-worker.service" in done.stdout
+    assert "ray.token: create, compute:compute 0600 (secret: not shown)" in done.stdout
+    machine = configured.json("plan", ok=False)
+    token = Path(configured.env["ORCHESTRATE_STATE"], "clusters", NAME, "ray.token").read_text()
+    assert token.strip() not in done.stdout + str(machine)
+    assert machine["groups"][0]["nodes"] == ["control", "compute0", "compute1"]
+
+
+def test_drift_by_hand_is_shown_named_and_mended_alone(configured: Sim) -> None:
+    sim = configured
+    sim.shell("compute1", "sh", "-c", f"echo {LINE} >>/etc/hosts")
+    sim.shell("compute1", "sysctl", "-qw", "net.core.somaxconn=7")  # nobody's: not in the profile
+    done = sim.run("plan", "--only", "base", ok=False)
+    assert done.returncode == 2
+    assert f"-{LINE}" in done.stdout
+    assert "compute1: 1 would change" in done.stdout
+    assert "control, compute0: nothing differs" in done.stdout
+    assert sim.run("plan", "--only", "base", "--exclude", "1").returncode == 0
+    assert sim.run("plan", "--only", "base", "--node", "compute1", ok=False).returncode == 2
+
+    report = sim.json("verify", "--only", "base", "--exclude", "control", ok=False)
+    wrong = [check for check in report["checks"] if not check["ok"]]
+    assert [(check["name"], check["node"]) for check in wrong] == [("drift", "compute1")]
+    assert "/etc/hosts" in wrong[0]["seen"]
+    assert {check["node"] for check in report["checks"]} == {"compute0", "compute1"}
+    assert LINE in sim.shell("compute1", "cat", "/etc/hosts")
+
+    result = sim.json("up", "--node", "compute1", "--only", "base")
+    assert result["changed"] == {"compute1": ["file:/etc/hosts"]}
+    assert set(result["steps"]) == {"cluster", "compute1"}
+    assert sim.run("plan", "--only", "base").returncode == 0
+
+
+def test_up_groups_what_it_came_to(configured: Sim) -> None:
+    out = configured.run("up", "--until", "base").stdout
+    assert "control, compute0, compute1: nothing changed" in out
+
+
+def test_a_new_kernel_setting_reaches_every_node_and_is_planned_once(configured: Sim) -> None:
+    sim = configured
+    before = sim.profile.read_text()
+    sim.profile.write_text(f"{before}\nsysctls:\n  net.core.somaxconn: 4321\n")
+    try:
+        done = sim.run("plan", "--only", "base", ok=False)
+        assert done.stdout.count("net.core.somaxconn: ") == 2  # compute1's is another one by now
+        assert "7 -> 4321" in done.stdout
+        changed = sim.json("up", "--until", "base")["changed"]
+        assert set(map(tuple, changed.values())) == {("sysctl:net.core.somaxconn",)}
+        assert sim.run("plan", "--only", "base").returncode == 0
+        seen = sim.shell("compute0", "cat", "/proc/sys/net/core/somaxconn")
+        assert seen == "4321\n"
+    finally:
+        sim.profile.write_text(before)
+
+
+def test_unknown_nodes_are_one_error_with_the_known_names(configured: Sim) -> None:
+    for verb, code in (("plan", 1), ("up", 2), ("verify", 2)):
+        done = configured.run(verb, "--node", "compute9,head", ok=False)
+        assert done.returncode == code
+        assert "there is no node 'compute9', 'head'" in done.stderr
+        assert "control, compute0, compute1" in done.stderr
+
+
+def test_a_node_that_does_not_answer_or_is_off_is_unknown(configured: Sim) -> None:
+    sim = configured
+    sim.shell("compute0", "systemctl", "stop", "ssh.service", "ssh.socket", ok=None)
+    sim.shell("compute0", "pkill", "sshd", ok=None)
+    sim.cut_power("compute1")
+    done = sim.run("plan", "--only", "base", ok=False)
+    assert done.returncode == 1
+    assert "control: nothing differs" in done.stdout
+    assert "compute0: unknown: " in done.stdout
+    assert "compute1: unknown: off; 'up' boots it" in done.stdout
+    found = sim.json("plan", "--only", "base", ok=False)
+    assert found["nodes"]["compute0"]["state"] == "unknown"
+    assert not found["differs"]
+    assert sim.run("plan", "--only", "base", "--node", "control").returncode == 0

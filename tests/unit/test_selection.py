@@ -1,0 +1,131 @@
+"""Which nodes are meant, and how they are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import paths
+from orchestrator.errors import BadInput
+from orchestrator.profile import Profile, load
+from orchestrator.resources import Step
+from orchestrator.selection import everything, find, grouped, ranges, select
+
+SIM = paths.checkout() / "profiles" / "sim.yml"
+PROFILE = load(SIM)
+
+
+def large(tmp_path: Path, count: int) -> Profile:
+    document = yaml.safe_load(SIM.read_text())
+    node = document["compute_nodes"][0]
+    link = node["links"]["cluster"]
+    document["compute_nodes"] = [
+        node
+        | {
+            "name": f"compute{number}",
+            "links": {
+                "cluster": link
+                | {"mac": f"02:00:0a:4d:01:{number:02x}", "address": f"10.77.0.{100 + number}"}
+            },
+        }
+        for number in range(count)
+    ]
+    document["serving"] |= {"tensor_parallel": 1}
+    path = tmp_path / "large.yml"
+    path.write_text(yaml.safe_dump(document | {"name": "large"}))
+    return load(path)
+
+
+def test_without_words_it_is_everything() -> None:
+    assert select(PROFILE) == everything(PROFILE)
+    assert select(PROFILE).whole
+
+
+@pytest.mark.parametrize(
+    ("wanted", "excluded", "names"),
+    [
+        (["compute1", "control"], [], "control compute1"),
+        (["compute1,compute0"], [], "compute0 compute1"),
+        (["1"], [], "compute1"),
+        (["0..1"], [], "compute0 compute1"),
+        (["control..compute0"], [], "control compute0"),
+        ([], ["control"], "compute0 compute1"),
+        (["compute0", "compute1"], ["0"], "compute1"),
+        ([], ["control", "compute1"], "compute0"),
+    ],
+)
+def test_words_in_any_form_and_the_profiles_order(
+    wanted: list[str], excluded: list[str], names: str
+) -> None:
+    chosen = select(PROFILE, wanted, excluded)
+    assert " ".join(chosen.names) == names
+    assert not chosen.whole
+
+
+def test_one_step_is_not_the_whole() -> None:
+    chosen = select(PROFILE, only=Step.RAY)
+    assert (chosen.nodes, chosen.steps, chosen.whole) == (PROFILE.nodes, (Step.RAY,), False)
+
+
+def test_all_unknown_words_are_one_error_with_the_known_names() -> None:
+    with pytest.raises(BadInput) as caught:
+        select(PROFILE, ["compute0", "compute7", "head,1..9"])
+    assert caught.value.message == "--node: there is no node 'compute7', 'head', '1..9'"
+    assert "known: control, compute0, compute1" in caught.value.hint
+    with pytest.raises(BadInput, match="--exclude: there is no node '2'"):
+        select(PROFILE, [], ["2"])
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(BadInput, match="no node is left"):
+        select(PROFILE, ["compute0"], ["0"])
+
+
+def test_one_node_by_name_or_index() -> None:
+    assert find(PROFILE, "control") == PROFILE.control
+    assert find(PROFILE, "1").name == "compute1"
+    with pytest.raises(BadInput, match="there is no node '3'"):
+        find(PROFILE, "3")
+
+
+def test_many_names_are_short_in_errors(tmp_path: Path) -> None:
+    profile = large(tmp_path, 64)
+    with pytest.raises(BadInput) as caught:
+        select(profile, ["compute64"])
+    assert caught.value.hint == "known: control, compute0..compute63"
+    assert len(select(profile, ["compute60..63"]).nodes) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("", ""),
+        ("control", "control"),
+        ("compute0 compute1", "compute0, compute1"),
+        ("control compute0 compute1 compute2 compute4", "control, compute0..compute2, compute4"),
+        ("node08 node09 node10", "node08..node10"),
+        ("n9 n10 n11 x", "n9..n11, x"),
+        ("a1 b2 c3", "a1, b2, c3"),
+        ("n1 n01 n2 n02", "n1, n01, n2, n02"),
+    ],
+)
+def test_ranges(names: str, text: str) -> None:
+    assert ranges(names.split()) == text
+
+
+@given(st.sets(st.integers(0, 20)))
+def test_what_is_printed_can_be_read_back(numbers: set[int]) -> None:
+    names = [f"compute{number}" for number in sorted(numbers)]
+    back = []
+    for part in filter(None, ranges(names).split(", ")):
+        first, _, last = part.replace("compute", "").partition("..")
+        back += [f"compute{number}" for number in range(int(first), int(last or first) + 1)]
+    assert back == names
+
+
+def test_grouped_keeps_the_order() -> None:
+    assert list(grouped({"a": 1, "b": 2, "c": 1}).items()) == [(1, ["a", "c"]), (2, ["b"])]
