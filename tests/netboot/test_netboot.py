@@ -88,6 +88,22 @@ def test_two_nodes_at_once(net: Net) -> None:
     assert len(keys) == len(both)
 
 
+def test_the_base_of_an_image_for_real_machines(net: Net) -> None:
+    """Debian 13 with the kernel and the drivers of a real cluster's nodes; few of its wheels."""
+    image = "pxe-0.1"
+    net.run("image", "fetch", image, "--available")
+    image_files.register(image, image_files.build(f"{image}.available.minimal"))
+    net.run("image", "use", image)
+    try:
+        booting = net.boot()
+        booting.reaches_ssh()
+        assert net.on("compute0", "systemctl", "is-system-running", "--wait") == "running"
+        assert "trixie" in net.on("compute0", "cat", "/etc/os-release")
+        assert net.on("compute0", "modinfo", "-n", "i915")
+    finally:
+        net.run("image", "use", MINIMAL)
+
+
 def test_a_second_nic_without_a_cable(net: Net) -> None:
     """It comes first, to the firmware and to the kernel; nobody waits for it for ever."""
 
