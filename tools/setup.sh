@@ -36,14 +36,16 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
     has mkfs.ext4 || echo e2fsprogs
     has cpio || echo cpio
-    has gpg || echo gpg # signs the small Debian suites of tests
+    { has gpg && has gpg-agent; } || printf '%s\n' gpg gpg-agent # sign the tests' small Debian suites
     has zstd || echo zstd
     has veritysetup || echo cryptsetup-bin
     has dnsmasq || echo dnsmasq-base
     has nginx || echo nginx-light
     has nft || echo nftables
     has busybox || echo busybox # its TFTP client
-    has gcc || echo gcc # libraries for the check of images
+    has unsquashfs || echo squashfs-tools
+    # Libraries for the check of images; linking needs libc's own files.
+    { has gcc && [ -e /usr/include/features.h ]; } || printf '%s\n' gcc libc6-dev
   fi
 }
 

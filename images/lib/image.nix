@@ -105,7 +105,7 @@ let
     name = "${name}-kernel";
     script = "kernel.py";
     modules = [ "deb.py" ];
-    spec.debs = builtins.filter (deb: builtins.match "linux-image-[0-9].*" deb.name != null) (
+    spec.debs = builtins.filter (deb: builtins.match "linux-(image|binary)-[0-9].*" deb.name != null) (
       listed files.debs
     );
   };

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator import image, paths
 from orchestrator.errors import UserError
-from orchestrator.image import lockfile, store
+from orchestrator.image import lockfile, spec, store
 from orchestrator.image.fetch import existing_parent
 from orchestrator.image.lockfile import Lock
 from orchestrator.run import run, stream
@@ -43,8 +43,14 @@ class Built:
 def build(name: str, line: Callable[[str], None]) -> Built:
     """Build the image ``name`` and keep it from being collected; ``line`` gets Nix's progress.
 
-    Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails.
+    Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails,
+    and where ``name`` is only what images are built with.
     """
+    if name in (*spec.SHARED, spec.BUILDERS):
+        raise UserError(
+            f"{name!r} is no image: images are built with it",
+            f"It is fetched and built along with an image that needs it: {', '.join(_images())}",
+        )
     require_flakes()
     locks = lockfile.with_shared(name)
     require_inputs(name, locks)
@@ -58,6 +64,11 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     stream([*argv, "--no-write-lock-file"], line, what=f"building the image {name!r}")
     path = link.resolve()
     return Built(path, image.ident(path))
+
+
+def _images() -> list[str]:
+    """The images of the checkout, without what they share."""
+    return [name for name in spec.names() if name not in (*spec.SHARED, spec.BUILDERS)]
 
 
 def require_flakes() -> None:

@@ -145,6 +145,20 @@ def test_a_file_that_the_mirror_lacks_is_named(image: Box, site: Site) -> None:
     assert "--from" in failed.stderr
 
 
+def test_what_no_mirror_has_can_be_left_out(image: Box, site: Site) -> None:
+    lock = json.loads(image.lock("demo").read_text())
+    gone = {"elsewhere": True, "size": None, "url": f"{site.url}/nowhere/beta.deb"}
+    lock["debs"][1] |= gone
+    image.lock("demo").write_text(json.dumps(lock))
+    failed = image.run("fetch", "demo")
+    assert failed.returncode == 1
+    assert gone["url"] in failed.stderr
+    fetched = image.run("fetch", "demo", "--available")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "all 3 available inputs" in image.run("fetch", "demo", "--available").stdout
+    assert "alpha.deb" in image.stored() and "beta.deb" not in image.stored()
+
+
 def test_a_directory_is_enough(image: Box, site: Site, tmp_path: Path) -> None:
     brought = tmp_path / "brought"
     site.root.rename(brought)

@@ -4,6 +4,7 @@ Owners and modes live in the tar headers only: the sandbox's one user could not 
 """
 
 import io
+import re
 import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ MERGED = ("bin", "sbin", "lib", "lib64")
 #: Not in the root: the loader gets the kernel, and nobody reads these in a cluster node.
 DROPPED = ("boot/", "usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/")
 KEPT = "/copyright"
+KERNEL = re.compile(r"usr/lib/modules/[^/]+/vmlinuz")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def merged_path(name: str) -> str:
 
 
 def is_dropped(path: str) -> bool:
+    if KERNEL.fullmatch(path):
+        return True
     return path.startswith(DROPPED) and not path.endswith(KEPT)
 
 

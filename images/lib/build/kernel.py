@@ -1,15 +1,28 @@
-"""$out is the kernel that the firmware's loader starts: boot/vmlinuz-* of the locked package."""
+"""$out is the kernel that the firmware's loader starts: the vmlinuz of the locked packages.
+
+It is boot/vmlinuz-* of linux-image-*; of Debian's newer kernels it lies where the modules do, in a
+package linux-binary-*.
+"""
+
+import re
 
 from common import OUT, SPEC
 from deb import stream_tar
 
-if len(SPEC["debs"]) != 1:
-    raise SystemExit(f"the lock has {len(SPEC['debs'])} kernels; an image has exactly one")
-(package,) = SPEC["debs"]
-with stream_tar(package["source"], "data") as data:
-    for entry in data:
-        if entry.name.removeprefix("./").startswith("boot/vmlinuz-"):
-            OUT.write_bytes(data.extractfile(entry).read())
-            break  # the modules, which are nearly all of it, come later
-    else:
-        raise SystemExit(f"{package['source']} has no boot/vmlinuz-*")
+VMLINUZ = re.compile(r"(\./)?(boot/vmlinuz-[^/]+|usr/lib/modules/[^/]+/vmlinuz)")
+
+
+def kernel(package: str) -> bytes | None:
+    """The kernel in a package; None where it has none. The modules, which are nearly all of it,
+    come later."""
+    with stream_tar(package, "data") as data:
+        for entry in data:
+            if VMLINUZ.fullmatch(entry.name):
+                return data.extractfile(entry).read()
+    return None
+
+
+found = [data for package in SPEC["debs"] if (data := kernel(package["source"]))]
+if len(found) != 1:
+    raise SystemExit(f"the lock has {len(found)} kernels; an image has exactly one")
+OUT.write_bytes(found[0])
