@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from harness import Sim
+from killing import KILLED
 
 from orchestrator import agent
 from orchestrator.node_paths import VENV
@@ -25,23 +26,6 @@ UNIT = "agent-test.service"
 PATH = f"/etc/systemd/system/{UNIT}"
 UNIT_TEXT = "[Service]\nEnvironmentFile=/etc/agent-test/env\nExecStart=/usr/bin/sleep infinity\n"
 
-#: Kills the agent, and nothing else, before its Nth step: a change on disk, or a command.
-KILLED = """
-import os, signal, subprocess, sys
-at, calls = int(sys.argv[1]), 0
-def counted(function):
-    def wrapper(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-for name in ("mkdir", "chown", "lchown", "chmod", "open", "fchown", "fsync", "rename", "replace"):
-    setattr(os, name, counted(getattr(os, name)))
-subprocess.run = counted(subprocess.run)
-exec(compile(sys.argv[2], "agent.py", "exec"))
-"""
 #: A link with a carrier (its other end is in the machine too), down and without address.
 PLUG = "ip link add agent-test0 type veth peer name agent-test1; ip link set agent-test1 up"
 #: Puts the machine back to before the first run, but for what systemd remembers of the unit.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import KILLED
 
 from orchestrator import agent
 from orchestrator.resources import Directory, File, Link, Step, Sysctl, User
@@ -25,24 +26,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as roo
 pytestmark = needs_root
 
 MODEL = bytes(range(256)) * 10_000
-
-#: Kills the process at the Nth call that changes something on disk, then runs the agent.
-KILLED = """
-import os, signal, sys
-sys.argv, at = [sys.argv[1]], int(sys.argv[2])
-calls = 0
-def counted(function):
-    def wrapper(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-for name in ("mkdir", "chown", "chmod", "open", "fchown", "fchmod", "fsync", "rename", "replace"):
-    setattr(os, name, counted(getattr(os, name)))
-exec(compile(open(sys.argv[0]).read(), "agent.py", "exec"))
-"""
 
 
 @pytest.fixture
@@ -230,7 +213,7 @@ def test_killed_at_any_step_and_run_again_it_converges(tmp_path: Path, server: s
         root.mkdir()
         request = json.dumps({"verb": "apply", "root": str(root), "state": wanted})
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", KILLED, agent.__file__, str(at)],
+            [sys.executable, "-I", "-S", "-c", KILLED, str(at), Path(agent.__file__).read_text()],
             input=request.encode(),
             capture_output=True,
             check=False,
