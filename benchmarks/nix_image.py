@@ -19,7 +19,7 @@ from orchestrator.image import store
 from orchestrator.image.build import MAX_JOBS
 from orchestrator.run import run, stream
 
-#: The layer that holds the files of images/config and images/NAME/config.
+#: The layer that holds the files of images/config, parts and images/NAME/config.
 CONFIG = "config"
 #: What the build scripts say at each step: the part, seconds since its start, and what begins.
 STEP = re.compile(r"(\S+)> +(\d+\.\d) s  (.+)$")

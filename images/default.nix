@@ -66,9 +66,18 @@ in
             image {
               inherit name label lock;
               config = [
-                ./config
-                (./. + "/${name}/config")
-              ];
+                { tree = ./config; }
+              ]
+              ++ map (part: {
+                tree = ./parts + "/${part}/site-packages";
+                into = "${lock.system.environment}/lib/python${lock.python.version}/site-packages";
+              }) (lock.system.parts or [ ])
+              ++ (
+                let
+                  own = ./. + "/${name}/config";
+                in
+                if builtins.pathExists own then [ { tree = own; } ] else [ ]
+              );
             };
         in
         of name lock

@@ -91,13 +91,22 @@ let
   # Of the wheels only those that the control node's and every node's own services need.
   few = builtins.filter (wheel: builtins.elem wheel.name lock.system.minimal);
 
-  # The project's own files, as they lie in config/.
+  # The project's own files: trees, one over the other, each into a directory of the root.
   own = tools.run {
     name = "${name}-config.squashfs";
     script = "config.py";
     spec = {
       inherit (lock) epoch;
-      trees = map (path: "${path}") (builtins.filter builtins.pathExists config);
+      trees = map (
+        {
+          tree,
+          into ? "",
+        }:
+        {
+          inherit into;
+          tree = "${tree}";
+        }
+      ) config;
     };
   };
 

@@ -259,10 +259,17 @@ def load(name: str) -> Spec:
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not YAML: {error}") from None
     try:
-        return Spec.model_validate(raw)
+        found = Spec.model_validate(raw)
     except ValidationError as error:
         lines = [
             f"{path}: {'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
             for each in error.errors()
         ]
         raise BadInput("\n".join(lines), "The keys are listed in images/README.md") from None
+    parts = {each.name for each in (paths.checkout() / "images/parts").iterdir()}
+    if unknown := sorted(set(found.system.get("parts", ())) - parts):
+        raise BadInput(
+            f"{path}: system.parts: {', '.join(unknown)}: no such directory of images/parts",
+            f"Known: {', '.join(sorted(parts))}",
+        )
+    return found

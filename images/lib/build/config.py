@@ -1,4 +1,4 @@
-"""The config layer: the trees of images/config and images/NAME/config, one over the other.
+"""The config layer: the trees of images/config, of the image's parts, and of images/NAME/config.
 
 Git keeps of a mode only whether a file is executable; so here it is 0755 or 0644, and what needs
 another mode is written at configuration time.
@@ -12,8 +12,9 @@ from common import SPEC, squashfs_of_directory
 
 root = Path("config")
 root.mkdir()
-for tree in SPEC["trees"]:
-    shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
+for part in SPEC["trees"]:
+    into = root / part["into"].lstrip("/")
+    shutil.copytree(part["tree"], into, symlinks=True, dirs_exist_ok=True)
     # The store is read-only, and copytree keeps modes: let the next tree write there too.
     for directory, _, names in os.walk(root):
         Path(directory).chmod(0o755)
