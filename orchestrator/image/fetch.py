@@ -61,11 +61,15 @@ def fetch(
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}
-    _bring(list(lacking.values()), sources, jobs, keep)
-    for lock in locks.values():
-        _make_seed(lock, absent)
-    for each, lock in locks.items():
-        store.keep(each, store.paths_of(lock))
+    try:
+        _bring(list(lacking.values()), sources, jobs, keep)
+        for lock in locks.values():
+            _make_seed(lock, absent)
+    finally:
+        # Also what came before a failure: the next run would have to bring it again.
+        gone = store.missing(wanted)
+        for each, lock in locks.items():
+            store.keep(each, store.paths_of(lock).keys() - gone)
     brought = sum(path.stat().st_size for path in lacking)
     return Fetched(len(lacking), brought, len(wanted) - len(absent))
 

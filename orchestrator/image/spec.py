@@ -266,7 +266,7 @@ def load(name: str) -> Spec:
             for each in error.errors()
         ]
         raise BadInput("\n".join(lines), "The keys are listed in images/README.md") from None
-    parts = {each.name for each in (paths.checkout() / "images/parts").iterdir()}
+    parts = {each.name for each in (paths.checkout() / "images/parts").glob("*")}
     if unknown := sorted(set(found.system.get("parts", ())) - parts):
         raise BadInput(
             f"{path}: system.parts: {', '.join(unknown)}: no such directory of images/parts",

@@ -151,7 +151,8 @@ def keep(name: str, wanted: Iterable[Path]) -> None:
     shutil.rmtree(links, ignore_errors=True)
     links.mkdir(parents=True)
     words: list[str | Path] = ["--realise", "--add-root", links / "input", *sorted(wanted)]
-    _nix_store(words, "keeping the inputs from being collected")
+    if wanted:
+        _nix_store(words, "keeping the inputs from being collected")
 
 
 def out_link(name: str) -> Path:
