@@ -1,0 +1,114 @@
+"""What probes measured, as it is stored. Seconds, bytes and FLOPs (a multiply-add is two)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure measured ``n`` times: median, lowest and highest."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def relative(self) -> float:
+        """How far apart lowest and highest are, as a share of the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The spread of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """One node's device, through the torch of what vLLM uses there.
+
+    ``memory_bytes_per_s``: reading weights far larger than the caches. ``matrix_flops_per_s``: by
+    dtype. ``operation_s``: the fixed cost of one small operation (dispatch, launch).
+    ``clock_skew_s``: the node's clock minus the control host's.
+    """
+
+    node: str
+    device: str
+    name: str
+    threads: int
+    memory_bytes_per_s: Spread
+    matrix_flops_per_s: dict[str, Spread]
+    operation_s: Spread
+    clock_skew_s: float
+    memory_total_bytes: int
+
+
+@dataclass(frozen=True)
+class LinkRates:
+    """A pair of nodes over one network, by plain TCP.
+
+    ``interfaces``: those that the packets really took, by the kernel's counters, of a and of b.
+    ``latency_s``: one way, half of a round trip. ``by_size_s``: one way, by a message's bytes.
+    """
+
+    a: str
+    b: str
+    network: str
+    interfaces: tuple[str, str]
+    negotiated_bits_per_s: tuple[int | None, int | None]
+    latency_s: Spread
+    bytes_per_s: Spread
+    by_size_s: dict[int, Spread]
+
+
+@dataclass(frozen=True)
+class CollectiveRates:
+    """The library that vLLM's ranks use between these nodes; times by a message's bytes.
+
+    ``send_s``: point to point, from the first node to the second.
+    """
+
+    nodes: tuple[str, ...]
+    backend: str
+    interfaces: tuple[str, ...]
+    all_reduce_s: dict[int, Spread]
+    send_s: dict[int, Spread]
+
+
+@dataclass(frozen=True)
+class StorageRates:
+    """Where a node's model lies: reading the file, and bringing tensors onto the device."""
+
+    node: str
+    path: str
+    read_bytes_per_s: Spread
+    load_bytes_per_s: Spread
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A probe that gave nothing, and why."""
+
+    probe: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Probes:
+    """All of one round, with what it was measured on. ``time``: ISO 8601, UTC."""
+
+    profile: str
+    profile_sha256: str
+    image_id: str
+    versions: dict[str, str]
+    time: str
+    devices: tuple[DeviceRates, ...] = ()
+    links: tuple[LinkRates, ...] = ()
+    collectives: tuple[CollectiveRates, ...] = ()
+    storage: tuple[StorageRates, ...] = ()
+    failed: tuple[Failed, ...] = ()
