@@ -21,6 +21,8 @@ COMMANDS = {
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
     "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),
+    "doc": ("orchestrator.cli.doc", "Print a page of the documentation."),
+    "completion": ("orchestrator.cli.doc", "Print a shell's completion of this command."),
 }
 
 

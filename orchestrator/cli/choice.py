@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import complete
 from orchestrator.resources import Step
 from orchestrator.slots import JOBS
 
@@ -24,11 +25,17 @@ OPTIONS = (
         "nodes",
         metavar="NAMES",
         multiple=True,
+        shell_complete=complete.nodes,
         help="Only these: names, indexes of compute nodes (from 0), ranges like compute0..compute7;"
         " with commas, or the option again.",
     ),
     click.option(
-        "--exclude", "excluded", metavar="NAMES", multiple=True, help="All but these; as --node."
+        "--exclude",
+        "excluded",
+        metavar="NAMES",
+        multiple=True,
+        shell_complete=complete.nodes,
+        help="All but these; as --node.",
     ),
     click.option(
         "--only",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli import complete
 from orchestrator.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
 from orchestrator.profile import profile_option
@@ -42,7 +43,7 @@ def image() -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.images)
 @click.option(
     "--update",
     multiple=True,
@@ -85,7 +86,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.images)
 @click.option(
     "--from",
     "directory",
@@ -117,7 +118,10 @@ def fetch(
     mirror: str | None,
     as_json: bool,
 ) -> None:
-    """Bring what the Nix store lacks of an image's files, of the build tools and of the loaders."""
+    """Bring what the Nix store lacks of an image's files, of the build tools and of the loaders.
+
+    Example: orchestrate image fetch pxe-0.1
+    """
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
@@ -135,7 +139,7 @@ def fetch(
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.images)
 @json_option
 def check(name: str, as_json: bool) -> None:
     """Check that all that an image's files need is in its lock, before it is built.
@@ -158,10 +162,13 @@ def check(name: str, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.images)
 @json_option
 def build(name: str, as_json: bool) -> None:
-    """Build an image with Nix; the second time there is nothing to do."""
+    """Build an image with Nix; the second time there is nothing to do.
+
+    Example: orchestrate image build pxe-0.1
+    """
     from orchestrator.image.build import build as build_image
 
     built = build_image(name, lambda line: err.print(line, markup=False))
@@ -172,10 +179,13 @@ def build(name: str, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def ls(name: str | None, as_json: bool) -> None:
-    """List images: lock, inputs in the store, build. With NAME: also which inputs are missing."""
+    """List images: lock, inputs in the store, build. With NAME: also which inputs are missing.
+
+    Example: orchestrate image ls pxe-0.1
+    """
     from orchestrator.image import inventory, spec
 
     states = [inventory.state(each) for each in ([name] if name else spec.names())]
@@ -189,10 +199,13 @@ def ls(name: str | None, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def gc(name: str | None, as_json: bool) -> None:
-    """Let go of an image's build, inputs and downloads (default: of all images')."""
+    """Let go of an image's build, inputs and downloads (default: of all images').
+
+    Example: orchestrate image gc pxe-sim
+    """
     from orchestrator.image import inventory, spec
 
     released = inventory.release([name] if name else spec.names())
@@ -205,7 +218,7 @@ def gc(name: str | None, as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.images)
 @profile_option
 @json_option
 def use(name: str, profile: str | None, as_json: bool) -> None:

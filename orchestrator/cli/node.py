@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import complete
 from orchestrator.cli.cluster import json_option, opened
 from orchestrator.cli.sim import replace_by
 from orchestrator.console import err, out, print_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.nodes import Outcome
     from orchestrator.profile import Node
 
-nodes_argument = click.argument("node", nargs=-1)
+nodes_argument = click.argument("node", nargs=-1, shell_complete=complete.nodes)
 all_option = click.option("--all", "everyone", is_flag=True, help="All compute nodes.")
 wait_option = click.option(
     "--wait", "waits", is_flag=True, help="Then wait for SSH, as 'orchestrate node wait' does."
@@ -163,7 +164,7 @@ def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, 
 
 @node.command()
 @profile_option
-@click.argument("node")
+@click.argument("node", shell_complete=complete.nodes)
 @click.argument("command", nargs=-1)
 def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell on a node over SSH, or run COMMAND there.

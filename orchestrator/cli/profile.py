@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli import complete
 from orchestrator.console import out, print_json
 from orchestrator.errors import BadInput
 from orchestrator.profile import choose
@@ -28,21 +29,26 @@ def profile() -> None:
 
 
 @profile.command()
-@click.argument("name_or_path")
+@click.argument("name_or_path", shell_complete=complete.profiles)
 def use(name_or_path: str) -> None:
-    """Make a profile this machine's active one, if it is right."""
+    """Make a profile this machine's active one, if it is right.
+
+    Example: orchestrate profile use 0.1
+    """
     loaded, _ = _resolved(choose.locate(name_or_path))
     choose.use(name_or_path)
     out.print(f"The active profile is {loaded.name} ({_shown(loaded.path)}).", markup=False)
 
 
 @profile.command()
-@click.argument("name_or_path", required=False)
+@click.argument("name_or_path", required=False, shell_complete=complete.profiles)
 @json_option
 def check(name_or_path: str | None, as_json: bool) -> None:
     """Say everything that is wrong with a profile.
 
     Without a name, the active one. Exit code 0 if nothing is wrong, else 2.
+
+    Example: orchestrate profile check 0.1
     """
     path = choose.active_path(name_or_path)
     document: dict[str, Any] = {"path": str(path.absolute()), "ok": False, "problems": []}
@@ -65,7 +71,10 @@ def check(name_or_path: str | None, as_json: bool) -> None:
 @profile.command("list")
 @json_option
 def list_profiles(as_json: bool) -> None:
-    """List the checkout's profiles; '*' marks the active one."""
+    """List the checkout's profiles; '*' marks the active one.
+
+    Example: orchestrate profile list
+    """
     rows = [_row(name) for name in choose.known()]
     if as_json:
         print_json(rows)
@@ -80,7 +89,10 @@ def list_profiles(as_json: bool) -> None:
 @choose.profile_option
 @json_option
 def show(profile: str | None, as_json: bool) -> None:
-    """Show a profile with defaults and sizes filled in."""
+    """Show a profile with defaults and sizes filled in.
+
+    Example: orchestrate profile show --profile 0.1
+    """
     from dataclasses import asdict
 
     import yaml
@@ -100,7 +112,10 @@ def show(profile: str | None, as_json: bool) -> None:
 @profile.command()
 @click.option("--reference", is_flag=True, help="Print the reference (Markdown) instead.")
 def schema(reference: bool) -> None:
-    """Print the JSON schema, for editors (profiles/schema.json)."""
+    """Print the JSON schema, for editors (profiles/schema.json).
+
+    Example: orchestrate profile schema --reference
+    """
     from orchestrator.profile import schema as derived
 
     print(derived.reference() if reference else derived.schema_text(), end="")

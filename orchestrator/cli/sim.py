@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from orchestrator.cli import complete
 from orchestrator.cli.cluster import json_option, machines_option, opened
 from orchestrator.console import out, print_json
 from orchestrator.profile import profile_option
@@ -85,7 +86,7 @@ def status(profile: str | None, as_json: bool) -> None:
 
 @sim.command()
 @profile_option
-@click.argument("node")
+@click.argument("node", shell_complete=complete.nodes)
 @click.argument("command", nargs=-1)
 def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell in a machine (or run COMMAND there).

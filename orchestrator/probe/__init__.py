@@ -1,1 +1,1 @@
-"""What the cluster's machines and cables can do, measured: the figures that predictions start from."""
+"""What machines and cables can do, measured: the figures that predictions start from."""

@@ -27,6 +27,9 @@ def profile_option(command: _Command) -> _Command:
     return click.option(
         "--profile",
         metavar="NAME_OR_PATH",
+        shell_complete=lambda _context, _parameter, typed: [
+            name for name in known() if name.startswith(typed)
+        ],
         help=f"The cluster's profile. Default: ${VARIABLE}, else what 'profile use' chose.",
     )(command)
 
