@@ -1,4 +1,4 @@
-"""Every text file that a node gets comes from a template of ``templates/``."""
+"""Every text file that a node gets comes from a template of ``templates/``; reports too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("orchestrator", "templates"),
         undefined=StrictUndefined,
-        autoescape=False,  # configuration files, not HTML
+        # Configuration files are no HTML.
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

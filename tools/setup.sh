@@ -44,6 +44,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     has nft || echo nftables
     has busybox || echo busybox # its TFTP client
     has unsquashfs || echo squashfs-tools
+    has chromium || echo chromium # opens the reports
     # Libraries for the check of images; linking needs libc's own files.
     { has gcc && [ -e /usr/include/features.h ]; } || printf '%s\n' gcc libc6-dev
   fi
