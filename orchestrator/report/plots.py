@@ -183,14 +183,18 @@ def timeline(lanes: Sequence[Lane], spans: Sequence[Span]) -> go.Figure:
         vertical_spacing=0.02,
         row_heights=[1.2, *([1.0] * len(lanes))],
     )
-    for span, colour in zip(spans, SERIES * len(spans), strict=False):
+    names = list(dict.fromkeys(span.name for span in spans))
+    colours = dict(zip(names, SERIES * len(names), strict=False))
+    for number, span in enumerate(spans):
         figure.add_bar(
             y=["phase"],
             x=[span.end_s - span.start_s],
             base=[span.start_s],
             orientation="h",
             name=span.name,
-            marker={"color": colour},
+            legendgroup=span.name,
+            showlegend=span.name not in {each.name for each in spans[:number]},
+            marker={"color": colours[span.name]},
             hovertemplate=f"%{{base:.3f}} s + %{{x:.3f}} s<extra>{span.name}</extra>",
             row=1,
             col=1,
@@ -226,7 +230,7 @@ def cables(nodes: Sequence[str], links: Sequence[Cable]) -> go.Figure:
         (ax, ay), (bx, by) = place[link.a], place[link.b]
         # Links of the same pair are drawn side by side, across their direction.
         pair = frozenset((link.a, link.b))
-        apart = 0.14 * seen.get(pair, 0)
+        apart = 0.4 * seen.get(pair, 0)
         seen[pair] = seen.get(pair, 0) + 1
         length = math.hypot(bx - ax, by - ay) or 1.0
         middle = (
