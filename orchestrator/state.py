@@ -17,6 +17,7 @@ from orchestrator.identity import hosts, network_file
 from orchestrator.netboot import state as netboot
 from orchestrator.netboot import wire
 from orchestrator.node_paths import (
+    CACHE,
     ETC,
     FILES_ROOT,
     LASTING,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
+MODELS_UNIT = "orchestrate-models.service"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 
 #: Groups that own accelerators' devices, where an image has them.
@@ -137,6 +139,7 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         items += _front(profile)
     else:
         items += netboot.compute(profile, node, FRONT_UNIT)
+        items += _model_cache(profile)
         items += _model(profile, context)
     if node.name == profile.server.name:
         items += _server(profile, context)
@@ -247,6 +250,14 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
         ray=profile.ray,
     )
     yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
+
+
+def _model_cache(profile: Profile) -> Iterable[Resource]:
+    """Before the model's files come: where they lie."""
+    if profile.serving.model_cache == "disk":
+        kept = profile.serving.model.partition("/")[0]
+        text = render(MODELS_UNIT, cache=CACHE, models=MODELS, kept=kept)
+        yield from service(Step.BASE, MODELS_UNIT, {f"/etc/systemd/system/{MODELS_UNIT}": text})
 
 
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:

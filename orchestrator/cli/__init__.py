@@ -13,6 +13,7 @@ COMMANDS = {
     "image": ("orchestrator.cli.image", "Lock, fetch, build and list images."),
     "profile": ("orchestrator.cli.profile", "Check, choose and list cluster profiles."),
     "netboot": ("orchestrator.cli.netboot", "What machines are told when they boot."),
+    "model": ("orchestrator.cli.model", "Models of the hub: pull, list, remove."),
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
     "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
