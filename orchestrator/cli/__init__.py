@@ -15,6 +15,7 @@ COMMANDS = {
     "netboot": ("orchestrator.cli.netboot", "What machines are told when they boot."),
     "model": ("orchestrator.cli.model", "Models of the hub: pull, list, remove."),
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
+    "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),
     "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
