@@ -35,8 +35,11 @@ RAY_TOKEN, API_KEY = "ray.token", "api.key"
 TOKENS = (RAY_TOKEN, API_KEY)
 #: Where the keys are that are about to take over; the mark that from now on they do.
 SUCCESSOR, COMMITTED = "successor", "committed"
-#: A host's identity is for one boot; this is the longest that a boot is thought to last.
+#: A host's identity is for one boot; it is renewed on a machine that runs for longer than this.
 HOST_LIFETIME = timedelta(weeks=52)
+HOST_RENEWAL = HOST_LIFETIME / 3
+#: What is written beside, under the lock: an interruption leaves it, and the next use removes it.
+BESIDE = (".successor-", ".key-", ".cert-", ".new-")
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,8 +109,11 @@ class Trust:
 
     @property
     def host_ca(self) -> Secret:
-        """The key that certifies hosts, for the control node: it certifies those that netboot."""
-        return Secret(self._read("host_ca"))
+        """The key that certifies hosts, for the control node: it certifies those that netboot.
+
+        During a rotation it is the new one already: what boots now need not boot again.
+        """
+        return Secret((self.successor or self)._read("host_ca"))
 
     def host_identity(self, principals: Sequence[str]) -> HostIdentity:
         """A new host key, certified for one boot of a node: its name, then its addresses."""
@@ -142,7 +148,7 @@ class Trust:
         """
         with self._lock():
             if self.successor is None:
-                scratch = Path(tempfile.mkdtemp(dir=self.directory, prefix=".successor-"))
+                scratch = Path(tempfile.mkdtemp(dir=self.directory, prefix=BESIDE[0]))
                 try:
                     made = Trust(scratch)
                     for name in PAIRS:
@@ -245,6 +251,9 @@ class Trust:
     def _create(self) -> None:
         """Make what is missing."""
         with self._lock():
+            for left in self.directory.iterdir():
+                if left.name.startswith(BESIDE):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             self._finish_taking_over()
             for name in PAIRS:
                 if not (self.directory / name).exists():
@@ -273,7 +282,10 @@ class Trust:
         for name in (*names, "operator-cert.pub"):
             if (successor.directory / name).exists():
                 (successor.directory / name).replace(self.directory / name)
-        shutil.rmtree(successor.directory)
+        # Out of the way at once: half a successor is none that could be read.
+        emptied = self.directory / f"{BESIDE[0]}emptied"
+        successor.directory.rename(emptied)
+        shutil.rmtree(emptied)
 
     def _create_key(self, name: str, cluster: str) -> None:
         """A key pair; the private half comes last, since its presence says that both are there."""
