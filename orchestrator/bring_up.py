@@ -10,7 +10,7 @@ from threading import Event
 
 import httpx
 
-from orchestrator import configure
+from orchestrator import certificates, configure
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Target
 from orchestrator.errors import UserError
@@ -209,6 +209,7 @@ class Way:
         try:
             self.reach()
             if Step.BASE in self.course.chosen.steps:
+                self.renew()
                 self.apply(Step.BASE)
             self.control.boots_others.set()
             if self.wanted(Step.RAY):
@@ -224,6 +225,7 @@ class Way:
             self.wait(self.control.boots_others)
         self.reach()
         if self.wanted(Step.BASE):
+            self.renew()
             self.apply(Step.BASE)
         if self.wanted(Step.RAY):
             self.wait(self.control.has_ray)
@@ -271,6 +273,18 @@ class Way:
         netboots = self.cluster.driver.netboots(self.node)
         limit = self.cluster.driver.boot_timeout
         self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
+
+    def renew(self) -> None:
+        """Of a node that has run for long, the host's certificate before it ends."""
+        name = self.node.name
+        if self.node in self.result.started:
+            return
+        with self.course.slots.one():
+            if not certificates.shown_by(self.cluster, self.node).ends_soon:
+                return
+            with self.result.board.step(name, "certificate"):
+                certificates.certify(self.cluster, self.node, self.cluster.trust)
+        self.result.changed.setdefault(name, []).append("certificate")
 
     def must_run(self) -> None:
         driver = self.cluster.driver

@@ -1,28 +1,35 @@
 """`orchestrate watch`: look at a cluster again and again, and put right what is not right.
 
-One look at all nodes, then `up` for those that need it. What cannot be put right is tried again
-after ever longer pauses. What its user switched off stays off.
+One look at all nodes, then `up` for those that need it: also where a host's certificate ends soon.
+What cannot be put right is tried again after ever longer pauses. What its user switched off stays
+off.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from orchestrator.bring_up import up
+from orchestrator.certificates import shown_by
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Outcome
 from orchestrator.errors import UserError
+from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
 from orchestrator.selection import Selection
 from orchestrator.served_model import published
+from orchestrator.slots import JOBS
 from orchestrator.wanted import kept_off
 
 #: Seconds between two looks; before the second try, doubled for each further one; and at most.
 INTERVAL, FIRST_PAUSE, LONGEST_PAUSE = 10.0, 10.0, 600.0
+#: Seconds between two looks at certificates, which last for months.
+CERTIFICATES = 3600.0
 #: Resources that are named in a line.
 NAMED = 3
 GOOD = "as it should be"
@@ -71,6 +78,7 @@ class Keeper:
     tell: Callable[[Event], None]
     pauses: Pauses = field(default_factory=Pauses)
     before: dict[str, str] = field(default_factory=dict)
+    certificates_at: float = 0.0
 
     def round(self) -> None:
         """One look, and what it asks for. Raises nothing that a later round could do better."""
@@ -79,6 +87,10 @@ class Keeper:
             nodes = wanted(cluster)
             self._seen(CLUSTER, GOOD if nodes else "down: waiting for 'orchestrate up'")
             seen = looked(cluster, nodes) if nodes else {}
+            if self.pauses.clock() >= self.certificates_at:
+                self.certificates_at = self.pauses.clock() + CERTIFICATES
+                good = [name for name, text in seen.items() if text == GOOD]
+                seen = {**seen, **ending(cluster, good)}
         except UserError as error:
             self._seen(CLUSTER, str(error).splitlines()[0])
             return
@@ -131,6 +143,20 @@ def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
     nodes = tuple(node for node in profile.nodes if node.name in names)
     plan = cluster.plan(files, Selection(nodes, whole=nodes == profile.nodes))
     return {name: "off" if name in plan.off else told(plan.outcomes[name]) for name in names}
+
+
+def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
+    """Those whose host certificate is to be renewed, each with a line. Changes nothing."""
+
+    def look(node: Node) -> str:
+        with cluster.driver.network():
+            found = shown_by(cluster, node)
+        return f"its certificate ends {found.told}" if found.ends_soon else ""
+
+    nodes = [node for node in cluster.profile.nodes if node.name in names]
+    with ThreadPoolExecutor(max(1, min(JOBS, len(nodes)))) as pool:
+        lines = zip((node.name for node in nodes), pool.map(look, nodes), strict=True)
+        return {name: line for name, line in lines if line}
 
 
 def told(outcome: Outcome) -> str:

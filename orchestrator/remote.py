@@ -142,6 +142,12 @@ class Remote:
         where = f"{self.name} ({self.address})"
         said = stderr.strip().splitlines()
         last = said[-1] if said else "the connection was lost"
+        if "Certificate invalid: expired" in stderr:
+            return HostKeyRefused(
+                f"{where}: its host certificate has ended",
+                "Boot it again: it then gets a new one. Before the end, 'orchestrate up' and "
+                "'watch' renew it; see: orchestrate trust status",
+            )
         wrong_key = (
             "Host key verification failed|no matching host key type|Certificate invalid"
             "|not permitted by HostkeyAlgorithms"  # OpenSSH 10, a foreign authority

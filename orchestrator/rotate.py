@@ -1,4 +1,4 @@
-"""New keys for a running cluster, without locking anyone out; and how long certificates last.
+"""New keys for a running cluster, without locking anyone out; and how it stands with them.
 
 SSH's keys go in steps that can each be interrupted: both authorities are believed, on nodes and
 here; every node shows a certificate of the new one and lets its operator in; only then does the
@@ -7,31 +7,22 @@ new one take over and is the old one forgotten. Nodes are told by their desired 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from orchestrator.bring_up import Bringup, up
+from orchestrator.certificates import Certificate, answers, as_seen_by, certify, shown_by
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
-from orchestrator.identity import HOST_CERTIFICATE, HOST_KEY, principals
 from orchestrator.machines import PowerState, power_states
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
-from orchestrator.remote import HostKeyRefused, Remote, Unreachable
 from orchestrator.resources import Step
-from orchestrator.selection import Selection
+from orchestrator.selection import Selection, ranges
 from orchestrator.served_model import published
-from orchestrator.trust import API_KEY, HOST_LIFETIME, PAIRS, RAY_TOKEN, Trust, valid_until
-
-#: Seconds in which sshd has to show its new certificate.
-RELOAD_TIMEOUT = 30.0
-POLL = 0.5
-#: A host's certificate with less left than this share of its life is worth a word.
-WARN_SHARE = 1 / 3
+from orchestrator.trust import API_KEY, PAIRS, RAY_TOKEN
 
 
 class Part(StrEnum):
@@ -40,25 +31,6 @@ class Part(StrEnum):
     SSH = "ssh"
     RAY = "ray"
     API = "api"
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """A certificate in use. ``node``: empty for the operator's; ``problem``: why it is unknown."""
-
-    node: str
-    until: datetime | None
-    problem: str = ""
-
-    @property
-    def left_days(self) -> float | None:
-        return (self.until - datetime.now(UTC)).total_seconds() / 86400 if self.until else None
-
-    @property
-    def ends_soon(self) -> bool:
-        """For hosts: `trust renew` is due."""
-        left = self.left_days
-        return bool(self.node) and left is not None and left < HOST_LIFETIME.days * WARN_SHARE
 
 
 @dataclass(frozen=True)
@@ -79,12 +51,7 @@ def rotate(
     does not answer holds the rotation, unless it is named in ``without``: it then has to boot
     again. Raises UserError where a node holds it, or could not be told; to be run again.
     """
-    states = power_states(cluster.driver, cluster.profile.nodes)
-    on = [
-        node
-        for node in cluster.profile.nodes
-        if states[node.name] is not PowerState.OFF and node.name not in without
-    ]
+    on = _on(cluster, without)
     if Part.SSH in parts:
         _rotate_ssh(cluster, board, on)
     for part, name in ((Part.RAY, RAY_TOKEN), (Part.API, API_KEY)):
@@ -102,7 +69,7 @@ def renew(cluster: Cluster, board: Board) -> tuple[str, ...]:
     cluster.trust.renew_operator()
     states = power_states(cluster.driver, cluster.profile.nodes)
     on = [node for node in cluster.profile.nodes if states[node.name] is PowerState.ON]
-    _on_each(cluster, board, on, lambda node: _certify(cluster, node, cluster.trust))
+    _on_each(cluster, board, on, lambda node: certify(cluster, node, cluster.trust))
     return tuple(node.name for node in on)
 
 
@@ -114,11 +81,7 @@ def standing(cluster: Cluster) -> Standing:
 
     def look(node: Node) -> Certificate:
         with cluster.driver.network():
-            try:
-                text = cluster.remote(node).run(["cat", HOST_CERTIFICATE]).out
-                return Certificate(node.name, valid_until(text))
-            except (UserError, ValueError) as error:
-                return Certificate(node.name, None, str(error).splitlines()[0])
+            return shown_by(cluster, node)
 
     with ThreadPoolExecutor(max(1, len(on))) as pool:
         hosts = list(pool.map(look, on))
@@ -129,6 +92,23 @@ def standing(cluster: Cluster) -> Standing:
     )
 
 
+def _on(cluster: Cluster, without: Collection[str]) -> list[Node]:
+    """The nodes that are told. Raises UserError for such as nobody knows to be on or off.
+
+    `up` would switch these on, which is nobody's wish here.
+    """
+    states = power_states(cluster.driver, cluster.profile.nodes)
+    asked = [node for node in cluster.profile.nodes if node.name not in without]
+    unknown = [n.name for n in asked if states[n.name] not in (PowerState.ON, PowerState.OFF)]
+    if unknown:
+        raise UserError(
+            f"not known to be on, nor to be off: {ranges(unknown)}; nothing is changed",
+            "Wait until they answer (orchestrate node wait), switch them off (orchestrate node "
+            "down), or leave them out with --without NODE: they then have to boot again.",
+        )
+    return [node for node in asked if states[node.name] is PowerState.ON]
+
+
 def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
     trust = cluster.trust
     with board.step(CLUSTER, "new authorities"):
@@ -136,13 +116,13 @@ def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
     _apply(cluster, board, on, Step.BASE)  # nodes let the operator of either in
 
     def move(node: Node) -> None:
-        if not _answers(_as(cluster, node, successor)):
-            _certify(cluster, node, successor)
+        if not answers(as_seen_by(cluster, node, successor)):
+            certify(cluster, node, successor)
 
     _on_each(cluster, board, on, move)
     for node in on:
         cluster.remote(node).close()
-        _as(cluster, node, successor).close()
+        as_seen_by(cluster, node, successor).close()
     with board.step(CLUSTER, "the new ones take over"):
         trust.take_over()
     _apply(cluster, board, on, Step.BASE)  # nodes forget the old one
@@ -182,37 +162,3 @@ def _on_each(
             "Nobody is locked out: both authorities are believed. Run it again when "
             f"{', '.join(failed)} answers, or with --without, and boot it later.",
         )
-
-
-def _certify(cluster: Cluster, node: Node, authority: Trust) -> None:
-    """Have a node show a new certificate of ``authority`` for the key that it has."""
-    remote = cluster.remote(node)
-    public = remote.run(["ssh-keygen", "-y", "-f", HOST_KEY], what="reading the host key").out
-    certificate = authority.host_certificate(public, principals(node))
-    script = 'umask 022; cat >"$0.new" && mv "$0.new" "$0" && systemctl reload ssh.service'
-    remote.run(["sh", "-c", script, HOST_CERTIFICATE], stdin=certificate, what="certifying it")
-    reach = _as(cluster, node, authority)
-    reach.close()
-    end = time.monotonic() + RELOAD_TIMEOUT
-    while not _answers(reach):
-        if time.monotonic() > end:
-            raise UserError(
-                f"{node.name}: sshd does not show its new certificate after {RELOAD_TIMEOUT:g} s",
-                f"On it: systemctl status ssh; sshd -T | grep -i {HOST_CERTIFICATE}",
-            )
-        time.sleep(POLL)
-
-
-def _answers(remote: Remote) -> bool:
-    """Whether the node's certificate is of that authority, and its operator is let in."""
-    try:
-        remote.run(["true"], what="connecting")
-    except (HostKeyRefused, Unreachable):
-        return False
-    return True
-
-
-def _as(cluster: Cluster, node: Node, trust: Trust) -> Remote:
-    """The node as seen by who has another authority."""
-    remote = cluster.remote(node)
-    return Remote(remote.name, remote.address, trust)

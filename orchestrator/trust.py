@@ -363,7 +363,7 @@ def _certify(
     Valid from always: a node whose clock is behind would refuse a certificate "of the future".
     """
     names = ",".join(principals)
-    validity = f"always:+{int(lifetime.total_seconds())}s"
+    validity = f"always:{int(lifetime.total_seconds()):+d}s"
     argv = ["ssh-keygen", "-q", "-s", str(authority), "-I", principals[0], "-n", names]
     argv += ["-V", validity, *flags, f"{key}.pub"]
     run(argv, what="certifying an SSH key", timeout=60)

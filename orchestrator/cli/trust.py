@@ -48,10 +48,9 @@ def status(profile: str | None, as_json: bool) -> None:
     for name, fingerprint in found.fingerprints.items():
         out.print(f"{name:<9} {fingerprint}", markup=False)
     for each in found.certificates:
-        left = each.left_days
-        end = each.problem if left is None else f"{each.until:%Y-%m-%d}, in {left:.0f} days"
-        soon = "; renew it: orchestrate trust renew" if each.ends_soon else ""
-        out.print(f"certificate of {each.node or 'the operator'}: {end}{soon}", markup=False)
+        soon = "; 'up' renews it, or: orchestrate trust renew" if each.ends_soon else ""
+        whose = each.node or "the operator"
+        out.print(f"certificate of {whose}: {each.told}{soon}", markup=False)
     if found.rotating:
         out.print("a rotation was interrupted; both are believed. Run: orchestrate trust rotate")
 
@@ -101,7 +100,9 @@ def rotate(
 @profile_option
 @json_option
 def renew(profile: str | None, as_json: bool) -> None:
-    """New certificates of the same authorities, for machines that stay up for a year.
+    """New certificates of the same authorities, for the operator and all nodes that are on.
+
+    'up' and 'watch' do so by themselves for hosts with less than a third of their year left.
 
     Example: orchestrate trust renew
     """

@@ -51,8 +51,6 @@ REMEMBERED = 20
 EVENTS_SIZE = 4 << 20
 #: Seconds in which an unknown machine's further requests are not written down.
 QUIET = 600.0
-#: How long a certificate lasts: longer than a boot is thought to.
-LIFETIME = "always:+52w"
 #: The kernel's mark of a neighbour that answered (ATF_COM, in /proc/net/arp).
 COMPLETE = 0x2
 
@@ -63,12 +61,13 @@ class NotSaved(Exception):
 
 @dataclass(frozen=True)
 class Files:
-    """Where the service reads and writes."""
+    """Where the service reads and writes; ``lifetime``: of its certificates, in seconds."""
 
     document: Path
     state: Path
     authority: Path
     neighbours: Path
+    lifetime: int
 
     def read_document(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.document.read_text())
@@ -269,7 +268,7 @@ class Service:
 
     def certified(self, asking: Asking, key: str) -> bytes:
         assert asking.node is not None
-        certificate = certify(self.files.authority, key, asking.node["principals"])
+        certificate = certify(self.files, key, asking.node["principals"])
         files = dict(asking.node["files"])
         files[asking.document["certificate"]] = {"content": certificate, "mode": 0o644}
         return archive(files)
@@ -328,7 +327,7 @@ async def not_now(request: Request, error: Exception) -> Response:
     return PlainTextResponse("the control node cannot do this now; see its log\n", 503)
 
 
-def certify(authority: Path, key: str, principals: list[str]) -> str:
+def certify(ours: Files, key: str, principals: list[str]) -> str:
     """The host certificate of a public key, for a node's name (the first) and its addresses.
 
     Raises HTTPException where ssh-keygen fails.
@@ -336,8 +335,8 @@ def certify(authority: Path, key: str, principals: list[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="certify-") as scratch:
         public = Path(scratch, "key.pub")
         public.write_text(f"{key} {principals[0]}\n")
-        argv = ["ssh-keygen", "-q", "-s", str(authority), "-I", principals[0], "-h"]
-        argv += ["-n", ",".join(principals), "-V", LIFETIME, str(public)]
+        argv = ["ssh-keygen", "-q", "-s", str(ours.authority), "-I", principals[0], "-h"]
+        argv += ["-n", ",".join(principals), "-V", f"always:+{ours.lifetime}s", str(public)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
         if done.returncode != 0:
             raise HTTPException(503, f"ssh-keygen: {done.stderr.strip()[-200:]}")
@@ -363,9 +362,10 @@ def main() -> None:
     parser.add_argument("--document", type=Path, required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--authority", type=Path, required=True, help="the host CA's private key")
+    parser.add_argument("--lifetime", type=int, required=True, help="a certificate's, in seconds")
     parser.add_argument("--neighbours", type=Path, default=Path("/proc/net/arp"))
     given = parser.parse_args()
-    files = Files(given.document, given.state, given.authority, given.neighbours)
+    files = Files(given.document, given.state, given.authority, given.neighbours, given.lifetime)
     service = Service(files)
     uvicorn.run(
         service.application(),

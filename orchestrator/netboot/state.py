@@ -12,10 +12,10 @@ from orchestrator.netboot.publish import CURRENT, DOCUMENT, LOADERS
 from orchestrator.node_paths import ETC, FILES_ROOT, LASTING, VENV
 from orchestrator.resources import Directory, File, Resource, Step, service
 from orchestrator.templating import render
+from orchestrator.trust import HOST_LIFETIME, Secret
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
-    from orchestrator.trust import Secret
 
 DHCP_UNIT = "dnsmasq.service"
 BOOT_UNIT = "orchestrate-boot.service"
@@ -61,6 +61,7 @@ def _boot_service(host_ca: Secret) -> Iterable[Resource]:
         document=f"{FILES_ROOT}/{CURRENT}/{DOCUMENT}",
         state=LASTING,
         authority=HOST_CA,
+        lifetime=int(HOST_LIFETIME.total_seconds()),
     )
     files = {code: Path(boot_service_file()).read_text(), f"/etc/systemd/system/{BOOT_UNIT}": unit}
     yield from service(Step.BASE, BOOT_UNIT, files, [HOST_CA])

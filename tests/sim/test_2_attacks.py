@@ -21,6 +21,7 @@ import pytest
 from harness import NAME, NODES, Sim
 
 from orchestrator.machines import netns
+from orchestrator.node_paths import VENV
 
 pytestmark = pytest.mark.sim
 
@@ -28,7 +29,9 @@ ADDRESS = "10.77.0.66"
 SPACE = "orchestrate-test-hostile"
 #: A file that a foreign command would leave.
 TROPHY = "/tmp/was-here"
-RAY = "/opt/venvs/orchestrate/bin/ray"
+RAY, PYTHON = (f"{VENV}/bin/{name}" for name in ("ray", "python"))
+#: Ray's own default.
+RAY_CLIENT_PORT = 10001
 
 
 class Hostile:
@@ -44,7 +47,8 @@ class Hostile:
         self.mac = {node["name"]: node["links"]["cluster"]["mac"] for node in (control, *others)}
         self.endpoint = f"http://{self.control}:{sim.document['serving']['endpoint_port']}"
         self.files = f"http://{self.control}:{sim.document['boot']['http_port']}"
-        self.key = (Path(sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "api.key").read_text()
+        self.keys = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME)
+        self.key = (self.keys / "api.key").read_text()
 
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
@@ -154,15 +158,26 @@ def test_ray_runs_nothing_without_the_token(hostile: Hostile) -> None:
         done = hostile.run(*words, RAY, "status", "--address", gcs)
         assert done.returncode != 0, done.stdout
         assert "Active" not in done.stdout
-    right = (
-        Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "ray.token"
-    ).read_text()
+    right = (hostile.keys / "ray.token").read_text().strip()
     done = hostile.run(
-        "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={right.strip()}", RAY, "status", "--address", gcs
+        "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={right}", RAY, "status", "--address", gcs
     )
     assert "Active" in done.stdout, done.stderr
     for node in NODES:
         assert hostile.sim.shell(node, "sh", "-c", f"test -e {TROPHY} || echo no") == "no\n"
+
+
+def test_rays_own_client_is_not_let_in_without_the_token(hostile: Hostile) -> None:
+    """Its port runs any Python on the control node."""
+    code = f"import ray; ray.init('ray://{hostile.control}:{RAY_CLIENT_PORT}'); print('let in')"
+    assert RAY_CLIENT_PORT in hostile.listening("control")
+    right = (hostile.keys / "ray.token").read_text().strip()
+    tokens = {"": "RAY_AUTH_MODE=disabled", "wrong": "RAY_AUTH_TOKEN=wrong"}
+    for words in ([tokens[""]], ["RAY_AUTH_MODE=token", tokens["wrong"]]):
+        done = hostile.run(*words, PYTHON, "-c", code)
+        assert done.returncode != 0 and "let in" not in done.stdout, done
+    done = hostile.run("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={right}", PYTHON, "-c", code)
+    assert "let in" in done.stdout, done.stderr
 
 
 def test_the_dashboard_is_not_on_the_network(hostile: Hostile) -> None:
@@ -186,14 +201,15 @@ def test_another_nodes_boot_is_not_told(hostile: Hostile) -> None:
                 )
                 assert answer.status_code >= 400, answer.text
                 assert "CERT" not in answer.text and "cert" not in answer.text
-        images = (served(hostile) / "images").iterdir()
+        # Who asks is what the web server sees, not what a request says of itself.
+        claim = {"X-Real-IP": hostile.address["compute0"]}
+        for path in ("/boot/ipxe", "/boot/begin"):
+            answer = client.get(f"{hostile.files}{path}", params={"mac": mac}, headers=claim)
+            assert answer.status_code == 403, answer.text
+        images = (hostile.keys / "served/images").iterdir()
         image = next(path.name for path in images if path.is_dir())
         # What is for everybody is given.
         assert client.get(f"{hostile.files}/images/{image}/manifest.json").status_code == 200
-
-
-def served(hostile: Hostile) -> Path:
-    return Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "served"
 
 
 #: Ways out of a web root.
@@ -264,8 +280,7 @@ def test_ssh_lets_no_other_key_in(hostile: Hostile, tmp_path: Path) -> None:
     ]
     for node, address in hostile.address.items():
         known = tmp_path / f"known-{node}"
-        authority = Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "known_hosts"
-        known.write_text(authority.read_text())
+        known.write_text((hostile.keys / "known_hosts").read_text())
         for account in ("root", hostile.sim.document["users"]["service"]):
             for way in ways:
                 ssh = ["ssh", "-F", "none", "-o", f"UserKnownHostsFile={known}",

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, failed
+from harness import NAME, NODES, Sim, failed, wait_for
+
+from orchestrator import trust
+from orchestrator.certificates import certify
+from orchestrator.cluster import Cluster, open_cluster
+from orchestrator.profile import load
 
 pytestmark = pytest.mark.sim
 
@@ -42,19 +50,66 @@ def test_ssh_keys_are_rotated_while_the_model_serves(sim: Sim, tmp_path: Path) -
     assert (old / "user_ca.pub").read_text() not in seen
 
 
-def test_an_interrupted_rotation_locks_nobody_out_and_is_finished(sim: Sim) -> None:
-    """The new keys are made and no node knows them: as if it was killed there."""
-    process = sim.start("trust", "rotate", "--only", "ssh")
-    while not (keys(sim) / "successor").exists():
-        assert process.poll() is None, process.communicate()
-    process.kill()
-    process.communicate(timeout=60)
-    seen = sim.json("trust", "status")
-    assert seen["rotating"] is True
-    assert not any(each["problem"] for each in seen["certificates"])
+#: Words of the progress of a rotation, in their order.
+STEPS = (
+    ("new authorities", "..."),
+    ("compute1", "base", "..."),
+    ("compute1", "certificate", "..."),
+    ("the new ones take over", "..."),
+    ("the new ones take over", "done"),
+)
+
+
+def test_a_rotation_killed_at_each_step_locks_nobody_out_and_is_finished(sim: Sim) -> None:
+    """Each one takes up what the one before left."""
+    before = sim.json("trust", "status")["fingerprints"]
+    for words in STEPS:
+        process = sim.start("trust", "rotate", "--only", "ssh")
+        wait_for(process, *words)
+        process.kill()
+        process.communicate(timeout=60)
+        seen = sim.json("trust", "status")
+        assert not any(each["problem"] for each in seen["certificates"]), words
+    # The last one ended before nodes had forgotten the old keys: that is told as a difference.
+    plan = sim.json("plan", "--only", "base", ok=False)
+    assert "/etc/ssh/user_ca.pub" in json.dumps(plan)
     sim.run("trust", "rotate", "--only", "ssh")
-    assert sim.json("trust", "status")["rotating"] is False
-    assert sim.json("verify")["ok"]
+    after = sim.json("trust", "status")
+    assert after["rotating"] is False
+    assert not set(after["fingerprints"].values()) & set(before.values())
+    assert sim.shell("compute1", "cat", "/etc/ssh/user_ca.pub") == (
+        (keys(sim) / "user_ca.pub").read_text()
+    )
+    sim.run("plan", "--only", "base")
+
+
+@pytest.mark.parametrize("verb", [("up", "--only", "base"), ("watch", "--once")])
+def test_a_host_certificate_is_renewed_before_it_ends(sim: Sim, verb: tuple[str, ...]) -> None:
+    assert ending(sim) == []
+    with opened(sim) as cluster, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "HOST_LIFETIME", timedelta(days=100))
+        node = cluster.profile.compute_nodes[1]
+        with cluster.driver.network():
+            certify(cluster, node, cluster.trust)
+    assert ending(sim) == ["compute1"]
+    assert "in 99 days; 'up' renews it" in sim.run("trust", "status").stdout
+    sim.run(*verb)
+    assert ending(sim) == []
+
+
+def ending(sim: Sim) -> list[str]:
+    """Nodes whose certificates `trust status` warns of."""
+    seen = sim.json("trust", "status")["certificates"]
+    return [each["node"] for each in seen if each["ends_soon"]]
+
+
+def test_trust_renew_gives_everybody_a_new_certificate(sim: Sim) -> None:
+    before = sim.json("trust", "status")
+    assert sim.json("trust", "renew")["nodes"] == NODES
+    after = sim.json("trust", "status")
+    assert after["fingerprints"] == before["fingerprints"]
+    for old, new in zip(before["certificates"], after["certificates"], strict=True):
+        assert new["until"] > old["until"], new["node"]
 
 
 def test_a_node_that_does_not_answer_holds_a_rotation_and_is_named(sim: Sim) -> None:
@@ -94,14 +149,17 @@ def test_a_node_that_shows_another_nodes_identity_is_refused_and_named(sim: Sim)
 
 def close_connections(sim: Sim) -> None:
     """A kept connection was opened before; the next one has to look at the key again."""
-    from orchestrator.cluster import open_cluster
-    from orchestrator.profile import load
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORCHESTRATE_STATE", sim.env["ORCHESTRATE_STATE"])
-        cluster = open_cluster(load(sim.profile))
+    with opened(sim) as cluster:
         for node in cluster.profile.nodes:
             cluster.remote(node).close()
+
+
+@contextmanager
+def opened(sim: Sim) -> Iterator[Cluster]:
+    """The tests' cluster, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATE_STATE", sim.env["ORCHESTRATE_STATE"])
+        yield open_cluster(load(sim.profile))
 
 
 def test_tokens_are_rotated_and_all_comes_back(sim: Sim) -> None:

@@ -23,6 +23,8 @@ MAC, ADDRESS = "02:00:0a:4d:00:10", "10.77.0.10"
 OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "10.77.0.11"
 STRANGE_MAC, STRANGE_ADDRESS = "02:00:0a:4d:00:99", "10.77.0.99"
 SILENT_ADDRESS = "10.77.0.12"
+#: Of its certificates, in seconds.
+LIFETIME = 86400
 NODE_FILES = {
     "/etc/hostname": {"content": "compute0\n", "mode": 0o644},
     "/etc/ssh/user_ca.pub": {"content": "ssh-ed25519 USER\n", "mode": 0o600},
@@ -83,6 +85,7 @@ class Running:
         argv = [*self.prefix, sys.executable, "-I", str(boot_service_file())]
         argv += ["--socket", f"{self.home}/http.sock", "--document", f"{self.home}/boot.json"]
         argv += ["--state", str(self.state), "--authority", f"{self.home}/host_ca"]
+        argv += ["--lifetime", str(LIFETIME)]
         argv += ["--neighbours", str(neighbours or self.home / "arp")]
         self.process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 30

@@ -214,6 +214,49 @@ def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Se
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
+def test_a_host_certificate_that_has_ended_is_refused_and_said_to_have(
+    trust: Trust, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_module, "HOST_LIFETIME", -timedelta(hours=1))
+    port = serve(trust.host_identity(["node0"]), trust.user_ca_public)
+    with pytest.raises(HostKeyRefused, match=r"node0.*its host certificate has ended"):
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
+
+
+def test_an_operators_certificate_that_has_ended_opens_nothing_and_is_renewed(
+    trust: Trust, remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(trust_module, "OPERATOR_LIFETIME", -timedelta(hours=1))
+        trust.renew_operator()
+    assert trust.operator_until < datetime.now(UTC)
+    with pytest.raises(AccessDenied, match="node0"):
+        remote.wait_for_ssh(60)
+    open_trust("one")
+    remote.wait_for_ssh(60)
+
+
+def test_during_a_rotation_nodes_of_both_authorities_are_believed_and_let_the_operator_in(
+    trust: Trust, serve: Serve
+) -> None:
+    old = trust.host_identity(["node0"])
+    before = serve(old, trust.user_ca_public)
+    successor = trust.prepare_successor()
+    told = serve(old, trust.user_ca_public)
+    moved = serve(successor.host_identity(["node0"]), trust.user_ca_public)
+    for port in (before, told, moved):
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
+    # What boots now gets the new one, so that it need not boot again when the old one is forgotten.
+    assert trust.host_ca == successor.host_ca
+    trust.take_over()
+    for port in (before, told, moved):
+        Remote("node0", "127.0.0.1", trust, port=port).close()
+    Remote("node0", "127.0.0.1", trust, port=moved).wait_for_ssh(60)
+    with pytest.raises(HostKeyRefused, match="node0"):
+        Remote("node0", "127.0.0.1", trust, port=told).wait_for_ssh(60)
+    Remote("node0", "127.0.0.1", trust, port=moved).close()
+
+
 def test_waiting_says_for_what_and_ends(trust: Trust) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused, and nobody else gets it
