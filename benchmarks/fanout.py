@@ -14,8 +14,9 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ GOALS = {
     ("ansible", "unchanged"): 20, ("pyinfra", "unchanged"): 5,
     ("ansible", "cold"): 10, ("pyinfra", "cold"): 3,
 }  # fmt: skip
+#: Instances of inotify that a container takes, with some to spare.
+INOTIFY_OF_SYSTEMD = 32
 #: sshd's log counts what is asked of it.
 VERBOSE = (
     "echo LogLevel VERBOSE >/etc/ssh/sshd_config.d/60-bench.conf; systemctl reload ssh.service"
@@ -79,7 +82,7 @@ def fanout(
     sizes: tuple[int, ...], repeats: int, only: tuple[str, ...], json_file: Path | None
 ) -> None:
     measure.require_root("hosts are containers")
-    with tempfile.TemporaryDirectory(prefix="fanout-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fanout-") as scratch, watches(max(sizes)):
         home = Path(scratch)
         peers = environment(home) if set(only) != {"orchestrate"} else home
         commands = {
@@ -99,6 +102,18 @@ def fanout(
             what = f"seconds over {peer}'s, {case}, {most} hosts"
             report.goals.append(Goal(what, 1 / ratio, 1 / goal))
     report.finish([measure.table("fan-out", COLUMNS, map(row, medians(runs)))], json_file)
+
+
+@contextmanager
+def watches(containers: int) -> Iterator[None]:
+    """Room for so many systemds: each watches files, and Linux counts them for all of root's."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    before = limit.read_text()
+    limit.write_text(str(max(int(before), 128 + INOTIFY_OF_SYSTEMD * containers)))
+    try:
+        yield
+    finally:
+        limit.write_text(before)
 
 
 COLUMNS = ("hosts, case, tool", "seconds", "its processor s", "memory MB", "sessions a host")
@@ -134,8 +149,8 @@ def environment(home: Path) -> Path:
     """The peers, in an environment of their own."""
     err.print("installing ansible-core and pyinfra")
     run([sys.executable, "-m", "venv", home / "peers"], what="making an environment")
-    pip = [home / "peers/bin/python", "-m", "pip", "install", "-q", "--require-hashes"]
-    run([*pip, "-r", REQUIREMENTS], what="installing the peers (for Python 3.11, x86_64)")
+    pip = [str(home / "peers/bin/python"), "-m", "pip", "install", "-q", "--require-hashes"]
+    run([*pip, "-r", str(REQUIREMENTS)], what="installing the peers (for Python 3.11, x86_64)")
     return home / "peers"
 
 
