@@ -131,6 +131,7 @@ class Cluster:
             ray_token=self.trust.ray_token,
             api_key=self.trust.api_key,
             host_ca=self.trust.host_ca,
+            user_ca_public=self.trust.user_ca_public,
             layout=self.layout,
             model_files=tuple(files),
         )

@@ -8,6 +8,8 @@ VENV = "/opt/venvs/orchestrate"
 WITH_ENVIRONMENT = "/usr/lib/orchestrate/with-environment"
 #: Where models lie on compute nodes.
 MODELS = "/var/lib/orchestrate/models"
+#: The disk that keeps layers, where there is one: mounted by the initrd (images/initrd/init).
+CACHE = "/run/orchestrate/cache"
 #: What the control node gives to the others: models, images, boot documents.
 FILES_ROOT = "/srv/orchestrate"
 #: What the control node keeps when it restarts: leases, boots, logs of boots.

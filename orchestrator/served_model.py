@@ -4,17 +4,23 @@ hands them out."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from orchestrator import paths
+from orchestrator import hub, paths
 from orchestrator.errors import UserError
 from orchestrator.image import store
 from orchestrator.models import Model, missing_files
 from orchestrator.run import stream
 from orchestrator.state import ModelFile
+
+#: Beside what is handed out: where it is from, sizes and hashes. Hidden: it is not handed out.
+RECORD = ".record.json"
 
 
 def bring(model: Model, line: Callable[[str], None]) -> Path:
@@ -27,14 +33,12 @@ def bring(model: Model, line: Callable[[str], None]) -> Path:
 
 def brought(model: Model) -> Path:
     """The directory of a model of the hub. Raises UserError where files are missing."""
-    if missing := missing_files(model):
+    if missing := missing_files(model) or hub.unfinished(model.directory):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"the model {model.name!r} ({model.repository} at {model.revision[:12]}) is not on this"
             f" machine: {model.directory} has no {missing[0]}{more}",
-            "This version downloads no models; Hugging Face's own command does: "
-            f"hf download {model.repository} --revision {model.revision}"
-            f" --local-dir {model.directory}",
+            f"Run: orchestrate model pull {model.name}",
         )
     return model.directory
 
@@ -53,36 +57,88 @@ def build(name: str, line: Callable[[str], None]) -> Path:
 
 
 def publish(source: Path, cluster: str, name: str) -> tuple[ModelFile, ...]:
-    """Copy a model's files below the cluster's web root; returns them with their sha256.
+    """Put a model's files below the cluster's web root; returns them with their sha256.
 
-    A file that is there with the same content stays; the others are written beside and renamed.
+    A file that is there with the same content stays; the others are linked, or copied where they
+    are on another disk, beside and renamed. What was handed out before and is no longer is removed.
     """
-    home = paths.served(cluster) / "models" / name
+    home = _handed_out(cluster) / name
+    known = {path: str(entry["sha256"]) for path, entry in hub.manifest(source).items()}
+    before = _record(home)
     files = []
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         inside = path.relative_to(source)
         if any(part.startswith(".") for part in inside.parts):
             continue  # what a download keeps for itself
-        digest = sha256(path)
+        digest = known.get(str(inside)) or sha256(path)
         copy = home / inside
-        if not copy.is_file() or sha256(copy) != digest:
+        if not (copy.is_file() and (copy.samefile(path) or sha256(copy) == digest)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             beside = copy.with_name(f".{copy.name}.{os.getpid()}")
-            shutil.copyfile(path, beside)
-            beside.chmod(0o644)
+            _link_or_copy(path, beside)
             beside.replace(copy)
         files.append(ModelFile(str(inside), digest))
+    for gone in before.keys() - {file.path for file in files}:
+        (home / gone).unlink(missing_ok=True)
+    sizes = {file.path: (home / file.path).stat().st_size for file in files}
+    record = {
+        "source": str(source),
+        "files": {file.path: {"size": sizes[file.path], "sha256": file.sha256} for file in files},
+    }
+    if files:
+        hub.write_json(home / RECORD, record)
     return tuple(files)
+
+
+def published(cluster: str, name: str) -> tuple[ModelFile, ...]:
+    """What `publish` left, for verbs that change nothing: by its record, as long as sizes fit."""
+    home = _handed_out(cluster) / name
+    if record := _record(home):
+        return tuple(ModelFile(path, str(entry["sha256"])) for path, entry in record.items())
+    found = sorted(path for path in home.rglob("*") if path.is_file() and path.name[0] != ".")
+    return tuple(ModelFile(str(path.relative_to(home)), sha256(path)) for path in found)
+
+
+def handed_out(source: Path) -> dict[str, Path]:
+    """By cluster, where the files of ``source`` are handed out."""
+    found = {}
+    for home in paths.state().glob("clusters/*"):
+        for mark in _handed_out(home.name).glob(f"*/{RECORD}"):
+            if json.loads(mark.read_text())["source"] == str(source):
+                found[home.name] = mark.parent
+    return found
+
+
+def withdraw(cluster: str) -> None:
+    """Hand out no model any more."""
+    shutil.rmtree(_handed_out(cluster), ignore_errors=True)
+
+
+def _handed_out(cluster: str) -> Path:
+    return paths.served(cluster) / "models"
+
+
+def _record(home: Path) -> dict[str, Any]:
+    """The record's files; empty where there is none, or a file has another size since."""
+    try:
+        files: dict[str, Any] = json.loads((home / RECORD).read_text())["files"]
+        fits = all((home / path).stat().st_size == each["size"] for path, each in files.items())
+    except (OSError, ValueError, KeyError):
+        return {}
+    return files if fits else {}
+
+
+def _link_or_copy(path: Path, to: Path) -> None:
+    """A model may have tens of GB: no second copy where the disk is the same."""
+    if path.stat().st_mode & 0o004:  # the web server is nobody in particular
+        with suppress(OSError):
+            os.link(path, to)
+            return
+    shutil.copyfile(path, to)
+    to.chmod(0o644)
 
 
 def sha256(path: Path) -> str:
     """The file's sha256, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def published(cluster: str, name: str) -> tuple[ModelFile, ...]:
-    """What `publish` left, by a look at the files: for verbs that change nothing."""
-    home = paths.served(cluster) / "models" / name
-    found = sorted(path for path in home.rglob("*") if path.is_file() and path.name[0] != ".")
-    return tuple(ModelFile(str(path.relative_to(home)), sha256(path)) for path in found)

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.identity import hosts, network_file
+from orchestrator.identity import USER_CA, hosts, network_file
 from orchestrator.netboot import state as netboot
 from orchestrator.netboot import wire
 from orchestrator.node_paths import (
+    CACHE,
     ETC,
     FILES_ROOT,
     LASTING,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
+MODELS_UNIT = "orchestrate-models.service"
+GUARD_UNIT, GUARD = "orchestrate-guard.service", f"{ETC}/guard.nft"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 
 #: Groups that own accelerators' devices, where an image has them.
@@ -113,6 +116,7 @@ class Context:
     ray_token: Secret
     api_key: Secret
     host_ca: Secret
+    user_ca_public: str
     layout: Layout
     model_files: tuple[ModelFile, ...] = ()
 
@@ -128,7 +132,7 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_kernel(profile),
         *_links(profile, node),
         *_accounts(profile, context),
-        *_base_files(profile, node),
+        *_base_files(profile, node, context),
         *_clock(profile, node),
         *_ray(profile, node, context),
     ]
@@ -137,8 +141,10 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         items += _front(profile)
     else:
         items += netboot.compute(profile, node, FRONT_UNIT)
+        items += _model_cache(profile)
         items += _model(profile, context)
     if node.name == profile.server.name:
+        items += _guard(profile)
         items += _server(profile, context)
     files = tuple(item for item in items if isinstance(item, File))
     return NodeState(
@@ -178,8 +184,10 @@ def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
         yield File(Step.BASE, path, keys, owner=name, group=name, mode="0600")
 
 
-def _base_files(profile: Profile, node: Node) -> Iterable[Resource]:
+def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     yield Directory(Step.BASE, ETC)
+    # As it was at boot, but for a rotation. sshd reads it whenever somebody knocks.
+    yield File(Step.BASE, USER_CA, context.user_ca_public)
     yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
     text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))
     yield File(Step.BASE, "/etc/profile.d/orchestrate.sh", text)
@@ -249,6 +257,14 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
 
 
+def _model_cache(profile: Profile) -> Iterable[Resource]:
+    """Before the model's files come: where they lie."""
+    if profile.serving.model_cache == "disk":
+        kept = profile.serving.model.partition("/")[0]
+        text = render(MODELS_UNIT, cache=CACHE, models=MODELS, kept=kept)
+        yield from service(Step.BASE, MODELS_UNIT, {f"/etc/systemd/system/{MODELS_UNIT}": text})
+
+
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:
     base = f"{wire.server(profile)}/models/{profile.serving.model}"
     for file in context.model_files:
@@ -258,6 +274,14 @@ def _model(profile: Profile, context: Context) -> Iterable[Resource]:
             url=f"{base}/{file.path}",
             sha256=file.sha256,
         )
+
+
+def _guard(profile: Profile) -> Iterable[Resource]:
+    """What asks the model goes through the control node."""
+    allowed = [profile.ray_address(node) for node in (profile.control, profile.server)]
+    text = render("guard.nft", port=profile.serving.port, allowed=allowed)
+    files = {GUARD: text, f"/etc/systemd/system/{GUARD_UNIT}": render(GUARD_UNIT, rules=GUARD)}
+    yield from service(Step.BASE, GUARD_UNIT, files)
 
 
 def _server(profile: Profile, context: Context) -> Iterable[Resource]:

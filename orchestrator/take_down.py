@@ -13,6 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.machines import PowerState, power_states
 from orchestrator.profile import Node
 from orchestrator.progress import Board
+from orchestrator.served_model import withdraw
 
 
 def down(cluster: Cluster, board: Board) -> bool:
@@ -46,6 +47,7 @@ def down(cluster: Cluster, board: Board) -> bool:
             "\n".join(error.message for error in failures.values()),
             next(iter(failures.values())).hint,
         )
+    withdraw(cluster.profile.name)
     return bool(running)
 
 

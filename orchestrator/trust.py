@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,12 @@ PRINCIPAL = "root"
 #: How long the operator's certificate lasts, and when it is renewed.
 OPERATOR_LIFETIME = timedelta(days=30)
 OPERATOR_RENEWAL = timedelta(days=10)
+#: Key pairs, and tokens: names of files.
+PAIRS = ("host_ca", "user_ca", "operator")
+RAY_TOKEN, API_KEY = "ray.token", "api.key"
+TOKENS = (RAY_TOKEN, API_KEY)
+#: Where the keys are that are about to take over; the mark that from now on they do.
+SUCCESSOR, COMMITTED = "successor", "committed"
 #: A host's identity is for one boot; this is the longest that a boot is thought to last.
 HOST_LIFETIME = timedelta(weeks=52)
 
@@ -72,8 +79,15 @@ class Trust:
 
     @property
     def user_ca_public(self) -> str:
-        """The key by which a node knows the operator."""
-        return self._read("user_ca.pub")
+        """The key by which a node knows the operator; two, a line each, during a rotation."""
+        own = self._read("user_ca.pub")
+        return own + (self.successor.user_ca_public if self.successor else "")
+
+    @property
+    def successor(self) -> Trust | None:
+        """The SSH keys that are about to take over, during a rotation."""
+        directory = self.directory / SUCCESSOR
+        return Trust(directory) if directory.is_dir() else None
 
     @property
     def operator_public(self) -> str:
@@ -83,12 +97,12 @@ class Trust:
     @property
     def ray_token(self) -> Secret:
         """The token that every Ray process of the cluster shows."""
-        return Secret(self._read("ray.token").strip())
+        return Secret(self._read(RAY_TOKEN).strip())
 
     @property
     def api_key(self) -> Secret:
         """The key of the served model's endpoint."""
-        return Secret(self._read("api.key").strip())
+        return Secret(self._read(API_KEY).strip())
 
     @property
     def host_ca(self) -> Secret:
@@ -100,6 +114,18 @@ class Trust:
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=".host-") as scratch:
             key = Path(scratch, "key")
             _generate_key(key, principals[0])
+            public = Path(scratch, "key.pub").read_text()
+            return HostIdentity(
+                private=Secret(key.read_text()),
+                public=public,
+                certificate=self.host_certificate(public, principals),
+            )
+
+    def host_certificate(self, public: str, principals: Sequence[str]) -> str:
+        """A certificate for a host's public key, for its name, then its addresses."""
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".host-") as scratch:
+            key = Path(scratch, "key")
+            key.with_suffix(".pub").write_text(public)
             _certify(
                 self.directory / "host_ca",
                 key,
@@ -107,11 +133,59 @@ class Trust:
                 lifetime=HOST_LIFETIME,
                 flags=["-h"],
             )
-            return HostIdentity(
-                private=Secret(key.read_text()),
-                public=Path(scratch, "key.pub").read_text(),
-                certificate=Path(scratch, "key-cert.pub").read_text(),
-            )
+            return Path(scratch, "key-cert.pub").read_text()
+
+    def prepare_successor(self) -> Trust:
+        """Make the keys that will take over; nothing believes them yet.
+
+        Those of a rotation that was interrupted are taken up again.
+        """
+        with self._lock():
+            if self.successor is None:
+                scratch = Path(tempfile.mkdtemp(dir=self.directory, prefix=".successor-"))
+                try:
+                    made = Trust(scratch)
+                    for name in PAIRS:
+                        made._create_key(name, self.directory.name)
+                    made._certify_operator()
+                    made._believe()
+                    scratch.replace(self.directory / SUCCESSOR)
+                except BaseException:
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    raise
+            self._believe()
+        successor = self.successor
+        assert successor is not None
+        return successor
+
+    def take_over(self) -> None:
+        """From here on the successor's keys are the keys. Interrupted, the next use finishes it."""
+        successor = self.successor
+        assert successor is not None, "nothing was prepared"
+        (successor.directory / COMMITTED).touch()
+        with self._lock():
+            self._finish_taking_over()
+            self._believe()
+
+    def renew_token(self, name: str) -> None:
+        """Another one in place of a token of TOKENS. Nodes have the old one until they are told."""
+        with self._lock():
+            write_private(self.directory / name, secrets.token_hex(32) + "\n")
+
+    def renew_operator(self) -> None:
+        """A new certificate for the operator's key, however long the old one would last."""
+        with self._lock():
+            self._certify_operator()
+
+    @property
+    def operator_until(self) -> datetime:
+        """When the operator's certificate ends."""
+        return valid_until(self._read("operator-cert.pub"))
+
+    def fingerprint(self, name: str) -> str:
+        """The SHA256 fingerprint of a public key of PAIRS, as ssh prints it."""
+        argv = ["ssh-keygen", "-l", "-f", str(self.directory / f"{name}.pub")]
+        return run(argv, what="reading a key's fingerprint", timeout=60).out.split()[1]
 
     def ssh_options(self, name: str) -> list[str]:
         """The words after ``ssh`` with which the node ``name`` is reached, and nothing else is.
@@ -171,41 +245,62 @@ class Trust:
     def _create(self) -> None:
         """Make what is missing."""
         with self._lock():
-            for name in ("host_ca", "user_ca", "operator"):
+            self._finish_taking_over()
+            for name in PAIRS:
                 if not (self.directory / name).exists():
-                    self._create_key(name)
+                    self._create_key(name, self.directory.name)
             # The form that `ray get-auth-token --generate` gives; as good for the endpoint.
-            for name in ("ray.token", "api.key"):
+            for name in TOKENS:
                 if not (self.directory / name).exists():
                     write_private(self.directory / name, secrets.token_hex(32) + "\n")
-            known = f"@cert-authority * {self._read('host_ca.pub')}"
-            write_private(self.directory / "known_hosts", known)
-        self._renew_operator_certificate()
+            self._believe()
+            certificate = self.directory / "operator-cert.pub"
+            if not certificate.exists() or self._time_left() < OPERATOR_RENEWAL:
+                self._certify_operator()
 
-    def _create_key(self, name: str) -> None:
+    def _believe(self) -> None:
+        """Write known_hosts: hosts of this authority, and of the one that is about to take over."""
+        authorities = [each._read("host_ca.pub") for each in (self, self.successor) if each]
+        known = "".join(f"@cert-authority * {authority}" for authority in authorities)
+        write_private(self.directory / "known_hosts", known)
+
+    def _finish_taking_over(self) -> None:
+        """Move the successor's files here, one by one: as often as it takes."""
+        successor = self.successor
+        if successor is None or not (successor.directory / COMMITTED).exists():
+            return
+        names = [file for name in PAIRS for file in (name, f"{name}.pub")]
+        for name in (*names, "operator-cert.pub"):
+            if (successor.directory / name).exists():
+                (successor.directory / name).replace(self.directory / name)
+        shutil.rmtree(successor.directory)
+
+    def _create_key(self, name: str, cluster: str) -> None:
         """A key pair; the private half comes last, since its presence says that both are there."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=".key-") as scratch:
             key = Path(scratch, name)
-            _generate_key(key, f"{paths.APP} {self.directory.name} {name}")
+            _generate_key(key, f"{paths.APP} {cluster} {name}")
             for file in (f"{name}.pub", name):
                 Path(scratch, file).replace(self.directory / file)
 
-    def _renew_operator_certificate(self) -> None:
-        certificate = self.directory / "operator-cert.pub"
-        with self._lock():
-            if certificate.exists() and _time_left(certificate) > OPERATOR_RENEWAL:
-                return
-            with tempfile.TemporaryDirectory(dir=self.directory, prefix=".cert-") as scratch:
-                key = Path(scratch, "operator")
-                key.with_suffix(".pub").write_text(self.operator_public)
-                _certify(
-                    self.directory / "user_ca",
-                    key,
-                    principals=[PRINCIPAL],
-                    lifetime=OPERATOR_LIFETIME,
-                    flags=["-O", "clear", "-O", "permit-pty"],
-                )
-                Path(scratch, "operator-cert.pub").replace(certificate)
+    def _certify_operator(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".cert-") as scratch:
+            key = Path(scratch, "operator")
+            key.with_suffix(".pub").write_text(self.operator_public)
+            _certify(
+                self.directory / "user_ca",
+                key,
+                principals=[PRINCIPAL],
+                lifetime=OPERATOR_LIFETIME,
+                flags=["-O", "clear", "-O", "permit-pty"],
+            )
+            Path(scratch, "operator-cert.pub").replace(self.directory / "operator-cert.pub")
+
+    def _time_left(self) -> timedelta:
+        try:
+            return self.operator_until - datetime.now(UTC)
+        except ValueError:
+            return timedelta(0)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -262,14 +357,15 @@ def _certify(
     run(argv, what="certifying an SSH key", timeout=60)
 
 
-def _time_left(certificate: Path) -> timedelta:
-    """Until when ssh-keygen says it is valid (it prints local time); zero if it does not say."""
-    shown = run(["ssh-keygen", "-L", "-f", certificate], ok=None, timeout=60).out
+def valid_until(certificate: str) -> datetime:
+    """Until when an OpenSSH certificate is valid. Raises ValueError for other texts."""
+    argv = ["ssh-keygen", "-L", "-f", "-"]
+    shown = run(argv, what="reading a certificate", ok=None, stdin=certificate, timeout=60).out
     for line in shown.splitlines():
         if line.strip().startswith("Valid: "):
-            end = datetime.fromisoformat(line.split()[-1]).astimezone(UTC)
-            return end - datetime.now(UTC)
-    return timedelta(0)
+            # ssh-keygen prints local time.
+            return datetime.fromisoformat(line.split()[-1]).astimezone(UTC)
+    raise ValueError("not a certificate")
 
 
 def _quoted(path: Path) -> str:

@@ -42,6 +42,12 @@ def _profiles(_context: click.Context) -> Iterable[str]:
     return choose.known()
 
 
+def _models(context: click.Context) -> Iterable[str]:
+    from orchestrator.profile import active
+
+    return active(context.params.get("profile")).models
+
+
 def _topics(_context: click.Context) -> Iterable[str]:
     from orchestrator import pages
 
@@ -49,4 +55,4 @@ def _topics(_context: click.Context) -> Iterable[str]:
 
 
 images, nodes = _offer(_images), _offer(_nodes)
-profiles, topics = _offer(_profiles), _offer(_topics)
+models, profiles, topics = _offer(_models), _offer(_profiles), _offer(_topics)

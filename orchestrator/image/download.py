@@ -54,8 +54,15 @@ class Downloader:
     stop: threading.Event = field(default_factory=threading.Event)
     pauses: Sequence[float] = PAUSES
 
-    def fetch(self, url: str, target: Path, size: int | None, sha256: str) -> None:
-        """Bring ``url`` to ``target``, which then has exactly this hash.
+    def fetch(
+        self,
+        url: str,
+        target: Path,
+        size: int | None,
+        expected: str,
+        hashed: Callable[[Path], str] | None = None,
+    ) -> None:
+        """Bring ``url`` to ``target``, which then has exactly this hash: sha256, or ``hashed``'s.
 
         What came so far is kept as TARGET.part; the next attempt, or the next run, asks for the
         rest (where ``size`` is None: for all of it, since a rest could not be told from nothing).
@@ -81,7 +88,7 @@ class Downloader:
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from None
             if self.stop.wait(pause):
                 raise Stopped
-        self._accept(part, target, sha256, url)
+        self._accept(part, target, expected, (hashed or digest)(part), url)
 
     def _attempt(self, url: str, part: Path, size: int | None) -> None:
         """Append what is missing to ``part``."""
@@ -116,17 +123,16 @@ class Downloader:
             if self.stop.is_set():
                 raise Stopped
 
-    def _accept(self, part: Path, target: Path, sha256: str, url: str) -> None:
+    def _accept(self, part: Path, target: Path, expected: str, seen: str, url: str) -> None:
         """Give a whole file its name if its hash is right, else remove it."""
-        seen = digest(part)
-        if seen == sha256:
+        if seen == expected:
             part.replace(target)
             return
         self.advance(-_size(part))
         part.unlink()
         raise WrongHash(
-            f"{target.name}: wrong content\n    expected sha256 {sha256}\n"
-            f"    got      sha256 {seen}\n    from     {url}"
+            f"{target.name}: wrong content\n    expected {expected}\n"
+            f"    got      {seen}\n    from     {url}"
         )
 
 

@@ -258,6 +258,11 @@ class Serving(Section):
         description="Whether whole experts are spread instead of slices of each. `auto`: where "
         "the model has experts and the image can.",
     )
+    model_cache: Literal["memory", "disk"] = Field(
+        default="memory",
+        description="Where compute nodes keep the model: in memory, fetched after each boot, or on "
+        "the disk that keeps layers, where it is found again, checked by its hash.",
+    )
     port: HighPort = Field(description="Where vLLM listens, on the first compute node.")
     endpoint_port: Port = Field(description="Where clients find it, on the control node.")
     args: dict[FlagName, FlagValue] = Field(

@@ -24,6 +24,9 @@ from orchestrator.machines import netns
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, Firmware
 from orchestrator.machines.processes import Process
 from orchestrator.machines.qemu import Hardware, make_disk
+from orchestrator.node_paths import CACHE, MODELS
+from orchestrator.state import MODELS_UNIT
+from orchestrator.templating import render
 
 pytestmark = pytest.mark.netboot
 
@@ -187,6 +190,8 @@ def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:
     booting = net.boot(change=with_disk)
     assert "cache" in source(booting)
     booting.reaches_ssh()
+    weights = models_on_disk(booting)
+    shell(booting, f"echo weights >{weights}; mkdir {MODELS}/before")
     power_off_in_order(booting)
 
     damage_in(disk, net.layer_size("base"), tmp_path / "mounted")
@@ -197,6 +202,23 @@ def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:
 
     booting = net.boot(change=with_disk)  # it was put right there too
     assert "cache" in source(booting)
+    booting.reaches_ssh()
+    models_on_disk(booting)
+    assert shell(booting, f"cat {weights}; ls {MODELS}") == "weights\nserved\n"
+
+
+def models_on_disk(booting: Booting) -> str:
+    """Start the unit of `serving.model_cache: disk`; the path of a file of the served model."""
+    unit = render(MODELS_UNIT, cache=CACHE, models=MODELS, kept="served")
+    shell(booting, f"cat >/run/systemd/system/{MODELS_UNIT}", unit)
+    shell(booting, f"systemctl start {MODELS_UNIT} && mkdir -p {MODELS}/served")
+    return f"{MODELS}/served/model.safetensors"
+
+
+def shell(booting: Booting, script: str, stdin: str = "") -> str:
+    with booting.net.driver.network():
+        remote = booting.net.remote(booting.machine.node.name)
+        return remote.run(["sh", "-c", script], stdin=stdin).out
 
 
 def power_off_in_order(booting: Booting) -> None:

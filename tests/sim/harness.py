@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 #: The end-to-end tests run the shipped profile under another name.
 SHIPPED = PROJECT / "profiles/sim.yml"
 NAME = "e2e"
+NODES = ["control", "compute0", "compute1"]
 #: Seconds for one verb; `up` waits for a model that takes a minute or two on two cores.
 TIMEOUT = 900
 
@@ -114,3 +115,8 @@ def wait_for(process: subprocess.Popen[str], *parts: str) -> list[str]:
         if all(part in line for part in parts):
             return lines
     raise AssertionError(f"ended without {parts}:\n{''.join(lines)}")
+
+
+def failed(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checks of a verification that failed."""
+    return [check for check in report["checks"] if not check["ok"]]

@@ -44,6 +44,7 @@ def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
         ray_token=Secret(token),
         api_key=Secret("API KEY"),
         host_ca=Secret("HOST CA"),
+        user_ca_public="USER CA\n",
         layout=Layout(tensor=accelerators, pipeline=1, expert=False, accelerators=accelerators),
         model_files=(ModelFile("config.json", "a" * 64), ModelFile("model.safetensors", "b" * 64)),
     )

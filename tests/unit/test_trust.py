@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def test_the_operators_certificate_is_renewed_near_its_end_only(
     assert renewed != before
     shown = run(["ssh-keygen", "-L", "-f", certificate]).out
     assert [line.strip() for line in shown.splitlines() if "root" in line] != []
-    left = trust_module._time_left(certificate)
+    left = trust_module.valid_until(renewed) - datetime.now(UTC)
     assert timedelta(days=29) < left <= timedelta(days=30, minutes=1)
 
 

@@ -1,0 +1,190 @@
+"""`orchestrate model`: models of the hub on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli import complete
+from orchestrator.console import out, print_json
+from orchestrator.profile import active, profile_option
+
+if TYPE_CHECKING:
+    from orchestrator.hub import Held
+    from orchestrator.profile import Profile
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def model() -> None:
+    """Models of the Hugging Face hub: pull, list, remove.
+
+    NAME is a key of the profile's 'models'. Models of the checkout's models/ need no pull: they
+    are made by 'orchestrate up'.
+    """
+
+
+@model.command()
+@profile_option
+@json_option
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Take the files from a directory, on a machine without network.",
+)
+@click.argument("name", required=False, shell_complete=complete.models)
+def pull(profile: str | None, as_json: bool, source: Path | None, name: str | None) -> None:
+    """Bring a model's files, at the commit that the profile pins; without NAME the served one.
+
+    Only what vLLM reads, checked by the hub's hashes. Interrupted, it goes on where it stopped.
+    A token for a gated repository is taken from HF_TOKEN, or from where 'hf auth login' put it.
+
+    \b
+    Example: orchestrate model pull mistral-small --profile 0.1
+    Example: orchestrate model pull --from /media/usb/mistral-small
+    """
+    from orchestrator import hub
+    from orchestrator.errors import BadInput
+
+    loaded = active(profile)
+    name = name or loaded.serving.model
+    entry = loaded.models.get(name)
+    if entry is None:
+        raise BadInput(
+            f"the profile {loaded.name!r} has no model {name!r} of the hub", _known(loaded)
+        )
+    if entry.revision is None:
+        commit = hub.newest(entry.repository)
+        raise BadInput(
+            f"{loaded.where('models', name)}: {name} has no revision, so nothing says which files",
+            f"{entry.repository} is at {commit} now. To pin that: revision: {commit}",
+        )
+    if source:
+        pulled = hub.take(entry.repository, entry.revision, source)
+    else:
+        pulled = hub.pull(entry.repository, entry.revision)
+    if as_json:
+        print_json({"name": name, "directory": pulled.directory, "files": pulled.files,
+                    "size": pulled.size, "present": pulled.present})  # fmt: skip
+    elif pulled.files:
+        out.print(f"{name}: {pulled.files} files, {_mb(pulled.size)}, checked", markup=False)
+    else:
+        out.print(f"{name}: nothing to do, all files are here and checked", markup=False)
+
+
+@model.command()
+@json_option
+def ls(as_json: bool) -> None:
+    """List the models of the hub on this machine, and which profiles name them.
+
+    Example: orchestrate model ls
+    """
+    from orchestrator import hub
+
+    names = _names()
+    rows = [_row(each, names) for each in hub.held()]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        out.print("No model of the hub is on this machine.")
+    for row in rows:
+        used = ", ".join(row["profiles"]) or "no profile"
+        out.print(
+            f"{row['repository']}  {row['revision'][:12]}  {_mb(row['size'])}  {row['state']}"
+            f"  {used}",
+            markup=False,
+        )
+
+
+@model.command()
+@json_option
+@click.option("--force", is_flag=True, help="Also one that a cluster of this machine serves.")
+@click.argument("repository", metavar="NAME")
+def rm(as_json: bool, force: bool, repository: str) -> None:
+    """Remove a model's files: NAME of a profile, or OWNER/NAME of the hub (all its commits).
+
+    Example: orchestrate model rm AMead10/Mistral-Small-Instruct-2409-awq
+    """
+    from orchestrator import hub
+    from orchestrator.errors import BadInput, UserError
+    from orchestrator.served_model import withdraw
+
+    names = _names()
+    held = hub.held()
+    found = [
+        each
+        for each in held
+        if repository == each.repository
+        or any(repository == use.partition(":")[2] for use in names.get(_key(each), ()))
+    ]
+    if not found:
+        known = ", ".join(sorted({each.repository for each in held})) or "none"
+        raise BadInput(f"there is no model {repository!r} here", f"known: {known}")
+    serving = sorted({use for each in found for use in _serving(each)})
+    if serving and not force:
+        raise UserError(
+            f"{repository} is what the cluster {', '.join(serving)} serves",
+            "Take it down first, or add --force: nodes keep what they have until they boot again.",
+        )
+    for each in found:
+        hub.remove(each)
+    for cluster in serving:
+        withdraw(cluster)
+    size = sum(each.size for each in found)
+    if as_json:
+        print_json({"removed": [str(each.directory) for each in found], "size": size})
+    else:
+        out.print(f"{repository}: {_mb(size)} removed", markup=False)
+
+
+def _names() -> dict[tuple[str, str], list[str]]:
+    """By repository and commit, PROFILE:NAME of the checkout's profiles that name it."""
+    from orchestrator.errors import UserError
+    from orchestrator.profile import choose, load
+
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in choose.known():
+        try:
+            profile = load(choose.locate(name))
+        except UserError:
+            continue  # what is wrong with it is for `profile check`
+        for key, entry in profile.models.items():
+            found.setdefault((entry.repository, entry.revision or ""), []).append(f"{name}:{key}")
+    return found
+
+
+def _row(held: Held, names: dict[tuple[str, str], list[str]]) -> dict[str, Any]:
+    return {
+        "repository": held.repository,
+        "revision": held.revision,
+        "size": held.size,
+        "state": held.state,
+        "directory": str(held.directory),
+        "profiles": names.get(_key(held), []),
+        "serving": _serving(held),
+    }
+
+
+def _serving(held: Held) -> list[str]:
+    """The clusters of this machine that are up, or were when it went off, with this very model."""
+    from orchestrator.served_model import handed_out
+
+    return list(handed_out(held.directory))
+
+
+def _key(held: Held) -> tuple[str, str]:
+    return held.repository, held.revision
+
+
+def _known(profile: Profile) -> str:
+    names = ", ".join(profile.models) or "none"
+    return f"Its 'models': {names}. One of the checkout's models/ needs no pull."
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

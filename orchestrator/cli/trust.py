@@ -1,0 +1,118 @@
+"""`orchestrate trust`: the cluster's keys, how long they last, and new ones."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli import complete
+from orchestrator.cli.cluster import json_option, opened
+from orchestrator.console import out, print_json
+from orchestrator.profile import profile_option
+
+PARTS = ("ssh", "ray", "api")
+
+
+@click.group()
+def trust() -> None:
+    """The cluster's keys: who is believed, until when, and new ones."""
+
+
+@trust.command()
+@profile_option
+@json_option
+def status(profile: str | None, as_json: bool) -> None:
+    """Show the authorities, and when the operator's and the nodes' certificates end.
+
+    Example: orchestrate trust status
+    """
+    from orchestrator.rotate import standing
+
+    found = standing(opened(profile))
+    if as_json:
+        print_json(
+            {
+                "fingerprints": found.fingerprints,
+                "rotating": found.rotating,
+                "certificates": [
+                    {
+                        "node": each.node or None,
+                        "until": each.until.isoformat() if each.until else None,
+                        "ends_soon": each.ends_soon,
+                        "problem": each.problem or None,
+                    }
+                    for each in found.certificates
+                ],
+            }
+        )
+        return
+    for name, fingerprint in found.fingerprints.items():
+        out.print(f"{name:<9} {fingerprint}", markup=False)
+    for each in found.certificates:
+        left = each.left_days
+        end = each.problem if left is None else f"{each.until:%Y-%m-%d}, in {left:.0f} days"
+        soon = "; renew it: orchestrate trust renew" if each.ends_soon else ""
+        out.print(f"certificate of {each.node or 'the operator'}: {end}{soon}", markup=False)
+    if found.rotating:
+        out.print("a rotation was interrupted; both are believed. Run: orchestrate trust rotate")
+
+
+@trust.command()
+@profile_option
+@json_option
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Default: all three.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="NODE",
+    shell_complete=complete.nodes,
+    help="Do not wait for this one, which is on and does not answer: it has to boot again.",
+)
+def rotate(
+    profile: str | None, as_json: bool, only: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    """Put new keys in place of the old ones, on a cluster that runs.
+
+    SSH's authorities and the operator's key; Ray's token; the key of the endpoint. Nobody is locked
+    out on the way, and what is interrupted is finished by running it again. New tokens restart
+    Ray and the model: for SSH alone, nothing stops.
+
+    \b
+    Example: orchestrate trust rotate
+    Example: orchestrate trust rotate --only ssh
+    """
+    from orchestrator.progress import Board
+    from orchestrator.rotate import Part
+    from orchestrator.rotate import rotate as renew_all
+    from orchestrator.selection import find, ranges
+
+    cluster = opened(profile)
+    left_out = [find(cluster.profile, word).name for word in without]
+    parts = [Part(each) for each in only or PARTS]
+    with cluster.locked("trust rotate"), Board(quiet=as_json) as board:
+        names = renew_all(cluster, board, parts, left_out)
+    if as_json:
+        print_json({"rotated": parts, "nodes": names})
+    else:
+        where = ranges(names) if names else "no node is on"
+        out.print(f"{', '.join(parts)}: new keys; {where}", markup=False)
+
+
+@trust.command()
+@profile_option
+@json_option
+def renew(profile: str | None, as_json: bool) -> None:
+    """New certificates of the same authorities, for machines that stay up for a year.
+
+    Example: orchestrate trust renew
+    """
+    from orchestrator.progress import Board
+    from orchestrator.rotate import renew as again
+    from orchestrator.selection import ranges
+
+    cluster = opened(profile)
+    with cluster.locked("trust renew"), Board(quiet=as_json) as board:
+        names = again(cluster, board)
+    if as_json:
+        print_json({"nodes": names})
+    else:
+        out.print(f"new certificates: the operator, {ranges(names) or 'no node'}", markup=False)

@@ -1,0 +1,309 @@
+"""A hostile host on the cluster's switch: what it tries, beside what the right key gets.
+
+It has an address of its own and the image's programs, and no key. It may send what it likes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from harness import NAME, NODES, Sim
+
+from orchestrator.machines import netns
+
+pytestmark = pytest.mark.sim
+
+ADDRESS = "10.77.0.66"
+SPACE = "orchestrate-test-hostile"
+#: A file that a foreign command would leave.
+TROPHY = "/tmp/was-here"
+RAY = "/opt/venvs/orchestrate/bin/ray"
+
+
+class Hostile:
+    """The host, and what it knows of the cluster: addresses and ports, as a scan would tell."""
+
+    def __init__(self, sim: Sim) -> None:
+        self.sim = sim
+        control, *others = [sim.document["control"], *sim.document["compute_nodes"]]
+        self.control = control["links"]["cluster"]["address"]
+        self.address = {
+            node["name"]: node["links"]["cluster"]["address"] for node in (control, *others)
+        }
+        self.mac = {node["name"]: node["links"]["cluster"]["mac"] for node in (control, *others)}
+        self.endpoint = f"http://{self.control}:{sim.document['serving']['endpoint_port']}"
+        self.files = f"http://{self.control}:{sim.document['boot']['http_port']}"
+        self.key = (Path(sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "api.key").read_text()
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        return httpx.Client(headers=headers, timeout=20, trust_env=False)
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """A program of the image, on the hostile host's network, as nobody."""
+        pid = self.sim.machine("compute1")
+        inside = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+        enter = ["nsenter", f"--mount=/proc/{inside}/ns/mnt", f"--net={netns.DIRECTORY / SPACE}"]
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-i"]
+        return subprocess.run(
+            [*enter, "--", *nobody, "HOME=/tmp", "PATH=/usr/bin:/bin", *argv],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def raw(self, port: int, request: str) -> bytes:
+        """What the control node's web server answers to these very bytes."""
+        with socket.create_connection((self.control, port), timeout=10) as connection:
+            connection.sendall(f"{request}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+                if len(answer) > 1 << 20:
+                    break
+        return answer
+
+    def listening(self, node: str) -> list[int]:
+        """TCP ports that this node opens to the network."""
+        seen = self.sim.shell(node, "ss", "-Hltn").splitlines()
+        ends = [line.split()[3] for line in seen]
+        return sorted({int(end.rpartition(":")[2]) for end in ends if not end.startswith("127.")})
+
+
+@pytest.fixture(scope="module")
+def hostile(sim: Sim) -> Iterator[Hostile]:
+    switch = f"orchestrate-{NAME}-switch"
+    netns.create(SPACE)
+    try:
+        peer = ["peer", "name", "hostile", "netns", switch]
+        netns.ip(SPACE, "link", "add", "eth0", "type", "veth", *peer)
+        netns.ip(switch, "link", "set", "hostile", "master", "br0", "up")
+        netns.ip(SPACE, "address", "add", f"{ADDRESS}/24", "dev", "eth0")
+        netns.ip(SPACE, "link", "set", "eth0", "up")
+        yield Hostile(sim)
+    finally:
+        netns.delete(SPACE)
+
+
+@contextmanager
+def there() -> Iterator[None]:
+    with netns.entered(SPACE):
+        yield
+
+
+def test_the_endpoint_answers_to_the_key_alone(hostile: Hostile) -> None:
+    with there():
+        for key, status in ((None, 401), ("wrong", 401), (hostile.key, 200)):
+            with hostile.client(key) as client:
+                assert client.get(f"{hostile.endpoint}/v1/models").status_code == status, key
+
+
+def test_paths_that_vllm_does_not_guard_are_not_passed_on(hostile: Hostile) -> None:
+    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "model": "known-answers"}
+    with there(), hostile.client(hostile.key) as client:
+        for path in ("/invocations", "/tokenize", "/metrics", "/load", "/docs", "/openapi.json",
+                     "/v1/../invocations", "/V1/models", "//invocations"):  # fmt: skip
+            answer = client.post(hostile.endpoint + path, json=body)
+            assert answer.status_code in (400, 404, 405), (path, answer.text)
+        assert client.get(f"{hostile.endpoint}/health").status_code == 200
+
+
+def test_vllm_itself_is_out_of_reach(hostile: Hostile) -> None:
+    """Its own port, past the web server; the control node reaches it."""
+    port = hostile.sim.document["serving"]["port"]
+    address = (hostile.address["compute0"], port)
+    with there(), pytest.raises(OSError):
+        socket.create_connection(address, timeout=10)
+    fetch = f"http://{address[0]}:{port}/health"
+    hostile.sim.shell("control", "curl", "--fail", "--silent", "--max-time", "20", fetch)
+
+
+def test_ray_runs_nothing_without_the_token(hostile: Hostile) -> None:
+    """Every open port of every node is asked to run a job; by HTTP, and by Ray's own client."""
+    job = {"entrypoint": f"touch {TROPHY}", "submission_id": "hostile"}
+    asked = 0
+    with there(), hostile.client() as client:
+        for node in NODES:
+            for port in hostile.listening(node):
+                url = f"http://{hostile.address[node]}:{port}"
+                for path in ("/api/jobs/", "/api/job_agent/jobs/"):
+                    try:
+                        answer = client.post(url + path, json=job, timeout=5)
+                    except httpx.HTTPError:
+                        continue  # it does not speak HTTP, or is not for this host
+                    asked += 1
+                    assert answer.status_code >= 400, (url + path, answer.text)
+    assert asked > 0
+    gcs = f"{hostile.control}:{hostile.sim.document['ray']['port']}"
+    for token in ("", "wrong"):
+        words = ["RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={token}"] if token else []
+        done = hostile.run(*words, RAY, "status", "--address", gcs)
+        assert done.returncode != 0, done.stdout
+        assert "Active" not in done.stdout
+    right = (
+        Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "ray.token"
+    ).read_text()
+    done = hostile.run(
+        "RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={right.strip()}", RAY, "status", "--address", gcs
+    )
+    assert "Active" in done.stdout, done.stderr
+    for node in NODES:
+        assert hostile.sim.shell(node, "sh", "-c", f"test -e {TROPHY} || echo no") == "no\n"
+
+
+def test_the_dashboard_is_not_on_the_network(hostile: Hostile) -> None:
+    port = hostile.sim.document["ray"]["dashboard_port"]
+    with there(), pytest.raises(OSError):
+        socket.create_connection((hostile.control, port), timeout=10)
+    seen = hostile.sim.shell("control", "ss", "-Hltn")
+    assert f"127.0.0.1:{port}" in seen  # it is there, for the control node itself
+
+
+def test_another_nodes_boot_is_not_told(hostile: Hostile) -> None:
+    mac, strange = hostile.mac["compute0"], "02:00:0a:4d:00:66"
+    with there(), hostile.client() as client:
+        for asked in (mac, strange):
+            script = client.get(f"{hostile.files}/boot/ipxe", params={"mac": asked})
+            assert "orchestrate.boot=" not in script.text, script.text
+            for nonce in ("", "0" * 32):
+                query = {"mac": asked, "boot": nonce}
+                answer = client.post(
+                    f"{hostile.files}/boot/identity", params=query, content="ssh-ed25519 AAAA x"
+                )
+                assert answer.status_code >= 400, answer.text
+                assert "CERT" not in answer.text and "cert" not in answer.text
+        images = (served(hostile) / "images").iterdir()
+        image = next(path.name for path in images if path.is_dir())
+        # What is for everybody is given.
+        assert client.get(f"{hostile.files}/images/{image}/manifest.json").status_code == 200
+
+
+def served(hostile: Hostile) -> Path:
+    return Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "served"
+
+
+#: Ways out of a web root.
+PATHS = [
+    "/models/../../../etc/orchestrate/host_ca",
+    "/models/%2e%2e/%2e%2e/%2e%2e/etc/orchestrate/host_ca",
+    "/models/..%2f..%2f..%2fetc/orchestrate/host_ca",
+    "/loaders../../../etc/orchestrate/host_ca",
+    "/loaders/../../../../etc/orchestrate/host_ca",
+    "/loaders/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/orchestrate/host_ca",
+    "//etc/orchestrate/host_ca",
+    "/images/..\\..\\..\\etc\\orchestrate\\host_ca",
+    "/models/%00/../../../etc/orchestrate/host_ca",
+    "/boot/../../../../etc/orchestrate/host_ca",
+    "/netboot/boot.json",
+    "/models/known-answers/.record.json/../../../../../etc/passwd",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_http_gives_nothing_from_outside_its_root(hostile: Hostile, path: str) -> None:
+    port = hostile.sim.document["boot"]["http_port"]
+    with there():
+        answer = hostile.raw(port, f"GET {path} HTTP/1.1")
+    assert re.match(rb"HTTP/1.1 (400|403|404)", answer), answer[:200]
+    assert b"PRIVATE KEY" not in answer and b"root:x:" not in answer
+
+
+def test_tftp_gives_nothing_from_outside_its_root(hostile: Hostile) -> None:
+    loader = hostile.sim.document["boot"]["loaders"]["uefi"]
+    with there():
+        assert tftp(hostile.control, loader)[:2] == b"\0\3"  # data
+        for path in ("/etc/passwd", "../../../etc/passwd", "..\\..\\etc\\passwd",
+                     f"{loader}/../../../../etc/passwd", "./../../../etc/orchestrate/host_ca",
+                     "/etc/orchestrate/host_ca"):  # fmt: skip
+            answer = tftp(hostile.control, path)
+            assert answer[:2] == b"\0\5", (path, answer)  # an error
+            assert b"root:" not in answer and b"PRIVATE" not in answer
+
+
+def tftp(address: str, path: str) -> bytes:
+    """The first packet of the answer to a read request (RFC 1350)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.sendto(b"\0\1" + path.encode() + b"\0octet\0", (address, 69))
+        answer, sender = client.recvfrom(2048)
+        client.sendto(b"\0\5\0\0enough\0", sender)
+        return answer
+
+
+def test_ssh_lets_no_other_key_in(hostile: Hostile, tmp_path: Path) -> None:
+    """A key of its own; one certified for root by an authority of its own; no key; a password."""
+    for name in ("ca", "key"):
+        keygen("-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
+    shutil.copy(tmp_path / "key", tmp_path / "certified")
+    shutil.copy(tmp_path / "key.pub", tmp_path / "certified.pub")
+    keygen("-s", str(tmp_path / "ca"), "-I", "root", "-n", "root", str(tmp_path / "certified.pub"))
+    ways = [
+        ["-i", str(tmp_path / "key")],
+        ["-i", str(tmp_path / "certified")],
+        ["-o", "PubkeyAuthentication=no"],
+        [
+            "-o",
+            "PreferredAuthentications=password,keyboard-interactive",
+            "-o",
+            "NumberOfPasswordPrompts=1",
+        ],
+    ]
+    for node, address in hostile.address.items():
+        known = tmp_path / f"known-{node}"
+        authority = Path(hostile.sim.env["ORCHESTRATE_STATE"]) / "clusters" / NAME / "known_hosts"
+        known.write_text(authority.read_text())
+        for account in ("root", hostile.sim.document["users"]["service"]):
+            for way in ways:
+                ssh = ["ssh", "-F", "none", "-o", f"UserKnownHostsFile={known}",
+                       "-o", f"HostKeyAlias={node}", "-o", "BatchMode=yes",
+                       "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none",
+                       "-o", "ConnectTimeout=10", *way, f"{account}@{address}", "id"]  # fmt: skip
+                with there():
+                    done = subprocess.run(
+                        ssh, capture_output=True, text=True, timeout=60, check=False
+                    )
+                assert done.returncode == 255 and "Permission denied" in done.stderr, done
+    assert hostile.sim.run("node", "ssh", "compute0", "--", "id").stdout.startswith("uid=0")
+
+
+def keygen(*words: str) -> None:
+    subprocess.run(["ssh-keygen", "-q", *words], check=True, capture_output=True, timeout=60)
+
+
+def test_strangers_cannot_use_up_dhcp(hostile: Hostile) -> None:
+    """Hundreds of strange machines ask; none is given anything, and a known one still is."""
+    ask = random.Random(0)
+    with there(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        client.bind(("", 68))
+        for number in range(500):
+            mac = bytes((2, 0xFF, *ask.randbytes(4)))
+            client.sendto(discover(mac, number), ("255.255.255.255", 67))
+        known = bytes.fromhex(hostile.mac["compute1"].replace(":", ""))
+        client.sendto(discover(known, 0xC0FFEE), ("255.255.255.255", 67))
+        client.settimeout(20)
+        answer = client.recv(2048)
+    # yiaddr, xid: the only answer is the known machine's.
+    assert socket.inet_ntoa(answer[16:20]) == hostile.address["compute1"]
+    assert struct.unpack("!I", answer[4:8]) == (0xC0FFEE,)
+
+
+def discover(mac: bytes, xid: int) -> bytes:
+    """A DHCPDISCOVER that asks for a broadcast answer (RFC 2131)."""
+    head = struct.pack("!BBBBIHH", 1, 1, 6, 0, xid, 0, 0x8000)
+    return (
+        head + bytes(16) + mac + bytes(10 + 192) + b"\x63\x82\x53\x63\x35\x01\x01\xff" + bytes(60)
+    )
+
+
+def test_the_cluster_is_as_it_was(hostile: Hostile) -> None:
+    assert hostile.sim.json("verify")["ok"]

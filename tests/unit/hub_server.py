@@ -1,0 +1,137 @@
+"""A hub on loopback, shaped as Hugging Face's: enough for huggingface_hub to pull a repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REPOSITORY = "owner/big"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+NEWEST = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@dataclass
+class Hub:
+    """Files by name, and what goes wrong. ``large``: names that are in LFS."""
+
+    files: dict[str, bytes]
+    large: tuple[str, ...] = ()
+    #: Bytes after which the connection is cut, the first time that a file is asked for.
+    cut: dict[str, int] = field(default_factory=dict)
+    #: What is sent in place of a file.
+    wrong: dict[str, bytes] = field(default_factory=dict)
+    #: HTTP status and hub's error code of every answer.
+    refuse: tuple[int, str] | None = None
+    #: Statuses of the next answers to a file's GET, before it is sent.
+    first: dict[str, list[int]] = field(default_factory=dict)
+    gets: list[tuple[str, str]] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    url: str = ""
+
+    def listing(self, revision: str) -> dict[str, object]:
+        siblings = []
+        for name, content in self.files.items():
+            entry: dict[str, object] = {
+                "rfilename": name, "size": len(content), "blobId": blob(content),
+            }  # fmt: skip
+            if name in self.large:
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            siblings.append(entry)
+        return {"id": REPOSITORY, "sha": revision, "siblings": siblings, "private": False}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: Hub, *words: object) -> None:
+        self.hub = hub
+        super().__init__(*words)  # type: ignore[arg-type]
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        if self.hub.refuse:
+            status, code = self.hub.refuse
+            return self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body)
+        path = self.path.partition("?")[0]
+        if match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
+            revision = match.group(1) or NEWEST
+            if revision not in (REVISION, NEWEST):
+                return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            content = json.dumps(self.hub.listing(revision)).encode()
+            return self.reply(200, content, {"Content-Type": "application/json"}, body)
+        if match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
+            return self.file(match.group(1), body)
+        return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+
+    def file(self, name: str, body: bool) -> None:
+        if name not in self.hub.files:
+            return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+        if body and self.hub.first.get(name):
+            return self.reply(self.hub.first[name].pop(0), b"{}", {"Retry-After": "0"}, body)
+        content = self.hub.files[name]
+        etag = hashlib.sha256(content).hexdigest() if name in self.hub.large else blob(content)
+        headers = {
+            "X-Repo-Commit": REVISION,
+            "ETag": f'"{etag}"',
+            "X-Linked-Etag": f'"{etag}"',
+            "X-Linked-Size": str(len(content)),
+            "Accept-Ranges": "bytes",
+        }
+        content = self.hub.wrong.get(name, content)
+        if not body:
+            return self.reply(200, content, headers, body)
+        asked = self.headers.get("Range", "")
+        self.hub.gets.append((name, asked))
+        start = int(re.sub(r"\D", "", asked.split("-")[0]) or 0) if asked else 0
+        status = 206 if asked else 200
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self.reply(status, content[start:], headers, body, self.hub.cut.pop(name, None))
+
+    def reply(
+        self, status: int, content: bytes, headers: dict[str, str], body: bool,
+        cut: int | None = None,
+    ) -> None:  # fmt: skip
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub))
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
