@@ -20,10 +20,10 @@ NOTABLE = 0.25
 THROTTLED = 0.05
 QUEUED = 1.5
 STALLED = 0.2
-#: A node is slower than the others: by its speed or its own work's time, as a share of their median.
+#: A node is slower than the others: by its speed or its own work's time, against their median.
 SLOWER = 1.25
-#: A link is the larger part of a step: nodes compute and send in turn, so a link that is in use for
-#: half of the time takes half of the time. Processors are idle below this share.
+#: A link in use for half of the time takes half of it, since nodes compute and send in turn.
+#: Processors are idle below this share.
 FULL = 0.5
 IDLE = 0.6
 

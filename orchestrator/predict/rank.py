@@ -26,15 +26,15 @@ LINKS = {
 class Fit:
     """Whether a layout fits a device's memory, of the fullest rank. Bytes.
 
-    ``sequences``: requests of the longest context that have room at once; ``wanted``: what the
-    profile asks for.
+    ``sequences``: of the ``wanted`` requests that the profile allows at once, those that have room
+    with the longest context.
     """
 
     weight_bytes: float
     cache_bytes_per_sequence: float
     usable_bytes: float
     cache_bytes: float
-    sequences: float
+    sequences: int
     wanted: int
 
     @property
@@ -48,12 +48,12 @@ class Fit:
         return self.runs and self.sequences >= self.wanted
 
     def __str__(self) -> str:
-        held = f"{_gb(self.weight_bytes)} of weights in {_gb(self.usable_bytes)}"
+        held = f"weights {_gb(self.weight_bytes)} of {_gb(self.usable_bytes)}"
         if self.weight_bytes > self.usable_bytes:
-            return f"does not fit: {held} of a device's memory"
-        room = f"{held}, and room for {int(self.sequences)} of {self.wanted} requests"
+            return f"does not fit: {held}"
+        word = "fits" if self.fits else "does not fit"
         each = f"{_gb(self.cache_bytes_per_sequence)} each"
-        return f"{'fits' if self.fits else 'does not fit'}: {room} ({each})"
+        return f"{word}: {held}, {self.sequences} of {self.wanted} requests ({each})"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def fit(shape: ModelShape, layout: Layout, memory_bytes: float, limits: Limits) 
     cache = left if limits.cache_bytes is None else min(limits.cache_bytes, left)
     stage = -(-shape.layers // layout.pipeline) / shape.layers
     each = shape.kv_bytes_per_token(layout.tensor) * stage * (limits.context or 0)
-    room = cache / each if each else float(limits.sequences)
+    room = min(int(cache / each) if each else limits.sequences, limits.sequences)
     return Fit(weights, each, usable, cache, room, limits.sequences)
 
 
@@ -105,7 +105,7 @@ def _speed(one: Ranked) -> float:
 def _ranked(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits) -> Ranked:
     room = fit(shape, layout, rates.memory_bytes, limits)
     # What has no room waits; where nothing has, the figures say how fast it would be.
-    places = max(1, min(limits.sequences, int(room.sequences)))
+    places = max(1, room.sequences)
     allowed = replace(limits, sequences=places)
     single = forecast(shape, layout, rates, replace(load, concurrency=1, rate_per_s=None), allowed)
     loaded = forecast(shape, layout, rates, load, allowed)
