@@ -46,10 +46,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the profile allows. ``context``: tokens of one request, None where the model decides.
-    ``cache_bytes``: for keys and values, where it is not what the share leaves."""
+    """What the profile allows. ``sequences``: at once at most; ``wanted``: how many have to have
+    room, where the profile says it; ``context``: tokens of one request, None where the model
+    decides; ``cache_bytes``: for keys and values, where it is not what the share leaves."""
 
     sequences: int = DEFAULT_SEQUENCES
+    wanted: int = 1
     batched_tokens: int = DEFAULT_BATCHED_TOKENS
     context: int | None = None
     memory_share: float = DEFAULT_MEMORY_SHARE
@@ -90,6 +92,7 @@ def limits(profile: Profile, synchronous: bool = False) -> Limits:
     cache = profile.serving_env().get(CPU_CACHE, "") if synchronous else ""
     return Limits(
         sequences=_whole(args.get("max-num-seqs")) or DEFAULT_SEQUENCES,
+        wanted=_whole(args.get("max-num-seqs")) or 1,
         batched_tokens=_whole(args.get("max-num-batched-tokens")) or DEFAULT_BATCHED_TOKENS,
         context=_whole(args.get("max-model-len")),
         memory_share=float(share) if isinstance(share, int | float) else DEFAULT_MEMORY_SHARE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from orchestrator.predict.phase import Cause
 from orchestrator.predict.rates import SYNCHRONOUS, rates
 from orchestrator.predict.shape import ModelShape, read
 from orchestrator.probe.results import Probes
+from orchestrator.serving import number
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -101,6 +102,9 @@ def outlook(
     devices = accelerators(profile)
     on_cpu = any(device.device == SYNCHRONOUS for device in probes.devices)
     allowed = limits(profile, on_cpu)
+    if allowed.context is None:
+        text = config.get("text_config", config)
+        allowed = replace(allowed, context=number(text, "max_position_embeddings"))
     asked = load or _cut(USUAL, allowed.context)
     rates_of = cache(lambda layout: rates(probes, profile, layout, engine))
     layouts = candidates(config, len(devices))

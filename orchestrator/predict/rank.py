@@ -26,8 +26,8 @@ LINKS = {
 class Fit:
     """Whether a layout fits a device's memory, of the fullest rank. Bytes.
 
-    ``sequences``: of the ``wanted`` requests that the profile allows at once, those that have room
-    with the longest context.
+    ``sequences``: how many requests of the longest context have room at once, of those that are
+    allowed; ``wanted``: how many the profile asks for.
     """
 
     weight_bytes: float
@@ -53,7 +53,7 @@ class Fit:
             return f"does not fit: {held}"
         word = "fits" if self.fits else "does not fit"
         each = f"{_gb(self.cache_bytes_per_sequence)} each"
-        return f"{word}: {held}, {self.sequences} of {self.wanted} requests ({each})"
+        return f"{word}: {held}, room for {self.sequences} requests, {each}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def fit(shape: ModelShape, layout: Layout, memory_bytes: float, limits: Limits) 
     stage = -(-shape.layers // layout.pipeline) / shape.layers
     each = shape.kv_bytes_per_token(layout.tensor) * stage * (limits.context or 0)
     room = min(int(cache / each) if each else limits.sequences, limits.sequences)
-    return Fit(weights, each, usable, cache, room, limits.sequences)
+    return Fit(weights, each, usable, cache, room, limits.wanted)
 
 
 def rank(

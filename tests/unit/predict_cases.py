@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import strategies as st
+
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.links import Link
 from orchestrator.predict.rates import Rates
@@ -43,6 +45,27 @@ GBE_2_5 = Link(30e-6, 294e6)
 USB4 = Link(65e-6, 1.2e9)
 #: An engine that costs nothing: what is left is what physics says.
 FREE = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+seconds = st.floats(1e-7, 1e-2)
+rates_ = st.builds(
+    Rates,
+    memory_bytes_per_s=st.floats(1e8, 1e12),
+    flops_per_s=st.fixed_dictionaries({"bfloat16": st.floats(1e8, 1e14)}),
+    operation_s=st.floats(0, 1e-4),
+    memory_bytes=st.just(16 * 10**9),
+    synchronous=st.booleans(),
+    tensor_nodes=st.just(2),
+    borders=st.just(1),
+    link=st.builds(Link, latency_s=seconds, bytes_per_s=st.floats(1e5, 1e10)),
+    engine=st.builds(
+        Engine,
+        step_s=st.floats(0, 1e-2),
+        per_sequence_s=st.floats(0, 1e-3),
+        request_s=st.floats(0, 1e-1),
+        per_token_s=st.floats(0, 1e-3),
+    ),
+)
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:

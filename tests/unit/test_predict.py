@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from predict_cases import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, shape_of
+from predict_cases import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
-from orchestrator.predict.engine import Engine, Sample, calibrate, line
 from orchestrator.predict.layout import Layout, candidates, place
-from orchestrator.predict.links import Curve, Link, all_reduce, send
 from orchestrator.predict.load import Limits, Load, forecast, predict
 from orchestrator.predict.phase import Cause, Parts, Work, step
 from orchestrator.predict.rates import Rates, what_if
@@ -24,25 +22,6 @@ ONE = Layout()
 TWO = Layout(tensor=2)
 PROJECT = Path(__file__).resolve().parents[2]
 
-positive = st.floats(1e-7, 1e-2)
-rates_ = st.builds(
-    Rates,
-    memory_bytes_per_s=st.floats(1e8, 1e12),
-    flops_per_s=st.fixed_dictionaries({"bfloat16": st.floats(1e8, 1e14)}),
-    operation_s=st.floats(0, 1e-4),
-    memory_bytes=st.just(16 * 10**9),
-    synchronous=st.booleans(),
-    tensor_nodes=st.just(2),
-    borders=st.just(1),
-    link=st.builds(Link, latency_s=positive, bytes_per_s=st.floats(1e5, 1e10)),
-    engine=st.builds(
-        Engine,
-        step_s=st.floats(0, 1e-2),
-        per_sequence_s=st.floats(0, 1e-3),
-        request_s=st.floats(0, 1e-1),
-        per_token_s=st.floats(0, 1e-3),
-    ),
-)
 shapes = st.builds(
     ModelShape,
     layers=st.integers(1, 100),
@@ -284,99 +263,6 @@ def test_long_prompts_are_what_a_request_is_spent_on() -> None:
     found = forecast(shape_of(MISTRAL), ONE, slow, Load(4000, 8, 4))
     assert found.request.bound is Cause.LONG_PREFILL
     assert found.decode.bound is Cause.LONG_PREFILL
-
-
-# Links
-
-
-@given(st.integers(2, 64), st.floats(1, 1e8), st.builds(Link, positive, st.floats(1e5, 1e10)))
-def test_a_ring_without_measurements_is_its_formula(ranks: int, size: float, link: Link) -> None:
-    cost = all_reduce(ranks, size, link, None)
-    steps = 2 * (ranks - 1)
-    assert cost.seconds == pytest.approx(
-        steps * link.latency_s + steps / ranks * size / link.bytes_per_s
-    )
-
-
-measured = st.builds(
-    lambda start, steps: tuple(
-        (float(2**index), start * (1 + sum(steps[:index]))) for index in range(len(steps) + 1)
-    ),
-    positive,
-    st.lists(st.floats(0, 3), min_size=1, max_size=8),
-)
-
-
-@given(measured, st.floats(0, 1000), st.builds(Link, positive, st.floats(1e5, 1e10)))
-def test_measured_collectives_are_kept_as_they_are(
-    points: tuple[tuple[float, float], ...], size: float, link: Link
-) -> None:
-    """The parts of an all-reduce are what was measured, and a larger one never takes less."""
-    curve = Curve(2, points, link)
-    cost = all_reduce(2, size, link, curve)
-    assert cost.seconds == pytest.approx(curve.at(size))
-    assert curve.at(size + 1) >= curve.at(size) * (1 - 1e-9)
-    assert min(cost.latency_s, cost.bandwidth_s, cost.library_s) >= -1e-12
-    faster = replace(link, bytes_per_s=link.bytes_per_s * 2)
-    assert all_reduce(2, size, faster, curve).seconds <= cost.seconds * (1 + 1e-9)
-    assert send(size, faster, curve).seconds <= send(size, link, curve).seconds * (1 + 1e-9)
-    assert all_reduce(4, size, link, curve).seconds >= cost.seconds * (1 - 1e-9)
-
-
-# The engine
-
-
-@given(st.floats(0, 0.1), st.floats(0, 0.01), st.floats(0, 0.1), st.floats(0, 1e-3))
-def test_calibration_finds_what_the_samples_were_made_with(
-    step_s: float, per_sequence_s: float, request_s: float, per_token_s: float
-) -> None:
-    samples = [
-        Sample(
-            prompt_tokens=prompt,
-            concurrency=many,
-            ttft_s=2e-2
-            + 1e-3
-            + step_s
-            + per_sequence_s * many
-            + request_s
-            + per_token_s * prompt * many,
-            tpot_s=1e-2 + 1e-3 + step_s + per_sequence_s * many,
-            device_ttft_s=2e-2,
-            device_tpot_s=1e-2,
-            operations_s=1e-3,
-        )
-        for prompt in (16, 128)
-        for many in (1, 2, 8)
-    ]
-    found = calibrate(samples)
-    assert found.step_s == pytest.approx(step_s, abs=1e-9)
-    assert found.per_sequence_s == pytest.approx(per_sequence_s, abs=1e-9)
-    assert found.request_s == pytest.approx(request_s, abs=1e-9)
-    assert found.per_token_s == pytest.approx(per_token_s, abs=1e-9)
-    assert found.assumed == ("per_layer_operations",)
-
-
-def test_calibration_says_what_it_could_not_fit() -> None:
-    assert calibrate([]) == Engine()
-    found = calibrate([Sample(16, 1, 0.05, 0.01, 0.001, 0.001, 0.002)])
-    assert found.fitted == {"step_s", "request_s"}
-    assert found.step_s + found.per_sequence_s == pytest.approx(0.007)
-    quick = calibrate([Sample(16, 1, 0.05, 0.002, 0.001, 0.001, 0.002)])
-    assert quick.step_s == quick.per_sequence_s == 0
-    assert quick.per_layer_operations == pytest.approx(Engine().per_layer_operations / 2)
-
-
-@given(st.lists(st.tuples(st.floats(0, 10), st.floats(-10, 10)), min_size=2, max_size=9))
-def test_no_other_line_is_nearer(points: list[tuple[float, float]]) -> None:
-    x, y = zip(*points, strict=True)
-    a, b = line(x, y)
-
-    def squares(c: float, d: float) -> float:
-        return sum((q - c - d * p) ** 2 for p, q in points)
-
-    assert min(a, b) >= 0
-    for c, d in ((a + 0.1, b), (a, b + 0.1), (max(a - 0.1, 0), b), (a, max(b - 0.1, 0))):
-        assert squares(a, b) <= squares(c, d) + 1e-6
 
 
 # Layouts
