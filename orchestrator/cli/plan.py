@@ -144,6 +144,7 @@ def _show(found: Outlook, as_json: bool) -> None:
 
     from orchestrator.console import err
     from orchestrator.predict.outlook import headings
+    from orchestrator.predict.rank import AS_IT_IS
 
     table = Table(*headings(found.load), box=None, pad_edge=False)
     rows = list(found.rows())
@@ -156,8 +157,10 @@ def _show(found: Outlook, as_json: bool) -> None:
     )
     out.print(table)
     out.print(found.answer)
+    now = found.counterfactuals[AS_IT_IS]
     for what, tokens_per_s in found.counterfactuals.items():
-        out.print(f"  {found.compared}, {what}: {tokens_per_s:.3g} tokens/s")
+        more = "" if what == AS_IT_IS else f" ({tokens_per_s / now - 1:+.0%})"
+        out.print(f"  {found.compared}, {what}: {tokens_per_s:.3g} tokens/s{more}")
     for text in found.unpredicted:
         out.print(f"not predicted: {text}", markup=False)
     if found.assumed:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.predict.layout import Layout
-from orchestrator.predict.load import Forecast, Limits, Load, forecast
+from orchestrator.predict.load import Forecast, Limits, Load, Prediction, forecast
+from orchestrator.predict.phase import Cause
 from orchestrator.predict.rates import Rates, what_if
 from orchestrator.predict.shape import ModelShape
 
 #: A difference that is less than this share is none: no model of this kind is better.
 SAME = 0.05
+#: Of counterfactuals, the one that is none.
+AS_IT_IS = "as it is"
 #: Links that people buy: name -> bytes a second of one TCP stream (of Ethernet 94 % of the bits,
 #: what headers leave; of USB4 what is reported of thunderbolt_net).
 LINKS = {
@@ -137,9 +140,15 @@ def loses(ranked: Sequence[Ranked], chosen: Layout) -> str:
         return ""
     return (
         f"the profile's layout ({chosen}) is predicted to be slower than one device for a single "
-        f"request: {spread:.3g} tokens/s, alone {alone:.3g}; most of the time: "
-        f"{mine.single.decode.bound}"
+        f"request: {spread:.3g} tokens/s, alone {alone:.3g}; what it adds most of is "
+        f"{_added(one.single.decode, mine.single.decode)}"
     )
+
+
+def _added(alone: Prediction, spread: Prediction) -> Cause:
+    """The part that grows most from one layout to the other."""
+    before, after = alone.parts.shares(), spread.parts.shares()
+    return max(after, key=lambda cause: after[cause] - before.get(cause, 0.0))
 
 
 def does_clustering_help(ranked: Sequence[Ranked], load: Load) -> str:
@@ -176,7 +185,7 @@ def counterfactuals(
     def speed(changed: Rates) -> float:
         return 1 / forecast(shape, layout, changed, alone, limits).decode.seconds
 
-    found = {"as it is": speed(rates)}
+    found = {AS_IT_IS: speed(rates)}
     if rates.link is not None:
         found |= {
             f"with a {name} link": speed(what_if(rates, link_bytes_per_s=bytes_per_s))
