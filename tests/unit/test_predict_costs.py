@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from orchestrator.predict.load import Load, forecast
 from orchestrator.predict.rates import Rates
 
 ONE = Layout()
+PROJECT = Path(__file__).resolve().parents[2]
 
 # Links
 
@@ -103,6 +106,36 @@ def test_a_fitted_engine_predicts_the_runs_that_it_was_fitted_to(rates: Rates) -
         before, after = (forecast(shape, ONE, each, load) for each in (alone, fitted))
         assert after.decode.seconds == pytest.approx(before.decode.seconds, rel=1e-3)
         assert after.prefill.seconds == pytest.approx(before.prefill.seconds, rel=1e-3)
+
+
+#: Of known-answers, one process with one thread (docs/explanation/performance-model.md): tokens of
+#: a prompt, requests at once -> seconds to the first token, of each further one; answers of 32.
+RUNS = {
+    (16, 1): (26.0e-3, 8.20e-3),
+    (16, 2): (38.3e-3, 10.32e-3),
+    (16, 4): (43.1e-3, 8.48e-3),
+    (16, 8): (79.3e-3, 11.91e-3),
+    (128, 1): (67.9e-3, 7.01e-3),
+    (128, 4): (239.7e-3, 10.91e-3),
+    (128, 8): (454.4e-3, 15.73e-3),
+}
+
+
+def test_the_engine_fits_runs_that_were_measured() -> None:
+    """Seven real runs by four constants: each within a quarter, most within a tenth."""
+    shape = shape_of(json.loads((PROJECT / "models/known-answers/config.json").read_text()))
+    rates = Rates(7.66e9, {"bfloat16": 8.4e9}, 5e-6, 8 * 10**9, synchronous=True)
+    loads = {Load(prompt, 32, many): seen for (prompt, many), seen in RUNS.items()}
+    fitted = replace(
+        rates, engine=calibrate([sample(shape, rates, load, seen) for load, seen in loads.items()])
+    )
+    off = []
+    for load, seen in loads.items():
+        found = forecast(shape, ONE, fitted, load)
+        for phase, measured_s in zip((found.prefill, found.decode), seen, strict=True):
+            off.append(abs(phase.seconds / measured_s - 1))
+    assert max(off) < 0.25
+    assert sorted(off)[len(off) // 2] < 0.1
 
 
 def test_calibration_says_what_it_could_not_fit() -> None:
