@@ -27,6 +27,7 @@ from orchestrator.verify import gather
 from orchestrator.verify.everything import verify
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.report import Report
+from orchestrator.wanted import want_on
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
 CONTROL, SSH = "control", "ssh"
@@ -77,6 +78,7 @@ def up(
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING
+    want_on(cluster.profile.name, chosen.names)
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
         files = prepare(cluster, board, serves=serves)

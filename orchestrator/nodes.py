@@ -19,6 +19,7 @@ from orchestrator.profile import Node, Profile
 from orchestrator.progress import Board
 from orchestrator.remote import PROBE_TIMEOUT, Remote
 from orchestrator.status import told
+from orchestrator.wanted import keep_off, want_on
 
 #: Seconds for a machine that was told to restart to be gone, and between two looks.
 GONE_TIMEOUT, POLL = 120.0, 1.0
@@ -103,6 +104,7 @@ def switch_on(cluster: Cluster, node: Node) -> Outcome:
     """Give a node power; one that has it stays as it is. Raises UserError where that fails."""
     if cluster.driver.state(node) == PowerState.ON:
         return Outcome(node.name, "on already; nothing changed")
+    want_on(cluster.profile.name, [node.name])
     must_boot_others(cluster)
     _power_on(cluster, node)
     return Outcome(node.name, "switched on", changed=True)
@@ -110,6 +112,7 @@ def switch_on(cluster: Cluster, node: Node) -> Outcome:
 
 def switch_off(cluster: Cluster, node: Node) -> Outcome:
     """Shut a node down. Raises UserError where it stays on."""
+    keep_off(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.OFF:
         return Outcome(node.name, "off already; nothing changed")
     cluster.remote(node).close()

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import STDOUT
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 from plumbum import local
@@ -59,7 +59,7 @@ def run(
     *,
     what: str = "",
     ok: Sequence[int] | None = (0,),
-    stdin: str | None = None,
+    stdin: str | bytes | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     timeout: float | None = None,
@@ -74,7 +74,7 @@ def run(
     what = what or words[0]
     command = _command(words, what)
     if stdin is not None:
-        command = command << stdin.encode()
+        command = command << (stdin.encode() if isinstance(stdin, str) else stdin)
     try:
         code, out, err = command.run(
             env=dict(env) if env else None,
@@ -108,6 +108,29 @@ def stream(argv: Sequence[str | Path], line: Callable[[str], None], *, what: str
     if result.code != 0:
         raise CommandFailed(result, what)
     return result
+
+
+def attached(argv: Sequence[str], *, what: str = "") -> int:
+    """Run ``argv`` with this process's own streams; its exit code."""
+    return int(
+        _command(tuple(argv), what or argv[0]).popen(stdin=None, stdout=None, stderr=None).wait()
+    )
+
+
+def with_lifeline(argv: Sequence[str], *, what: str = "") -> int:
+    """Run ``argv``, which ends when its standard input does; its exit code.
+
+    Ctrl-C ends the input, and not ``argv``: what it says until it has ended is still heard.
+    """
+    words = tuple(argv)
+    process = _command(words, what or words[0]).popen(
+        stdin=PIPE, stdout=None, stderr=None, start_new_session=True
+    )
+    try:
+        return int(process.wait())
+    except KeyboardInterrupt:
+        process.stdin.close()
+        return int(process.wait())
 
 
 def _command(words: tuple[str, ...], what: str) -> Any:

@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import wait_for_ray
 from orchestrator.identity import USER_CA, hosts, network_file
 from orchestrator.netboot import state as netboot
 from orchestrator.netboot import wire
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
 MODELS_UNIT = "orchestrate-models.service"
+WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
 GUARD_UNIT, GUARD = "orchestrate-guard.service", f"{ETC}/guard.nft"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 
@@ -303,12 +306,14 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
         environments=[RAY_ENV, VLLM_ENV],
         argv=[
             WITH_ENVIRONMENT,
+            *(f"{VENV}/bin/python", WAIT_FOR_RAY, _ray_address(profile), str(context.layout.used)),
             f"{VENV}/bin/vllm",
             *vllm_argv(profile, model_directory(profile), context.layout),
         ],
     )
     model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
-    files = {f"/etc/systemd/system/{unit}": text}
+    waiter = Path(wait_for_ray.__file__).read_text(encoding="utf-8")
+    files = {f"/etc/systemd/system/{unit}": text, WAIT_FOR_RAY: waiter}
     yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
 
 

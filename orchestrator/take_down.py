@@ -14,6 +14,7 @@ from orchestrator.machines import PowerState, power_states
 from orchestrator.profile import Node
 from orchestrator.progress import Board
 from orchestrator.served_model import withdraw
+from orchestrator.wanted import keep_off
 
 
 def down(cluster: Cluster, board: Board) -> bool:
@@ -48,6 +49,7 @@ def down(cluster: Cluster, board: Board) -> bool:
             next(iter(failures.values())).hint,
         )
     withdraw(cluster.profile.name)
+    keep_off(cluster.profile.name, [node.name for node in nodes])
     return bool(running)
 
 

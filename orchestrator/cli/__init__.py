@@ -15,17 +15,23 @@ COMMANDS = {
     "netboot": ("orchestrator.cli.netboot", "What machines are told when they boot."),
     "model": ("orchestrator.cli.model", "Models of the hub: pull, list, remove."),
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
+    "control": ("orchestrator.cli.control", "The control host, from your laptop."),
     "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),
     "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
+    "watch": ("orchestrator.cli.watch", "Keep the cluster what its profile says."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
     "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),
     "doc": ("orchestrator.cli.doc", "Print a page of the documentation."),
     "completion": ("orchestrator.cli.doc", "Print a shell's completion of this command."),
 }
+
+
+#: Before or after a verb: run it on the control host.
+ON_CONTROL = "--on-control"
 
 
 class LazyGroup(click.Group):
@@ -49,7 +55,10 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="orchestrate")
-def orchestrate() -> None:
+@click.option(
+    ON_CONTROL, is_flag=True, help="Run the command on the control host; also after the command."
+)
+def orchestrate(on_control: bool) -> None:
     """From bare machines to a measured LLM inference cluster.
 
     \b
@@ -65,10 +74,20 @@ def orchestrate() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Run the command line: user errors become one message, bugs a log file."""
-    from orchestrator.errors import UserError
+    from orchestrator.errors import RunsThere, UserError
 
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
+        try:
+            mine = words[: words.index("--")] if "--" in words else words
+            if ON_CONTROL in mine:
+                words.remove(ON_CONTROL)
+                return sys.exit(sent(words))
+            return orchestrate.main(args=words, prog_name="orchestrate", standalone_mode=False)
+        except RunsThere as there:
+            from orchestrator.cli.control import run_there
+
+            sys.exit(run_there(there.profile, words))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -86,6 +105,18 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(130)  # 128 + SIGINT, as shells count
     except Exception as bug:
         sys.exit(report_bug(bug))
+
+
+def sent(words: list[str]) -> int:
+    """Run a command on the control host of the profile that it names; its exit code."""
+    from itertools import pairwise
+
+    from orchestrator.cli.control import run_there
+    from orchestrator.profile import active
+
+    named = [new for old, new in pairwise(words) if old == "--profile"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--profile=")]
+    return run_there(active(named[0] if named else None), words)
 
 
 def report_bug(bug: Exception) -> int:

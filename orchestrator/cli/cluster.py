@@ -27,8 +27,12 @@ STEPS = ("control", "ssh", "base", "ray", "serving")
 
 def opened(profile: str | None, machines: str | None = None) -> Cluster:
     from orchestrator.cluster import open_cluster
+    from orchestrator.control import send_on
 
-    return open_cluster(active(profile), machines)
+    loaded = active(profile)
+    if machines is None:  # others than the profile's own are this computer's
+        send_on(loaded)
+    return open_cluster(loaded, machines)
 
 
 @click.command()

@@ -48,9 +48,11 @@ def pull(profile: str | None, as_json: bool, source: Path | None, name: str | No
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
     from orchestrator import hub
+    from orchestrator.control import send_on
     from orchestrator.errors import BadInput
 
     loaded = active(profile)
+    send_on(loaded)
     name = name or loaded.serving.model
     entry = loaded.models.get(name)
     if entry is None:

@@ -18,6 +18,7 @@ from orchestrator.profile.types import (
     Address,
     BiosLoader,
     BoolOrAuto,
+    Destination,
     FlagName,
     FlagValue,
     HighPort,
@@ -32,6 +33,7 @@ from orchestrator.profile.types import (
     ObjectStoreSize,
     Port,
     PublicKey,
+    RemotePath,
     Revision,
     Size,
     Subnet,
@@ -290,6 +292,20 @@ class Simulation(Section):
     )
 
 
+class ControlHost(Section):
+    """The computer that `orchestrate` runs on, where that is another one than yours."""
+
+    ssh: Destination | None = Field(
+        default=None,
+        description="How your ssh reaches it: USER@HOST, or a name of ~/.ssh/config. Without it, "
+        "the control node's name.",
+    )
+    path: RemotePath = Field(
+        default="orchestrate",
+        description="Where the checkout goes there; below the home directory, or absolute.",
+    )
+
+
 class Profile(Section):
     """A cluster: its machines, their networks, and what it serves."""
 
@@ -304,6 +320,11 @@ class Profile(Section):
     networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
     boot: Boot = Field(description=Boot.__doc__)
     control: Node = Field(description="The control node: it boots, configures and fronts the rest.")
+    control_host: ControlHost | None = Field(
+        default=None,
+        description="Where commands run. With it, those that concern the cluster are run there "
+        "over SSH, after a sync; without it here, and there with `--on-control`.",
+    )
     compute_nodes: tuple[Node, ...] = Field(
         min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
     )
@@ -341,6 +362,11 @@ class Profile(Section):
     def where(self, *loc: str | int) -> str:
         """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""
         return self._source.where(loc)
+
+    @property
+    def host(self) -> ControlHost:
+        """Where the control node's container runs, as seen from elsewhere."""
+        return self.control_host or ControlHost()
 
     @property
     def nodes(self) -> tuple[Node, ...]:

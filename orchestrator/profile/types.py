@@ -218,6 +218,20 @@ AccountName = Annotated[
         "lower-case letters, digits and _ -, a letter first (at most 32), not root",
     ),
 ]
+Destination = Annotated[
+    str,
+    Matching(
+        r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_][A-Za-z0-9._:-]*",
+        "HOST or USER@HOST, of letters, digits and . _ - :",
+    ),
+]
+RemotePath = Annotated[
+    str,
+    Matching(
+        r"/?[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
+        "a path of letters, digits and . _ - /, no .. in it",
+    ),
+]
 PublicKey = Annotated[
     str,
     Matching(

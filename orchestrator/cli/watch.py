@@ -1,0 +1,70 @@
+"""`orchestrate watch`: keep the cluster what its profile says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+
+import click
+
+from orchestrator.cli.cluster import opened
+from orchestrator.console import out
+from orchestrator.profile import profile_option
+
+#: What a unit has to be told of this shell.
+VARIABLES = ("ORCHESTRATE_STATE", "ORCHESTRATE_CACHE", "ORCHESTRATE_CHECKOUT", "HOME", "PATH")
+
+
+@click.command()
+@profile_option
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
+@click.option("--interval", type=click.FloatRange(min=0.5), help="Seconds between two looks.")
+@click.option("--once", is_flag=True, help="One look, and what it asks for.")
+@click.option("--unit", is_flag=True, help="Print a systemd unit that does this; do nothing.")
+def watch(
+    profile: str | None, as_json: bool, interval: float | None, once: bool, unit: bool
+) -> None:
+    """Look at the cluster again and again, and put right what is not as it should be.
+
+    Nodes that lost power are switched on and configured; what drifted is put back; a line for each
+    event. What 'node down' or 'down' switched off stays off. Ctrl-C ends it and leaves all as is.
+
+    \b
+    Example: orchestrate watch
+    Example: orchestrate watch --unit >/etc/systemd/system/orchestrate-watch.service
+    """
+    from orchestrator import keep
+    from orchestrator.keep import Event, Keeper
+
+    if unit:
+        out.print(_unit(profile), end="", markup=False)
+        return
+
+    def tell(event: Event) -> None:
+        if as_json:
+            print(json.dumps(asdict(event)), flush=True)
+        else:
+            out.print(f"{event.time}  {event.node}: {event.text}", markup=False)
+            sys.stdout.flush()
+
+    keeper = Keeper(lambda: opened(profile), tell)
+    if once:
+        keeper.round()
+        return
+    keep.keep(keeper, interval or keep.INTERVAL)
+
+
+def _unit(profile: str | None) -> str:
+    from orchestrator.profile.choose import active_path
+    from orchestrator.profile.load import load
+    from orchestrator.templating import render
+
+    path = active_path(profile).resolve()
+    return render(
+        "watch.service",
+        profile=load(path).name,
+        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        argv=[sys.executable, "-m", "orchestrator", "watch", "--profile", str(path)],
+    )

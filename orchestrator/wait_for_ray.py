@@ -1,0 +1,50 @@
+"""Runs on the node of the model's server, before it: waits for Ray, then becomes the server.
+
+ADDRESS ACCELERATORS COMMAND...: once Ray at ADDRESS has so many accelerators, COMMAND takes this
+process's place. So the server comes back when its nodes do, whenever that is, and does not use up
+its restarts before.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+#: Seconds that Ray may take to answer, and between two questions.
+TIMEOUT, PAUSE = 60.0, 3.0
+#: In a process of its own: Ray's client ends its process where the head is gone.
+QUESTION = """
+import sys
+from ray._private.state import GlobalState
+from ray._raylet import GcsClientOptions
+state = GlobalState()
+state._initialize_global_state(GcsClientOptions.create(
+    sys.argv[1], None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False))
+print(sum(each["Resources"].get("GPU", 0) for each in state.node_table() if each["Alive"]))
+"""
+
+
+def accelerators(address: str) -> float:
+    """How many Ray has; none where it does not answer."""
+    argv = [sys.executable, "-c", QUESTION, address]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        return float(done.stdout.split()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        return 0.0
+
+
+def main(address: str, wanted: float, command: list[str]) -> None:
+    before = None
+    while (found := accelerators(address)) < wanted:
+        if found != before:
+            print(f"waiting for Ray: {found:g} of {wanted:g} accelerators", flush=True)
+        before = found
+        time.sleep(PAUSE)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,59 @@
+"""The loop of `orchestrate watch`: what it tells, when it tries again, what it leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import paths
+from orchestrator.configure import Outcome
+from orchestrator.errors import UserError
+from orchestrator.keep import FIRST_PAUSE, GOOD, LONGEST_PAUSE, Event, Keeper, Pauses, told
+from orchestrator.wanted import keep_off, kept_off, want_on
+
+
+def test_pauses_double_up_to_a_limit_and_end_when_all_is_well() -> None:
+    now = 100.0
+    pauses = Pauses(clock=lambda: now)
+    assert pauses.due(["a", "b"]) == ["a", "b"]
+    assert [pauses.failed("a") for _ in range(3)] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
+    assert pauses.due(["a", "b"]) == ["b"]
+    now += 4 * FIRST_PAUSE
+    assert pauses.due(["a", "b"]) == ["a", "b"]
+    assert max(pauses.failed("a") for _ in range(20)) == LONGEST_PAUSE
+    pauses.well("a")
+    assert pauses.due(["a"]) == ["a"] and pauses.failed("a") == FIRST_PAUSE
+
+
+def test_an_error_is_told_once_and_does_not_end_the_loop() -> None:
+    events: list[Event] = []
+
+    def opened() -> None:
+        raise UserError("profiles/x.yml:3: networks: is missing", "Give it one.")
+
+    keeper = Keeper(opened, events.append)  # type: ignore[arg-type]
+    for _ in range(3):
+        keeper.round()
+    assert [event.text for event in events] == ["profiles/x.yml:3: networks: is missing"]
+
+
+def test_what_a_look_found_is_a_line() -> None:
+    assert told(Outcome()) == GOOD
+    assert told(Outcome(error="no route\nmore")) == "does not answer: no route"
+
+
+def test_nodes_are_kept_off_until_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    paths.cluster("one").mkdir(parents=True)
+    assert kept_off("one") == frozenset()
+    want_on("one", ["a"])
+    keep_off("one", ["a", "b"])
+    keep_off("one", ["c"])
+    assert kept_off("one") == {"a", "b", "c"}
+    want_on("one", ["b"])
+    assert kept_off("one") == {"a", "c"}
+    want_on("one", ["a", "b", "c"])
+    assert kept_off("one") == frozenset() and not list(paths.cluster("one").iterdir())
