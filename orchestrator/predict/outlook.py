@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, UserError
 from orchestrator.predict import rank
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout, accelerators, candidates
 from orchestrator.predict.load import Limits, Load, limits
 from orchestrator.predict.phase import Cause
-from orchestrator.predict.rates import SYNCHRONOUS, rates
+from orchestrator.predict.rates import SYNCHRONOUS, Rates, rates
 from orchestrator.predict.shape import ModelShape, read
 from orchestrator.probe.results import Probes
 from orchestrator.serving import number
@@ -92,8 +91,11 @@ def outlook(
     engine: Engine | None = None,
     load: Load | None = None,
 ) -> Outlook:
-    """Rank all layouts. Raises BadInput where config.json does not say what the model is, UserError
-    where nothing of use was measured."""
+    """Rank all layouts that the probes suffice for.
+
+    Raises BadInput where config.json does not say what the model is, UserError where no device was
+    measured.
+    """
     dtype = str(profile.serving.args.get("dtype", "auto"))
     shape, unpredicted = read(config, dtype)
     if shape is None:
@@ -106,10 +108,9 @@ def outlook(
         text = config.get("text_config", config)
         allowed = replace(allowed, context=number(text, "max_position_embeddings"))
     asked = load or _cut(USUAL, allowed.context)
-    rates_of = cache(lambda layout: rates(probes, profile, layout, engine))
-    layouts = candidates(config, len(devices))
-    ranked = rank.rank(shape, layouts, rates_of, asked, allowed)
-    compared = chosen if not chosen.one else _widest(layouts)
+    known, missing = _known(probes, profile, candidates(config, len(devices)), engine)
+    ranked = rank.rank(shape, known, known.__getitem__, asked, allowed)
+    compared = chosen if chosen in known and not chosen.one else _widest(list(known))
     return Outlook(
         model=profile.serving.model,
         probes=probes.time,
@@ -118,12 +119,27 @@ def outlook(
         limits=allowed,
         ranked=tuple(ranked),
         answer=rank.does_clustering_help(ranked, asked),
-        warnings=tuple(_warnings(profile, ranked, chosen, probes)),
+        warnings=(*missing, *_warnings(profile, ranked, chosen, probes)),
         compared=compared,
-        counterfactuals=rank.counterfactuals(shape, compared, rates_of(compared), asked, allowed),
-        unpredicted=tuple(_unpredicted(shape, unpredicted, rates_of(compared).flops_per_s)),
+        counterfactuals=rank.counterfactuals(shape, compared, known[compared], asked, allowed),
+        unpredicted=tuple(_unpredicted(shape, unpredicted, known[compared].flops_per_s)),
         assumed=(engine or Engine()).assumed,
     )
+
+
+def _known(
+    probes: Probes, profile: Profile, layouts: list[Layout], engine: Engine | None
+) -> tuple[dict[Layout, Rates], tuple[str, ...]]:
+    """The rates of each layout that was measured enough for, and what the others lack."""
+    found, missing = {}, {}
+    for layout in layouts:
+        try:
+            found[layout] = rates(probes, profile, layout, engine)
+        except UserError as error:
+            missing[f"not predicted: {layout}: {error.message}. {error.hint}"] = error
+    if not found:
+        raise next(iter(missing.values()))
+    return found, tuple(missing)
 
 
 def _cut(load: Load, context: int | None) -> Load:
@@ -142,6 +158,8 @@ def _widest(layouts: list[Layout]) -> Layout:
 def _warnings(
     profile: Profile, ranked: list[rank.Ranked], chosen: Layout, probes: Probes
 ) -> Iterator[str]:
+    if probes.profile != profile.name:
+        yield f"the probes are of the profile {probes.profile}, not of {profile.name}"
     if text := rank.loses(ranked, chosen):
         yield text
     mine = next((one for one in ranked if one.layout == chosen), None)

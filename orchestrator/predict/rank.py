@@ -156,7 +156,7 @@ def does_clustering_help(ranked: Sequence[Ranked], load: Load) -> str:
     one = _of(ranked, Layout())
     several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
     if one is None or not several:
-        return "Does clustering help? There is one layout only."
+        return "Does clustering help? Only one device can be predicted."
     if best(several, _speed) is None:
         return f"Does clustering help? No layout of several devices runs: {several[0].fit}"
     if not one.fit.runs:

@@ -144,6 +144,16 @@ def test_a_file_that_holds_no_probes(planned: Plan, tmp_path: Path) -> None:
     assert f"{file}: does not hold probes: " in result.exception.message
 
 
+def test_layouts_that_were_not_measured_enough_for_are_left_out(planned: Plan) -> None:
+    result = planned("--json", measured=probes(profile="other", devices=CARDS, links=()))
+    document = json.loads(result.stdout)
+    assert [row["name"] for row in document["ranked"]] == ["one device", "2 copies"]
+    assert document["answer"] == "Does clustering help? Only one device can be predicted."
+    text = "\n".join(document["warnings"])
+    assert "not predicted: tensor 2: no link between left, right was measured on lan" in text
+    assert "the probes are of the profile other, not of small" in text
+
+
 def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
         outlook(profile, {"model_type": "mystery"}, Layout(), GBE)
