@@ -95,7 +95,7 @@ def plan(
     files = published(cluster.profile.name, cluster.profile.serving.model)
     found = cluster.plan(files, selection, choice.jobs)
     if as_json:
-        print_json(found.document())
+        print_json({"profile_sha256": cluster.profile.sha256, **found.document()})
     else:
         for line in rendered(found):
             out.print(line)

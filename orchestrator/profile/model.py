@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -298,6 +299,11 @@ class Profile(Section):
     def path(self) -> Path:
         """The file that this profile came from."""
         return self._source.path
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as it is now: two commands that name the same one mean the same cluster."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def where(self, *loc: str | int) -> str:
         """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""
