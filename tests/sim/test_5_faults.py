@@ -170,25 +170,29 @@ def test_a_host_killed_during_up_does_not_hold_the_others(sim: Sim) -> None:
 
 @pytest.mark.parametrize("step", ["base", "ray", "serving"])
 def test_a_node_that_dies_in_a_step_of_up_is_named(sim: Sim, step: str) -> None:
-    process = sim.start("up", "--json", "--until", "serving")
+    process = sim.start("up")
     wait_for(process, "cluster" if step == "serving" else "compute1", step)
     sim.cut_power("compute1")
-    out, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
-    said = json.loads(out)["failures"]
-    assert "compute1" in json.dumps(said), said
-    assert "lost power" in json.dumps(said) or "SSH" in json.dumps(said), said
-    assert "control" not in said and "compute0" not in said, said
+    (failure,) = failures(err)
+    assert "compute1" in failure, err
+    assert "lost power" in failure or "SSH" in failure, err
     sim.run("down")
 
 
+def failures(said: str) -> list[str]:
+    """The lines in which a verb says what failed."""
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
 def test_a_cable_that_is_out_during_configuration(sim: Sim) -> None:
-    process = sim.start("up", "--json", "--until", "ray")
+    process = sim.start("up", "--until", "ray")
     wait_for(process, "compute1", "base")
     with cut("compute1"):
-        out, err = process.communicate(timeout=600)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
-    assert list(json.loads(out)["failures"]) == ["compute1"], out
+    assert len(failures(err)) == 1 and "compute1" in failures(err)[0], err
     assert sim.json("up", "--until", "ray")["ok"]
     sim.run("down")
 
