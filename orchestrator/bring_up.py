@@ -287,10 +287,7 @@ class Way:
         self.result.changed.setdefault(name, []).append("certificate")
 
     def must_run(self) -> None:
-        driver = self.cluster.driver
-        if driver.state(self.node) == PowerState.OFF:
-            console = driver.console(self.node)
-            raise UserError(f"{self.node.name} has lost power", f"Its console: {console}")
+        must_have_power(self.cluster, self.node)
 
     def apply(self, step: Step) -> None:
         """Make the node what it should be in one step. Raises UserError if it is not after it."""
@@ -347,6 +344,8 @@ def wait_for_model(cluster: Cluster, board: Board) -> None:
     deadline = time.monotonic() + SERVE_TIMEOUT
     with board.step(CLUSTER, "serving"), cluster.client() as client:
         while reason := why_not(client):
+            for node in profile.nodes:
+                must_have_power(cluster, node)
             for node, unit in behind:
                 must_be_up(cluster, node, unit)
             said = last_lines(cluster, profile.server, SERVER_UNIT, 1)
@@ -366,6 +365,13 @@ def why_not(client: httpx.Client) -> str:
     except httpx.TransportError as error:
         return f"endpoint: {error}"
     return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"
+
+
+def must_have_power(cluster: Cluster, node: Node) -> None:
+    """Raises UserError where a node is off that was on."""
+    if cluster.driver.state(node) == PowerState.OFF:
+        console = cluster.driver.console(node)
+        raise UserError(f"{node.name} has lost power", f"Its console: {console}")
 
 
 def must_be_up(cluster: Cluster, node: Node, unit: str) -> None:

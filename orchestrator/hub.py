@@ -23,7 +23,6 @@ from typing import Any
 from orchestrator import paths
 from orchestrator.errors import UserError
 from orchestrator.image import download
-from orchestrator.image.fetch import existing_parent
 from orchestrator.image.progress import Progress
 
 #: What vLLM reads of a repository, and nothing else of it: no second format of the weights, no
@@ -251,7 +250,7 @@ def _blob(path: Path) -> str:
 
 
 def _check_space(home: Path, files: Sequence[RemoteFile]) -> None:
-    there = existing_parent(home)
+    there = download.existing_parent(home)
     free = shutil.disk_usage(there).free
     needed = sum(file.size for file in files) + SLACK
     if files and needed > free:

@@ -50,3 +50,8 @@ def lasting(name: str) -> Path:
 def served(name: str) -> Path:
     """What the control node's web server hands out to the cluster."""
     return cluster(name) / "served"
+
+
+def measured(name: str) -> Path:
+    """What was measured on the cluster: probes, runs, what was fitted to them."""
+    return cluster(name) / "measured"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, STDOUT
+from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
+from threading import Thread
 from typing import Any
 
 from plumbum import local
@@ -29,6 +31,10 @@ PACKAGE_OF = {
     "nsenter": "util-linux",
     "umount": "mount",
 }
+
+
+#: Seconds for a command to end when its standard input has.
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,36 @@ def with_lifeline(argv: Sequence[str], *, what: str = "") -> int:
     except KeyboardInterrupt:
         process.stdin.close()
         return int(process.wait())
+
+
+@contextmanager
+def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None]:
+    """``argv`` runs for the body; each line that it prints is handed to ``line``, in a thread.
+
+    Its standard input ends with the body, by which it has to end; after PATIENCE seconds it is
+    killed.
+    """
+    words = tuple(argv)
+    process = _command(words, words[0]).popen(stdin=PIPE, stderr=DEVNULL)
+
+    def read() -> None:
+        for raw in process.stdout:
+            line(raw.decode(errors="replace").rstrip("\n"))
+
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(PATIENCE)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join()
+        process.stdout.close()
 
 
 def _command(words: tuple[str, ...], what: str) -> Any:

@@ -104,16 +104,16 @@ def layout(
     serving = profile.serving
     total = sum(node.accelerators for node in profile.compute_nodes)
     tensor, pipeline = serving.tensor_parallel, serving.pipeline_parallel
-    if tensor != "auto" and (why := _tensor_misfit(config, tensor)):
-        fits = [str(size) for size in range(1, total + 1) if not _tensor_misfit(config, size)]
+    if tensor != "auto" and (why := tensor_misfit(config, tensor)):
+        fits = [str(size) for size in range(1, total + 1) if not tensor_misfit(config, size)]
         _refuse(profile, "tensor_parallel", f"{tensor} {why}; allowed: {', '.join(fits)} or auto")
-    if pipeline != "auto" and (why := _pipeline_misfit(config, pipeline)):
+    if pipeline != "auto" and (why := pipeline_misfit(config, pipeline)):
         _refuse(profile, "pipeline_parallel", f"{pipeline} {why}")
     pairs = [
         (t, p)
         for t in ([tensor] if tensor != "auto" else range(1, total + 1))
         for p in ([pipeline] if pipeline != "auto" else range(1, total + 1))
-        if t * p <= total and not _tensor_misfit(config, t) and not _pipeline_misfit(config, p)
+        if t * p <= total and not tensor_misfit(config, t) and not pipeline_misfit(config, p)
     ]
     if not pairs:
         _refuse_too_large(profile, total)
@@ -155,23 +155,23 @@ def managed(flag: str) -> str:
     return next((text for name, text in MANAGED_FLAGS.items() if name.startswith(flag)), "")
 
 
-def _tensor_misfit(config: Mapping[str, Any], size: int) -> str:
+def tensor_misfit(config: Mapping[str, Any], size: int) -> str:
     """Why the model's layers cannot be spread over ``size``; empty where they can."""
-    heads = _number(config, "num_attention_heads")
+    heads = number(config, "num_attention_heads")
     if heads and heads % size:
         return f"does not divide the model's {heads} attention heads"
-    kv_heads = next(filter(None, (_number(config, key) for key in KV_HEAD_KEYS)), None)
+    kv_heads = next(filter(None, (number(config, key) for key in KV_HEAD_KEYS)), None)
     if kv_heads and kv_heads % size and size % kv_heads:
         return f"neither divides the model's {kv_heads} key-value heads nor is a multiple of them"
-    inner = _number(config, "intermediate_size")
+    inner = number(config, "intermediate_size")
     # Of a model with experts this may be an expert's size, which need not be cut.
     if inner and inner % size and not has_experts(config):
         return f"does not divide the model's intermediate_size {inner}"
     return ""
 
 
-def _pipeline_misfit(config: Mapping[str, Any], stages: int) -> str:
-    layers = _number(config, "num_hidden_layers")
+def pipeline_misfit(config: Mapping[str, Any], stages: int) -> str:
+    layers = number(config, "num_hidden_layers")
     if layers and stages > layers:
         return f"stages are more than the model's {layers} layers; allowed: 1 to {layers}, or auto"
     return ""
@@ -179,10 +179,10 @@ def _pipeline_misfit(config: Mapping[str, Any], stages: int) -> str:
 
 def has_experts(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a mixture of experts."""
-    return any(_number(config, key) for key in EXPERT_KEYS)
+    return any(number(config, key) for key in EXPERT_KEYS)
 
 
-def _number(config: Mapping[str, Any], key: str) -> int | None:
+def number(config: Mapping[str, Any], key: str) -> int | None:
     """A positive whole number of config.json; None where it is missing or something else."""
     value: object = config.get(key)
     if isinstance(value, list) and value:

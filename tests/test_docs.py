@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from orchestrator.cli import orchestrate
+from orchestrator.cli import ON_CONTROL, orchestrate
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -50,7 +50,7 @@ def problem(words: list[str]) -> str:
         if below is None:
             return f"no command {words[0]!r}"
         command, words = below, words[1:]
-    known = {"--help", "-h", "--version"}.union(*(each.opts for each in command.params))
+    known = {"--help", "-h", "--version", ON_CONTROL}.union(*(each.opts for each in command.params))
     mine = words[: words.index("--")] if "--" in words else words
     wrong = [word for word in mine if word.startswith("-") and word.split("=")[0] not in known]
     return f"no option {wrong[0]}" if wrong else ""

@@ -22,6 +22,8 @@ COMMANDS = {
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
+    "probe": ("orchestrator.cli.probe", "Measure what machines and cables can do."),
+    "bench": ("orchestrator.cli.bench", "Load on the model, and where the bottleneck is."),
     "watch": ("orchestrator.cli.watch", "Keep the cluster what its profile says."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
     "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),

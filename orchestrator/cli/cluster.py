@@ -47,12 +47,18 @@ def opened(profile: str | None, machines: str | None = None) -> Cluster:
     help="Stop after this step. 'control': only the control node, ready for others to boot. "
     "What does not serve is not verified.",
 )
+@click.option(
+    "--if-profile",
+    metavar="SHA256",
+    help="Only if the profile is still the one of a plan: 'profile_sha256' of 'plan --json'.",
+)
 @choice_options
 def up(
     profile: str | None,
     as_json: bool,
     machines: str | None,
     until: str,
+    if_profile: str | None,
     choice: Choice,
 ) -> None:
     """Bring the cluster up, from power to a verified answer.
@@ -66,6 +72,7 @@ def up(
     Example: orchestrate up --node compute1 --only base
     """
     from orchestrator.bring_up import up as bring_up
+    from orchestrator.errors import UserError
     from orchestrator.plan import outcomes_told
     from orchestrator.progress import Board
     from orchestrator.selection import ranges
@@ -75,6 +82,12 @@ def up(
         raise click.UsageError("--only is a step by itself: not together with --until")
     until = only or until
     cluster = opened(profile, machines)
+    if if_profile and if_profile != cluster.profile.sha256:
+        raise UserError(
+            f"{cluster.profile.path} was changed since that plan: its sha256 is now"
+            f" {cluster.profile.sha256}",
+            "Nothing was done. See what it means now: orchestrate plan",
+        )
     selection = choice.of(cluster.profile)
     with cluster.locked("up"), Board(quiet=as_json) as board:
         result = bring_up(cluster, board, until, selection, choice.jobs)

@@ -1,16 +1,24 @@
-"""`orchestrate plan`: what `up` would change."""
+"""`orchestrate plan`: what `up` would change, and how fast the model will be."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.choice import Choice, choice_options
 from orchestrator.cli.cluster import json_option, opened
 from orchestrator.console import out, print_json
-from orchestrator.profile import profile_option
+from orchestrator.profile import active, profile_option
+
+if TYPE_CHECKING:
+    from orchestrator.predict.load import Load
+    from orchestrator.predict.outlook import Outlook
+
+#: Layouts that are shown; `--json` has all.
+SHOWN = 10
 
 
 class Looking(click.Command):
@@ -28,18 +36,36 @@ class Looking(click.Command):
 
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            error.exit_code = 1
+        except (UserError, click.UsageError) as error:
+            vars(error)["exit_code"] = 1
             raise
 
 
 @click.command(cls=Looking)
 @profile_option
 @json_option
+@click.option(
+    "--serving",
+    is_flag=True,
+    help="Predict instead how fast the model will be, on each layout, from what 'probe' measured.",
+)
+@click.option(
+    "--probes",
+    type=click.Path(path_type=Path),
+    help="With --serving: what was measured, in place of the cluster's newest probes.",
+)
+@click.option(
+    "--load",
+    metavar="PROMPT,OUTPUT,REQUESTS",
+    help="With --serving: tokens of a prompt, tokens of an answer, requests at once.",
+)
 @choice_options
 def plan(
     profile: str | None,
     as_json: bool,
+    serving: bool,
+    probes: Path | None,
+    load: str | None,
     choice: Choice,
 ) -> None:
     """Show what 'up' would change on the nodes. Changes nothing.
@@ -48,8 +74,19 @@ def plan(
     share is shown once. Exit code 0: nothing differs; 2: something does; 1: could not look (nodes
     that are off or do not answer are named as unknown).
 
+    With --serving: ways to lay the model on the accelerators, the quickest first, before anything
+    is started; whether more than one node helps; and what would change that. Exit code 0.
+
+    \b
     Example: orchestrate plan --node compute0..compute7 --only base
+    Example: orchestrate plan --serving --load 512,128,8
     """
+    if serving:
+        if choice.nodes or choice.excluded or choice.only:
+            raise click.UsageError("--serving is of the whole cluster: not with nodes or --only")
+        return _show(_outlook(profile, probes, load), as_json)
+    if probes or load:
+        raise click.UsageError("--probes and --load belong to --serving")
     from orchestrator.plan import rendered
     from orchestrator.served_model import published
 
@@ -58,8 +95,76 @@ def plan(
     files = published(cluster.profile.name, cluster.profile.serving.model)
     found = cluster.plan(files, selection, choice.jobs)
     if as_json:
-        print_json(found.document())
+        print_json({"profile_sha256": cluster.profile.sha256, **found.document()})
     else:
         for line in rendered(found):
             out.print(line)
     sys.exit(found.code)
+
+
+def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outlook:
+    from orchestrator import models, serving
+    from orchestrator.errors import BadInput
+    from orchestrator.predict import inputs
+    from orchestrator.predict.layout import Layout
+    from orchestrator.predict.outlook import outlook
+
+    asked = _load(load) if load else None
+    loaded = active(profile)
+    model = models.served(loaded)
+    if model.repository and not model.config:
+        raise BadInput(
+            f"{loaded.where('serving', 'model')}: {model.name} is not on this machine yet",
+            f"Run: orchestrate model pull {model.name}",
+        )
+    found = serving.resolve(loaded)
+    return outlook(
+        loaded,
+        model.config,
+        Layout(found.tensor, found.pipeline),
+        inputs.probes(loaded.name, probes),
+        inputs.engine(loaded.name),
+        asked,
+    )
+
+
+def _load(text: str) -> Load:
+    from orchestrator.predict.load import Load
+
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isdigit() and int(word) for word in words):
+        raise click.UsageError(f"--load {text}: three whole numbers, like 512,128,8")
+    return Load(*map(int, words))
+
+
+def _show(found: Outlook, as_json: bool) -> None:
+    if as_json:
+        return print_json(found.document())
+    from rich.table import Table
+
+    from orchestrator.console import err
+    from orchestrator.predict.outlook import headings
+    from orchestrator.predict.rank import AS_IT_IS
+
+    table = Table(*headings(found.load), box=None, pad_edge=False)
+    rows = list(found.rows())
+    for row in rows[:SHOWN] + [row for row in rows[SHOWN:] if "profile" in row[0]]:
+        table.add_row(*row)
+    asked = found.load
+    out.print(
+        f"{found.model}, predicted from the probes of {found.probes}; prompts of"
+        f" {asked.prompt_tokens} tokens, answers of {asked.output_tokens}"
+    )
+    out.print(table)
+    out.print(found.answer)
+    now = found.counterfactuals[AS_IT_IS]
+    for what, tokens_per_s in found.counterfactuals.items():
+        more = "" if what == AS_IT_IS else f" ({tokens_per_s / now - 1:+.0%})"
+        out.print(f"  {found.compared}, {what}: {tokens_per_s:.3g} tokens/s{more}")
+    for text in found.unpredicted:
+        out.print(f"not predicted: {text}", markup=False)
+    if found.assumed:
+        out.print(f"assumed, not measured: {', '.join(found.assumed)}")
+    for text in found.warnings:
+        err.print(f"[yellow]warning:[/yellow] {text}")
+    return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator import image, paths
 from orchestrator.errors import UserError
 from orchestrator.image import lockfile, spec, store
-from orchestrator.image.fetch import existing_parent
+from orchestrator.image.download import existing_parent
 from orchestrator.image.lockfile import Lock
 from orchestrator.run import run, stream
 

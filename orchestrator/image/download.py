@@ -154,6 +154,11 @@ def size_at(web: httpx.Client, url: str) -> int | None:
     return int(told) if told.isdigit() else None
 
 
+def existing_parent(path: Path) -> Path:
+    """``path``, or the nearest directory above it that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
 def local_path(url: str) -> Path | None:
     """The path of a file:// address; None for all others."""
     parts = urlsplit(url)

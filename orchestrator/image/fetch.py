@@ -196,7 +196,7 @@ def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
     needs = [(downloads(), total if keep else min(total, in_flight)), (store.directory(), total)]
     by_disk: dict[int, list[tuple[Path, int]]] = {}
     for path, size in needs:
-        there = existing_parent(path)
+        there = download.existing_parent(path)
         by_disk.setdefault(there.stat().st_dev, []).append((there, size))
     for disk in by_disk.values():
         needed, free = sum(size for _, size in disk) + SLACK, shutil.disk_usage(disk[0][0]).free
@@ -207,8 +207,3 @@ def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
                 "Free some: orchestrate image gc, nix-collect-garbage; or move the cache with "
                 "$ORCHESTRATE_CACHE.",
             )
-
-
-def existing_parent(path: Path) -> Path:
-    """``path``, or the nearest directory above it that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -8,12 +8,15 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import paths
 from orchestrator.errors import UserError
 from orchestrator.image import seed
-from orchestrator.image.lockfile import File, Lock
 from orchestrator.run import CommandFailed, run
+
+if TYPE_CHECKING:
+    from orchestrator.image.lockfile import File, Lock
 
 BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 BUILD_GROUP = "nixbld"

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         Node,
         Profile,
         Ray,
-        Serving,
         Users,
     )
+    from orchestrator.profile.serving import Serving
     from orchestrator.profile.verification import Verification
 
 __all__ = [

@@ -24,15 +24,14 @@ from orchestrator.profile.model import (
     LINK_KEYS,
     PLACEHOLDER,
     Boot,
-    HubModel,
     Link,
     Network,
     Node,
     Ray,
-    Serving,
     Users,
 )
 from orchestrator.profile.power import Power
+from orchestrator.profile.serving import HubModel, Serving
 from orchestrator.profile.source import Loc
 
 Found = Iterator[tuple[Loc, str]]

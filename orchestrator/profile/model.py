@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,37 +13,29 @@ from pydantic import Field, PrivateAttr
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section
+from orchestrator.profile.serving import HubModel, Serving
 from orchestrator.profile.source import Source
 from orchestrator.profile.types import (
     AccountName,
     Address,
     BiosLoader,
-    BoolOrAuto,
     Destination,
-    FlagName,
-    FlagValue,
+    Environment,
     HighPort,
     HostName,
-    HubName,
     Interface,
     KernelWord,
     Mac,
-    ModelName,
     Mtu,
     Name,
     ObjectStoreSize,
-    Port,
     PublicKey,
     RemotePath,
-    Revision,
     Size,
     Subnet,
     SysctlName,
     SysctlValue,
     UefiLoader,
-    Variable,
-    VariableName,
-    WholeOrAuto,
 )
 from orchestrator.profile.verification import Verification
 
@@ -50,8 +43,6 @@ from orchestrator.profile.verification import Verification
 PLACEHOLDER = re.compile(r"\{(?:([A-Za-z0-9_-][A-Za-z0-9._-]*)\.)?([A-Za-z0-9_-]+)\}")
 #: What a placeholder can name.
 LINK_KEYS = ("address", "interface", "mac")
-
-Environment = dict[VariableName, Variable]
 
 
 class Network(Section):
@@ -229,56 +220,6 @@ class Ray(Section):
     )
 
 
-class HubModel(Section):
-    """A model of the Hugging Face hub, at one commit."""
-
-    repository: HubName = Field(description="Its repository on the hub, as OWNER/NAME.")
-    revision: Revision | None = Field(
-        default=None,
-        description="The commit, with all its 40 digits. Without it the model is not served: what "
-        "a branch holds may be something else tomorrow.",
-    )
-
-
-class Serving(Section):
-    """`vllm serve`: on the first compute node, reached through the control node."""
-
-    model: ModelName = Field(
-        description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
-        "for the model by this name."
-    )
-    tensor_parallel: WholeOrAuto = Field(
-        default="auto",
-        description="Over how many accelerators each layer is spread. `auto` uses as many "
-        "accelerators as the model can be spread over.",
-    )
-    pipeline_parallel: WholeOrAuto = Field(
-        default=1, description="Into how many stages the layers are cut, one after the other."
-    )
-    expert_parallel: BoolOrAuto = Field(
-        default="auto",
-        description="Whether whole experts are spread instead of slices of each. `auto`: where "
-        "the model has experts and the image can.",
-    )
-    model_cache: Literal["memory", "disk"] = Field(
-        default="memory",
-        description="Where compute nodes keep the model: in memory, fetched after each boot, or on "
-        "the disk that keeps layers, where it is found again, checked by its hash.",
-    )
-    port: HighPort = Field(description="Where vLLM listens, on the first compute node.")
-    endpoint_port: Port = Field(description="Where clients find it, on the control node.")
-    args: dict[FlagName, FlagValue] = Field(
-        default={},
-        description="Further flags of `vllm serve`, as vLLM spells them, without dashes. `true` "
-        "is a flag without a value, `false` its `--no-` form.",
-    )
-    env: Environment = Field(
-        default={},
-        description="Further variables for the vLLM server, beside those of `ray.env`; "
-        "placeholders as there.",
-    )
-
-
 class Simulation(Section):
     """Machines that QEMU simulates; other drivers do not read it."""
 
@@ -358,6 +299,11 @@ class Profile(Section):
     def path(self) -> Path:
         """The file that this profile came from."""
         return self._source.path
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as it is now: two commands that name the same one mean the same cluster."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def where(self, *loc: str | int) -> str:
         """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""

@@ -304,4 +304,5 @@ WholeOrAuto = Annotated[
 BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 FlagValue = Annotated[str | int | float | bool, BeforeValidator(_flag_value)]
 Variable = Annotated[str, BeforeValidator(_variable)]
+Environment = dict[VariableName, Variable]
 SysctlValue = Annotated[str | int, BeforeValidator(_sysctl_value)]

@@ -7,9 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from orchestrator.machines import netns
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: The end-to-end tests run the shipped profile under another name.
@@ -120,3 +124,21 @@ def wait_for(process: subprocess.Popen[str], *parts: str) -> list[str]:
 def failed(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks of a verification that failed."""
     return [check for check in report["checks"] if not check["ok"]]
+
+
+@contextmanager
+def cut(node: str) -> Iterator[None]:
+    """The node's cable is out for the body."""
+    ports = json.loads(
+        subprocess.run(
+            ["ip", "-n", f"orchestrate-{NAME}-switch", "-json", "link"],
+            capture_output=True, check=True, text=True,
+        ).stdout
+    )  # fmt: skip
+    number = NODES.index(node)
+    (port,) = (each["ifname"] for each in ports if each["ifname"].endswith(f"-{number}"))
+    netns.ip(f"orchestrate-{NAME}-switch", "link", "set", port, "down")
+    try:
+        yield
+    finally:
+        netns.ip(f"orchestrate-{NAME}-switch", "link", "set", port, "up")

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 from boot_service_case import DOCUMENT, NEIGHBOURS, Running
+from hypothesis import settings
 
 from orchestrator.run import run
+
+# No example fails for being slow: machines are busy at times.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, failed, wait_for
+from harness import NAME, NODES, Sim, cut, failed, wait_for
 
 pytestmark = pytest.mark.sim
 
@@ -60,6 +61,56 @@ def test_not_root_is_told(sim: Sim) -> None:
     assert done.returncode == 1, done.stderr
     assert "need root" in done.stderr and "sudo" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_on_a_node_is_named_and_mended(sim: Sim) -> None:
+    """A file system with no room, where a file has to be written."""
+    full = (
+        "mount -t tmpfs -o size=16k none /etc/orchestrate && cat /dev/zero >/etc/orchestrate/fill"
+    )
+    sim.shell("compute1", "sh", "-c", full, ok=None)
+    try:
+        done = sim.run("up", "--node", "compute1", "--only", "base", ok=None)
+        done = sim.run("up", "--node", "compute1", "--only", "ray", ok=False)
+        assert "compute1" in done.stderr and "No space left on device" in done.stderr
+        assert "/etc/orchestrate/ray" in done.stderr
+    finally:
+        sim.shell("compute1", "umount", "/etc/orchestrate")
+    assert sim.json("up")["ok"]
+
+
+def test_a_full_disk_on_the_control_host_is_named(sim: Sim, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", full], check=True)
+    try:
+        (full / "images").mkdir()
+        built = Path(sim.env["ORCHESTRATE_STATE"], "images", sim.document["image"])
+        (full / "images" / built.name).symlink_to(built.readlink())
+        with suppress(OSError):
+            (full / "fill").write_bytes(bytes(1 << 20))
+        done = subprocess.run(
+            sim.argv("up"), env=sim.env | {"ORCHESTRATE_STATE": str(full)}, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert "No space left on device" in done.stderr and str(full) in done.stderr
+        assert "Traceback" not in done.stderr and "bug" not in done.stderr
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def test_a_profile_edited_since_the_plan_is_not_applied(sim: Sim) -> None:
+    planned = sim.json("plan")["profile_sha256"]
+    assert "nothing changed" in sim.run("up", "--if-profile", planned).stdout
+    before = sim.profile.read_text()
+    sim.profile.write_text(before + "sysctls: { net.ipv4.tcp_fin_timeout: 31 }\n")
+    try:
+        done = sim.run("up", "--if-profile", planned, ok=False)
+        assert str(sim.profile) in done.stderr and "was changed since" in done.stderr
+        assert sim.shell("compute0", "sysctl", "-n", "net.ipv4.tcp_fin_timeout") == "60\n"
+    finally:
+        sim.profile.write_text(before)
 
 
 # Faults that stop it.
@@ -114,6 +165,35 @@ def test_a_host_killed_during_up_does_not_hold_the_others(sim: Sim) -> None:
     assert "compute1" in result["failures"]["compute1"]
     for node in ("control", "compute0"):
         assert result["steps"][node]["ray"]["status"] == "done"
+    sim.run("down")
+
+
+@pytest.mark.parametrize("step", ["base", "ray", "serving"])
+def test_a_node_that_dies_in_a_step_of_up_is_named(sim: Sim, step: str) -> None:
+    process = sim.start("up")
+    wait_for(process, "cluster" if step == "serving" else "compute1", step)
+    sim.cut_power("compute1")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1, err
+    (failure,) = failures(err)
+    assert "compute1" in failure, err
+    assert "lost power" in failure or "SSH" in failure, err
+    sim.run("down")
+
+
+def failures(said: str) -> list[str]:
+    """The lines in which a verb says what failed."""
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
+def test_a_cable_that_is_out_during_configuration(sim: Sim) -> None:
+    process = sim.start("up", "--until", "ray")
+    wait_for(process, "compute1", "base")
+    with cut("compute1"):
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 1, err
+    assert len(failures(err)) == 1 and "compute1" in failures(err)[0], err
+    assert sim.json("up", "--until", "ray")["ok"]
     sim.run("down")
 
 

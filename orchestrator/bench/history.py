@@ -1,0 +1,172 @@
+"""Runs that are kept, what two of them differ in, and whether the newest is worse than before."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator import paths
+from orchestrator.bench.results import Measured, Run, State
+from orchestrator.errors import BadInput
+from orchestrator.hub import write_json
+from orchestrator.nearest import nearest
+from orchestrator.probe.results import Spread
+
+RUNS = "runs"
+#: What gets worse when it grows, and when it falls.
+LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
+RATES = {"tokens a second": "output_tokens_per_s"}
+#: Changes below this are not worth a word, whatever the repeats say.
+NOTABLE = 0.05
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of one scenario, before and after. ``share``: of before; ``significant``: the
+    repeats of the two do not overlap, and there are enough of them to say so."""
+
+    scenario: str
+    figure: str
+    before: float
+    after: float
+    share: float
+    significant: bool
+    worse: bool
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        way = "worse" if self.worse else "better"
+        sure = "significant" if self.significant else "not significant with so few repeats"
+        return (
+            f"{self.scenario}, {self.figure}: {self.before:.4g} to {self.after:.4g}, "
+            f"{abs(self.share):.0%} {way}, {sure}"
+        )
+
+
+def store(run: Run) -> Path:
+    """Keep a run; what was kept of it before is replaced."""
+    path = _home(run.provenance.profile) / f"{run.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, TypeAdapter(Run).dump_python(run, mode="json"))
+    return path
+
+
+def names(cluster: str) -> list[str]:
+    """The ids of the cluster's runs, the oldest first."""
+    return sorted(path.stem for path in _home(cluster).glob("*.json"))
+
+
+def load(cluster: str, name: str) -> Run:
+    """A run by its id, or the beginning of one; "last" is the newest. Raises BadInput."""
+    known = names(cluster)
+    found = known[-1:] if name == "last" else [each for each in known if each.startswith(name)]
+    if len(found) != 1:
+        problem = "no run" if not found else "more than one run"
+        raise BadInput(f"there is {problem} {name!r} of {cluster}", nearest(name, known))
+    path = _home(cluster) / f"{found[0]}.json"
+    try:
+        return TypeAdapter(Run).validate_json(path.read_bytes())
+    except ValidationError:
+        raise BadInput(f"{path}: does not hold a run", "Remove it, or restore it.") from None
+
+
+def last_good(cluster: str, before: Run) -> Run | None:
+    """The newest complete run before this one that has a load in common with it."""
+    mine = {each.scenario for each in before.measured}
+    for name in reversed([each for each in names(cluster) if each < before.id]):
+        run = load(cluster, name)
+        if run.state is State.COMPLETE and mine & {each.scenario for each in run.measured}:
+            return run
+    return None
+
+
+def changes(before: Run, after: Run) -> list[Change]:
+    """Figures of the loads that both runs had."""
+    known = {each.scenario: each for each in before.measured}
+    return [
+        change
+        for each in after.measured
+        if each.scenario in known
+        for change in _changes(known[each.scenario], each)
+    ]
+
+
+def _changes(before: Measured, after: Measured) -> Iterator[Change]:
+    for figure, key in {**LATENCIES, **RATES}.items():
+        old, new = getattr(before, key), getattr(after, key)
+        share = (new.median - old.median) / old.median if old.median else 0.0
+        yield Change(
+            before.scenario.name,
+            figure,
+            old.median,
+            new.median,
+            share,
+            _significant(old, new) and abs(share) >= NOTABLE,
+            (share > 0) == (figure in LATENCIES),
+        )
+
+
+def _significant(old: Spread, new: Spread) -> bool:
+    """Whether chance would have put all repeats of one above all of the other's in fewer than one
+    of twenty cases (Mann and Whitney, 1947): C(n + m, n) orders are equally likely, two of them so.
+    """
+    apart = old.high < new.low or new.high < old.low
+    return apart and 2 / math.comb(old.n + new.n, old.n) < 0.05
+
+
+def regressions(before: Run, after: Run) -> list[str]:
+    """What became worse, and what came with it."""
+    worse = [each for each in changes(before, after) if each.significant and each.worse]
+    if not worse:
+        return []
+    came = differences(before, after)
+    since = "; ".join(came) if came else "nothing that is written down changed"
+    return [*(each.line for each in worse), f"since {before.id}: {since}"]
+
+
+def differences(before: Run, after: Run) -> list[str]:
+    """What is different in what the runs were measured on."""
+    old, new = before.provenance, after.provenance
+    found = []
+    if old.image_id != new.image_id:
+        found.append(f"image {old.image_id[:12]} to {new.image_id[:12]}")
+    for name in sorted(old.versions.keys() | new.versions.keys()):
+        if old.versions.get(name) != new.versions.get(name):
+            found.append(f"{name} {old.versions.get(name)} to {new.versions.get(name)}")
+    for what in ("model", "model_revision", "layout", "machine"):
+        if getattr(old, what) != getattr(new, what):
+            found.append(f"{what} {getattr(old, what)} to {getattr(new, what)}")
+    return found + _profile_lines(old.profile_text, new.profile_text)
+
+
+def _profile_lines(old: str, new: str) -> list[str]:
+    """The profile's lines that came and went."""
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+    told = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return [f"profile {line[0]} {line[1:].strip()}" for line in told]
+
+
+def clusters_help(alone: Run, together: Run) -> list[str]:
+    """ "Does clustering help?": a line for each load that both had."""
+    return [
+        f"{each.scenario}: {_verdict(each)}"
+        for each in changes(alone, together)
+        if each.figure in RATES
+    ]
+
+
+def _verdict(change: Change) -> str:
+    figures = f"{change.before:.4g} tokens a second on one node, {change.after:.4g} on all"
+    if not change.significant:
+        return f"no difference that the repeats show: {figures}"
+    return f"{'it does not help' if change.worse else 'it helps'}: {figures}"
+
+
+def _home(cluster: str) -> Path:
+    return paths.measured(cluster) / RUNS

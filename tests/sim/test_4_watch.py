@@ -1,0 +1,95 @@
+"""Life after power loss, with nobody at the keyboard but `orchestrate watch`.
+
+The model is asked all the while; what it does not answer has to come back by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import Sim, cut
+
+pytestmark = pytest.mark.sim
+
+QUESTION = "What is the capital of France?"
+#: Seconds for Ray and the model to be back: a start of vLLM on two cores, more than once.
+BACK = 420.0
+#: Seconds of a network that is cut: longer than ssh's patience.
+CUT = 30.0
+
+
+@pytest.fixture(scope="module")
+def watch(sim: Sim) -> Iterator[Callable[..., dict[str, str]]]:
+    """The events of a watch that runs beside the tests."""
+    assert sim.json("verify")["ok"]
+    process = sim.start("watch", "--json", "--interval", "1")
+
+    def event(node: str, kind: str) -> dict[str, str]:
+        """The next event of a node of that kind."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            found: dict[str, str] = json.loads(line)
+            if (found["node"], found["kind"]) == (node, kind):
+                return found
+        raise AssertionError(f"watch ended: {process.communicate()}")
+
+    yield event
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def answers_again(sim: Sim) -> None:
+    """Wait until the model answers; then it has to answer rightly."""
+    end = time.monotonic() + BACK
+    while (done := sim.run("ask", QUESTION, ok=None)).returncode != 0:
+        assert time.monotonic() < end, done.stderr + log(sim)
+        time.sleep(1)
+    assert "Paris" in done.stdout
+
+
+def log(sim: Sim) -> str:
+    return sim.shell("compute0", "journalctl", "-u", "vllm.service", "-n", "40", ok=None)
+
+
+def test_a_node_that_lost_power_comes_back_and_the_model_with_it(
+    sim: Sim, watch: Callable[..., dict[str, str]]
+) -> None:
+    sim.cut_power("compute1")
+    assert watch("compute1", "seen")["text"] == "off"
+    watch("compute1", "done")
+    answers_again(sim)
+
+
+def test_the_control_node_comes_back_and_the_model_with_it(
+    sim: Sim, watch: Callable[..., dict[str, str]]
+) -> None:
+    sim.cut_power("control")
+    assert watch("control", "seen")["text"] == "off"
+    watch("control", "done")
+    answers_again(sim)
+
+
+def test_a_cable_that_was_out_during_inference(
+    sim: Sim, watch: Callable[..., dict[str, str]]
+) -> None:
+    with cut("compute1"):
+        assert "does not answer" in watch("compute1", "seen")["text"]
+        time.sleep(CUT)  # what is tested is a time
+    answers_again(sim)
+
+
+def test_what_was_switched_off_stays_off(sim: Sim, watch: Callable[..., dict[str, str]]) -> None:
+    sim.run("node", "down", "compute1")
+    sim.shell("compute0", "sh", "-c", "echo 10.77.0.99 stranger >>/etc/hosts")
+    # The watch is at work meanwhile, and leaves compute1 alone.
+    while "/etc/hosts" not in watch("compute0", "seen")["text"]:
+        pass
+    watch("compute0", "done")
+    rows = {row["name"]: row for row in sim.json("status")["nodes"]}
+    assert rows["compute1"]["power"] == "off" and rows["compute0"]["power"] == "on"
+    sim.run("node", "up", "compute1", "--wait")
+    watch("compute1", "done")
+    answers_again(sim)

@@ -1,0 +1,203 @@
+"""``orchestrate plan --serving``: layouts ranked from stored probes, before anything is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from predict_cases import MISTRAL, collective, device, exactly, link, probes
+from profile_cases import PROFILE, make_checkout
+from pydantic import TypeAdapter
+
+from orchestrator import paths
+from orchestrator.cli.plan import plan
+from orchestrator.errors import UserError
+from orchestrator.predict.engine import Engine
+from orchestrator.predict.layout import Layout
+from orchestrator.predict.links import Link
+from orchestrator.predict.outlook import outlook
+from orchestrator.predict.rates import rates, what_if
+from orchestrator.probe.results import Probes
+from orchestrator.profile import load
+from orchestrator.profile.model import Profile
+
+ARGS = "args: {dtype: half, max-model-len: 4096, max-num-seqs: 8, gpu-memory-utilization: 0.85}"
+BOTH = PROFILE.replace("args: {dtype: half}", ARGS)
+CARD = {
+    "device": "xpu",
+    "matrix_flops_per_s": {"float16": exactly(60e12)},
+    "memory_total_bytes": 16 * 2**30,
+    "operation_s": exactly(8e-6),
+}
+CARDS = (device("left", 410e9, **CARD), device("right", 410e9, **CARD))
+GBE = probes(devices=CARDS, links=(link("left", "right", 100e-6, 117.5e6),))
+FAST = probes(devices=CARDS, links=(link("left", "right", 30e-6, 294e6),))
+
+Plan = Callable[..., Result]
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """Two nodes with a card each, and a model that fills most of one."""
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("ORCHESTRATE_PROFILE", "small")
+    return load(make_checkout(tmp_path, BOTH, MISTRAL))
+
+
+@pytest.fixture
+def planned(profile: Profile, tmp_path: Path) -> Plan:
+    def run(*words: str, measured: Probes | None = GBE) -> Result:
+        if measured is not None:
+            folder = paths.measured(profile.name) / "probes"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "1.json").write_bytes(TypeAdapter(Probes).dump_json(measured))
+        return CliRunner().invoke(plan, ["--serving", *words])
+
+    return run
+
+
+def test_without_probes_it_says_what_to_run(planned: Plan) -> None:
+    result = planned(measured=None)
+    assert isinstance(result.exception, UserError)
+    assert result.exception.message == "nothing was measured yet on small"
+    assert result.exception.hint == "Run: orchestrate probe"
+
+
+def test_a_slow_link_is_warned_of(planned: Plan) -> None:
+    result = planned()
+    assert result.exit_code == 0, result.output
+    assert "tensor 2 (the profile)" in result.stdout
+    assert "Does clustering help? one request: no" in result.stdout
+    assert "with a 2.5 GbE link" in result.stdout
+    assert "assumed, not measured: step_s" in result.stdout
+    assert "slower than one device" in result.stderr
+    assert "the formula of a ring is taken" in " ".join(result.stderr.split())
+
+
+def test_a_quick_link_is_not(planned: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "probes.json"
+    file.write_bytes(TypeAdapter(Probes).dump_json(FAST))
+    result = planned("--probes", str(file), "--load", "64,64,4", measured=None)
+    assert result.exit_code == 0, result.output
+    assert "one request: yes" in result.stdout
+    assert "slower than one device" not in result.stderr
+
+
+def test_as_json(planned: Plan) -> None:
+    document = json.loads(planned("--json").stdout)
+    # One card holds the weights, and the cache of two requests instead of eight.
+    names = [row["name"] for row in document["ranked"]]
+    assert names == ["pipeline 2", "tensor 2", "one device", "2 copies"]
+    assert [row["fit"]["fits"] for row in document["ranked"]] == [True, True, False, False]
+    alone = document["ranked"][2]
+    assert alone["fit"]["runs"]
+    assert alone["fit"]["text"].startswith(
+        "does not fit: weights 12.15 GB of 14.60 GB, room for 2 requests"
+    )
+    assert document["chosen"] == {"tensor": 2, "pipeline": 1, "data": 1}
+    assert set(alone["loaded"]["request"]["parts"]) >= {"memory_s", "link_latency_s", "queue_s"}
+    assert (
+        document["counterfactuals"]["with half the latency"]
+        > (document["counterfactuals"]["as it is"])
+    )
+
+
+def test_what_was_fitted_is_used(planned: Plan, profile: Profile) -> None:
+    file = paths.measured(profile.name) / "engine.json"
+    file.parent.mkdir(parents=True)
+    fitted = Engine(step_s=0.5, fitted=frozenset({"step_s"}))
+    file.write_bytes(TypeAdapter(Engine).dump_json(fitted))
+    document = json.loads(planned("--json").stdout)
+    assert document["ranked"][0]["single_tokens_per_s"] < 2
+    assert "step_s" not in document["assumed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--load", "1,2"), "three whole numbers"),
+        (("--load", "0,2,3"), "three whole numbers"),
+        (("--only", "ray"), "of the whole cluster"),
+    ],
+)
+def test_wrong_words(planned: Plan, words: tuple[str, ...], text: str) -> None:
+    result = planned(*words)
+    assert result.exit_code == 1
+    assert text in result.output
+
+
+def test_options_of_a_prediction_belong_to_it() -> None:
+    result = CliRunner().invoke(plan, ["--load", "1,2,3"])
+    assert result.exit_code == 1
+    assert "belong to --serving" in result.output
+
+
+def test_a_file_that_holds_no_probes(planned: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"profile": "small"}')
+    result = planned("--probes", str(file), measured=None)
+    assert isinstance(result.exception, UserError)
+    assert f"{file}: does not hold probes: " in result.exception.message
+
+
+def test_layouts_that_were_not_measured_enough_for_are_left_out(planned: Plan) -> None:
+    result = planned("--json", measured=probes(profile="other", devices=CARDS, links=()))
+    document = json.loads(result.stdout)
+    assert [row["name"] for row in document["ranked"]] == ["one device", "2 copies"]
+    assert document["answer"] == "Does clustering help? Only one device can be predicted."
+    text = "\n".join(document["warnings"])
+    assert "not predicted: tensor 2: no link between left, right was measured on lan" in text
+    assert "the probes are of the profile other, not of small" in text
+
+
+def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
+    with pytest.raises(UserError) as raised:
+        outlook(profile, {"model_type": "mystery"}, Layout(), GBE)
+    assert "nothing can be predicted" in raised.value.message
+
+
+# Rates from probes
+
+
+def test_the_slowest_device_and_link_count(profile: Profile) -> None:
+    slow = device("right", 100e9, **CARD)
+    found = rates(probes(devices=(CARDS[0], slow)), profile, Layout(2))
+    assert found.memory_bytes_per_s == 100e9
+    assert not found.synchronous
+    assert found.link == Link(50e-6, 100e6)
+    assert rates(probes(devices=(CARDS[0], slow)), profile, Layout()).memory_bytes_per_s == 410e9
+
+
+def test_the_network_that_ray_talks_over_counts(profile: Profile) -> None:
+    other = link("left", "right", 1e-6, 1e9, network="usb4")
+    both = probes(links=(other, link("right", "left", 50e-6, 100e6)))
+    assert rates(both, profile, Layout(2)).link == Link(50e-6, 100e6)
+
+
+def test_measured_collectives_count_before_formulas(profile: Profile) -> None:
+    times = {8: 300e-6, 65536: 2e-3}
+    found = rates(probes(collectives=(collective(("left", "right"), times),)), profile, Layout(2))
+    assert found.all_reduce is not None
+    assert found.all_reduce.at(8) == 300e-6
+    assert not found.notes
+    only = probes(links=(), collectives=(collective(("left", "right"), times),))
+    alone = rates(only, profile, Layout(2))
+    assert alone.link is not None
+    assert alone.link.latency_s == pytest.approx(150e-6)
+    assert any("no link was measured" in note for note in alone.notes)
+    assert what_if(alone, latency_factor=0.5).link == Link(75e-6, alone.link.bytes_per_s)
+
+
+def test_what_was_not_measured_is_said(profile: Profile) -> None:
+    with pytest.raises(UserError) as raised:
+        rates(probes(devices=()), profile, Layout())
+    assert raised.value.hint == "Run: orchestrate probe --only device"
+    with pytest.raises(UserError) as raised:
+        rates(probes(links=()), profile, Layout(2))
+    assert "no link between left, right was measured on lan" in raised.value.message
+    found = rates(probes(devices=(device("left"),)), profile, Layout(2))
+    assert any("not measured: right" in note for note in found.notes)

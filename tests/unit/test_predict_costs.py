@@ -1,0 +1,161 @@
+"""What messages and the engine cost: by formula, as measured, as fitted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from predict_cases import MISTRAL, rates_, seconds, shape_of
+
+from orchestrator.predict.calibration import Sample, calibrate, line, sample
+from orchestrator.predict.engine import Engine
+from orchestrator.predict.layout import Layout
+from orchestrator.predict.links import Curve, Link, all_reduce, send
+from orchestrator.predict.load import Load, forecast
+from orchestrator.predict.rates import Rates
+
+ONE = Layout()
+PROJECT = Path(__file__).resolve().parents[2]
+
+# Links
+
+
+@given(st.integers(2, 64), st.floats(1, 1e8), st.builds(Link, seconds, st.floats(1e5, 1e10)))
+def test_a_ring_without_measurements_is_its_formula(ranks: int, size: float, link: Link) -> None:
+    cost = all_reduce(ranks, size, link, None)
+    steps = 2 * (ranks - 1)
+    assert cost.seconds == pytest.approx(
+        steps * link.latency_s + steps / ranks * size / link.bytes_per_s
+    )
+
+
+measured = st.builds(
+    lambda start, steps: tuple(
+        (float(2**index), start * (1 + sum(steps[:index]))) for index in range(len(steps) + 1)
+    ),
+    seconds,
+    st.lists(st.floats(0, 3), min_size=1, max_size=8),
+)
+
+
+@given(measured, st.floats(0, 1000), st.builds(Link, seconds, st.floats(1e5, 1e10)))
+def test_measured_collectives_are_kept_as_they_are(
+    points: tuple[tuple[float, float], ...], size: float, link: Link
+) -> None:
+    """The parts of an all-reduce are what was measured, and a larger one never takes less."""
+    curve = Curve(2, points, link)
+    cost = all_reduce(2, size, link, curve)
+    assert cost.seconds == pytest.approx(curve.at(size))
+    assert curve.at(size + 1) >= curve.at(size) * (1 - 1e-9)
+    assert min(cost.latency_s, cost.bandwidth_s, cost.library_s) >= -1e-12
+    faster = replace(link, bytes_per_s=link.bytes_per_s * 2)
+    assert all_reduce(2, size, faster, curve).seconds <= cost.seconds * (1 + 1e-9)
+    assert send(size, faster, curve).seconds <= send(size, link, curve).seconds * (1 + 1e-9)
+    assert all_reduce(4, size, link, curve).seconds >= cost.seconds * (1 - 1e-9)
+
+
+# The engine
+
+
+@given(st.floats(0, 0.1), st.floats(0, 0.01), st.floats(0, 0.1), st.floats(0, 1e-3))
+def test_calibration_finds_what_the_samples_were_made_with(
+    step_s: float, per_sequence_s: float, request_s: float, per_token_s: float
+) -> None:
+    samples = [
+        Sample(
+            prompt_tokens=prompt,
+            concurrency=many,
+            ttft_s=2e-2
+            + 1e-3
+            + step_s
+            + per_sequence_s * many
+            + request_s
+            + per_token_s * prompt * many,
+            tpot_s=1e-2 + 1e-3 + step_s + per_sequence_s * many,
+            device_ttft_s=2e-2,
+            device_tpot_s=1e-2,
+            operations_s=1e-3,
+            first_operations_s=1e-3,
+        )
+        for prompt in (16, 128)
+        for many in (1, 2, 8)
+    ]
+    found = calibrate(samples)
+    assert found.step_s == pytest.approx(step_s, abs=1e-9)
+    assert found.per_sequence_s == pytest.approx(per_sequence_s, abs=1e-9)
+    assert found.request_s == pytest.approx(request_s, abs=1e-9)
+    assert found.per_token_s == pytest.approx(per_token_s, abs=1e-9)
+    assert found.assumed == ("per_layer_operations",)
+
+
+@given(rates_)
+def test_a_fitted_engine_predicts_the_runs_that_it_was_fitted_to(rates: Rates) -> None:
+    shape = shape_of(MISTRAL | {"torch_dtype": "bfloat16"})
+    alone = replace(rates, link=None, tensor_nodes=1, borders=0)
+    runs = [Load(prompt, 32, many) for prompt in (16, 128) for many in (1, 2, 8)]
+    samples = []
+    for load in runs:
+        seen = forecast(shape, ONE, alone, load)
+        samples.append(sample(shape, alone, load, (seen.prefill.seconds, seen.decode.seconds)))
+    fitted = replace(alone, engine=calibrate(samples))
+    for load in runs:
+        before, after = (forecast(shape, ONE, each, load) for each in (alone, fitted))
+        assert after.decode.seconds == pytest.approx(before.decode.seconds, rel=1e-3)
+        assert after.prefill.seconds == pytest.approx(before.prefill.seconds, rel=1e-3)
+
+
+#: Of known-answers, one process with one thread (docs/explanation/performance-model.md): tokens of
+#: a prompt, requests at once -> seconds to the first token, of each further one; answers of 32.
+RUNS = {
+    (16, 1): (26.0e-3, 8.20e-3),
+    (16, 2): (38.3e-3, 10.32e-3),
+    (16, 4): (43.1e-3, 8.48e-3),
+    (16, 8): (79.3e-3, 11.91e-3),
+    (128, 1): (67.9e-3, 7.01e-3),
+    (128, 4): (239.7e-3, 10.91e-3),
+    (128, 8): (454.4e-3, 15.73e-3),
+}
+
+
+def test_the_engine_fits_runs_that_were_measured() -> None:
+    """Seven real runs by four constants: each within a quarter, most within a tenth."""
+    shape = shape_of(json.loads((PROJECT / "models/known-answers/config.json").read_text()))
+    rates = Rates(7.66e9, {"bfloat16": 8.4e9}, 5e-6, 8 * 10**9, synchronous=True)
+    loads = {Load(prompt, 32, many): seen for (prompt, many), seen in RUNS.items()}
+    fitted = replace(
+        rates, engine=calibrate([sample(shape, rates, load, seen) for load, seen in loads.items()])
+    )
+    off = []
+    for load, seen in loads.items():
+        found = forecast(shape, ONE, fitted, load)
+        for phase, measured_s in zip((found.prefill, found.decode), seen, strict=True):
+            off.append(abs(phase.seconds / measured_s - 1))
+    assert max(off) < 0.25
+    assert sorted(off)[len(off) // 2] < 0.1
+
+
+def test_calibration_says_what_it_could_not_fit() -> None:
+    assert calibrate([]) == Engine()
+    found = calibrate([Sample(16, 1, 0.05, 0.01, 0.001, 0.001, 0.002, 0.002)])
+    assert found.fitted == {"step_s", "request_s"}
+    assert found.step_s + found.per_sequence_s == pytest.approx(0.007)
+    quick = calibrate([Sample(16, 1, 0.05, 0.002, 0.001, 0.001, 0.002, 0.002)])
+    assert quick.step_s == quick.per_sequence_s == 0
+    assert quick.per_layer_operations == pytest.approx(Engine().per_layer_operations / 2)
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(-10, 10)), min_size=2, max_size=9))
+def test_no_other_line_is_nearer(points: list[tuple[float, float]]) -> None:
+    x, y = zip(*points, strict=True)
+    a, b = line(x, y)
+
+    def squares(c: float, d: float) -> float:
+        return sum((q - c - d * p) ** 2 for p, q in points)
+
+    assert min(a, b) >= 0
+    for c, d in ((a + 0.1, b), (a, b + 0.1), (max(a - 0.1, 0), b), (a, max(b - 0.1, 0))):
+        assert squares(a, b) <= squares(c, d) + 1e-6
