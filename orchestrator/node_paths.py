@@ -19,3 +19,6 @@ ETC = "/etc/orchestrate"
 RAY_ENV = f"{ETC}/ray.env"
 RAY_TOKEN = f"{ETC}/ray.token"
 VLLM_ENV = f"{ETC}/vllm.env"
+
+#: Where sshd listens.
+SSH_PORT = 22

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.errors import UserError
+from orchestrator.node_paths import SSH_PORT
 from orchestrator.run import Result, run
 from orchestrator.trust import PRINCIPAL, Trust
 
@@ -62,7 +63,7 @@ class Remote:
     address: str
     trust: Trust = field(repr=False)
     user: str = PRINCIPAL
-    port: int = 22
+    port: int = SSH_PORT
 
     def ssh_argv(self, argv: Sequence[str], *, terminal: bool = False) -> list[str]:
         """The local command that runs ``argv`` there, with a ``terminal`` if asked for.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import wait_for_ray
+from orchestrator.guard import guard
 from orchestrator.identity import USER_CA, hosts, network_file
 from orchestrator.netboot import state as netboot
 from orchestrator.netboot import wire
@@ -53,7 +54,6 @@ SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
 MODELS_UNIT = "orchestrate-models.service"
 WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
-GUARD_UNIT, GUARD = "orchestrate-guard.service", f"{ETC}/guard.nft"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 
 #: Groups that own accelerators' devices, where an image has them.
@@ -137,6 +137,7 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_accounts(profile, context),
         *_base_files(profile, node, context),
         *_clock(profile, node),
+        *guard(profile, node),
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
@@ -147,7 +148,6 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         items += _model_cache(profile)
         items += _model(profile, context)
     if node.name == profile.server.name:
-        items += _guard(profile)
         items += _server(profile, context)
     files = tuple(item for item in items if isinstance(item, File))
     return NodeState(
@@ -277,14 +277,6 @@ def _model(profile: Profile, context: Context) -> Iterable[Resource]:
             url=f"{base}/{file.path}",
             sha256=file.sha256,
         )
-
-
-def _guard(profile: Profile) -> Iterable[Resource]:
-    """What asks the model goes through the control node."""
-    allowed = [profile.ray_address(node) for node in (profile.control, profile.server)]
-    text = render("guard.nft", port=profile.serving.port, allowed=allowed)
-    files = {GUARD: text, f"/etc/systemd/system/{GUARD_UNIT}": render(GUARD_UNIT, rules=GUARD)}
-    yield from service(Step.BASE, GUARD_UNIT, files)
 
 
 def _server(profile: Profile, context: Context) -> Iterable[Resource]:

@@ -20,6 +20,7 @@ from orchestrator.machines.nspawn import Container
 from orchestrator.machines.power import Supply, supply
 from orchestrator.machines.simulator import Machine, Simulator
 from orchestrator.machines.switch import Switch
+from orchestrator.node_paths import SSH_PORT
 from orchestrator.remote import Remote, Unreachable
 from orchestrator.trust import open_trust
 
@@ -115,7 +116,7 @@ class RealMachine:
         try:
             with (
                 netns.entered(self.space),
-                socket.create_connection((address, 22), ANSWER_TIMEOUT),
+                socket.create_connection((address, SSH_PORT), ANSWER_TIMEOUT),
             ):
                 return True
         except ConnectionRefusedError:
