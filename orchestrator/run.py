@@ -30,6 +30,7 @@ PACKAGE_OF = {
     "mount": "mount",
     "nsenter": "util-linux",
     "umount": "mount",
+    "tc": "iproute2",
 }
 
 

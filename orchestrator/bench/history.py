@@ -77,11 +77,13 @@ def load(cluster: str, name: str) -> Run:
 
 
 def last_good(cluster: str, before: Run) -> Run | None:
-    """The newest complete run before this one that has a load in common with it."""
+    """The newest complete run before this one, of its layout, that has a load in common with it."""
     mine = {each.scenario for each in before.measured}
     for name in reversed([each for each in names(cluster) if each < before.id]):
         run = load(cluster, name)
-        if run.state is State.COMPLETE and mine & {each.scenario for each in run.measured}:
+        same = run.provenance.layout == before.provenance.layout
+        common = mine & {each.scenario for each in run.measured}
+        if run.state is State.COMPLETE and same and common:
             return run
     return None
 

@@ -27,7 +27,11 @@ MOST_REQUESTS, MOST_RATE, MOST_CONCURRENCY = 100_000, 1e4, 4096
 #: Where the client leaves its result, on the control node.
 RESULT = "/run/orchestrate/bench.json"
 #: The API key comes on standard input: neither a command line nor a file has it.
-WITH_KEY = 'read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec "$@"'
+#: Its process id is written down, since it does not end with the connection.
+PID = "/run/orchestrate/bench.pid"
+WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec "$@"'
+#: Ends it.
+END = f'kill "$(cat {PID})" 2>/dev/null; rm -f {PID}'
 
 
 def scenarios(profile: Profile) -> list[Scenario]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from orchestrator.bench import history
 from orchestrator.bench.load import (
+    END,
     RESULT,
     check,
     command,
@@ -121,12 +123,17 @@ def _one(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measu
         repeats=asked.repeats, seed=seed, targets_ms=targets,
     )  # fmt: skip
     before = counters(_metrics(cluster))
-    control.run(
-        argv,
-        what=f"the load {scenario.name!r}",
-        stdin=cluster.trust.api_key.reveal() + "\n",
-        timeout=LOAD_TIMEOUT,
-    )
+    try:
+        control.run(
+            argv,
+            what=f"the load {scenario.name!r}",
+            stdin=cluster.trust.api_key.reveal() + "\n",
+            timeout=LOAD_TIMEOUT,
+        )
+    except BaseException:
+        with suppress(UserError):
+            control.run(["sh", "-c", END], ok=None)
+        raise
     after = counters(_metrics(cluster))
     clock = float(control.run([f"{VENV}/bin/python", "-c", MONOTONIC]).out)
     text = control.run(["cat", RESULT], what="the client's result").out

@@ -36,6 +36,9 @@ def bench() -> None:
     metavar="ttft=MS,tpot=MS",
     help="Goodput: requests whose first token, and each further one, come within these times.",
 )
+@click.option(
+    "--against-one-node", is_flag=True, help="Measure on one node first: does clustering help?"
+)
 @click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")
 def run_(
     profile: str | None,
@@ -44,7 +47,7 @@ def run_(
     repeats: int,
     no_rates: bool,
     targets: str | None,
-    resume: str | None,
+    **how: Any,
 ) -> None:
     """Put load on the model, by vLLM's own client at the endpoint, and keep what came.
 
@@ -57,6 +60,7 @@ def run_(
     Example: orchestrate bench run --scenario "single stream" --repeats 8
     """
     from orchestrator.bench import history
+    from orchestrator.bench.against import against_one_node
     from orchestrator.bench.load import scenarios
     from orchestrator.bench.run import Asked
     from orchestrator.bench.run import bench as measure
@@ -71,9 +75,16 @@ def run_(
         raise BadInput(f"there is no load {unknown[0]!r}", nearest(unknown[0], known))
     chosen = [each for each in every if not names or each.name in names]
     asked = Asked(chosen, repeats, not (names or no_rates), _targets(targets))
-    before = history.load(cluster.profile.name, resume) if resume else None
+    resumed = how["resume"] and history.load(cluster.profile.name, how["resume"])
+    answer: list[str] = []
     with cluster.locked("bench run"), Board(quiet=as_json) as board:
-        run = measure(cluster, board, asked, before)
+        if how["against_one_node"]:
+            both = against_one_node(cluster, board, asked)
+            run, answer = both.together, history.clusters_help(both.alone, both.together)
+        else:
+            run = measure(cluster, board, asked, resumed or None)
+    for line in answer:
+        (err if as_json else out).print(f"Does clustering help? {line}", markup=False)
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
                     "loads": [each.scenario.name for each in run.measured]})  # fmt: skip
@@ -214,15 +225,14 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
 
 def told(run: Run, profile: str | None = None) -> Story:
     """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
-    from orchestrator import models, serving
+    from orchestrator import models
     from orchestrator.bench import history
+    from orchestrator.bench.against import layout_of
     from orchestrator.bench.attribute import story
     from orchestrator.errors import UserError
     from orchestrator.predict import inputs
-    from orchestrator.predict.layout import Layout
 
     loaded = active(profile)
-    found = serving.resolve(loaded)
     try:
         probes = inputs.probes(loaded.name)
     except UserError:
@@ -231,7 +241,7 @@ def told(run: Run, profile: str | None = None) -> Story:
         run,
         loaded,
         models.served(loaded).config,
-        Layout(found.tensor, found.pipeline),
+        layout_of(run),
         probes,
         inputs.engine(loaded.name),
         history.last_good(loaded.name, run),

@@ -86,6 +86,42 @@ def status(profile: str | None, as_json: bool) -> None:
 
 @sim.command()
 @profile_option
+@click.option("--rate", metavar="RATE", help="Bits a second, like 100mbit or 2.5gbit.")
+@click.option("--reset", is_flag=True, help="As fast as they can again.")
+@click.option("--network", help="Default: the one that Ray uses.")
+@click.argument("nodes", nargs=-1, shell_complete=complete.nodes)
+def link(
+    profile: str | None, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
+) -> None:
+    """Throttle the cables of containers, to see what a slower network would do.
+
+    Without NODES those of all compute nodes. It stays until --reset, or 'down'.
+
+    Example: orchestrate sim link --rate 100mbit
+    """
+    from orchestrator.errors import BadInput
+    from orchestrator.machines.switch import Switch
+    from orchestrator.selection import find
+
+    if bool(rate) == reset:
+        raise click.UsageError("say either --rate or --reset")
+    cluster = opened(profile)
+    loaded = cluster.profile
+    name = network or loaded.ray.network
+    if name not in loaded.networks:
+        raise BadInput(f"there is no network {name!r}", f"Known: {', '.join(loaded.networks)}")
+    switch = getattr(cluster.driver, "switch", None)
+    if not isinstance(switch, Switch):
+        raise BadInput(f"machines of {loaded.machines!r} have cables of their own")
+    chosen = [find(loaded, word) for word in nodes] or list(loaded.compute_nodes)
+    for node in chosen:
+        switch.throttle(node, name, rate)
+    said = f"at most {rate} each way" if rate else "not throttled"
+    out.print(f"{', '.join(node.name for node in chosen)} on {name}: {said}", markup=False)
+
+
+@sim.command()
+@profile_option
 @click.argument("node", shell_complete=complete.nodes)
 @click.argument("command", nargs=-1)
 def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
 
+#: Of a throttled cable: as much as one large packet of a virtual card at once.
+BURST = "128kb"
+
+
 @dataclass(frozen=True)
 class Switch:
     """The networks of a profile. `space` is the namespace that holds the bridges."""
@@ -60,6 +64,21 @@ class Switch:
             run(["ip", "-n", space, *add], what=f"plug {node.name} into {network}")
             self._connect(port, self.bridge(network), self.profile.networks[network].mtu)
         return space
+
+    def throttle(self, node: Node, network: str, rate: str | None) -> None:
+        """Let a container's cable carry no more than ``rate`` (as tc writes it) each way; None: all
+        that it can. (A token bucket: this kernel may have no other shaper.)"""
+        ends = [
+            (self.space, self._port("port", node, network)),
+            (self.named(node.name), node.links[network].interface),
+        ]
+        for space, link in ends:
+            queue = ["tc", "-n", space, "qdisc"]
+            if rate:
+                bucket = ["tbf", "rate", rate, "burst", BURST, "latency", "50ms"]
+                run([*queue, "replace", "dev", link, "root", *bucket], what=f"throttle {node.name}")
+            else:
+                run([*queue, "delete", "dev", link, "root"], ok=None)  # there may be none
 
     def plug_taps(self, node: Node) -> dict[str, str]:
         """A tap in the switch for each of the node's links: network -> its name."""

@@ -180,8 +180,8 @@ def timeline(lanes: Sequence[Lane], spans: Sequence[Span]) -> go.Figure:
         rows=len(lanes) + 1,
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=0.02,
-        row_heights=[1.2, *([1.0] * len(lanes))],
+        vertical_spacing=0.12 / (len(lanes) + 1),
+        row_heights=[0.8, *([1.0] * len(lanes))],
     )
     names = list(dict.fromkeys(span.name for span in spans))
     colours = dict(zip(names, SERIES * len(names), strict=False))
@@ -211,10 +211,18 @@ def timeline(lanes: Sequence[Lane], spans: Sequence[Span]) -> go.Figure:
             row=row,
             col=1,
         )
-        title = {"text": f"{lane.name}<br>{lane.unit}", "font": {"size": 10}}
-        figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
+        figure.update_yaxes(rangemode="tozero", exponentformat="SI", nticks=3, row=row, col=1)
+        figure.add_annotation(
+            text=f"{lane.name}, {lane.unit}" if lane.unit else lane.name,
+            **{"xref": "paper", "yref": f"y{row} domain", "x": 0.005, "y": 1.02},
+            showarrow=False,
+            xanchor="left",
+            yanchor="top",
+            font={"size": 11},
+            bgcolor="rgba(255,255,255,0.7)",
+        )
     figure.update_xaxes(title="seconds since the start", row=len(lanes) + 1, col=1)
-    return _laid(figure, barmode="overlay", height=140 + 90 * len(lanes))
+    return _laid(figure, barmode="overlay", height=160 + 70 * len(lanes))
 
 
 def cables(nodes: Sequence[str], links: Sequence[Cable]) -> go.Figure:

@@ -1,0 +1,120 @@
+"""Probes and a short load on the cluster that serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import NODES, Sim, wait_for
+
+pytestmark = pytest.mark.sim
+
+SHORT = ("--scenario", "prefill-heavy", "--repeats", "2")
+
+
+def test_probes_measure_every_node_link_and_the_collective(sim: Sim) -> None:
+    found = sim.json("probe")
+    assert found["failed"] == []
+    assert [device["node"] for device in found["devices"]] == NODES[1:]
+    assert all(device["threads"] == 1 for device in found["devices"])  # as the profile gives vLLM
+    cards = {card for link in found["links"] for card in link["interfaces"]}
+    assert cards == {"cluster0"}
+    (collective,) = found["collectives"]
+    assert collective["backend"] == "gloo" and collective["interfaces"] == ["cluster0"] * 2
+    assert min(each["median"] for each in collective["all_reduce_s"].values()) > 0
+    assert Path(found["file"]).exists()
+    assert "tensor 2 (the profile)" in sim.run("plan", "--serving").stdout
+
+
+def test_a_throttled_cable_is_seen_and_set_free(sim: Sim) -> None:
+    pair = ("--only", "link", "--node", "compute0,compute1")
+    sim.run("sim", "link", "--rate", "50mbit", "compute1")
+    try:
+        (link,) = sim.json("probe", *pair)["links"]
+        assert 0.6 * 50e6 < link["bytes_per_s"]["median"] * 8 < 1.15 * 50e6
+    finally:
+        sim.run("sim", "link", "--reset")
+    (link,) = sim.json("probe", *pair)["links"]
+    assert link["bytes_per_s"]["median"] * 8 > 100e6
+
+
+def test_a_probe_that_hangs_is_ended_and_said(sim: Sim) -> None:
+    """The nodes' collectives cannot reach each other: their packets are lost without a word."""
+    drop = (
+        "nft add table ip lost; nft add chain ip lost in '{ type filter hook input priority 0; }'"
+    )
+    rule = "nft add rule ip lost in ip saddr 10.77.0.10 tcp dport 20000-60999 drop"
+    sim.shell("compute1", "sh", "-c", f"{drop}; {rule}")
+    try:
+        done = sim.run("probe", "--only", "link", "--node", "compute0,compute1", ok=False)
+        assert "failed: link of compute0, compute1 over cluster" in done.stderr
+    finally:
+        sim.shell("compute1", "nft", "delete", "table", "ip", "lost")
+
+
+def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:
+    done = json.loads(sim.run("bench", "run", *SHORT, "--target", "ttft=60000", "--json").stdout)
+    assert done["state"] == "complete" and done["loads"] == ["prefill-heavy"]
+    shown = sim.json("bench", "show", "last")
+    (measured,) = shown["run"]["measured"]
+    assert measured["failed"] == 0 and measured["completed"] == 16
+    assert measured["goodput_per_s"]["median"] == measured["requests_per_s"]["median"]
+    assert measured["engine"]["generation_tokens_total"] >= 16 * 16
+    assert {each["node"] for each in shown["run"]["series"]} == set(NODES)
+    names = {each["name"] for each in shown["run"]["series"]}
+    assert {"processors", "cluster0 sent", "vLLM num_requests_running"} <= names
+    for phase in shown["phases"]:
+        parts = sum(phase["parts_s"].values())
+        assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
+        assert phase["cause"] and phase["why"]
+    file = tmp_path / "report.html"
+    sim.run("bench", "report", "last", "--out", str(file))
+    assert "prefill-heavy" in file.read_text()
+    assert done["id"] in sim.run("bench", "ls").stdout
+
+
+def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
+    process = sim.start("bench", "run", *SHORT)
+    wait_for(process, "prefill-heavy")
+    key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", "e2e", "api.key").read_text().strip()
+    seen = []
+    while process.poll() is None:
+        lines = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True,
+                               check=True).stdout  # fmt: skip
+        seen.append("bench serve" in lines)
+        assert key not in lines
+    process.communicate(timeout=60)
+    assert any(seen) and process.returncode == 0
+
+
+def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
+    """It is interrupted in its second load; the first one is kept, and not measured again."""
+    two = ("--scenario", "prefill-heavy", "--scenario", "decode-heavy", "--repeats", "1")
+    process = sim.start("bench", "run", *two)
+    wait_for(process, "decode-heavy")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said
+    (last,) = sim.json("bench", "ls")[-1:]
+    assert last["state"] == "interrupted" and last["loads"] == 1
+    for node in NODES:
+        assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
+    sim.run("bench", "run", *two, "--resume", last["id"])
+    (last,) = sim.json("bench", "ls")[-1:]
+    assert last["state"] == "complete" and last["loads"] == 2
+
+
+def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
+    sim.shell("compute1", "sh", "-c", "echo 10.77.0.99 stranger >>/etc/hosts")
+    before = len(sim.json("bench", "ls"))
+    try:
+        done = sim.run("bench", "run", *SHORT, ok=False)
+        assert "drift of compute1" in done.stderr and "Nothing was measured" in done.stderr
+    finally:
+        sim.run("up", "--node", "compute1", "--only", "base")
+    assert len(sim.json("bench", "ls")) == before

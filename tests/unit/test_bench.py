@@ -1,0 +1,286 @@
+"""Loads, samples and history: all that is pure of `orchestrate bench`, and probes over loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_case import measured as made
+from report_case import story
+
+from orchestrator.bench import history, load
+from orchestrator.bench.attribute import evidence
+from orchestrator.bench.load import RESULT, check, command, counters, differences, scenarios
+from orchestrator.bench.results import Run, Scenario, Series, State, Window
+from orchestrator.bench.sample import series
+from orchestrator.errors import BadInput
+from orchestrator.predict.load import Limits
+from orchestrator.probe import node_link
+from orchestrator.probe.plan import PAIRS, pairs, sizes
+from orchestrator.probe.results import Spread, spread
+from orchestrator.profile import Profile
+from orchestrator.profile import load as load_profile
+
+PROJECT = Path(__file__).resolve().parents[2]
+SINGLE = Scenario("single stream", 64, 32, 4, 1)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return load_profile(PROJECT / "profiles/sim.yml")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    return story().run
+
+
+# Loads.
+
+
+def test_loads_fit_into_the_profiles_limits(profile: Profile) -> None:
+    found = scenarios(profile)
+    for each in found:
+        check(each, profile)
+        assert each.prompt_tokens + each.output_tokens <= 256
+    assert found[0].concurrency == 1
+    assert max(each.concurrency or 0 for each in found) == 8
+    assert len({each.name for each in found}) == len(found)
+
+
+WRONG = {
+    "no requests": replace(SINGLE, requests=0),
+    "more than anybody": replace(SINGLE, requests=10**9),
+    "no prompt": replace(SINGLE, prompt_tokens=0),
+    "nobody at once": replace(SINGLE, concurrency=0),
+    "absurd rate": replace(SINGLE, concurrency=None, rate=1e9),
+    "no rate": replace(SINGLE, concurrency=None, rate=0.0),
+    "too long": replace(SINGLE, prompt_tokens=250),
+}
+
+
+@pytest.mark.parametrize("scenario", WRONG.values(), ids=WRONG)
+def test_a_load_that_cannot_be_is_refused(profile: Profile, scenario: Scenario) -> None:
+    with pytest.raises(BadInput, match="single stream"):
+        check(scenario, profile)
+
+
+def test_the_key_is_on_no_command_line(profile: Profile) -> None:
+    argv = command(profile, SINGLE, "http://x:1", repeats=3, seed=7, targets_ms={"ttft": 500})
+    assert "KEY=" not in " ".join(argv) and "read -r OPENAI_API_KEY" in argv[2]
+    assert argv[argv.index("--num-prompts") + 1] == "12"
+    assert argv[argv.index("--goodput") + 1] == "ttft:500"
+    assert f"{argv[argv.index('--result-dir') + 1]}/{argv[-1]}" == RESULT
+
+
+def result(starts: list[float], errors: dict[int, str] | None = None) -> str:
+    """As `vllm bench serve --save-detailed` writes it: first token 0.1 s, then 3 gaps of 20 ms."""
+    return json.dumps(
+        {
+            "start_times": starts,
+            "ttfts": [0.1] * len(starts),
+            "itls": [[0.02] * 3] * len(starts),
+            "errors": [(errors or {}).get(number, "") for number in range(len(starts))],
+        }
+    )
+
+
+def test_a_result_is_told_apart_into_repeats() -> None:
+    found = load.measured(result([0.0, 1.0, 10.0, 11.0]), SINGLE, 2, 1000.0, {}, {"ttft": 50})
+    assert found.ttft_s == Spread(0.1, 0.1, 0.1, 2)
+    assert found.tpot_s.median == pytest.approx(0.02)
+    assert found.windows[0].start == 1000.0
+    assert found.windows[1].end == pytest.approx(1011.16)
+    # Four tokens each, two requests in 1.16 s.
+    assert found.output_tokens_per_s.median == pytest.approx(8 / 1.16)
+    assert found.goodput_per_s == Spread(0.0, 0.0, 0.0, 2)  # none within 50 ms
+
+
+def test_failed_requests_are_counted_and_none_answered_is_no_figure() -> None:
+    found = load.measured(result([0.0, 1.0, 2.0], {1: "HTTP 500"}), SINGLE, 2, 0.0, {}, {})
+    assert (found.completed, found.failed) == (2, 1)
+    with pytest.raises(ValueError, match="0 requests were answered of 1"):
+        load.measured(result([0.0], {0: "refused"}), SINGLE, 1, 0.0, {}, {})
+
+
+def test_counters_are_added_over_engines_and_differences_taken() -> None:
+    page = (
+        "# HELP vllm:prompt_tokens_total x\n"
+        'vllm:prompt_tokens_total{engine="0"} 5.0\nvllm:prompt_tokens_total{engine="1"} 2.0\n'
+        'vllm:request_queue_time_seconds_sum{engine="0"} 0.5\nvllm:num_requests_running 3.0\n'
+        "python_gc_objects_collected_total 9.0\n"
+    )
+    found = counters(page)
+    assert found == {"prompt_tokens_total": 7.0, "request_queue_time_seconds_sum": 0.5}
+    assert differences({"prompt_tokens_total": 3.0}, found) == {
+        "prompt_tokens_total": 4.0, "request_queue_time_seconds_sum": 0.5,
+    }  # fmt: skip
+
+
+def test_rates_are_shares_of_the_most_that_was_served() -> None:
+    swept = [replace(made(n, n), scenario=Scenario(f"{n} at once", 8, 8, 4, n)) for n in (2, 4)]
+    best = swept[1].requests_per_s.median
+    assert [each.rate for each in load.rate_scenarios(swept)] == pytest.approx(
+        [best * share for share in load.RATE_SHARES], rel=1e-3
+    )
+    assert load.rate_scenarios([]) == []
+
+
+# Samples.
+
+
+def line(time: float, busy: float, sent: int, **more: object) -> dict[str, object]:
+    return {
+        "time": time, "cpu": {"busy": busy, "all": 2 * time}, "group": {}, "stalled": 0.0,
+        "net": {"eth0": [sent, 0]}, "memory": 1.0, "hardware": {}, "gauges": {}, **more,
+    }  # fmt: skip
+
+
+def test_samples_become_series_on_the_control_nodes_clock() -> None:
+    lines = {"a": [line(100.0, 10.0, 0), line(101.0, 11.0, 500), line(102.0, 11.0, 500)]}
+    found = {each.name: each for each in series(lines, {"a": 5.0})}
+    assert found["processors"].times == (96.0, 97.0)
+    assert found["processors"].values == pytest.approx((50.0, 0.0))
+    assert found["eth0 sent"].values == pytest.approx((500.0, 0.0))
+    assert series({"a": [line(1.0, 0.0, 0)]}, {}) == ()
+
+
+def test_evidence_is_of_the_loads_own_seconds() -> None:
+    """What a node did before and after is not its cause."""
+    load_ = replace(made(1, 1), windows=(Window(10.0, 20.0),))
+    found = evidence(
+        load_,
+        (
+            Series("compute0", "processors", "%", (5.0, 15.0, 25.0), (0.0, 80.0, 0.0)),
+            Series("compute0", "vLLM num_requests_running", "", (15.0,), (3.0,)),
+            Series("compute0", "cluster0 sent", "", (15.0,), (117e6 / 2,)),
+        ),
+        Limits(sequences=8),
+        story().probes,  # type: ignore[arg-type]
+    )
+    assert [node.busy for node in found.nodes] == [0.8]
+    assert found.running == 3.0 and found.max_running == 8
+    assert found.links and found.links["compute0 cluster0"] == pytest.approx(0.5)
+
+
+# History.
+
+
+def test_runs_are_kept_found_and_named(run: Run) -> None:
+    history.store(run)
+    history.store(replace(run, id="20261127T070000Z"))
+    assert history.load("demo", "last").id == "20261127T070000Z"
+    assert history.load("demo", "20261126") == run
+    for name in ("2026", "x"):
+        with pytest.raises(BadInput):
+            history.load("demo", name)
+
+
+def slower(run: Run, factor: float, **changed: str) -> Run:
+    """The same run a day later, each token so much slower."""
+    first = run.measured[0]
+    values = Spread(*(each * factor for each in (0.02, 0.019, 0.0205)), 4)
+    return replace(
+        run,
+        id="20261127T070000Z",
+        provenance=replace(run.provenance, **changed),
+        measured=(replace(first, tpot_s=values),),
+    )
+
+
+def test_a_regression_is_named_with_what_came_with_it(run: Run) -> None:
+    before = replace(slower(run, 1.0), id=run.id)
+    after = slower(run, 1.5, image_id="ef" * 32, profile_text="name: demo\nray: {port: 1}\n")
+    told = history.regressions(before, after)
+    assert "time per output token" in told[0] and "50% worse, significant" in told[0]
+    assert "image cdcdcdcdcdcd to efefefefefef" in told[1] and "ray: {port: 1}" in told[1]
+    assert history.regressions(after, before) == []
+
+
+def test_two_repeats_show_nothing_and_small_changes_are_no_news(run: Run) -> None:
+    few = [replace(slower(run, f), measured=(replace(run.measured[0], tpot_s=Spread(f, f, f, 2)),))
+           for f in (1.0, 2.0)]  # fmt: skip
+    assert not any(each.significant for each in history.changes(*few))
+    near = history.changes(slower(run, 1.0), slower(run, 1.02))
+    assert not any(each.significant for each in near)
+
+
+def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
+    history.store(replace(run, id="1", state=State.COMPLETE))
+    history.store(replace(run, id="2", state=State.MARKED))
+    history.store(replace(run, id="3", provenance=replace(run.provenance, layout="tensor 1")))
+    found = history.last_good("demo", replace(run, id="9"))
+    assert found is not None and found.id == "1"
+
+
+def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
+    def at(speed: float) -> Run:
+        values = Spread(speed, speed * 0.99, speed * 1.01, 4)
+        return replace(run, measured=(replace(run.measured[0], output_tokens_per_s=values),))
+
+    (line_,) = history.clusters_help(at(60), at(40))
+    assert "does not help" in line_ and "60" in line_ and "40" in line_
+    assert "it helps" in history.clusters_help(at(40), at(60))[0]
+    assert "no difference" in history.clusters_help(at(40), at(40.1))[0]
+
+
+# Probes.
+
+
+def test_messages_are_of_the_models_width() -> None:
+    assert sizes({"hidden_size": 128})[0] == 256
+    assert sizes({"text_config": {"hidden_size": 64}})[0] == 128
+    assert sizes({})[0] == 8192  # a width that is not known
+    assert max(sizes({"hidden_size": 16384})) <= 16 << 20
+
+
+def test_pairs_are_of_nodes_on_one_network_and_not_too_many(profile: Profile) -> None:
+    found = pairs(profile, profile.nodes)
+    assert [(p.a.name, p.b.name) for p in found] == [
+        ("control", "compute0"), ("control", "compute1"), ("compute0", "compute1"),
+    ]  # fmt: skip
+    many = tuple(
+        node.model_copy(update={"name": f"n{number}"})
+        for number, node in enumerate([profile.compute_nodes[0]] * 40)
+    )
+    assert len(pairs(profile, many)) == PAIRS
+    assert len({name for p in pairs(profile, many) for name in (p.a.name, p.b.name)}) > PAIRS / 2
+
+
+def test_a_spread_is_of_its_values() -> None:
+    assert spread([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
+    assert spread([2.0, 1.0, 3.0]).relative == 1.0
+
+
+def test_a_link_is_measured_by_two_processes_that_talk() -> None:
+    program = str(node_link.__file__)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, program, "serve", "127.0.0.1", port], stdout=subprocess.PIPE, text=True
+    )
+    ask = [sys.executable, program, "ask", "127.0.0.1", port, "127.0.0.1", "256,65536"]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+    server.communicate(timeout=30)
+    assert server.returncode == 0
+    found = json.loads(done.stdout)
+    assert set(found["by_size_s"]) == {"256", "65536"}
+    assert 0 < min(found["latency_s"]) < 1 and min(found["bytes_per_s"]) > 0
+
+
+def test_a_link_that_nobody_answers_is_an_error_and_no_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_link, "CONNECT", 0.3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(OSError):
+        node_link.connected("127.0.0.1", port, "127.0.0.1")
