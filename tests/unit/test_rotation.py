@@ -9,15 +9,25 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.certificates import Certificate
+from orchestrator.errors import UserError
+from orchestrator.machines import PowerState
+from orchestrator.profile import load
+from orchestrator.progress import Board
+from orchestrator.rotate import Part
+from orchestrator.rotate import rotate as rotate_cluster
 from orchestrator.run import run
-from orchestrator.trust import PAIRS, Trust, open_trust
+from orchestrator.trust import HOST_LIFETIME, PAIRS, Trust, open_trust
 
 #: What changes a disk, by its names in `os`; what the standard library is built on.
 CHANGES = ("mkdir", "open", "chmod", "fsync", "rename", "replace", "unlink", "rmdir")
+PROFILE = Path(__file__).resolve().parent.parent / "golden/sim/profile.yml"
 #: More than a step of a rotation makes.
 MANY = 200
 
@@ -115,3 +125,37 @@ def left_over(trust: Trust) -> list[str]:
     """What an interruption left in the directory: keys that nobody needs."""
     found = (path.name for path in trust.directory.iterdir())
     return [name for name in found if name == "successor" or name.startswith(".")]
+
+
+@pytest.mark.parametrize("state", [PowerState.SILENT, PowerState.WAKING])
+def test_a_node_that_may_be_on_is_named_before_a_key_is_made(
+    trust: Trust, state: PowerState
+) -> None:
+    states = {"control": PowerState.ON, "compute0": PowerState.OFF, "compute1": state}
+    driver = SimpleNamespace(state=lambda node: states[node.name])
+    cluster = SimpleNamespace(driver=driver, profile=load(PROFILE), trust=trust)
+    before = kept(trust)
+    with pytest.raises(UserError, match=r"nor to be off: compute1; nothing is changed"):
+        rotate_cluster(cluster, Board(quiet=True), list(Part))  # type: ignore[arg-type]
+    assert kept(trust) == before and trust.successor is None
+
+
+@pytest.mark.parametrize(
+    "node, left, soon",
+    [
+        ("compute0", HOST_LIFETIME, False),
+        ("compute0", HOST_LIFETIME / 3 + timedelta(hours=1), False),
+        ("compute0", HOST_LIFETIME / 3 - timedelta(hours=1), True),
+        ("compute0", -timedelta(hours=1), True),
+        ("", timedelta(days=11), False),  # the operator's, which is renewed when it is used
+    ],
+)
+def test_a_hosts_certificate_is_due_in_its_last_third(
+    node: str, left: timedelta, soon: bool
+) -> None:
+    assert Certificate(node, datetime.now(UTC) + left).ends_soon is soon
+
+
+def test_a_certificate_that_could_not_be_read_says_why() -> None:
+    certificate = Certificate("compute0", None, "no answer")
+    assert certificate.told == "no answer" and not certificate.ends_soon
