@@ -115,7 +115,7 @@ def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outl
     if model.repository and not model.config:
         raise BadInput(
             f"{loaded.where('serving', 'model')}: {model.name} is not on this machine yet",
-            f"Run: orchestrate model pull {model.name}",
+            f"Run: {model.pull}",
         )
     found = serving.resolve(loaded)
     return outlook(
