@@ -29,7 +29,7 @@ WANTED = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A format of the weights: files of ``pattern``, but for those of ``other``, which are ``why``."""
+    """A format of the weights: files of ``pattern``, but not of ``other``, which are ``why``."""
 
     pattern: str
     other: tuple[str, ...] = ()
@@ -141,7 +141,13 @@ def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFil
 def _home(source: Path, repository: str, revision: str) -> Path:
     """Where the files are: in ``source``, or where one of the hub's layouts has them below it."""
     cached = Path(f"models--{repository.replace('/', '--')}", "snapshots", revision)
-    below = (Path(), Path("snapshots", revision), cached, "hub" / cached, Path(repository, revision))
+    below = (
+        Path(),
+        Path("snapshots", revision),
+        cached,
+        "hub" / cached,
+        Path(repository, revision),
+    )
     homes = [source / each for each in below]
     return next((home for home in homes if (home / "config.json").is_file()), source)
 
@@ -192,7 +198,9 @@ def refused(repository: str, file: str, status: int | None, said: str) -> UserEr
     """Why a file of a listed commit does not come."""
     what = f"{repository}: the hub does not give {file}: {said}"
     if status in (401, 403):
-        return UserError(what, f"Accept its terms at its page there where it has some, and {TOKEN}.")
+        return UserError(
+            what, f"Accept its terms at its page there where it has some, and {TOKEN}."
+        )
     if status in (404, 410):
         return UserError(what, "It was removed there: pin another revision in the profile.")
     return UserError(what, "Run it again: it goes on where it stopped.")

@@ -178,7 +178,7 @@ def _rows() -> list[dict[str, Any]]:
     ]
     for (repository, revision), uses in names.items():
         state = "missing" if revision else "not pinned"
-        nothing = {"size": None, "directory": None, "serving": []}
+        nothing: dict[str, Any] = {"size": None, "directory": None, "serving": []}
         rows.append(_row(repository, revision, state, uses) | nothing)
     return rows
 

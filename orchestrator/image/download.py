@@ -78,6 +78,7 @@ class Downloader:
         part = _part(target)
         self.advance(_size(part))
         for pause in (*self.pauses, None):
+            wished = 0.0
             try:
                 with disk_errors(part):
                     self._attempt(url, part, size)
@@ -88,12 +89,12 @@ class Downloader:
                     self.advance(-_size(part))
                     said = f"HTTP {code} {error.response.reason_phrase}"
                     raise Unavailable(f"{url}: {said}", status=code) from None
-                pause = max(pause, _retry_after(error.response))
+                wished = _retry_after(error.response)
             except (httpx.TransportError, Incomplete) as error:
                 if pause is None:
                     self.advance(-_size(part))
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from None
-            if self.stop.wait(pause):
+            if self.stop.wait(max(pause, wished)):
                 raise Stopped
         self._accept(part, target, expected, (hashed or digest)(part), url)
 

@@ -78,29 +78,40 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "")
         if match := re.fullmatch(r"/blobs/(.+)", path):
             self.hub.tokens_elsewhere.add(token)
-            return self.file(match.group(1), body)
+            self.file(match.group(1), body)
+            return
         if REPOSITORY in path:  # the library asks the hub for other things too
             self.hub.tokens.add(token)
         if self.hub.refuse:
-            status, code = self.hub.refuse
-            return self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body)
-        if path.startswith("/api/") and self.hub.first.get(LISTING):
-            return self.reply(self.hub.first[LISTING].pop(0), b"{}", {}, body)
-        if match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
-            revision = match.group(1) or NEWEST
-            if revision not in (REVISION, NEWEST):
-                return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            self.refuse(*self.hub.refuse, body)
+        elif match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
+            self.list(match.group(1) or NEWEST, body)
+        elif match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
+            self.resolve(match.group(1), body)
+        else:
+            self.refuse(404, "RepoNotFound", body)
+
+    def list(self, revision: str, body: bool) -> None:
+        if self.hub.first.get(LISTING):
+            self.refuse(self.hub.first[LISTING].pop(0), "", body)
+        elif revision not in (REVISION, NEWEST):
+            self.refuse(404, "RevisionNotFound", body)
+        else:
             content = json.dumps(self.hub.listing(revision)).encode()
-            return self.reply(200, content, {"Content-Type": "application/json"}, body)
-        if match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
-            name = match.group(1)
-            if name in self.hub.withheld:
-                return self.reply(self.hub.withheld[name], b"{}", {}, body)
-            if name in self.hub.large:
-                where = {"Location": f"{self.hub.elsewhere}/blobs/{name}?signature=secret"}
-                return self.reply(302, b"", self.described(name) | where, body)
-            return self.file(name, body)
-        return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+            self.reply(200, content, {"Content-Type": "application/json"}, body)
+
+    def resolve(self, name: str, body: bool) -> None:
+        if name in self.hub.withheld:
+            self.refuse(self.hub.withheld[name], "", body)
+        elif name in self.hub.large:
+            where = {"Location": f"{self.hub.elsewhere}/blobs/{name}?signature=secret"}
+            self.reply(302, b"", self.described(name) | where, body)
+        else:
+            self.file(name, body)
+
+    def refuse(self, status: int, code: str, body: bool) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
+        self.reply(status, b"{}", headers, body)
 
     def described(self, name: str) -> dict[str, str]:
         content = self.hub.files[name]

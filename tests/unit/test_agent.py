@@ -3,7 +3,6 @@ node: tests/sim/test_agent.py)."""
 
 import contextlib
 import hashlib
-import http.server
 import json
 import os
 import signal
@@ -11,11 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_case import MODEL, ask, serving_model, state, statuses
 from killing import KILLED
 
 from orchestrator import agent
@@ -25,29 +25,11 @@ from orchestrator.state import NodeState
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
 pytestmark = needs_root
 
-MODEL = bytes(range(256)) * 10_000
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A web server on loopback that has ``model``."""
-    served = tmp_path / "served"
-    served.mkdir()
-    (served / "model").write_bytes(MODEL)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(served))
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_port}"
-        web.shutdown()
-        thread.join()
+    with serving_model(tmp_path / "served") as url:
+        yield url
 
 
 @pytest.fixture
@@ -55,16 +37,6 @@ def root(tmp_path: Path) -> Path:
     path = tmp_path / "root"
     path.mkdir()
     return path
-
-
-def state(*items: Directory | File) -> dict[str, Any]:
-    return NodeState(
-        "node0",
-        users=(),
-        directories=tuple(item for item in items if isinstance(item, Directory)),
-        files=tuple(item for item in items if isinstance(item, File)),
-        units=(),
-    ).document()
 
 
 def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
@@ -75,26 +47,6 @@ def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
         File(Step.BASE, "/etc/own/key", "hidden\n", mode="0600", secret=True),
         File(Step.BASE, "/var/lib/m/x/model", url=f"{server}/model", sha256=digest),
     )
-
-
-def ask(
-    verb: str, root: Path, wanted: dict[str, Any], inside: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Run the agent as a node does, in a network; resource -> its entry in the report."""
-    request = json.dumps({"verb": verb, "root": str(root), "state": wanted})
-    done = subprocess.run(
-        [*inside, sys.executable, "-I", "-S", agent.__file__],
-        input=request,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return {entry["id"]: entry for entry in json.loads(done.stdout)["resources"]}
-
-
-def statuses(report: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name: entry["status"] for name, entry in report.items()}
 
 
 def tree(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -172,117 +124,6 @@ def test_a_download_with_the_wrong_hash_is_not_kept(root: Path, server: str) -> 
     assert hashlib.sha256(MODEL).hexdigest() in report["file:/srv/model"]["error"]
     assert "404" in report["file:/srv/missing"]["error"]
     assert [path.name for path in (root / "srv").iterdir()] == ["other"]
-
-
-class Cutting(http.server.BaseHTTPRequestHandler):
-    """Has MODEL, and cuts each connection after ``most`` bytes of it."""
-
-    most = len(MODEL) // 3 + 1
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
-        rest = MODEL[int(asked) :]
-        self.send_response(206 if int(asked) else 200)
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[: self.most])
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def test_a_download_goes_on_where_it_was_cut(root: Path) -> None:
-    digest = hashlib.sha256(MODEL).hexdigest()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cutting) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_port}/model"
-        report = ask("apply", root, state(File(Step.BASE, "/m", url=url, sha256=digest)))
-        web.shutdown()
-        thread.join()
-    assert statuses(report) == {"file:/m": "changed"}
-    assert (root / "m").read_bytes() == MODEL
-
-
-def model_state(server: str, name: str = "new") -> dict[str, Any]:
-    path = f"/models/{name}"
-    digest = hashlib.sha256(MODEL).hexdigest()
-    return state(
-        Directory(Step.SERVING, path, holds=(("model", len(MODEL)),), shelf="/models"),
-        File(Step.SERVING, f"{path}/model", url=f"{server}/model", sha256=digest),
-    )
-
-
-@pytest.fixture
-def shelf(root: Path) -> Iterator[Path]:
-    """A disk with room for one model, and a bit."""
-    path = root / "models"
-    path.mkdir()
-    size = f"size={len(MODEL) + (1 << 20)}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "shelf", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
-def test_old_models_go_where_there_is_no_room_and_only_then(shelf: Path, server: str) -> None:
-    root = shelf.parent
-    for age, (name, size) in {2: ("small", 1 << 18), 3: ("old", len(MODEL) - (1 << 19))}.items():
-        (shelf / name).mkdir()
-        (shelf / name / "model").write_bytes(bytes(size))
-        os.utime(shelf / name, (0, 1_000_000 - age))
-    report = ask("look", root, model_state(server))["directory:/models/new"]
-    assert report["changes"] == ["create", "room"]
-    assert "GB to come" in report["found"]["room"]
-    assert set(statuses(ask("apply", root, model_state(server))).values()) == {"changed"}
-    assert sorted(path.name for path in shelf.iterdir()) == ["new", "small"]
-    # What is not the model's goes; what is on the shelf beside it stays.
-    (shelf / "new/model-of-before").write_text("x")
-    report = ask("look", root, model_state(server))["directory:/models/new"]
-    assert report["found"] == {"stray": "model-of-before"}
-    assert set(statuses(ask("apply", root, model_state(server))).values()) == {
-        "changed",
-        "unchanged",
-    }
-    assert sorted(path.name for path in shelf.rglob("*") if path.is_file()) == ["model", "model"]
-
-
-def test_a_model_that_does_not_fit_is_told_before_the_first_byte(shelf: Path) -> None:
-    held = (("a", len(MODEL)), ("b", 2 << 20))
-    wanted = state(
-        Directory(Step.SERVING, "/models/new", holds=held, shelf="/models"),
-        File(Step.SERVING, "/models/new/a", url="http://127.0.0.1:9/a", sha256="0" * 64),
-    )
-    report = ask("apply", shelf.parent, wanted)
-    assert "no room: 0.0 GB to come" in report["directory:/models/new"]["error"]
-    assert report["file:/models/new/a"]["error"] == "needs directory:/models/new"
-
-
-def test_memory_that_is_not_there_is_no_room(root: Path) -> None:
-    held = (("a", 1 << 50),)
-    wanted = state(
-        Directory(Step.SERVING, "/models/new", holds=held, shelf="/models", in_memory=True)
-    )
-    error = ask("apply", root, wanted)["directory:/models/new"]["error"]
-    assert error.startswith("no room: 1125899.9 GB to come") and error.endswith("free in memory")
-
-
-def test_what_an_earlier_boot_left_is_read_before_it_is_used_and_then_no_more(
-    root: Path, server: str
-) -> None:
-    wanted = model_state(server)
-    ask("apply", root, wanted)
-    (root / agent.MEMORY).unlink()  # the next boot
-    file = root / "models/new/model"
-    damaged = b"!" + MODEL[1:]
-    file.write_bytes(damaged)
-    assert ask("look", root, wanted)["file:/models/new/model"]["changes"] == ["content"]
-    assert statuses(ask("apply", root, wanted))["file:/models/new/model"] == "changed"
-    assert file.read_bytes() == MODEL
-
-    (root / agent.MEMORY).unlink()
-    assert statuses(ask("apply", root, wanted))["file:/models/new/model"] == "unchanged"
-    known = json.loads((root / agent.MEMORY).read_text())
-    assert known["file:/models/new/model"]["stamp"] == agent.stamp(file.lstat())
 
 
 def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_done(root: Path) -> None:

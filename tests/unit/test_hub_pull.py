@@ -145,7 +145,8 @@ REFUSED = {
     "not let in": ((401, "RepoNotFound"), "no such repository, or does not show it"),
     "another revision": ((404, "RevisionNotFound"), "has no such commit"),
     "a token that is none": (
-        (401, "Invalid credentials in Authorization header"), "does not know the token",
+        (401, "Invalid credentials in Authorization header"),
+        "does not know the token",
     ),
     "broken": ((500, ""), "HTTP 500 Internal Server Error"),
 }
