@@ -230,12 +230,12 @@ class Bench:
             "orchestrate": lambda change: [
                 sys.executable, str(HERE), "apply", str(self.cluster.profile.path), str(change)
             ],
-            "ansible": lambda change: [
-                str(self.peers / "bin/ansible-playbook"), "playbook.json", "-e", f"change={change}"
-            ],
             "pyinfra": lambda change: [
                 *(str(self.peers / "bin/pyinfra"), "-y", "--parallel", jobs),
                 *("inventory.py", "deploy.py"),
+            ],
+            "ansible": lambda change: [
+                str(self.peers / "bin/ansible-playbook"), "playbook.json", "-e", f"change={change}"
             ],
         }  # fmt: skip
 

@@ -239,10 +239,13 @@ def test_a_file_of_unknown_size_is_fetched_by_its_url(
 
 
 def test_wrong_bytes_of_a_file_elsewhere_are_refused(fetchable: Box, site: Site) -> None:
-    (site.root / "driver_2.0-0_amd64.deb").write_bytes(b"something else")
+    file = site.root / "driver_2.0-0_amd64.deb"
+    expected, wrong = hashlib.sha256(file.read_bytes()), hashlib.sha256(b"something else")
+    file.write_bytes(b"something else")
     failed = fetchable.run("fetch", "demo")
     assert failed.returncode == 1
-    for part in ("driver_2.0-0_amd64.deb: wrong content", "expected sha256", site.url):
+    hashes = (f"expected {expected.hexdigest()}", f"got      {wrong.hexdigest()}")
+    for part in ("driver_2.0-0_amd64.deb: wrong content", *hashes, site.url):
         assert part in failed.stderr
     assert fetchable.stored() == []
 
