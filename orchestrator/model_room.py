@@ -72,7 +72,8 @@ def of_image(image: Path | None) -> int:
     if image is None:
         return 0
     layers = json.loads((image / MANIFEST).read_text())["layers"]
-    return sum(int(layer["size"]) + int(layer["verity"]["size"]) for layer in layers)
+    trees = sum(int(layer["verity"]["size"]) for layer in layers if "verity" in layer)
+    return sum(int(layer["size"]) for layer in layers) + trees
 
 
 def _gb(size: float) -> str:

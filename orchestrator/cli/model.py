@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,18 +152,23 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
 
 
 def _names() -> dict[tuple[str, str], list[str]]:
-    """By repository and commit, PROFILE:NAME of the checkout's profiles that name it."""
+    """By repository and commit, PROFILE:NAME of profiles that name it: of the checkout's, and of
+    the active one."""
     from orchestrator.errors import UserError
     from orchestrator.profile import choose, load
 
+    files = [choose.locate(name).resolve() for name in choose.known()]
+    with suppress(UserError):
+        files.append(choose.active_path().resolve())
     found: dict[tuple[str, str], list[str]] = {}
-    for name in choose.known():
+    for file in dict.fromkeys(files):
         try:
-            profile = load(choose.locate(name))
+            profile = load(file)
         except UserError:
             continue  # what is wrong with it is for `profile check`
         for key, entry in profile.models.items():
-            found.setdefault((entry.repository, entry.revision or ""), []).append(f"{name}:{key}")
+            use = f"{profile.name}:{key}"
+            found.setdefault((entry.repository, entry.revision or ""), []).append(use)
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,12 @@ class Box:
     def home(self) -> Path:
         return self.root / "state/hub" / REPOSITORY / REVISION
 
-    def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str | Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(*words), cwd=PROJECT, env=self.env, capture_output=True, text=True,
-            timeout=120, check=False,
+            self.argv(*words), cwd=PROJECT, env=self.env | (env or {}), capture_output=True,
+            text=True, timeout=120, check=False,
         )  # fmt: skip
 
     def argv(self, *words: str | Path) -> list[str]:
@@ -67,8 +69,8 @@ class Box:
     def pull(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         return self.run("pull", "--profile", self.root / "profiles/small.yml", *words)
 
-    def json(self, *words: str | Path) -> Any:
-        done = self.run(*words, "--json")
+    def json(self, *words: str | Path, env: Mapping[str, str] | None = None) -> Any:
+        done = self.run(*words, "--json", env=env)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -241,6 +243,11 @@ def test_ls_and_rm(box: Box) -> None:
     first, second = box.run("ls").stdout.splitlines()
     assert first.split()[:3] == ["big", REPOSITORY, REVISION[:12]]
     assert first.endswith("complete    used by small") and "not pinned" in second
+    (box.root / "profiles/small.yml").rename(box.root / "elsewhere.yml")
+    assert {tuple(each["profiles"]) for each in box.json("ls")} == {()}
+    active = {"ORCHESTRATE_PROFILE": str(box.root / "elsewhere.yml")}
+    assert box.json("ls", env=active)[0]["profiles"] == ["small:big"]
+    (box.root / "elsewhere.yml").rename(box.root / "profiles/small.yml")
     assert box.run("rm", "nosuch").returncode == 2
     assert box.run("rm", "big").returncode == 0
     assert not (box.root / "state/hub/owner").exists()
