@@ -25,7 +25,8 @@ def control() -> None:
     """The control host, from your laptop: sync the checkout, run commands, open a shell.
 
     Your own ssh reaches it: by the profile's control_host.ssh, else by the control node's name.
-    Any command runs there with --on-control; with control_host in the profile, without it too.
+    Any command runs there with --on-control; with control_host in the profile, all that concern
+    the cluster, its images or models do without it.
     """
 
 

@@ -40,7 +40,7 @@ def active(option: str | None = None, *, anywhere: bool = False) -> Profile:
     Raises BadInput where none does, where the named one does not exist, or where it is wrong; and
     RunsThere where its commands belong on another computer, except for what is done ``anywhere``.
     """
-    from orchestrator.profile.load import load
+    from orchestrator.profile import load
 
     profile = load(active_path(option))
     if profile.control_host and not anywhere:

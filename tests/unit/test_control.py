@@ -15,7 +15,7 @@ from control_case import ADDRESS, SPACES, Pair
 
 from orchestrator import control as module
 from orchestrator.cli.control import without_profile
-from orchestrator.control import archive, digest_of, tree
+from orchestrator.control import archive, digest_of
 from orchestrator.machines import netns
 
 #: A command line that no other process has.
@@ -192,14 +192,6 @@ def test_the_digest_is_of_names_contents_and_what_may_run(tmp_path: Path) -> Non
     os.utime(file, (1, 1))
     assert digest_of({"a": file}) == before
     assert archive({"a": file}) == archive({"a": file})
-
-
-def test_without_git_what_never_belongs_there_is_left_out(tmp_path: Path) -> None:
-    for name in ("flake.nix", ".venv/bin/python", "a/__pycache__/x.pyc", "profiles/x.yml"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    found = dict(tree(tmp_path, tmp_path / "profiles/x.yml"))
-    assert set(found) == {"flake.nix", "profiles/x.yml"}
 
 
 def test_the_profile_is_named_by_a_variable_there() -> None:

@@ -103,6 +103,16 @@ def test_killed_at_any_step_the_next_sync_makes_it_whole(tmp_path: Path, home: P
     assert code == 0 and nth > len(TOOLS)
 
 
+def test_what_was_set_up_is_so_only_with_its_environment(tmp_path: Path, home: Path) -> None:
+    (home / "co.sync/set-up").write_text("old\n")
+    assert sh(home, LOOK)[1].split() == ["old", "none"]
+    (home / "co/.venv/bin").mkdir()
+    (home / "co/.venv/bin/python").symlink_to(sys.executable)
+    assert sh(home, LOOK)[1].split() == ["old", "old"]
+    assert sh(home, TAKE, "new", "1", stdin=packed(tmp_path, "new"))[0] == 0
+    assert sh(home, LOOK)[1].split() == ["new", "none"]
+
+
 def test_the_tree_under_a_running_command_stays(tmp_path: Path, home: Path) -> None:
     runner = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from orchestrator import on_control;"
