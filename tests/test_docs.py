@@ -52,6 +52,7 @@ def problem(words: list[str]) -> str:
         command, words = below, words[1:]
     known = {"--help", "-h", "--version", ON_CONTROL}.union(*(each.opts for each in command.params))
     mine = words[: words.index("--")] if "--" in words else words
+    mine = [word for word in mine if word != "-"]  # a value
     wrong = [word for word in mine if word.startswith("-") and word.split("=")[0] not in known]
     return f"no option {wrong[0]}" if wrong else ""
 

@@ -30,6 +30,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
   if $tests; then
     has sshd || echo openssh-server
+    has sudo || echo sudo # a control host's account that is not root's
     # Machines that really netboot (SeaBIOS comes along), their cards' iPXE, UEFI, and disks.
     has qemu-system-x86_64 || echo qemu-system-x86
     [ -e /usr/lib/ipxe/qemu/pxe-virtio.rom ] || echo ipxe-qemu

@@ -118,7 +118,7 @@ def sent(words: list[str]) -> int:
 
     named = [new for old, new in pairwise(words) if old == "--profile"]
     named += [word.partition("=")[2] for word in words if word.startswith("--profile=")]
-    return run_there(active(named[0] if named else None), words)
+    return run_there(active(named[-1] if named else None, anywhere=True), words)
 
 
 def report_bug(bug: Exception) -> int:

@@ -205,7 +205,10 @@ def compare(profile: str | None, as_json: bool, before: str, after: str) -> None
 @profile_option
 @click.argument("run", default="last")
 @click.option(
-    "--out", "to", type=click.Path(dir_okay=False, path_type=Path), help="Default: RUN.html here."
+    "--out",
+    "to",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Default: RUN.html here. '-': the standard output, as from another computer.",
 )
 def report(profile: str | None, run: str, to: Path | None) -> None:
     """Write a run's report: one HTML file that opens without a network.
@@ -216,6 +219,9 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
     from orchestrator.report.page import page
 
     found = history.load(active(profile).name, run)
+    if to == Path("-"):
+        print(page(told(found, profile)))
+        return
     path = to or Path(f"{found.id}.html")
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(page(told(found, profile)), encoding="utf-8")

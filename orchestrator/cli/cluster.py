@@ -27,12 +27,9 @@ STEPS = ("control", "ssh", "base", "ray", "serving")
 
 def opened(profile: str | None, machines: str | None = None) -> Cluster:
     from orchestrator.cluster import open_cluster
-    from orchestrator.control import send_on
 
-    loaded = active(profile)
-    if machines is None:  # others than the profile's own are this computer's
-        send_on(loaded)
-    return open_cluster(loaded, machines)
+    # Machines other than the profile's own are this computer's.
+    return open_cluster(active(profile, anywhere=machines is not None), machines)
 
 
 @click.command()

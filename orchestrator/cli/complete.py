@@ -33,7 +33,7 @@ def _nodes(context: click.Context) -> Iterable[str]:
     from orchestrator.profile import active
 
     parameters: dict[str, Any] = context.params
-    return [node.name for node in active(parameters.get("profile")).nodes]
+    return [node.name for node in active(parameters.get("profile"), anywhere=True).nodes]
 
 
 def _profiles(_context: click.Context) -> Iterable[str]:
@@ -45,7 +45,7 @@ def _profiles(_context: click.Context) -> Iterable[str]:
 def _models(context: click.Context) -> Iterable[str]:
     from orchestrator.profile import active
 
-    return active(context.params.get("profile")).models
+    return active(context.params.get("profile"), anywhere=True).models
 
 
 def _topics(_context: click.Context) -> Iterable[str]:

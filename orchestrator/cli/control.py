@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
 
+#: The commands that run others, which may read their standard input.
+READ_INPUT = (("node", "ssh"), ("sim", "shell"))
+
+
 @click.group()
 def control() -> None:
     """The control host, from your laptop: sync the checkout, run commands, open a shell.
 
     Your own ssh reaches it: by the profile's control_host.ssh, else by the control node's name.
-    Any command runs there with --on-control; with control_host in the profile, without it too.
+    Any command runs there with --on-control; with control_host in the profile, all that concern
+    the cluster, its images or models do without it.
     """
 
 
@@ -37,7 +42,7 @@ def sync(profile: str | None, as_json: bool) -> None:
     """
     from orchestrator.control import ControlHost
 
-    host = ControlHost(active(profile))
+    host = ControlHost(active(profile, anywhere=True))
     done = host.sync(lambda line: err.print(line, markup=False))
     if as_json:
         print_json({"host": host.name, "path": host.path, "files": done.files,
@@ -57,7 +62,7 @@ def cmd(profile: str | None, words: tuple[str, ...]) -> None:
     """
     from orchestrator.control import ControlHost
 
-    replace_by(ControlHost(active(profile)).shell_argv(words))
+    replace_by(ControlHost(active(profile, anywhere=True)).shell_argv(words))
 
 
 @control.command()
@@ -69,17 +74,20 @@ def ssh(profile: str | None) -> None:
     """
     from orchestrator.control import ControlHost
 
-    replace_by(ControlHost(active(profile)).shell_argv())
+    replace_by(ControlHost(active(profile, anywhere=True)).shell_argv())
 
 
 def run_there(profile: Profile, words: list[str]) -> int:
     """Sync, then run this very command on the control host; its exit code."""
-    from orchestrator.control import ControlHost
+    from orchestrator.control import SSH_FAILED, ControlHost
 
     host = ControlHost(profile)
     host.sync(lambda line: err.print(line, markup=False))
     sys.stdout.flush()
-    return host.run(without_profile(words))
+    code = host.run(without_profile(words), reads_input=tuple(words[:2]) in READ_INPUT)
+    if code == SSH_FAILED:
+        err.print(f"{host.name}: the connection broke; what ran there is interrupted", markup=False)
+    return code
 
 
 def without_profile(words: list[str]) -> list[str]:

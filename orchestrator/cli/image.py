@@ -12,7 +12,8 @@ import click
 from orchestrator.cli import complete
 from orchestrator.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
-from orchestrator.profile import profile_option
+from orchestrator.profile import active, profile_option
+from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
     from orchestrator.image.inventory import State
@@ -125,6 +126,7 @@ def fetch(
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
+    go_to_its_host()
     where = Sources(directory, mirror)
     fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
     if as_json:
@@ -152,6 +154,7 @@ def check(name: str, as_json: bool) -> None:
     """
     from orchestrator.image.check import check as check_image
 
+    go_to_its_host()
     report = check_image(name)
     if as_json:
         print_json(report.document())
@@ -171,6 +174,7 @@ def build(name: str, as_json: bool) -> None:
     """
     from orchestrator.image.build import build as build_image
 
+    go_to_its_host()
     built = build_image(name, lambda line: err.print(line, markup=False))
     if as_json:
         print_json({"name": name, "path": built.path, "id": built.ident})
@@ -188,6 +192,7 @@ def ls(name: str | None, as_json: bool) -> None:
     """
     from orchestrator.image import inventory, spec
 
+    go_to_its_host()
     states = [inventory.state(each) for each in ([name] if name else spec.names())]
     if as_json:
         print_json([asdict(state) | {"id": state.ident} for state in states])
@@ -208,6 +213,7 @@ def gc(name: str | None, as_json: bool) -> None:
     """
     from orchestrator.image import inventory, spec
 
+    go_to_its_host()
     released = inventory.release([name] if name else spec.names())
     if as_json:
         print_json(asdict(released))
@@ -230,7 +236,6 @@ def use(name: str, profile: str | None, as_json: bool) -> None:
     Example: orchestrate image use pxe-sim
     """
     from orchestrator.cluster import open_cluster
-    from orchestrator.profile import active
 
     cluster = open_cluster(active(profile))
     with cluster.locked("image use"):
@@ -249,7 +254,6 @@ def rollback(profile: str | None, as_json: bool) -> None:
     Example: orchestrate image rollback
     """
     from orchestrator.cluster import open_cluster
-    from orchestrator.profile import active
 
     cluster = open_cluster(active(profile))
     with cluster.locked("image rollback"):

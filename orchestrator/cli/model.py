@@ -11,6 +11,7 @@ import click
 from orchestrator.cli import complete
 from orchestrator.console import out, print_json
 from orchestrator.profile import active, profile_option
+from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
     from orchestrator.hub import Held
@@ -53,11 +54,9 @@ def pull(
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
     from orchestrator import hub, hub_listing
-    from orchestrator.control import send_on
     from orchestrator.errors import BadInput
 
     loaded = active(profile)
-    send_on(loaded)
     name = name or loaded.serving.model
     entry = loaded.models.get(name)
     if entry is None:
@@ -97,6 +96,7 @@ def ls(as_json: bool) -> None:
 
     Example: orchestrate model ls
     """
+    go_to_its_host()
     rows = _rows()
     if as_json:
         print_json(rows)
@@ -123,6 +123,7 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
     from orchestrator.errors import BadInput, UserError
     from orchestrator.served_model import withdraw
 
+    go_to_its_host()
     names = _names()
     held = hub.held()
     found = [

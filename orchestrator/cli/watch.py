@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli.cluster import opened
 from orchestrator.console import out
-from orchestrator.profile import profile_option
+from orchestrator.profile import active, profile_option
 
 #: What a unit has to be told of this shell.
 VARIABLES = ("ORCHESTRATE_STATE", "ORCHESTRATE_CACHE", "ORCHESTRATE_CHECKOUT", "HOME", "PATH")
@@ -57,14 +57,13 @@ def watch(
 
 
 def _unit(profile: str | None) -> str:
-    from orchestrator.profile.choose import active_path
-    from orchestrator.profile.load import load
     from orchestrator.templating import render
 
-    path = active_path(profile).resolve()
+    loaded = active(profile)
+    path = loaded.path.resolve()
     return render(
         "watch.service",
-        profile=load(path).name,
+        profile=loaded.name,
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
         argv=[sys.executable, "-m", "orchestrator", "watch", "--profile", str(path)],
     )

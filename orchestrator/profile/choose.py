@@ -34,14 +34,29 @@ def profile_option(command: _Command) -> _Command:
     )(command)
 
 
-def active(option: str | None = None) -> Profile:
+def active(option: str | None = None, *, anywhere: bool = False) -> Profile:
     """The profile that ``--profile``, the environment or ``profile use`` names, in this order.
 
-    Raises BadInput where none does, where the named one does not exist, or where it is wrong.
+    Raises BadInput where none does, where the named one does not exist, or where it is wrong; and
+    RunsThere where its commands belong on another computer, except for what is done ``anywhere``.
     """
-    from orchestrator.profile.load import load
+    from orchestrator.profile import load
 
-    return load(active_path(option))
+    profile = load(active_path(option))
+    if profile.control_host and not anywhere:
+        from orchestrator.control import send_on
+
+        send_on(profile)
+    return profile
+
+
+def go_to_its_host() -> None:
+    """For what concerns the cluster's computer, and no cluster: images, models. Raises RunsThere
+    as ``active`` does; without an active profile, or with a wrong one, it is done here."""
+    try:
+        active()
+    except BadInput:
+        return
 
 
 def active_path(option: str | None = None) -> Path:

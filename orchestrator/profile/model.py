@@ -263,8 +263,9 @@ class Profile(Section):
     control: Node = Field(description="The control node: it boots, configures and fronts the rest.")
     control_host: ControlHost | None = Field(
         default=None,
-        description="Where commands run. With it, those that concern the cluster are run there "
-        "over SSH, after a sync; without it here, and there with `--on-control`.",
+        description="Where commands run. With it, those that concern the cluster, its images or "
+        "models are run there over SSH, after a sync; without it here, and there with "
+        "`--on-control`.",
     )
     compute_nodes: tuple[Node, ...] = Field(
         min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from boot_service_case import DOCUMENT, NEIGHBOURS, Running
+from control_case import Pair, pair_at
 from hypothesis import settings
 
 from orchestrator.run import run
@@ -33,3 +34,10 @@ def stopped(tmp_path: Path) -> Iterator[Running]:
 def service(stopped: Running) -> Running:
     stopped.start()
     return stopped
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """A laptop, and a control host that its ssh reaches as root."""
+    with pair_at(tmp_path) as made:
+        yield made

@@ -95,6 +95,7 @@ TYPED = [
     ("orchestrate plan --profile sim --node comp", "compute1"),
     ("orchestrate doc first", "first-cluster"),
     ("orchestrate up --unt", "--until"),
+    ("orchestrate plan --only ser", "serving"),
 ]
 
 
