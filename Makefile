@@ -37,7 +37,7 @@ lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 unit: setup ## logic alone, and against real apt, pip, ssh and Nix
-	@tools/step "unit and integration tests" $(PYTEST) tests/unit tests/image
+	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)

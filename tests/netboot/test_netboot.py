@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -108,6 +109,18 @@ def test_an_image_for_real_machines(net: Net) -> None:
         assert net.on("compute0", "modinfo", "-n", "i915")
     finally:
         net.run("image", "use", MINIMAL)
+
+
+def test_a_clock_that_is_years_ahead(net: Net) -> None:
+    """sshd would take the operator's certificate for one that has ended."""
+
+    def ahead(hardware: Hardware) -> Hardware:
+        return dataclasses.replace(hardware, extra=("-rtc", "base=2033-05-18T00:00:00"))
+
+    booting = net.boot(change=ahead)
+    booting.reaches_ssh()
+    assert "s off; set to the server's" in booting.console
+    assert abs(int(net.on("compute0", "date", "+%s")) - time.time()) < 60
 
 
 def test_a_second_nic_without_a_cable(net: Net) -> None:

@@ -88,6 +88,10 @@ def test_a_loader_without_http_leaves_it_to_the_initrd_to_begin(
     assert service.identity(nonce, new_key(tmp_path)).status_code == 200
 
 
+def test_it_tells_the_time(service: Running) -> None:
+    assert abs(int(service.ask("GET", "/boot/time").text) - time.time()) < 60
+
+
 def test_looking_at_a_script_begins_no_boot(service: Running) -> None:
     nonce = service.boot()
     assert service.ask("HEAD", f"/boot/ipxe?mac={MAC}").status_code == 405
