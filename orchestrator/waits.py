@@ -13,7 +13,7 @@ from orchestrator.machines import PowerState
 from orchestrator.profile import Node, Profile
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.selection import Selection
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT, WORKER_UNIT
+from orchestrator.state import FRONT_UNIT, HEAD_UNIT, SERVER_UNIT, WORKER_UNIT
 from orchestrator.verify import gather
 from orchestrator.verify.gather import VerifyContext
 
@@ -36,24 +36,24 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     context = cluster.verify_context(())
     deadline = time.monotonic() + limit
     with board.step(CLUSTER, "ray"):
-        while missing := not_joined(context, profile, chosen):
-            names = ", ".join(missing)
-            board.note(CLUSTER, f"Ray does not have {names} yet")
+        while reason := not_joined(context, profile, chosen):
+            board.note(CLUSTER, reason.splitlines()[0])
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"not in Ray after {limit:g} s: {names}",
-                    f"Its log: orchestrate node ssh {missing[0]} -- journalctl -u {WORKER_UNIT}",
+                    f"after {limit:g} s: {reason}",
+                    f"Logs: orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
                 )
             time.sleep(POLL)
 
 
-def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> list[str]:
-    """Chosen nodes that Ray does not have; all of them, where it does not answer."""
+def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> str:
+    """Which of the chosen nodes Ray does not have, or why it does not answer; empty for none."""
     try:
         there = {node.address for node in gather.ray(context, profile).nodes}
-    except UserError:
-        there = set()
-    return [node.name for node in chosen.nodes if profile.ray_address(node) not in there]
+    except UserError as error:
+        return f"Ray does not answer: {error.message}"
+    missing = [node.name for node in chosen.nodes if profile.ray_address(node) not in there]
+    return f"Ray does not have {', '.join(missing)}" if missing else ""
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import Sim, cut
+from harness import NODES, Sim, asking, cut, failed
 
 pytestmark = pytest.mark.sim
 
@@ -50,6 +50,13 @@ def answers_again(sim: Sim) -> None:
     assert "Paris" in done.stdout
 
 
+def engine(sim: Sim) -> str:
+    """Which process vLLM is: another one after a start."""
+    return sim.shell(
+        "compute0", "systemctl", "show", "vllm.service", "--property=MainPID,NRestarts"
+    )
+
+
 def log(sim: Sim) -> str:
     return sim.shell("compute0", "journalctl", "-u", "vllm.service", "-n", "40", ok=None)
 
@@ -63,12 +70,38 @@ def test_a_node_that_lost_power_comes_back_and_the_model_with_it(
     answers_again(sim)
 
 
-def test_the_control_node_comes_back_and_the_model_with_it(
+def test_the_control_node_restarts_and_inference_goes_on(
     sim: Sim, watch: Callable[..., dict[str, str]]
 ) -> None:
-    sim.cut_power("control")
-    assert watch("control", "seen")["text"] == "off"
-    watch("control", "done")
+    before = engine(sim)
+    with asking(sim, QUESTION) as said:
+        sim.cut_power("control")
+        assert watch("control", "seen")["text"] == "off"
+        when_away = len(said)
+        watch("control", "done")
+        answers_again(sim)
+    assert len(said) > when_away + 1
+    assert {"Paris" in each for each in said} == {True}, said
+    assert engine(sim) == before
+    report = sim.json("verify", ok=None)
+    assert report["ok"], failed(report)
+
+
+def test_services_of_the_control_node_restart_and_inference_goes_on(sim: Sim) -> None:
+    before = engine(sim)
+    for unit in ("ray-head", "orchestrate-boot", "dnsmasq", "nginx"):
+        sim.shell("control", "systemctl", "kill", "--signal=KILL", unit, ok=None)
+    answers_again(sim)
+    assert engine(sim) == before
+
+
+def test_all_nodes_come_back_from_a_power_cut_in_any_order(
+    sim: Sim, watch: Callable[..., dict[str, str]]
+) -> None:
+    for node in reversed(NODES):
+        sim.cut_power(node)
+    for node in NODES:
+        watch(node, "done")
     answers_again(sim)
 
 
