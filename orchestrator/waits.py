@@ -41,7 +41,7 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"after {limit:g} s: {reason}",
-                    f"Logs: orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
+                    f"orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
                 )
             time.sleep(POLL)
 
