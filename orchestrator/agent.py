@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import grp
 import hashlib
+import http.client
 import json
 import os
 import platform
@@ -52,6 +53,7 @@ LOCK = "run/orchestrate/agent.lock"
 LOCK_WAIT_S = 20.0
 COMMAND_TIMEOUT_S = 180.0
 DOWNLOAD_TIMEOUT_S = 60.0  # without a byte
+DOWNLOAD_PAUSES = (1.0, 2.0, 4.0)  # before a download is taken up again
 CHUNK = 1 << 20
 SHOWN_BYTES = 1 << 16  # a longer file is not shown in differences
 
@@ -240,17 +242,64 @@ class Node:
 
     def differs_directories(self, wanted: Resource) -> Changes:
         found = look_at(self.at(wanted["path"]))
+        changes: Changes = {}
+        if stray := self._stray(wanted):
+            changes["stray"] = ", ".join(sorted(path.name for path in stray))
+        if lacking := self._lacking(wanted):
+            changes["room"] = lacking
         if found is None:
-            return {"create": None}
+            return {"create": None} | changes
         if not stat.S_ISDIR(found.st_mode):
             raise Failed("something else than a directory is there")
-        return self._ownership(wanted, found)
+        return changes | self._ownership(wanted, found)
 
     def apply_directories(self, wanted: Resource, changes: Changes) -> None:
         path = self.at(wanted["path"])
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chown(path, *self._owner(wanted))
         path.chmod(int(wanted["mode"], 8))
+        for stray in self._stray(wanted):
+            stray.unlink()
+        if "room" in changes:
+            self._make_room(wanted, path)
+
+    def _stray(self, wanted: Resource) -> list[Path]:
+        """Files that are not to be there, where it is said which are."""
+        path = self.at(wanted["path"])
+        held = {path / name for name, _ in wanted["holds"]}
+        return [each for each in path.rglob("*") if held and each not in held and each.is_file()]
+
+    def _coming(self, wanted: Resource) -> dict[Path, int]:
+        """The files that are not there as they should be, and their sizes."""
+        held = {self.at(wanted["path"]) / name: size for name, size in wanted["holds"]}
+        return {
+            path: size
+            for path, size in held.items()
+            if (there := look_at(path)) is None or there.st_size != size
+        }
+
+    def _lacking(self, wanted: Resource) -> str:
+        """In words, the room for what is to come that is not there; empty where it is."""
+        path = self.at(wanted["path"])
+        coming = sum(self._coming(wanted).values())
+        disk = os.statvfs(next(each for each in (path, *path.parents) if each.exists()))
+        free = disk.f_bavail * disk.f_frsize
+        if wanted["in_memory"]:
+            free = min(free, available_memory())
+        told = f"{coming / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free"
+        return told + " in memory" * wanted["in_memory"] if coming > free else ""
+
+    def _make_room(self, wanted: Resource, path: Path) -> None:
+        """Remove what is replaced, then what else is on the shelf, the oldest first."""
+        for outdated in self._coming(wanted):
+            outdated.unlink(missing_ok=True)
+        shelf = self.at(wanted["shelf"])
+        others = [each for each in shelf.iterdir() if each not in (path, *path.parents)]
+        for old in sorted(others, key=lambda each: each.lstat().st_mtime):
+            if self._lacking(wanted):
+                shutil.rmtree(old)
+        if lacking := self._lacking(wanted):
+            raise Failed(f"no room: {lacking}")
 
     def differs_files(self, wanted: Resource) -> Changes:
         path = self.at(wanted["path"])
@@ -276,7 +325,7 @@ class Node:
             replace(path, [wanted["content"].encode()], uid, gid, mode)
         else:
             replace(path, verified(download(wanted["url"]), wanted["sha256"]), uid, gid, mode)
-            self._remember_hash(path, wanted)
+            self.remember_hash(wanted)
 
     def _sha256(self, path: Path, found: os.stat_result, wanted: Resource) -> str:
         """The file's hash; a download that was verified and not touched since is not read."""
@@ -286,9 +335,11 @@ class Node:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _remember_hash(self, path: Path, wanted: Resource) -> None:
-        note = {"stamp": stamp(path.lstat()), "sha256": wanted["sha256"]}
-        self.memory.note(identify("files", wanted), note)
+    def remember_hash(self, wanted: Resource) -> None:
+        """The file is what it should be: it need not be read again until it changes."""
+        note = {"stamp": stamp(self.at(wanted["path"]).lstat()), "sha256": wanted["sha256"]}
+        if self.memory.get(identify("files", wanted)) != note:
+            self.memory.note(identify("files", wanted), note)
 
     def _owner(self, wanted: Resource) -> tuple[int, int]:
         try:
@@ -400,6 +451,8 @@ def apply(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
                 entry["changes"] = list(changes)
                 if changes:
                     node.apply(kind, resource, changes)
+                elif "url" in resource:
+                    node.remember_hash(resource)  # it was read: of an earlier boot, on a disk
                 done = "changed" if entry["changes"] else "unchanged"
                 entry["status"] = "pending" if ABSENT in changes else done
         if "error" in entry:
@@ -443,6 +496,12 @@ def digest_of(wanted: Resource) -> str:
     if "content" in wanted:
         return hashlib.sha256(wanted["content"].encode()).hexdigest()
     return str(wanted["sha256"])
+
+
+def available_memory() -> int:
+    """Bytes that could be used without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def user_name(uid: int) -> str:
@@ -501,14 +560,30 @@ def replace(path: Path, chunks: Iterable[bytes], uid: int, gid: int, mode: int) 
 
 
 def download(url: str) -> Iterator[bytes]:
+    """A file's bytes; where the connection is cut it goes on from there."""
     # No proxy: the control node is on the node's own network.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            while chunk := answer.read(CHUNK):
-                yield chunk
-    except (urllib.error.URLError, OSError) as error:
-        raise Failed(f"{url}: {error}") from None
+    have = 0
+    for pause in (*DOWNLOAD_PAUSES, None):
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with opener.open(request, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+                if have and answer.status != 206:
+                    raise Failed(f"{url}: the server does not go on after {have} bytes")
+                size = have + int(answer.headers["Content-Length"])
+                while chunk := answer.read(CHUNK):
+                    have += len(chunk)
+                    yield chunk
+            if have >= size:
+                return
+            why: object = f"the connection ended after {have} of {size} bytes"
+        except urllib.error.HTTPError as error:
+            raise Failed(f"{url}: {error}") from None
+        except (OSError, http.client.HTTPException) as error:
+            why = error
+        if pause is None:
+            raise Failed(f"{url}: {why}")
+        time.sleep(pause)
 
 
 def verified(chunks: Iterable[bytes], sha256: str) -> Iterator[bytes]:

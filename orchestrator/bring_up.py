@@ -103,8 +103,9 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
     """What nodes will ask for, and their networks; returns the model's files if one is served."""
     files: tuple[ModelFile, ...] = ()
     if serves:
-        with board.step(CLUSTER, "model"):
+        with board.step(CLUSTER, "model") as done:
             files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+            done.detail = "; ".join(cluster.short_of_memory())
     with board.step(CLUSTER, "image") as done:
         changed = cluster.publish_image()
         held = ", held: see orchestrate status" if cluster.choice.held else ""

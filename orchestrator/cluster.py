@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator import configure, paths
+from orchestrator import configure, model_room, paths
 from orchestrator.errors import UserError
 from orchestrator.identity import boot_files, principals
 from orchestrator.image import ident, store
@@ -124,6 +124,18 @@ class Cluster:
         """Make the model or take it from the hub's files, and put it where nodes can fetch it."""
         return publish(bring(self.model, line), self.profile.name, self.model.name)
 
+    def short_of_memory(self, seen: Mapping[str, int] | None = None) -> list[str]:
+        """Why the model has no room in nodes' memory; ``seen``: bytes that nodes said they have."""
+        boots = self.driver.netboots(self.profile.server)
+        return list(
+            model_room.misfits(
+                self.profile,
+                model_room.of_model(self.model),
+                model_room.of_image(self.image) if boots else 0,
+                model_room.of_nodes(self.profile, seen or {}),
+            )
+        )
+
     def targets(self, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
         """By node, what it has to be."""
         context = Context(
@@ -155,7 +167,12 @@ class Cluster:
                 outcomes = configure.plan(asked, jobs=jobs)
         off = tuple(name for name in chosen.names if name not in on)
         unknown = configure.Outcome(error="it is off")
-        return Plan({name: outcomes.get(name, unknown) for name in chosen.names}, off)
+        seen = {name: each.facts["memory_bytes"] for name, each in outcomes.items() if each.facts}
+        return Plan(
+            {name: outcomes.get(name, unknown) for name in chosen.names},
+            off,
+            tuple(self.short_of_memory(seen)),
+        )
 
     def client(self) -> httpx.Client:
         """A client of the endpoint. It connects from the network of the thread that uses it."""

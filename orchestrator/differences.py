@@ -147,6 +147,8 @@ def _on_disk(wanted: Directory | File, change: str, now: Any) -> str:
         "content": " ".join(("content", *([f"(now {now})"] if now else ()), *_origin(wanted))),
         "owner": f"owner {now} -> {owner}",
         "mode": f"mode {now} -> {wanted.mode}",
+        "stray": f"remove {now}",
+        "room": f"make room: {now}",
     }[change]
 
 

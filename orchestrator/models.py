@@ -8,7 +8,10 @@ A model of the hub is named by the profile; its files are in the state directory
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "model.json"
 CONFIG = "config.json"
-#: Which weights are in which file, where they are in more than one.
-INDEX = "model.safetensors.index.json"
+#: Weights that vLLM reads -> which of them is in which file, where they are in more than one.
+INDEXES = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json"}
 #: Where models carry their quantization when it is not in config.json -> its method.
 QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -41,7 +44,7 @@ class Model:
     """A model's small files; its weights are elsewhere.
 
     Of a model of the hub, ``repository`` and ``revision`` say which; ``config`` is empty as long
-    as its files are not on this machine.
+    as its files are not on this machine, and ``pull`` is the command that brings them.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Model:
     answers: list[Answer]
     repository: str = ""
     revision: str = ""
+    pull: str = ""
 
 
 def served(profile: Profile) -> Model:
@@ -70,6 +74,7 @@ def served(profile: Profile) -> Model:
         answers=prompts,
         repository=hub.repository,
         revision=revision,
+        pull=how_to_pull(profile),
     )
 
 
@@ -77,11 +82,33 @@ def missing_files(model: Model) -> list[str]:
     """What a model of the hub lacks on this machine, to be served; empty where all is there."""
     if not (model.directory / CONFIG).is_file():
         return [CONFIG]
-    index = model.directory / INDEX
-    if index.is_file():
-        weights = sorted(set(_object(index).get("weight_map", {}).values()))
-        return [name for name in weights if not (model.directory / name).is_file()]
-    return [] if any(model.directory.glob("*.safetensors")) else ["*.safetensors"]
+    names = {path.name for path in model.directory.iterdir() if path.is_file()}
+    return lacking_weights(model.directory, names)
+
+
+def lacking_weights(directory: Path, names: Collection[str]) -> list[str]:
+    """Which weights are not among ``names``, by the directory's index of them; of a model without
+    an index, those that vLLM would look for first, where there are none at all."""
+    formats = [pattern for pattern in INDEXES if any(fnmatch(name, pattern) for name in names)]
+    pattern = formats[0] if formats else next(iter(INDEXES))
+    index = directory / INDEXES[pattern]
+    if index.name in names and index.is_file():
+        return sorted(set(_object(index).get("weight_map", {}).values()) - set(names))
+    return [] if formats else [pattern]
+
+
+def how_to_pull(profile: Profile) -> str:
+    """The command that brings the profile's model, as it has to be typed on this machine."""
+    from orchestrator.profile import choose
+
+    words = f"orchestrate model pull {profile.serving.model}"
+    return words if choose.is_active(profile.path) else f"{words} --profile {_named(profile)}"
+
+
+def _named(profile: Profile) -> str:
+    """As ``--profile`` takes it."""
+    shelved = profile.path.absolute().parent == paths.checkout() / "profiles"
+    return shlex.quote(profile.path.stem if shelved else str(profile.path))
 
 
 def how_to_pin(repository: str) -> str:

@@ -34,10 +34,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found, by node in the profile's order. ``off``: nodes without power."""
+    """What was found, by node in the profile's order. ``off``: nodes without power; ``warnings``:
+    what is to be expected of nodes as they are."""
 
     outcomes: Mapping[str, Outcome]
     off: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> dict[str, str]:
@@ -76,6 +78,7 @@ class Plan:
         return {
             "differs": bool(self.differing),
             "unknown": self.unknown,
+            "warnings": list(self.warnings),
             "nodes": {name: self._node(name) for name in self.outcomes},
             "groups": [
                 {

@@ -56,13 +56,21 @@ class User:
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory with its owner and mode; directories above it are made where missing."""
+    """A directory with its owner and mode; directories above it are made where missing.
+
+    ``holds``: the files that come into it, and their sizes in bytes. Then there are no others, and
+    there is room for them before the first comes: for that, what else is on ``shelf`` (a directory
+    above) is removed, the oldest first. ``in_memory``: the room is memory.
+    """
 
     step: Step
     path: str
     owner: str = "root"
     group: str = "root"
     mode: str = "0755"
+    holds: tuple[tuple[str, int], ...] = ()
+    shelf: str = ""
+    in_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def brought(model: Model) -> Path:
         raise UserError(
             f"the model {model.name!r} ({model.repository} at {model.revision[:12]}) is not on this"
             f" machine: {model.directory} has no {missing[0]}{more}",
-            f"Run: orchestrate model pull {model.name}",
+            f"Run: {model.pull}",
         )
     return model.directory
 
@@ -77,13 +77,12 @@ def publish(source: Path, cluster: str, name: str) -> tuple[ModelFile, ...]:
             beside = copy.with_name(f".{copy.name}.{os.getpid()}")
             _link_or_copy(path, beside)
             beside.replace(copy)
-        files.append(ModelFile(str(inside), digest))
+        files.append(ModelFile(str(inside), digest, path.stat().st_size))
     for gone in before.keys() - {file.path for file in files}:
         (home / gone).unlink(missing_ok=True)
-    sizes = {file.path: (home / file.path).stat().st_size for file in files}
     record = {
         "source": str(source),
-        "files": {file.path: {"size": sizes[file.path], "sha256": file.sha256} for file in files},
+        "files": {file.path: {"size": file.size, "sha256": file.sha256} for file in files},
     }
     if files:
         hub.write_json(home / RECORD, record)
@@ -94,9 +93,14 @@ def published(cluster: str, name: str) -> tuple[ModelFile, ...]:
     """What `publish` left, for verbs that change nothing: by its record, as long as sizes fit."""
     home = _handed_out(cluster) / name
     if record := _record(home):
-        return tuple(ModelFile(path, str(entry["sha256"])) for path, entry in record.items())
+        return tuple(
+            ModelFile(path, str(entry["sha256"]), int(entry["size"]))
+            for path, entry in record.items()
+        )
     found = sorted(path for path in home.rglob("*") if path.is_file() and path.name[0] != ".")
-    return tuple(ModelFile(str(path.relative_to(home)), sha256(path)) for path in found)
+    return tuple(
+        ModelFile(str(path.relative_to(home)), sha256(path), path.stat().st_size) for path in found
+    )
 
 
 def handed_out(source: Path) -> dict[str, Path]:

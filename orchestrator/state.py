@@ -110,10 +110,11 @@ class NodeState:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file of the served model: its path inside the model's directory."""
+    """A file of the served model: its path inside the model's directory, its size in bytes."""
 
     path: str
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -271,12 +272,19 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
 def _model_cache(profile: Profile) -> Iterable[Resource]:
     """Before the model's files come: where they lie."""
     if profile.serving.model_cache == "disk":
-        kept = profile.serving.model.partition("/")[0]
-        text = render(MODELS_UNIT, cache=CACHE, models=MODELS, kept=kept)
+        text = render(MODELS_UNIT, cache=CACHE, models=MODELS)
         yield from service(Step.BASE, MODELS_UNIT, {f"/etc/systemd/system/{MODELS_UNIT}": text})
 
 
 def _model(profile: Profile, context: Context) -> Iterable[Resource]:
+    if context.model_files:
+        yield Directory(
+            Step.SERVING,
+            model_directory(profile),
+            holds=tuple((file.path, file.size) for file in context.model_files),
+            shelf=MODELS,
+            in_memory=profile.serving.model_cache == "memory",
+        )
     base = f"{wire.server(profile)}/models/{profile.serving.model}"
     for file in context.model_files:
         yield File(

@@ -34,10 +34,14 @@ def model() -> None:
     "--from",
     "source",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Take the files from a directory, on a machine without network.",
+    help="Take the files from a directory, on a machine without network: one of this command's, "
+    "the hub's own cache, or of 'hf download --local-dir'.",
 )
+@click.option("--check", is_flag=True, help="Read again what is here, and bring what is damaged.")
 @click.argument("name", required=False, shell_complete=complete.models)
-def pull(profile: str | None, as_json: bool, source: Path | None, name: str | None) -> None:
+def pull(
+    profile: str | None, as_json: bool, source: Path | None, check: bool, name: str | None
+) -> None:
     """Bring a model's files, at the commit that the profile pins; without NAME the served one.
 
     Only what vLLM reads, checked by the hub's hashes. Interrupted, it goes on where it stopped.
@@ -47,7 +51,7 @@ def pull(profile: str | None, as_json: bool, source: Path | None, name: str | No
     Example: orchestrate model pull mistral-small --profile 0.1
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
-    from orchestrator import hub
+    from orchestrator import hub, hub_listing
     from orchestrator.control import send_on
     from orchestrator.errors import BadInput
 
@@ -60,7 +64,7 @@ def pull(profile: str | None, as_json: bool, source: Path | None, name: str | No
             f"the profile {loaded.name!r} has no model {name!r} of the hub", _known(loaded)
         )
     if entry.revision is None:
-        commit = hub.newest(entry.repository)
+        commit = hub_listing.newest(entry.repository)
         raise BadInput(
             f"{loaded.where('models', name)}: {name} has no revision, so nothing says which files",
             f"{entry.repository} is at {commit} now. To pin that: revision: {commit}",
@@ -68,7 +72,7 @@ def pull(profile: str | None, as_json: bool, source: Path | None, name: str | No
     if source:
         pulled = hub.take(entry.repository, entry.revision, source)
     else:
-        pulled = hub.pull(entry.repository, entry.revision)
+        pulled = hub.pull(entry.repository, entry.revision, check)
     if as_json:
         print_json({"name": name, "directory": pulled.directory, "files": pulled.files,
                     "size": pulled.size, "present": pulled.present})  # fmt: skip
@@ -81,26 +85,28 @@ def pull(profile: str | None, as_json: bool, source: Path | None, name: str | No
 @model.command()
 @json_option
 def ls(as_json: bool) -> None:
-    """List the models of the hub on this machine, and which profiles name them.
+    """List the models of the hub: those on this machine, and those that profiles name.
+
+    \b
+    complete    every file is here and was checked
+    partial     an interrupted pull: the next one goes on
+    by hand     files are here that no pull has checked
+    missing     a profile names it
+    not pinned  a profile names it without a revision
 
     Example: orchestrate model ls
     """
-    from orchestrator import hub
-
-    names = _names()
-    rows = [_row(each, names) for each in hub.held()]
+    rows = _rows()
     if as_json:
         print_json(rows)
         return
     if not rows:
-        out.print("No model of the hub is on this machine.")
-    for row in rows:
-        used = ", ".join(row["profiles"]) or "no profile"
-        out.print(
-            f"{row['repository']}  {row['revision'][:12]}  {_mb(row['size'])}  {row['state']}"
-            f"  {used}",
-            markup=False,
-        )
+        out.print("No model of the hub is on this machine, and no profile names one.")
+    cells = [_cells(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        out.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 @model.command()
@@ -160,16 +166,44 @@ def _names() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def _row(held: Held, names: dict[tuple[str, str], list[str]]) -> dict[str, Any]:
+def _rows() -> list[dict[str, Any]]:
+    """What is here, then what profiles name and is not."""
+    from orchestrator import hub
+
+    names = _names()
+    rows = [
+        _row(each.repository, each.revision, each.state, names.pop(_key(each), []))
+        | {"size": each.size, "directory": str(each.directory), "serving": _serving(each)}
+        for each in hub.held()
+    ]
+    for (repository, revision), uses in names.items():
+        state = "missing" if revision else "not pinned"
+        nothing: dict[str, Any] = {"size": None, "directory": None, "serving": []}
+        rows.append(_row(repository, revision, state, uses) | nothing)
+    return rows
+
+
+def _row(repository: str, revision: str, state: str, uses: list[str]) -> dict[str, Any]:
     return {
-        "repository": held.repository,
-        "revision": held.revision,
-        "size": held.size,
-        "state": held.state,
-        "directory": str(held.directory),
-        "profiles": names.get(_key(held), []),
-        "serving": _serving(held),
+        "names": sorted({use.partition(":")[2] for use in uses}),
+        "repository": repository,
+        "revision": revision or None,
+        "state": state,
+        "profiles": uses,
     }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    used = ", ".join(dict.fromkeys(use.partition(":")[0] for use in row["profiles"]))
+    serving = f", served by {', '.join(row['serving'])}" if row["serving"] else ""
+    return (
+        ", ".join(row["names"]) or "-",
+        row["repository"],
+        (row["revision"] or "-")[:12],
+        "-" if row["size"] is None else _mb(row["size"]),
+        row["state"],
+        (f"used by {used}" if used else "no profile") + serving,
+    )
 
 
 def _serving(held: Held) -> list[str]:

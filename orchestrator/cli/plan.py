@@ -87,6 +87,10 @@ def plan(
         return _show(_outlook(profile, probes, load), as_json)
     if probes or load:
         raise click.UsageError("--probes and --load belong to --serving")
+    from rich.markup import escape
+
+    from orchestrator.console import err
+    from orchestrator.model_room import ADVICE
     from orchestrator.plan import rendered
     from orchestrator.served_model import published
 
@@ -99,6 +103,8 @@ def plan(
     else:
         for line in rendered(found):
             out.print(line)
+        for text in found.warnings:
+            err.print(f"[yellow]warning:[/yellow] {escape(text)}; {ADVICE}")
     sys.exit(found.code)
 
 
@@ -115,7 +121,7 @@ def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outl
     if model.repository and not model.config:
         raise BadInput(
             f"{loaded.where('serving', 'model')}: {model.name} is not on this machine yet",
-            f"Run: orchestrate model pull {model.name}",
+            f"Run: {model.pull}",
         )
     found = serving.resolve(loaded)
     return outlook(

@@ -132,9 +132,14 @@ def _resolved(path: Path) -> tuple[Profile, Layout]:
 
 def _notes(profile: Profile) -> Iterator[str]:
     """What is not wrong, but not all there is to know."""
-    from orchestrator import models
+    from orchestrator import model_room, models
+    from orchestrator.image import store
 
     model = models.served(profile)
+    size = model_room.of_model(model)
+    image = model_room.of_image(store.built(profile.image))
+    for text in model_room.misfits(profile, size, image, model_room.of_nodes(profile, {})):
+        yield f"{text}; {model_room.ADVICE}"
     if model.repository and not model.config:
         yield (
             f"{model.name} is not on this machine yet: its sizes and its quantization are not"

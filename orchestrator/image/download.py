@@ -17,6 +17,8 @@ from orchestrator.errors import UserError
 
 #: Seconds to wait before each further attempt.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+#: The most seconds that a server's wish to be asked later is heeded.
+PATIENCE = 60.0
 #: Seconds without a byte before a connection counts as broken: it is then taken up again where it
 #: stopped, so a short time costs little. Ctrl-C may have to wait for it.
 TIMEOUT = httpx.Timeout(20)
@@ -32,7 +34,11 @@ class WrongHash(UserError):
 
 
 class Unavailable(UserError):
-    """This source does not have the file, or not after several attempts."""
+    """This source does not have the file, or not after several attempts. ``status``: HTTP's."""
+
+    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
 
 
 class Incomplete(Exception):
@@ -72,6 +78,7 @@ class Downloader:
         part = _part(target)
         self.advance(_size(part))
         for pause in (*self.pauses, None):
+            wished = 0.0
             try:
                 with disk_errors(part):
                     self._attempt(url, part, size)
@@ -81,12 +88,13 @@ class Downloader:
                 if pause is None or (code < 500 and code != 429):
                     self.advance(-_size(part))
                     said = f"HTTP {code} {error.response.reason_phrase}"
-                    raise Unavailable(f"{url}: {said}") from None
+                    raise Unavailable(f"{url}: {said}", status=code) from None
+                wished = _retry_after(error.response)
             except (httpx.TransportError, Incomplete) as error:
                 if pause is None:
                     self.advance(-_size(part))
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from None
-            if self.stop.wait(pause):
+            if self.stop.wait(max(pause, wished)):
                 raise Stopped
         self._accept(part, target, expected, (hashed or digest)(part), url)
 
@@ -177,6 +185,12 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "Make room and run it again: it goes on where it stopped.",
             ) from None
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    """Seconds that a busy server wants to be left alone; 0 where it does not say a number."""
+    told = reply.headers.get("retry-after", "")
+    return min(float(told), PATIENCE) if told.isdigit() else 0.0
 
 
 def _size(path: Path) -> int:

@@ -55,7 +55,8 @@ class Serving(Section):
     model_cache: Literal["memory", "disk"] = Field(
         default="memory",
         description="Where compute nodes keep the model: in memory, fetched after each boot, or on "
-        "the disk that keeps layers, where it is found again, checked by its hash.",
+        "the disk that keeps layers, where it is found again and checked by its hash, and where "
+        "models served before stay as long as there is room.",
     )
     port: HighPort = Field(description="Where vLLM listens, on the first compute node.")
     endpoint_port: Port = Field(description="Where clients find it, on the control node.")

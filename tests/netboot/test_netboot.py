@@ -222,7 +222,7 @@ def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:
 
 def models_on_disk(booting: Booting) -> str:
     """Start the unit of `serving.model_cache: disk`; the path of a file of the served model."""
-    unit = render(MODELS_UNIT, cache=CACHE, models=MODELS, kept="served")
+    unit = render(MODELS_UNIT, cache=CACHE, models=MODELS)
     shell(booting, f"cat >/run/systemd/system/{MODELS_UNIT}", unit)
     shell(booting, f"systemctl start {MODELS_UNIT} && mkdir -p {MODELS}/served")
     return f"{MODELS}/served/model.safetensors"

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import NODES, Sim, wait_for
+from harness import NAME, NODES, Sim, wait_for
 
 pytestmark = pytest.mark.sim
 
@@ -81,7 +81,7 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
 def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
     process = sim.start("bench", "run", *SHORT)
     wait_for(process, "prefill-heavy")
-    key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", "e2e", "api.key").read_text().strip()
+    key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
     seen = []
     while process.poll() is None:
         lines = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True,

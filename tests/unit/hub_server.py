@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 REPOSITORY = "owner/big"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 NEWEST = "89abcdef0123456789abcdef0123456789abcdef"
+LISTING = "listing"
 
 
 def blob(content: bytes) -> str:
@@ -33,11 +34,16 @@ class Hub:
     wrong: dict[str, bytes] = field(default_factory=dict)
     #: HTTP status and hub's error code of every answer.
     refuse: tuple[int, str] | None = None
-    #: Statuses of the next answers to a file's GET, before it is sent.
+    #: Statuses of the next answers to a file's GET (or to a question, LISTING), before it is sent.
     first: dict[str, list[int]] = field(default_factory=dict)
+    #: Files that the listing names and the hub does not give: their status.
+    withheld: dict[str, int] = field(default_factory=dict)
     gets: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
+    #: Those that the other host got, which large files are redirected to.
+    tokens_elsewhere: set[str] = field(default_factory=set)
     url: str = ""
+    elsewhere: str = ""
 
     def listing(self, revision: str) -> dict[str, object]:
         siblings = []
@@ -68,36 +74,63 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body: bool) -> None:
-        self.hub.tokens.add(self.headers.get("Authorization", ""))
-        if self.hub.refuse:
-            status, code = self.hub.refuse
-            return self.reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body)
         path = self.path.partition("?")[0]
-        if match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
-            revision = match.group(1) or NEWEST
-            if revision not in (REVISION, NEWEST):
-                return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-            content = json.dumps(self.hub.listing(revision)).encode()
-            return self.reply(200, content, {"Content-Type": "application/json"}, body)
-        if match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
-            return self.file(match.group(1), body)
-        return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+        token = self.headers.get("Authorization", "")
+        if match := re.fullmatch(r"/blobs/(.+)", path):
+            self.hub.tokens_elsewhere.add(token)
+            self.file(match.group(1), body)
+            return
+        if REPOSITORY in path:  # the library asks the hub for other things too
+            self.hub.tokens.add(token)
+        if self.hub.refuse:
+            self.refuse(*self.hub.refuse, body)
+        elif match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
+            self.list(match.group(1) or NEWEST, body)
+        elif match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
+            self.resolve(match.group(1), body)
+        else:
+            self.refuse(404, "RepoNotFound", body)
 
-    def file(self, name: str, body: bool) -> None:
-        if name not in self.hub.files:
-            return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
-        if body and self.hub.first.get(name):
-            return self.reply(self.hub.first[name].pop(0), b"{}", {"Retry-After": "0"}, body)
+    def list(self, revision: str, body: bool) -> None:
+        if self.hub.first.get(LISTING):
+            self.refuse(self.hub.first[LISTING].pop(0), "", body)
+        elif revision not in (REVISION, NEWEST):
+            self.refuse(404, "RevisionNotFound", body)
+        else:
+            content = json.dumps(self.hub.listing(revision)).encode()
+            self.reply(200, content, {"Content-Type": "application/json"}, body)
+
+    def resolve(self, name: str, body: bool) -> None:
+        if name in self.hub.withheld:
+            self.refuse(self.hub.withheld[name], "", body)
+        elif name in self.hub.large:
+            where = {"Location": f"{self.hub.elsewhere}/blobs/{name}?signature=secret"}
+            self.reply(302, b"", self.described(name) | where, body)
+        else:
+            self.file(name, body)
+
+    def refuse(self, status: int, code: str, body: bool) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
+        self.reply(status, b"{}", headers, body)
+
+    def described(self, name: str) -> dict[str, str]:
         content = self.hub.files[name]
         etag = hashlib.sha256(content).hexdigest() if name in self.hub.large else blob(content)
-        headers = {
+        return {
             "X-Repo-Commit": REVISION,
             "ETag": f'"{etag}"',
             "X-Linked-Etag": f'"{etag}"',
             "X-Linked-Size": str(len(content)),
             "Accept-Ranges": "bytes",
         }
-        content = self.hub.wrong.get(name, content)
+
+    def file(self, name: str, body: bool) -> None:
+        if name not in self.hub.files:
+            return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+        if body and self.hub.first.get(name):
+            return self.reply(self.hub.first[name].pop(0), b"{}", {"Retry-After": "0"}, body)
+        headers = self.described(name)
+        content = self.hub.wrong.get(name, self.hub.files[name])
         if not body:
             return self.reply(200, content, headers, body)
         asked = self.headers.get("Range", "")
@@ -123,14 +156,26 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class Quiet(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that was interrupted is no news."""
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, hub))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    """The hub at ``hub.url``, and the other host that its large files lie on."""
+    with ExitStack() as stack:
+        hub.url, hub.elsewhere = (stack.enter_context(_server(hub)) for _ in range(2))
+        yield hub
+
+
+@contextmanager
+def _server(hub: Hub) -> Iterator[str]:
+    server = Quiet(("127.0.0.1", 0), partial(Handler, hub))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()

@@ -3,7 +3,6 @@ node: tests/sim/test_agent.py)."""
 
 import contextlib
 import hashlib
-import http.server
 import json
 import os
 import signal
@@ -11,11 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_case import MODEL, ask, serving_model, state, statuses
 from killing import KILLED
 
 from orchestrator import agent
@@ -25,29 +25,11 @@ from orchestrator.state import NodeState
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
 pytestmark = needs_root
 
-MODEL = bytes(range(256)) * 10_000
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A web server on loopback that has ``model``."""
-    served = tmp_path / "served"
-    served.mkdir()
-    (served / "model").write_bytes(MODEL)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(served))
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        thread = threading.Thread(target=web.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_port}"
-        web.shutdown()
-        thread.join()
+    with serving_model(tmp_path / "served") as url:
+        yield url
 
 
 @pytest.fixture
@@ -55,16 +37,6 @@ def root(tmp_path: Path) -> Path:
     path = tmp_path / "root"
     path.mkdir()
     return path
-
-
-def state(*items: Directory | File) -> dict[str, Any]:
-    return NodeState(
-        "node0",
-        users=(),
-        directories=tuple(item for item in items if isinstance(item, Directory)),
-        files=tuple(item for item in items if isinstance(item, File)),
-        units=(),
-    ).document()
 
 
 def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
@@ -75,26 +47,6 @@ def example(server: str, motto: str = "plain\n") -> dict[str, Any]:
         File(Step.BASE, "/etc/own/key", "hidden\n", mode="0600", secret=True),
         File(Step.BASE, "/var/lib/m/x/model", url=f"{server}/model", sha256=digest),
     )
-
-
-def ask(
-    verb: str, root: Path, wanted: dict[str, Any], inside: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Run the agent as a node does, in a network; resource -> its entry in the report."""
-    request = json.dumps({"verb": verb, "root": str(root), "state": wanted})
-    done = subprocess.run(
-        [*inside, sys.executable, "-I", "-S", agent.__file__],
-        input=request,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return {entry["id"]: entry for entry in json.loads(done.stdout)["resources"]}
-
-
-def statuses(report: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name: entry["status"] for name, entry in report.items()}
 
 
 def tree(root: Path) -> dict[str, tuple[int, bytes]]:

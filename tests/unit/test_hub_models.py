@@ -42,7 +42,7 @@ def test_missing_files_are_named_with_the_command_that_brings_them(model: Model)
         f"the model 'big' (owner/big at 0123456789ab) is not on this machine:"
         f" {model.directory} has no config.json"
     )
-    assert raised.value.hint == "Run: orchestrate model pull big"
+    assert raised.value.hint == "Run: orchestrate model pull big --profile small"
 
 
 def test_weights_have_to_be_whole(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import NEWEST, REPOSITORY, REVISION, Hub, serving
+from hub_server import LISTING, NEWEST, REPOSITORY, REVISION, Hub, serving
 from profile_cases import PROFILE, make_checkout
 
 from orchestrator import hub as hubs
-from orchestrator.hub import RemoteFile, chosen
+from orchestrator.hub_listing import RemoteFile, chosen
 from orchestrator.served_model import handed_out, publish, published
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -133,7 +134,7 @@ def test_a_small_file_is_checked_by_gits_name_of_it(box: Box) -> None:
 
 
 def test_an_overloaded_hub_is_asked_again(box: Box) -> None:
-    box.hub.first[WEIGHTS] = [503, 429]
+    box.hub.first = {WEIGHTS: [503, 429], LISTING: [429]}
     done = box.pull()
     assert done.returncode == 0, done.stderr
 
@@ -143,7 +144,11 @@ REFUSED = {
     "private or unknown": ((404, "RepoNotFound"), "no such repository, or does not show it"),
     "not let in": ((401, "RepoNotFound"), "no such repository, or does not show it"),
     "another revision": ((404, "RevisionNotFound"), "has no such commit"),
-    "broken": ((500, ""), "does not answer"),
+    "a token that is none": (
+        (401, "Invalid credentials in Authorization header"),
+        "does not know the token",
+    ),
+    "broken": ((500, ""), "HTTP 500 Internal Server Error"),
 }
 
 
@@ -196,8 +201,9 @@ def test_a_small_disk_is_said_before_the_first_byte(
     box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the hub lists is larger than any disk."""
-    whole = box.hub.listing
-    huge = {**whole(REVISION), "siblings": [{"rfilename": "config.json", "size": 1 << 60}]}
+    sizes = {"config.json": 2, WEIGHTS: 1 << 60}
+    siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+    huge = {**box.hub.listing(REVISION), "siblings": siblings}
     monkeypatch.setattr(box.hub, "listing", lambda revision: huge)
     done = box.pull()
     assert done.returncode == 1 and "not enough space" in done.stderr
@@ -218,24 +224,27 @@ def test_ctrl_c_leaves_what_the_next_pull_goes_on_from(box: Box) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 130
     have = (box.home / hubs.SCRATCH / f"{WEIGHTS}.part").stat().st_size
-    (row,) = box.json("ls")
-    assert row["state"] == "partial"
+    assert box.json("ls")[0]["state"] == "partial"
     assert box.pull().returncode == 0
     assert box.hub.gets[-1] == (WEIGHTS, f"bytes={have}-")
     assert (box.home / WEIGHTS).read_bytes() == box.hub.files[WEIGHTS]
 
 
 def test_ls_and_rm(box: Box) -> None:
-    assert box.json("ls") == []
+    missing, unpinned = box.json("ls")
+    assert (missing["names"], missing["state"], missing["size"]) == (["big"], "missing", None)
+    assert (unpinned["names"], unpinned["state"]) == (["open"], "not pinned")
     box.pull()
-    (row,) = box.json("ls")
+    row, _ = box.json("ls")
     assert (row["repository"], row["revision"], row["state"]) == (REPOSITORY, REVISION, "complete")
     assert row["profiles"] == ["small:big"] and row["serving"] == []
-    assert REPOSITORY in box.run("ls").stdout
+    first, second = box.run("ls").stdout.splitlines()
+    assert first.split()[:3] == ["big", REPOSITORY, REVISION[:12]]
+    assert first.endswith("complete    used by small") and "not pinned" in second
     assert box.run("rm", "nosuch").returncode == 2
     assert box.run("rm", "big").returncode == 0
     assert not (box.root / "state/hub/owner").exists()
-    assert box.json("ls") == []
+    assert box.json("ls")[0]["state"] == "missing"
 
 
 def test_what_a_cluster_serves_is_not_removed_unasked(
@@ -258,15 +267,92 @@ def test_a_damaged_model_is_not_whole(box: Box) -> None:
     box.pull()
     with (box.home / WEIGHTS).open("ab") as file:
         file.write(b"more")
-    (row,) = box.json("ls")
-    assert row["state"] == "by hand"
+    assert box.json("ls")[0]["state"] == "by hand"
     assert box.pull().returncode == 0
     assert (box.home / WEIGHTS).read_bytes() == box.hub.files[WEIGHTS]
 
 
-def test_other_formats_are_left_out() -> None:
-    names = ["config.json", "a.safetensors", "b.bin", "x.gguf", "onnx/a.json", "m.py", "vocab.txt"]
-    files = [RemoteFile(name, 1, None, None) for name in names]
-    assert {file.path for file in chosen(files)} == {"config.json", "a.safetensors", "vocab.txt"}
-    without = [file for file in files if file.path != "a.safetensors"]
-    assert {file.path for file in chosen(without)} == {"config.json", "b.bin", "vocab.txt"}
+def test_a_turned_bit_is_found_by_check_and_only_that_file_brought_anew(box: Box) -> None:
+    box.pull()
+    turned = bytearray(box.hub.files[WEIGHTS])
+    turned[1000] ^= 1
+    (box.home / WEIGHTS).write_bytes(turned)
+    assert "nothing to do" in box.pull().stdout
+    del box.hub.gets[:]
+    done = box.pull("--check")
+    assert "1 files" in done.stdout, done.stderr
+    assert [name for name, _ in box.hub.gets] == [WEIGHTS]
+    assert (box.home / WEIGHTS).read_bytes() == box.hub.files[WEIGHTS]
+    assert box.json("ls")[0]["state"] == "complete"
+
+
+def test_files_that_somebody_put_there_are_not_believed(box: Box) -> None:
+    box.home.mkdir(parents=True)
+    (box.home / WEIGHTS).write_bytes(bytes(len(box.hub.files[WEIGHTS])))
+    (box.home / "tokenizer.json").write_bytes(box.hub.files["tokenizer.json"])
+    assert box.pull().returncode == 0
+    assert (box.home / WEIGHTS).read_bytes() == box.hub.files[WEIGHTS]
+    assert "tokenizer.json" not in dict(box.hub.gets)
+
+
+def test_the_token_is_for_the_hub_and_not_for_where_it_sends_us(box: Box) -> None:
+    box.pull()
+    assert box.hub.tokens == {"Bearer hf_secret"}
+    assert box.hub.tokens_elsewhere == {""}
+
+
+def test_a_file_that_the_hub_lists_and_does_not_give_is_named(box: Box) -> None:
+    for status, said in ((403, "HF_TOKEN"), (404, "pin another revision")):
+        box.hub.withheld = {WEIGHTS: status}
+        done = box.pull()
+        assert done.returncode == 1 and f"does not give {WEIGHTS}" in done.stderr
+        assert said in done.stderr and "hf_secret" not in done.stderr
+
+
+def test_weights_that_the_index_names_have_to_be_there(box: Box) -> None:
+    del box.hub.files[WEIGHTS]
+    parts = {f"model-{n}-of-2.safetensors": os.urandom(1000) for n in (1, 2)}
+    index = {"weight_map": dict(zip("ab", parts, strict=True))}
+    box.hub.files |= {"model.safetensors.index.json": json.dumps(index).encode(), **parts}
+    del box.hub.files["model-2-of-2.safetensors"]
+    done = box.pull()
+    assert done.returncode == 1 and "its index names model-2-of-2.safetensors" in done.stderr
+    assert "model-1-of-2.safetensors" not in dict(box.hub.gets)  # said before it is brought
+    box.hub.files |= parts
+    assert box.pull().returncode == 0
+
+
+def test_a_second_pull_of_the_same_is_refused(box: Box) -> None:
+    box.home.mkdir(parents=True)
+    handle = os.open(box.home, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        assert "is at work" in box.pull().stderr
+    finally:
+        os.close(handle)
+    assert box.pull().returncode == 0
+
+
+FORMATS = {
+    "no second format": (
+        ["config.json", "a.safetensors", "b.bin", "x.gguf", "onnx/a.json", "m.py", "vocab.txt"],
+        {"config.json", "a.safetensors", "vocab.txt"},
+    ),
+    "bin where there is nothing else, none of training": (
+        ["config.json", "b.bin", "training_args.bin", "x.gguf"],
+        {"config.json", "b.bin"},
+    ),
+    "not the same once more": (
+        ["config.json", "consolidated.safetensors", "model-1-of-1.safetensors"],
+        {"config.json", "model-1-of-1.safetensors"},
+    ),
+    "unless that is all there is": (
+        ["params.json", "consolidated.safetensors"],
+        {"params.json", "consolidated.safetensors"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "brought"), FORMATS.values(), ids=FORMATS)
+def test_one_format_is_brought(there: list[str], brought: set[str]) -> None:
+    assert {file.path for file in chosen([RemoteFile(name, 1) for name in there])} == brought

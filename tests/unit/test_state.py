@@ -47,7 +47,10 @@ def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
         host_ca=Secret("HOST CA"),
         user_ca_public="USER CA\n",
         layout=Layout(tensor=accelerators, pipeline=1, expert=False, accelerators=accelerators),
-        model_files=(ModelFile("config.json", "a" * 64), ModelFile("model.safetensors", "b" * 64)),
+        model_files=(
+            ModelFile("config.json", "a" * 64, 700),
+            ModelFile("model.safetensors", "b" * 64, 2_000_000),
+        ),
     )
 
 
@@ -74,6 +77,8 @@ def rendered(case: str) -> dict[str, str]:
             lines.append(f"{user.step} user {user.name} {user.uid} {user.shell} {user.groups}")
         for entry in state.directories:
             lines.append(f"{entry.step} directory {entry.path} {entry.owner} {entry.mode}")
+            room = f"memory below {entry.shelf}" if entry.in_memory else entry.shelf
+            lines += [f"    holds {name} {size} on {room}" for name, size in entry.holds]
         for file in state.files:
             origin = f"from {file.url} {file.sha256}" if file.content is None else ""
             secret = "secret" if file.secret else ""

@@ -1,0 +1,91 @@
+"""Whether a model has room in memory, told when a profile is checked and when a plan is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hub_server import REPOSITORY, REVISION
+from profile_cases import PROFILE, make_checkout
+
+from orchestrator import hub, model_room, models, paths
+from orchestrator.cli.profile import _notes
+from orchestrator.profile import Profile, load
+
+GB = 10**9
+TEXT = PROFILE.replace(
+    "serving:\n  model: tiny",
+    f"models:\n  big: {{repository: {REPOSITORY}, revision: {REVISION}}}\n"
+    "hardware:\n  box: {memory: 16GiB}\nserving:\n  model: big",
+).replace("accelerators: 1", "hardware: box\n    accelerators: 1")
+
+
+@pytest.fixture
+def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    text = TEXT.replace("{repeats: 3}", '{repeats: 3, prompts: [{question: "2?", contains: "2"}]}')
+    return load(make_checkout(tmp_path, text))
+
+
+#: Bytes of model and image -> what is said of two nodes with 16 GiB, 17.2 GB.
+SAID = {
+    "fits": ((8 * GB, 4 * GB), []),
+    "more than half": (
+        (9 * GB, 4 * GB),
+        ["left, right: big takes 9.0 GB of memory, and files of a node may take 8.6 GB, half of"
+         " what it has"],
+    ),
+    "with all the rest": (
+        (8 * GB, 8 * GB),
+        ["left, right: big takes 8.0 GB of memory, the image 8.0 GB, Ray's object store 1.6 GB:"
+         " 17.6 GB of 17.2 GB"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "said"), SAID.values(), ids=SAID)
+def test_what_is_said(profile: Profile, sizes: tuple[int, int], said: list[str]) -> None:
+    memory = model_room.of_nodes(profile, {})
+    assert list(model_room.misfits(profile, *sizes, memory)) == said
+
+
+def test_what_a_node_says_of_itself_counts_first(profile: Profile) -> None:
+    memory = model_room.of_nodes(profile, {"right": 64 * GB})
+    assert memory == {"left": 16 << 30, "right": 64 * GB}
+    (line,) = model_room.misfits(profile, 9 * GB, 0, memory)
+    assert line.startswith("left: ")
+
+
+def test_on_a_disk_it_takes_no_memory(tmp_path: Path, profile: Profile) -> None:
+    file = tmp_path / "profiles/small.yml"
+    file.write_text(file.read_text().replace("model: big", "model: big\n  model_cache: disk"))
+    other = load(file)
+    assert list(model_room.misfits(other, 90 * GB, 0, model_room.of_nodes(other, {}))) == []
+
+
+def test_a_check_knows_the_sizes_of_what_is_here(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("memory" in note for note in _notes(profile))
+    home = hub.directory(REPOSITORY, REVISION)
+    home.mkdir(parents=True)
+    (home / "config.json").write_text("{}")
+    with (home / "model.safetensors").open("wb") as weights:
+        weights.truncate(8 * GB)  # no room is taken for it
+    entries = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64}
+               for path in home.iterdir()}  # fmt: skip
+    hub.write_json(home / hub.MANIFEST, {"files": entries})
+    assert model_room.of_model(models.served(profile)) == 8 * GB + 2
+    assert not any("memory" in note for note in _notes(profile))
+
+    built = tmp_path / "built"
+    built.mkdir()
+    layer = {"size": 8 * GB, "verity": {"size": 1}}
+    (built / "manifest.json").write_text(json.dumps({"layers": [layer]}))
+    link = paths.state() / "images" / profile.image
+    link.parent.mkdir()
+    link.symlink_to(built)
+    (note,) = (note for note in _notes(profile) if "memory" in note)
+    assert "the image 8.0 GB" in note and "serving.model_cache: disk" in note
