@@ -30,7 +30,8 @@ ENDS = 3
 def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     """Return when every chosen node has joined: its unit may run while it is on its way there.
 
-    (Where a model is served, its answer says the same.) Raises UserError that names who is missing.
+    (A model's answer says it of workers only: the head may have been away meanwhile.) Raises
+    UserError that names who is missing, or has no power.
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
     context = cluster.verify_context(())
@@ -38,6 +39,8 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     with board.step(CLUSTER, "ray"):
         while reason := not_joined(context, profile, chosen):
             board.note(CLUSTER, reason.splitlines()[0])
+            for node in chosen.nodes:
+                must_have_power(cluster, node)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"after {limit:g} s: {reason}",
