@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from harness import NODES, Sim, asking, cut, failed
 
+from orchestrator.node_paths import LASTING, RAY_TABLES
+from orchestrator.state import HEAD_UNIT
+
 pytestmark = pytest.mark.sim
 
 QUESTION = "What is the capital of France?"
@@ -118,6 +121,10 @@ def test_a_cable_that_was_out_during_inference(
 
 def test_what_was_switched_off_stays_off(sim: Sim, watch: Callable[..., dict[str, str]]) -> None:
     sim.run("node", "down", "compute1")
+    # The head's tables are lost, too: compute0 has to leave a head that does not know it.
+    tables = f"{LASTING}/{RAY_TABLES}"
+    lose = f"systemctl stop {HEAD_UNIT} && rm -r {tables}/* && systemctl start {HEAD_UNIT}"
+    sim.shell("control", "sh", "-c", lose)
     sim.shell("compute0", "sh", "-c", "echo 10.77.0.99 stranger >>/etc/hosts")
     # The watch is at work meanwhile, and leaves compute1 alone.
     end = time.monotonic() + BACK
