@@ -76,8 +76,7 @@ def up(
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, cluster.targets(files), result, chosen, Slots(jobs))
-            joins = until == Step.RAY or (serves and whole and any(result.changed.values()))
-            if joins and not result.failures:
+            if (until == Step.RAY or (serves and whole)) and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
             if serves and whole and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))

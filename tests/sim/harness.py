@@ -151,7 +151,7 @@ def asking(sim: Sim, question: str) -> Iterator[list[str]]:
                 trust_env=False,
             ) as client,
         ):
-            while not over.is_set():
+            while not over.wait(0.5):  # what starts meanwhile needs the processor, too
                 try:
                     said.append(gather.ask(client, profile, question).text)
                 except (httpx.HTTPError, UserError) as error:
