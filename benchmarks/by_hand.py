@@ -18,7 +18,6 @@ import httpx
 from measure import ORCHESTRATE, Stage, timed
 
 from orchestrator import paths
-from orchestrator.bring_up import POLL, SERVE_TIMEOUT
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.profile import Node
@@ -26,6 +25,7 @@ from orchestrator.resources import Step
 from orchestrator.run import Result, run
 from orchestrator.serving import MANAGED_VARIABLES
 from orchestrator.state import SERVER_UNIT, NodeState, model_directory
+from orchestrator.waits import POLL, SERVE_TIMEOUT
 
 #: Variables of the units that are not set by hand.
 TOKENS = MANAGED_VARIABLES - {"RAY_ADDRESS"}

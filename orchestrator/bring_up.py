@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-import httpx
-
 from orchestrator import certificates, configure
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Target
 from orchestrator.errors import UserError
-from orchestrator.machines import PowerState
 from orchestrator.netboot.look import Watch
-from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.resources import Step
 from orchestrator.selection import Selection, everything
 from orchestrator.slots import JOBS, Slots
-from orchestrator.state import FRONT_UNIT, SERVER_UNIT, WORKER_UNIT, ModelFile
+from orchestrator.state import ModelFile
 from orchestrator.take_down import end_children, undo
-from orchestrator.verify import gather
 from orchestrator.verify.everything import verify
-from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.report import Report
+from orchestrator.waits import must_have_power, wait_for_model, wait_for_ray
 from orchestrator.wanted import want_on
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
@@ -34,10 +29,6 @@ CONTROL, SSH = "control", "ssh"
 STOPS = (CONTROL, SSH, *Step)
 #: A step of `up` as the boot timeline calls its end.
 REACHED = {Step.BASE: "configured", Step.RAY: "ray"}
-#: Seconds for the model from start to first answer.
-SERVE_TIMEOUT = 1200.0
-#: Seconds between two looks at the model while it loads.
-POLL = 1.0
 
 
 @dataclass
@@ -85,7 +76,7 @@ def up(
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, cluster.targets(files), result, chosen, Slots(jobs))
-            if until == Step.RAY and not result.failures:
+            if (until == Step.RAY or (serves and whole)) and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
             if serves and whole and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
@@ -307,84 +298,3 @@ class Way:
                 raise UserError("\n".join(f"{what}: {why}" for what, why in outcome.failed))
         if step in REACHED:
             self.reached(REACHED[step])
-
-
-def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
-    """Return when every chosen node has joined: its unit may run while it is on its way there.
-
-    (Where a model is served, its answer says the same.) Raises UserError that names who is missing.
-    """
-    profile, limit = cluster.profile, cluster.driver.boot_timeout
-    context = cluster.verify_context(())
-    deadline = time.monotonic() + limit
-    with board.step(CLUSTER, "ray"):
-        while missing := not_joined(context, profile, chosen):
-            names = ", ".join(missing)
-            board.note(CLUSTER, f"Ray does not have {names} yet")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"not in Ray after {limit:g} s: {names}",
-                    f"Its log: orchestrate node ssh {missing[0]} -- journalctl -u {WORKER_UNIT}",
-                )
-            time.sleep(POLL)
-
-
-def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> list[str]:
-    """Chosen nodes that Ray does not have; all of them, where it does not answer."""
-    try:
-        there = {node.address for node in gather.ray(context, profile).nodes}
-    except UserError:
-        there = set()
-    return [node.name for node in chosen.nodes if profile.ray_address(node) not in there]
-
-
-def wait_for_model(cluster: Cluster, board: Board) -> None:
-    """Return when the endpoint serves the model; end early if one of its services ended."""
-    profile = cluster.profile
-    behind = [(profile.server, SERVER_UNIT), (profile.control, FRONT_UNIT)]
-    deadline = time.monotonic() + SERVE_TIMEOUT
-    with board.step(CLUSTER, "serving"), cluster.client() as client:
-        while reason := why_not(client):
-            for node in profile.nodes:
-                must_have_power(cluster, node)
-            for node, unit in behind:
-                must_be_up(cluster, node, unit)
-            said = last_lines(cluster, profile.server, SERVER_UNIT, 1)
-            board.note(CLUSTER, f"{reason}; vLLM: {said[-90:]}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
-                    f"vLLM's last line on {profile.server.name}: {said}",
-                )
-            time.sleep(POLL)
-
-
-def why_not(client: httpx.Client) -> str:
-    """Why the endpoint does not serve yet; empty when it does."""
-    try:
-        response = client.get("/health")
-    except httpx.TransportError as error:
-        return f"endpoint: {error}"
-    return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"
-
-
-def must_have_power(cluster: Cluster, node: Node) -> None:
-    """Raises UserError where a node is off that was on."""
-    if cluster.driver.state(node) == PowerState.OFF:
-        console = cluster.driver.console(node)
-        raise UserError(f"{node.name} has lost power", f"Its console: {console}")
-
-
-def must_be_up(cluster: Cluster, node: Node, unit: str) -> None:
-    """Raises UserError, with the last lines of its log, where a unit has ended for good."""
-    argv = ["systemctl", "is-active", unit]
-    if cluster.remote(node).run(argv, ok=None).out.strip() in ("failed", "inactive"):
-        lines = last_lines(cluster, node, unit, 20)
-        hint = f"Its whole log: orchestrate node ssh {node.name} -- journalctl -u {unit}"
-        raise UserError(f"{unit} ended on {node.name}:\n{lines}", hint)
-
-
-def last_lines(cluster: Cluster, node: Node, unit: str, count: int) -> str:
-    """The end of a unit's log."""
-    argv = ["journalctl", f"--unit={unit}", "--output=cat", "--no-pager", f"--lines={count}"]
-    return cluster.remote(node).run(argv, ok=None).out.strip()

@@ -24,6 +24,7 @@ from orchestrator.resources import Step
 from orchestrator.selection import Selection
 from orchestrator.served_model import published
 from orchestrator.slots import JOBS
+from orchestrator.waits import why_not
 from orchestrator.wanted import kept_off
 
 #: Seconds between two looks; before the second try, doubled for each further one; and at most.
@@ -33,6 +34,8 @@ CERTIFICATES = 3600.0
 #: Resources that are named in a line.
 NAMED = 3
 GOOD = "as it should be"
+#: What the model's events stand under, beside the nodes' and the cluster's.
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Keeper:
             nodes = wanted(cluster)
             self._seen(CLUSTER, GOOD if nodes else "down: waiting for 'orchestrate up'")
             seen = looked(cluster, nodes) if nodes else {}
+            if nodes:
+                self._seen(MODEL, answering(cluster))
             if self.pauses.clock() >= self.certificates_at:
                 self.certificates_at = self.pauses.clock() + CERTIFICATES
                 good = [name for name, text in seen.items() if text == GOOD]
@@ -157,6 +162,15 @@ def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
     with ThreadPoolExecutor(max(1, min(JOBS, len(nodes)))) as pool:
         lines = zip((node.name for node in nodes), pool.map(look, nodes), strict=True)
         return {name: line for name, line in lines if line}
+
+
+def answering(cluster: Cluster) -> str:
+    """Whether the endpoint serves the model, in a line. It comes back once its nodes are there."""
+    if not cluster.driver.running(cluster.profile.control):
+        return "does not answer: the control node is off"
+    with cluster.driver.network(), cluster.client() as client:
+        reason = why_not(client)
+    return f"does not answer: {reason}" if reason else GOOD
 
 
 def told(outcome: Outcome) -> str:

@@ -14,6 +14,8 @@ CACHE = "/run/orchestrate/cache"
 FILES_ROOT = "/srv/orchestrate"
 #: What the control node keeps when it restarts: leases, boots, logs of boots.
 LASTING = "/var/lib/orchestrate/control"
+#: In LASTING: the tables of Ray's head.
+RAY_TABLES = "ray"
 
 ETC = "/etc/orchestrate"
 RAY_ENV = f"{ETC}/ray.env"

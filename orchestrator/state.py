@@ -26,6 +26,7 @@ from orchestrator.node_paths import (
     LASTING,
     MODELS,
     RAY_ENV,
+    RAY_TABLES,
     RAY_TOKEN,
     VENV,
     VLLM_ENV,
@@ -55,6 +56,10 @@ FRONT_UNIT = "nginx.service"
 MODELS_UNIT = "orchestrate-models.service"
 WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
+
+#: Seconds that Ray's workers, and vLLM with them, go on without a head. Theirs comes back with its
+#: tables; another one refuses them at once. So this only has to be longer than a repair takes.
+HEAD_AWAY = 24 * 3600
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
@@ -246,6 +251,9 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
         mode="0600",
         secret=True,
     )
+    if profile.is_control(node):
+        path = f"{LASTING}/{RAY_TABLES}"
+        yield Directory(Step.RAY, path, owner=account, group=account, mode="0700")
     unit = HEAD_UNIT if profile.is_control(node) else WORKER_UNIT
     text = render(
         unit,
@@ -334,10 +342,17 @@ def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Nothing is drained to another node; a stop would only take 30 s longer.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY),
+        **(_head_tables() if profile.is_control(node) else {}),
         "VLLM_HOST_IP": profile.ray_address(node),
         "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
         **profile.ray_env(node),
     }
+
+
+def _head_tables() -> dict[str, str]:
+    """The head keeps its tables on the control host's disk: it restarts, its workers do not."""
+    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{LASTING}/{RAY_TABLES}"}
 
 
 def _environment(variables: Mapping[str, str]) -> str:

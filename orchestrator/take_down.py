@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from orchestrator import paths
 from orchestrator.cluster import Cluster
 from orchestrator.console import err
 from orchestrator.errors import UserError
 from orchestrator.machines import PowerState, power_states
+from orchestrator.node_paths import RAY_TABLES
 from orchestrator.profile import Node
 from orchestrator.progress import Board
 from orchestrator.served_model import withdraw
@@ -49,6 +52,8 @@ def down(cluster: Cluster, board: Board) -> bool:
             next(iter(failures.values())).hint,
         )
     withdraw(cluster.profile.name)
+    # Nothing that they tell of runs any more.
+    shutil.rmtree(paths.lasting(cluster.profile.name) / RAY_TABLES, ignore_errors=True)
     keep_off(cluster.profile.name, [node.name for node in nodes])
     return bool(running)
 

@@ -1,8 +1,7 @@
 """Runs on the node of the model's server, before it: waits for Ray, then becomes the server.
 
 ADDRESS ACCELERATORS COMMAND...: once Ray at ADDRESS has so many accelerators, COMMAND takes this
-process's place. So the server comes back when its nodes do, whenever that is, and does not use up
-its restarts before.
+process's place. So the server comes back when its nodes do, whenever that is.
 """
 
 from __future__ import annotations

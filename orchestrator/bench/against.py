@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from orchestrator import paths
 from orchestrator.bench.results import Run
 from orchestrator.bench.run import Asked, bench
-from orchestrator.bring_up import up, wait_for_model
+from orchestrator.bring_up import up
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.hub import write_json
@@ -32,6 +32,7 @@ from orchestrator.progress import Board
 from orchestrator.resources import Step
 from orchestrator.selection import Selection
 from orchestrator.serving import Layout
+from orchestrator.waits import wait_for_model
 
 
 @dataclass(frozen=True)

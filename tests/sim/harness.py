@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+import httpx
+
+from orchestrator.errors import UserError
 from orchestrator.machines import netns
+from orchestrator.profile import load
+from orchestrator.verify import gather
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: The end-to-end tests run the shipped profile under another name.
@@ -124,6 +130,40 @@ def wait_for(process: subprocess.Popen[str], *parts: str) -> list[str]:
 def failed(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks of a verification that failed."""
     return [check for check in report["checks"] if not check["ok"]]
+
+
+@contextmanager
+def asking(sim: Sim, question: str) -> Iterator[list[str]]:
+    """For the body, vLLM is asked again and again, on its own node; what it said so far."""
+    profile = load(sim.profile)
+    key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
+    said: list[str] = []
+    over = Event()
+
+    def ask() -> None:
+        server = profile.server
+        with (
+            netns.entered(f"orchestrate-{NAME}-{server.name}"),
+            httpx.Client(
+                base_url=f"http://{profile.ray_address(server)}:{profile.serving.port}",
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=60,
+                trust_env=False,
+            ) as client,
+        ):
+            while not over.wait(0.5):  # what starts meanwhile needs the processor, too
+                try:
+                    said.append(gather.ask(client, profile, question).text)
+                except (httpx.HTTPError, UserError) as error:
+                    said.append(f"no answer: {error}")
+
+    thread = Thread(target=ask)
+    thread.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

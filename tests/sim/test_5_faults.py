@@ -116,6 +116,23 @@ def test_a_profile_edited_since_the_plan_is_not_applied(sim: Sim) -> None:
 # Faults that stop it.
 
 
+def test_a_service_that_ends_again_and_again_ends_the_wait_for_it(sim: Sim) -> None:
+    """Not healed here: the next test brings the model back."""
+    dropin = "/run/systemd/system/vllm.service.d"
+    ends = (
+        "[Service]\nExecStart=\nExecStart=/bin/sh -c 'echo no such flag; exit 2'\nRestartSec=0.1\n"
+    )
+    write = f"mkdir {dropin} && cat >{dropin}/ends.conf <<EOF\n{ends}EOF\n"
+    sim.shell("compute0", "sh", "-c", write)
+    sim.shell("compute0", "systemctl", "daemon-reload")
+    sim.shell("compute0", "systemctl", "restart", "vllm")
+    done = sim.run("up", ok=False)
+    assert "vllm.service ended on compute0" in done.stderr and "no such flag" in done.stderr
+    assert "journalctl -u vllm.service" in done.stderr
+    sim.shell("compute0", "rm", "-r", dropin)
+    sim.shell("compute0", "systemctl", "daemon-reload")
+
+
 def test_verify_names_a_stopped_worker_and_up_brings_it_back(sim: Sim) -> None:
     sim.shell("compute1", "systemctl", "stop", "ray-worker.service")
     report = sim.json("verify", ok=False)

@@ -214,6 +214,28 @@ def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Se
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
+def test_a_node_whose_clock_is_a_year_ahead_lets_nobody_in_and_the_clock_is_named(
+    trust: Trust, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To such a node the operator's certificate ended long ago. Processes of one machine share its
+    clock, so here it is the certificate that is shifted."""
+    monkeypatch.setattr(
+        trust_module, "OPERATOR_LIFETIME", trust_module.OPERATOR_LIFETIME - timedelta(days=365)
+    )
+    (trust.directory / "operator-cert.pub").unlink()
+    port = serve(trust.host_identity(["node0"]), open_trust("one").user_ca_public)
+    with pytest.raises(AccessDenied, match=r"node0.*root is not let in.*\n.*its clock is past"):
+        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
+
+
+def test_a_node_whose_clock_is_a_year_behind_lets_the_operator_in(trust: Trust) -> None:
+    """No certificate begins: none is of that node's future."""
+    (trust.directory / "host-cert.pub").write_text(trust.host_identity(["node0"]).certificate)
+    for name in ("host-cert.pub", "operator-cert.pub"):
+        shown = run(["ssh-keygen", "-L", "-f", trust.directory / name]).out
+        assert "Valid: before " in shown, shown
+
+
 def test_a_host_certificate_that_has_ended_is_refused_and_said_to_have(
     trust: Trust, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
