@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -72,7 +72,7 @@ def status(profile: str | None, as_json: bool) -> None:
 
     cluster = opened(profile)
     cables = switch_of(cluster)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "node": node.name,
             "running": cluster.driver.running(node),
@@ -86,8 +86,9 @@ def status(profile: str | None, as_json: bool) -> None:
         return
     table = Table("node", "running", "throttled", "console", box=None, pad_edge=False)
     for row in rows:
-        slow = ", ".join(f"{k} {v / 1e6:g} Mb/s" for k, v in row["throttled_bits_per_s"].items())
-        table.add_row(row["node"], "yes" if row["running"] else "no", slow, row["console"])
+        slow = (f"{k} {v / 1e6:g} Mb/s" for k, v in row["throttled_bits_per_s"].items())
+        running = "yes" if row["running"] else "no"
+        table.add_row(row["node"], running, ", ".join(slow), row["console"])
     out.print(table)
 
 
@@ -143,10 +144,13 @@ def link(
 
 
 def switch_of(cluster: Cluster) -> Switch | None:
-    """What connects simulated machines; None where machines are real."""
+    """What connects simulated machines; None where the cables are real."""
+    from orchestrator.machines.cards import Cards
     from orchestrator.machines.simulator import Simulator
 
-    return cluster.driver.switch if isinstance(cluster.driver, Simulator) else None
+    if isinstance(cluster.driver, Simulator) and not isinstance(cluster.driver.switch, Cards):
+        return cluster.driver.switch
+    return None
 
 
 @sim.command()

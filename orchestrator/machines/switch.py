@@ -111,7 +111,7 @@ class Switch:
         return found
 
     def _ends(self, node: Node, network: str) -> list[tuple[str, str]]:
-        """Namespace and interface of both ends of a container's cable: each shapes what it sends."""
+        """Namespace and interface of each end of a container's cable: both shape what they send."""
         own = (self.named(node.name), node.links[network].interface)
         return [(self.space, self._port("port", node, network)), own]
 
