@@ -16,6 +16,8 @@ WIDE = 0.3
 SLOW = 0.6
 #: Processors that are busier than this before probing are said.
 BUSY = 0.3
+#: Bytes of a file that is read before its rate counts for anything.
+SMALL = 16 << 20
 
 
 def used(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -46,6 +48,8 @@ def odd(profile: Profile, probes: Probes) -> Iterator[str]:
         if not each.uncached:
             where = f" ({each.file_system})" if each.file_system else ""
             yield f"{each.node}: the model is held in memory{where}: this is no rate of a disk"
+        elif each.bytes < SMALL:
+            yield f"{each.node}: the model has {each.bytes} bytes: too small to tell a disk's rate"
         else:
             yield from _varying(each.node, {"reading the model": each.read_bytes_per_s})
     if probes.pairs_left_out:

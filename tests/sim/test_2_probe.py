@@ -1,0 +1,122 @@
+"""Probes of the cluster that serves: what they find, and what they make of cables that are slow,
+silent or busy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import NAME, NODES, Sim, wait_for
+
+pytestmark = pytest.mark.sim
+
+PAIR = ("--only", "link", "--node", "compute0,compute1")
+
+
+def test_probes_measure_every_node_link_the_collective_and_the_model(sim: Sim) -> None:
+    found = sim.json("probe")
+    assert found["failed"] == []
+    assert [device["node"] for device in found["devices"]] == NODES[1:]
+    assert all(device["threads"] == 1 for device in found["devices"])  # as the profile gives vLLM
+    assert all(abs(device["clock_skew_s"]) < 30 for device in found["devices"])  # one clock
+    assert {link["network"] for link in found["links"]} == {"cluster"} and len(found["links"]) == 3
+    cards = {card for link in found["links"] for card in link["interfaces"]}
+    assert cards == {"cluster0"}
+    (collective,) = found["collectives"]
+    assert collective["backend"] == "gloo" and collective["interfaces"] == ["cluster0"] * 2
+    assert min(each["median"] for each in collective["all_reduce_s"].values()) > 0
+    assert set(collective["send_s"]) == set(found["links"][0]["by_size_s"])
+    assert [each["node"] for each in found["storage"]] == NODES[1:]
+    assert found["before"]["requests"] == 0 and set(found["before"]["busy"]) == set(NODES)
+    assert found["versions"]["vllm"] and found["versions"]["torch"]
+    assert not [line for line in found["odd"] if "used" in line], found["odd"]
+    assert json.loads(Path(found["file"]).read_text())["devices"] == found["devices"]
+    assert "tensor 2 (the profile)" in sim.run("plan", "--serving").stdout
+
+
+def test_a_throttled_cable_is_seen_shown_and_set_free(sim: Sim) -> None:
+    sim.run("sim", "link", "--rate", "50Mbit", "--node", "compute1")
+    try:
+        (row,) = [
+            each for each in sim.json("sim", "status")["machines"] if each["throttled_bits_per_s"]
+        ]
+        assert (row["node"], row["throttled_bits_per_s"]) == ("compute1", {"cluster": 50_000_000})
+        (link,) = sim.json("probe", *PAIR)["links"]
+        # What the wire carries, less the heads of packets: 4 %.
+        assert 0.85 * 50e6 < link["bytes_per_s"]["median"] * 8 < 1.02 * 50e6
+    finally:
+        sim.run("sim", "link", "--reset")
+    assert not any(each["throttled_bits_per_s"] for each in sim.json("sim", "status")["machines"])
+    (link,) = sim.json("probe", *PAIR)["links"]
+    assert link["bytes_per_s"]["median"] * 8 > 100e6
+
+
+@contextmanager
+def lost(sim: Sim, rule: str) -> Iterator[None]:
+    """Packets that come to compute1 and match the rule are lost without a word."""
+    table = (
+        "nft add table ip lost; nft add chain ip lost in '{ type filter hook input priority 0; }'"
+    )
+    sim.shell("compute1", "sh", "-c", f"{table}; nft add rule ip lost in {rule} drop")
+    try:
+        yield
+    finally:
+        sim.shell("compute1", "nft", "delete", "table", "ip", "lost")
+
+
+def test_a_probe_that_hangs_is_ended_and_said(sim: Sim) -> None:
+    with lost(sim, "ip saddr 10.77.0.10 tcp dport 20000-29999"):
+        found = sim.json("probe", *PAIR, ok=False)
+    (failed,) = found["failed"]
+    assert (failed["probe"], failed["where"]) == ("link", "compute0, compute1 over cluster")
+    assert "no answer within 20 s" in failed["reason"]
+    assert found["links"] == [] and "parts" in found["file"]
+
+
+def test_a_node_that_is_off_is_said_and_the_others_are_probed(sim: Sim) -> None:
+    """Only its SSH is: nothing that serves is disturbed."""
+    with lost(sim, "tcp dport 22"):
+        found = sim.json("probe", "--only", "link", ok=False)
+    (failed,) = found["failed"]
+    assert (failed["probe"], failed["where"]) == ("look", "compute1")
+    assert [(link["a"], link["b"]) for link in found["links"]] == [("control", "compute0")]
+
+
+def test_an_interrupted_probe_leaves_nothing_on_nodes(sim: Sim) -> None:
+    before = set(measured(sim))
+    process = sim.start("probe", "--only", "device")
+    wait_for(process, "compute1", "device", "...")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said
+    for node in NODES:
+        # The guards have ended, or are about to: they wait for the program's own end.
+        sim.shell(node, "sh", "-c", GONE)
+    assert set(measured(sim)) == before
+
+
+#: Ends when no guarded program is left; it is not one itself.
+GONE = (
+    "for i in $(seq 100); do pgrep -f '[S]UBREAPER' >/dev/null || exit 0; sleep 0.1; done; exit 1"
+)
+
+
+def measured(sim: Sim) -> list[Path]:
+    home = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "measured/probes")
+    return sorted(home.glob("**/*.json"))
+
+
+def test_no_probes_beside_requests_unless_forced(sim: Sim) -> None:
+    asking = sim.start("bench", "run", "--scenario", "decode-heavy", "--repeats", "4")
+    wait_for(asking, "decode-heavy")
+    refused = False
+    while not refused and asking.poll() is None:
+        done = sim.run("probe", *PAIR, ok=None)
+        refused = "the model is working on" in done.stderr
+    asking.communicate(timeout=300)
+    assert refused
