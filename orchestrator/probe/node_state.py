@@ -76,7 +76,7 @@ def busy(seconds: float) -> float:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "linux": platform.release()}
+    found = {"python": platform.python_version(), "kernel": platform.release()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
