@@ -66,7 +66,8 @@ def probe(
         print_json({"file": path, "odd": lines, **asdict(found)})
     else:
         for table in tables(found):
-            out.print(table, end="\n\n")
+            out.print(table)
+            out.print()
         for line in lines:
             out.print(f"odd: {line}", markup=False)
         use = "" if whole else " (a part: 'plan --serving' predicts from whole rounds)"

@@ -49,12 +49,12 @@ def _storage(found: Probes) -> Rows:
 
 def _links(found: Probes) -> Rows:
     for each in found.links:
-        agreed = ("?" if n is None else f"{n / 1e9:.3g}" for n in each.negotiated_bits_per_s)
+        agreed = (f"{n / 1e9:.3g} Gb/s" if n else "-" for n in each.negotiated_bits_per_s)
         yield (
             f"{each.a}, {each.b}",
             each.network,
             ", ".join(name or "?" for name in each.interfaces),
-            f"{', '.join(agreed)} Gb/s",
+            ", ".join(agreed),
             f"{each.bytes_per_s.median * 8 / 1e6:.4g} Mb/s",
             _time(each.latency_s),
         )

@@ -233,7 +233,7 @@ def test_tables_show_each_figure_with_its_spread(profile: Profile) -> None:
     shown = said.get()
     assert "10 GB/s" in shown and "bfloat16 50" in shown and "800 Mb/s" in shown
     assert "200 µs ±50%" in shown and "all-reduce, gloo" in shown and "3 ms" in shown
-    assert "1000 MB on ext4" in shown and "1, 1 Gb/s" in shown
+    assert "1000 MB on ext4" in shown and "1 Gb/s, 1 Gb/s" in shown
     empty: Probes = probes(devices=(), links=())
     assert list(tables(empty)) == []
 
