@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -12,6 +12,10 @@ from orchestrator.cli import complete
 from orchestrator.cli.cluster import json_option, machines_option, opened
 from orchestrator.console import out, print_json
 from orchestrator.profile import profile_option
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
+    from orchestrator.machines.switch import Switch
 
 
 @click.group()
@@ -60,17 +64,19 @@ def down(profile: str | None) -> None:
 @profile_option
 @json_option
 def status(profile: str | None, as_json: bool) -> None:
-    """Show which machines run, and where their consoles are.
+    """Show which machines run, which cables are throttled, and where consoles are.
 
     Example: orchestrate sim status --json
     """
     from rich.table import Table
 
     cluster = opened(profile)
-    rows = [
+    cables = switch_of(cluster)
+    rows: list[dict[str, Any]] = [
         {
             "node": node.name,
             "running": cluster.driver.running(node),
+            "throttled_bits_per_s": cables.throttled(node) if cables else {},
             "console": str(cluster.driver.console(node)),
         }
         for node in cluster.profile.nodes
@@ -78,46 +84,73 @@ def status(profile: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"machines": rows})
         return
-    table = Table("node", "running", "console", box=None, pad_edge=False)
+    table = Table("node", "running", "throttled", "console", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(str(row["node"]), "yes" if row["running"] else "no", str(row["console"]))
+        slow = (f"{k} {v / 1e6:g} Mb/s" for k, v in row["throttled_bits_per_s"].items())
+        running = "yes" if row["running"] else "no"
+        table.add_row(row["node"], running, ", ".join(slow), row["console"])
     out.print(table)
 
 
 @sim.command()
 @profile_option
-@click.option("--rate", metavar="RATE", help="Bits a second, like 100mbit or 2.5gbit.")
+@click.option("--rate", metavar="RATE", help="Bits a second, like 100Mbit or 2.5Gbit.")
 @click.option("--reset", is_flag=True, help="As fast as they can again.")
-@click.option("--network", help="Default: the one that Ray uses.")
-@click.argument("nodes", nargs=-1, shell_complete=complete.nodes)
+@click.option("--network", metavar="NAME", help="Default: the one that Ray uses.")
+@click.option(
+    "--node",
+    "nodes",
+    metavar="NAMES",
+    multiple=True,
+    shell_complete=complete.nodes,
+    help="Default: all compute nodes.",
+)
 def link(
     profile: str | None, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
 ) -> None:
     """Throttle the cables of containers, to see what a slower network would do.
 
-    Without NODES those of all compute nodes. It stays until --reset, or 'down'.
+    It stays until --reset, or 'down'; 'sim status' shows it.
 
-    Example: orchestrate sim link --rate 100mbit
+    \b
+    Example: orchestrate sim link --rate 100Mbit
+    Example: orchestrate sim link --node compute1 --reset
     """
     from orchestrator.errors import BadInput
-    from orchestrator.machines.switch import Switch
-    from orchestrator.selection import find
+    from orchestrator.machines.switch import bits_per_s
+    from orchestrator.nearest import nearest
+    from orchestrator.selection import select
 
     if bool(rate) == reset:
         raise click.UsageError("say either --rate or --reset")
+    limit = bits_per_s(rate) if rate else None
     cluster = opened(profile)
     loaded = cluster.profile
     name = network or loaded.ray.network
     if name not in loaded.networks:
-        raise BadInput(f"there is no network {name!r}", f"Known: {', '.join(loaded.networks)}")
-    switch = getattr(cluster.driver, "switch", None)
-    if not isinstance(switch, Switch):
-        raise BadInput(f"machines of {loaded.machines!r} have cables of their own")
-    chosen = [find(loaded, word) for word in nodes] or list(loaded.compute_nodes)
-    for node in chosen:
-        switch.throttle(node, name, rate)
-    said = f"at most {rate} each way" if rate else "not throttled"
-    out.print(f"{', '.join(node.name for node in chosen)} on {name}: {said}", markup=False)
+        raise BadInput(f"there is no network {name!r}", nearest(name, list(loaded.networks)))
+    chosen = select(loaded, nodes).nodes if nodes else loaded.compute_nodes
+    linked = [node for node in chosen if name in node.links]
+    cables = switch_of(cluster)
+    if cables is None or any(cluster.driver.netboots(node) for node in linked):
+        raise BadInput(
+            "only cables of containers can be throttled",
+            "Start them: orchestrate up --machines nspawn",
+        )
+    for node in linked:
+        cables.throttle(node, name, limit)
+    said = f"at most {limit / 1e6:g} Mb/s each way" if limit else "not throttled"
+    out.print(f"{', '.join(node.name for node in linked)} on {name}: {said}", markup=False)
+
+
+def switch_of(cluster: Cluster) -> Switch | None:
+    """What connects simulated machines; None where the cables are real."""
+    from orchestrator.machines.cards import Cards
+    from orchestrator.machines.simulator import Simulator
+
+    if isinstance(cluster.driver, Simulator) and not isinstance(cluster.driver.switch, Cards):
+        return cluster.driver.switch
+    return None
 
 
 @sim.command()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import BadInput
 from orchestrator.machines import netns
 from orchestrator.run import run
 
@@ -15,6 +18,23 @@ if TYPE_CHECKING:
 
 #: Of a throttled cable: as much as one large packet of a virtual card at once.
 BURST = "128kb"
+#: A rate as people and tc write it, and what its unit means in bits a second.
+RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)bit", re.IGNORECASE)
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+#: Below it a large packet takes seconds; above it tc's numbers end.
+SLOWEST, QUICKEST = 10**5, 4 * 10**11
+
+
+def bits_per_s(text: str) -> int:
+    """Bits a second of a rate like 100Mbit or 2.5gbit. Raises BadInput for another text."""
+    match = RATE.fullmatch(text.strip())
+    found = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
+    if not SLOWEST <= found <= QUICKEST:
+        raise BadInput(
+            f"{text!r} is no rate of a cable",
+            "Bits a second with their unit: 100kbit or more, like 100Mbit or 2.5Gbit.",
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -65,20 +85,35 @@ class Switch:
             self._connect(port, self.bridge(network), self.profile.networks[network].mtu)
         return space
 
-    def throttle(self, node: Node, network: str, rate: str | None) -> None:
-        """Let a container's cable carry no more than ``rate`` (as tc writes it) each way; None: all
-        that it can. (A token bucket: this kernel may have no other shaper.)"""
-        ends = [
-            (self.space, self._port("port", node, network)),
-            (self.named(node.name), node.links[network].interface),
-        ]
-        for space, link in ends:
+    def throttle(self, node: Node, network: str, bits_per_s: int | None) -> None:
+        """Let a container's cable carry no more than that, each way; None: all that it can. (A
+        token bucket: this kernel may have no other shaper.) Done again, it changes nothing."""
+        for space, end in self._ends(node, network):
             queue = ["tc", "-n", space, "qdisc"]
-            if rate:
-                bucket = ["tbf", "rate", rate, "burst", BURST, "latency", "50ms"]
-                run([*queue, "replace", "dev", link, "root", *bucket], what=f"throttle {node.name}")
+            if bits_per_s:
+                bucket = ["tbf", "rate", f"{bits_per_s}bit", "burst", BURST, "latency", "50ms"]
+                run([*queue, "replace", "dev", end, "root", *bucket], what=f"throttle {node.name}")
             else:
-                run([*queue, "delete", "dev", link, "root"], ok=None)  # there may be none
+                run([*queue, "delete", "dev", end, "root"], ok=None)  # there may be none
+
+    def throttled(self, node: Node) -> dict[str, int]:
+        """By network, the bits a second that the node's cables were throttled to; others are not in
+        it, nor is anything of a node that has no cables yet."""
+        found = {}
+        spaces = netns.names()
+        for network in node.links:
+            for space, end in self._ends(node, network):
+                asked = ["tc", "-n", space, "-json", "qdisc", "show", "dev", end]
+                shown = run(asked, ok=None).out if space in spaces else ""
+                for queue in json.loads(shown or "[]"):
+                    if queue.get("kind") == "tbf":
+                        found[network] = int(queue["options"]["rate"]) * 8  # tc says bytes
+        return found
+
+    def _ends(self, node: Node, network: str) -> list[tuple[str, str]]:
+        """Namespace and interface of each end of a container's cable: both shape what they send."""
+        own = (self.named(node.name), node.links[network].interface)
+        return [(self.space, self._port("port", node, network)), own]
 
     def plug_taps(self, node: Node) -> dict[str, str]:
         """A tap in the switch for each of the node's links: network -> its name."""

@@ -108,7 +108,7 @@ def what_if(
 def _devices(probes: Probes, nodes: Sequence[str], notes: list[str]) -> list[DeviceRates]:
     known = {device.node: device for device in probes.devices if device.matrix_flops_per_s}
     if not known:
-        raise UserError("no device was measured", "Run: orchestrate probe --only device")
+        raise UserError("no device was measured", "Run: orchestrate probe")
     missing = [node for node in nodes if node not in known]
     if missing:
         notes.append(f"not measured: {', '.join(missing)}; taken to be like the slowest measured")
@@ -133,7 +133,7 @@ def _linked(
     if link is None and group is None:
         raise UserError(
             f"no link between {', '.join(copy.nodes)} was measured on {profile.ray.network}",
-            "Run: orchestrate probe --only link",
+            "Run: orchestrate probe",
         )
     if link is None:
         assert group is not None

@@ -1,7 +1,7 @@
 """Runs on a node with the image's torch: what its device reaches, as JSON.
 
-One argument, JSON: {"seconds": S a figure, "path": directory of the model or ""}. The figures are
-those that vLLM's own operations reach: weights as torch.nn.Linear has them, [out, in].
+One argument, JSON: {"seconds": S a figure}. The figures are those that vLLM's own operations reach:
+weights as torch.nn.Linear has them, [out, in].
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 from torch.nn.functional import linear  # type: ignore[import-not-found, unused-ignore]
 
 REPEATS = 5
-#: Larger than any cache; no more than this share of the memory.
-WEIGHTS, SHARE = 256 << 20, 1 / 16
+#: Bytes larger than any cache, and the least that still are where the model took the memory.
+WEIGHTS, LEAST = 256 << 20, 64 << 20
 #: Rows of an input: a prompt's tokens.
 TOKENS, WIDTH = 256, 2048
 DTYPES = ("bfloat16", "float16", "float32")
-CHUNK = 4 << 20
 
 
 def device() -> str:
@@ -71,13 +70,23 @@ def name(on: str) -> str:
     return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "processor")
 
 
+def large(on: str, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix far larger than any cache, of [n, WIDTH]; smaller where there is less room."""
+    size = WEIGHTS
+    while True:
+        try:
+            return torch.ones(size // (2 * WIDTH), WIDTH, dtype=dtype, device=on)
+        except RuntimeError:
+            if size <= LEAST:
+                raise
+            size //= 2
+
+
 def rates(seconds: float) -> dict[str, Any]:
     on = device()
-    total = memory_total(on)
     half = torch.float16 if on != "cpu" else torch.bfloat16
-    size = int(min(WEIGHTS, total * SHARE)) // (2 * WIDTH)
     with torch.inference_mode():
-        weights = torch.ones(size, WIDTH, dtype=half, device=on)
+        weights = large(on, half)
         one = torch.ones(1, WIDTH, dtype=half, device=on)
         # The product of one row reads every weight once, and little else.
         took = timed(on, lambda: linear(one, weights), seconds)
@@ -101,34 +110,9 @@ def rates(seconds: float) -> dict[str, Any]:
         "memory_bytes_per_s": memory,
         "matrix_flops_per_s": matrix,
         "operation_s": small,
-        "memory_total_bytes": total,
+        "memory_total_bytes": memory_total(on),
     }
 
 
-def storage(path: str) -> dict[str, list[float]] | None:
-    """Bytes a second of the model's weights: read from the file, and brought onto the device."""
-    from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]
-
-    files = sorted(Path(path).glob("*.safetensors"), key=lambda each: each.stat().st_size)
-    if not path or not files:
-        return None
-    file = files[-1]
-    read, load = [], []
-    for _ in range(3):
-        with file.open("rb", buffering=0) as stream:
-            # Where the file is on a disk, it is read from there; in memory it stays.
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            begun = time.perf_counter()
-            while stream.read(CHUNK):
-                pass
-            read.append(file.stat().st_size / (time.perf_counter() - begun))
-        begun = time.perf_counter()
-        load_file(file, device=device())
-        settle(device())
-        load.append(file.stat().st_size / (time.perf_counter() - begun))
-    return {"read_bytes_per_s": read, "load_bytes_per_s": load}
-
-
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    print(json.dumps({"rates": rates(asked["seconds"]), "storage": storage(asked["path"])}))
+    print(json.dumps(rates(json.loads(sys.argv[1])["seconds"])))

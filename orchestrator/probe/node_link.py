@@ -13,76 +13,45 @@ import socket
 import struct
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 #: Seconds to wait for the other end, and for one message.
-CONNECT, MESSAGE = 20.0, 20.0
+WAIT = 20.0
 ROUNDS, REPEATS = 50, 5
-#: The stream: at least this long, in messages of this size.
-STREAM_S, STREAM_BYTES = 1.0, 1 << 20
+#: Seconds for all round trips of one repeat, and for all messages of one size. Larger ones are left
+#: out where one alone took longer.
+ROUND_S, SIZE_S = 0.4, 1.0
+#: Of the stream: seconds of a repeat, bytes of a message, messages on their way.
+STREAM_S, STREAM_BYTES, AHEAD = 0.4, 256 << 10, 2
 HEAD = struct.Struct("!Q")
 
 
-def counters() -> dict[str, int]:
-    """Bytes that each interface has sent and received."""
-    found = {}
-    for home in Path("/sys/class/net").iterdir():
-        if home.name != "lo":
-            both = (home / "statistics/tx_bytes", home / "statistics/rx_bytes")
-            found[home.name] = sum(int(file.read_text()) for file in both)
-    return found
-
-
-def used(before: dict[str, int], after: dict[str, int]) -> str:
-    """The interface that the bytes took."""
-    moved = {name: after[name] - before.get(name, 0) for name in after}
-    return max(moved, key=lambda name: moved[name], default="")
-
-
-def speed(interface: str) -> int | None:
-    """What a card negotiated, in bits a second."""
-    home = Path("/sys/class/net", interface)
-    try:
-        megabits = int((home / "speed").read_text())
-    except (OSError, ValueError):
-        return None
-    # A pair of virtual cards says 10 Gb/s, which nothing negotiated.
-    real = (home / "device").exists()
-    return megabits * 10**6 if megabits > 0 and real else None
-
-
-def receive(connection: socket.socket, count: int) -> None:
-    view = memoryview(bytearray(min(count, 1 << 20)))
+def received(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, of which the first 8 are kept. Raises ConnectionError where they end early."""
+    view, first = memoryview(bytearray(min(count, 1 << 20))), b""
     while count:
         got = connection.recv_into(view[: min(count, len(view))])
         if not got:
             raise ConnectionError("the other end is gone")
+        first += bytes(view[: min(got, HEAD.size - len(first))])
         count -= got
+    return first
 
 
 def serve(address: str, port: int) -> None:
     with socket.create_server((address, port)) as server:
-        server.settimeout(CONNECT)
+        server.settimeout(WAIT)
         connection, _ = server.accept()
-    before = counters()
     with connection:
-        connection.settimeout(MESSAGE)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while size := HEAD.unpack(receive_head(connection))[0]:
-            receive(connection, size)
+        prepare(connection)
+        while size := HEAD.unpack(received(connection, HEAD.size))[0]:
+            received(connection, size)
             connection.sendall(b".")
-    interface = used(before, counters())
-    print(json.dumps({"interface": interface, "speed": speed(interface)}))
 
 
-def receive_head(connection: socket.socket) -> bytes:
-    head = b""
-    while len(head) < HEAD.size:
-        part = connection.recv(HEAD.size - len(head))
-        if not part:
-            return HEAD.pack(0)
-        head += part
-    return head
+def prepare(connection: socket.socket) -> None:
+    connection.settimeout(WAIT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def exchange(connection: socket.socket, size: int) -> float:
@@ -90,15 +59,41 @@ def exchange(connection: socket.socket, size: int) -> float:
     message = HEAD.pack(size) + bytes(size)
     begun = time.perf_counter()
     connection.sendall(message)
-    receive(connection, 1)
+    received(connection, 1)
     return time.perf_counter() - begun
 
 
+def exchanges(connection: socket.socket, size: int, most: int, seconds: float) -> Iterator[float]:
+    """One, and up to ``most`` while the time is not over."""
+    end = time.monotonic() + seconds
+    for _ in range(most):
+        yield exchange(connection, size)
+        if time.monotonic() > end:
+            return
+
+
+def stream(connection: socket.socket) -> float:
+    """Bytes a second of large messages, with some on their way at any time."""
+    message = HEAD.pack(STREAM_BYTES) + bytes(STREAM_BYTES)
+    for _ in range(AHEAD):
+        connection.sendall(message)
+    received(connection, 1)  # the way is full: counted from here
+    sent, begun = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begun) < STREAM_S:
+        connection.sendall(message)
+        received(connection, 1)
+        sent += STREAM_BYTES
+    received(connection, AHEAD - 1)
+    return sent / passed
+
+
 def connected(address: str, port: int, source: str) -> socket.socket:
-    end = time.monotonic() + CONNECT
+    """The other end may begin a little later. Raises OSError after WAIT seconds."""
+    end = time.monotonic() + WAIT
     while True:
+        left = max(0.1, end - time.monotonic())
         try:
-            return socket.create_connection((address, port), 5, source_address=(source, 0))
+            return socket.create_connection((address, port), left, source_address=(source, 0))
         except OSError:
             if time.monotonic() > end:
                 raise
@@ -110,45 +105,36 @@ def middle(values: list[float]) -> float:
 
 
 def ask(address: str, port: int, source: str, sizes: list[int]) -> None:
-    before = counters()
     with connected(address, port, source) as connection:
-        connection.settimeout(MESSAGE)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for _ in range(ROUNDS):
-            exchange(connection, 1)  # the connection finds its pace
+        prepare(connection)
+        list(exchanges(connection, 1, ROUNDS, ROUND_S))  # the connection finds its pace
         latency = [
-            middle([exchange(connection, 1) for _ in range(ROUNDS)]) / 2 for _ in range(REPEATS)
+            middle(list(exchanges(connection, 1, ROUNDS, ROUND_S))) / 2 for _ in range(REPEATS)
         ]
         way_back = middle(latency)
-        by_size = {
-            size: [max(exchange(connection, size) - way_back, 0.0) for _ in range(REPEATS)]
-            for size in sizes
-        }
-        rates = []
-        for _ in range(REPEATS):
-            sent, begun = 0, time.perf_counter()
-            while time.perf_counter() - begun < STREAM_S / REPEATS:
-                exchange(connection, STREAM_BYTES)
-                sent += STREAM_BYTES
-            rates.append(sent / (time.perf_counter() - begun))
+        by_size: dict[int, list[float]] = {}
+        for size in sizes:
+            took = list(exchanges(connection, size, REPEATS, SIZE_S))
+            by_size[size] = [max(each - way_back, 0.0) for each in took]
+            if min(took) > SIZE_S:
+                break
+        rates = [stream(connection) for _ in range(REPEATS)]
         connection.sendall(HEAD.pack(0))
-    interface = used(before, counters())
-    print(
-        json.dumps(
-            {
-                "interface": interface,
-                "speed": speed(interface),
-                "latency_s": latency,
-                "bytes_per_s": rates,
-                "by_size_s": by_size,
-            }
-        )
-    )
+    print(json.dumps({"latency_s": latency, "bytes_per_s": rates, "by_size_s": by_size}))
+
+
+def main(words: list[str]) -> None:
+    role, address, port = words[:3]
+    try:
+        if role == "serve":
+            serve(address, int(port))
+            print("{}")
+        else:
+            ask(address, int(port), words[3], [int(each) for each in words[4].split(",") if each])
+    except OSError as error:
+        said = f"no answer within {WAIT:g} s" if isinstance(error, TimeoutError) else error
+        sys.exit(f"TCP, {address} port {port}: {said}")
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words[0] == "serve":
-        serve(words[1], int(words[2]))
-    else:
-        ask(words[1], int(words[2]), words[3], [int(each) for each in words[4].split(",") if each])
+    main(sys.argv[1:])

@@ -1,10 +1,10 @@
-"""What is probed between whom, and at which sizes. Pure."""
+"""What is probed between whom, in which order, and at which sizes. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,8 +15,10 @@ TOKENS = (1, 4, 8, 32, 128, 512, 2048)
 #: Bytes of one activation, and what is probed where the model's width is not known.
 DTYPE_BYTES, HIDDEN = 2, 4096
 LARGEST = 16 << 20
-#: Pairs of a network at most: a hundred nodes have thousands.
-PAIRS = 12
+#: Turns of some 4 s each: two minutes at most, also for a hundred nodes.
+TURNS = 30
+#: Pairs in one turn, where there are too many for one at a time.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -41,27 +43,34 @@ def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(size for size in found if size <= LARGEST))
 
 
-def pairs(profile: Profile, nodes: Sequence[Node]) -> tuple[Pair, ...]:
-    """Pairs on each network that both are on, spread over the nodes where there are too many."""
-    return tuple(
-        pair for network in profile.networks for pair in _of_network(network, tuple(nodes))
+def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
+    """The pairs of each turn. One pair a turn, so that nothing disturbs it, as long as there are
+    TURNS; else pairs that share no node, and of all pairs a part in which every node is."""
+    rounds = [list(_rounds(network, nodes)) for network in profile.networks]
+    found = [pair for each in zip_longest(*rounds, fillvalue=()) for part in each for pair in part]
+    if len(found) <= TURNS:
+        return [(pair,) for pair in found]
+    mixed = [part for each in zip_longest(*rounds, fillvalue=()) for part in each]
+    several = (
+        part[start : start + AT_ONCE] for part in mixed for start in range(0, len(part), AT_ONCE)
     )
+    return [part for part, _ in zip(several, range(TURNS), strict=False)]
 
 
 def left_out(profile: Profile, nodes: Sequence[Node]) -> int:
-    """How many pairs `pairs` leaves out."""
-    return sum(
-        max(0, len(list(_all(network, tuple(nodes)))) - PAIRS) for network in profile.networks
-    )
+    """How many pairs `turns` leaves out."""
+    every = sum(len(part) for network in profile.networks for part in _rounds(network, nodes))
+    return every - sum(map(len, turns(profile, nodes)))
 
 
-def _of_network(network: str, nodes: tuple[Node, ...]) -> Iterator[Pair]:
-    every = list(_all(network, nodes))
-    # Evenly over the list, so that most nodes are in one; always with the first, vLLM's.
-    step = max(1.0, len(every) / PAIRS)
-    yield from (every[int(number * step)] for number in range(min(len(every), PAIRS)))
-
-
-def _all(network: str, nodes: tuple[Node, ...]) -> Iterator[Pair]:
-    on = [node for node in nodes if network in node.links]
-    yield from (Pair(a, b, network) for a, b in combinations(on, 2))
+def _rounds(network: str, nodes: Sequence[Node]) -> Iterator[tuple[Pair, ...]]:
+    """All pairs on a network, in rounds in which no node is twice: as a tournament has them, one
+    stays and the others move on by a seat."""
+    seats: list[Node | None] = [node for node in nodes if network in node.links]
+    if len(seats) % 2:
+        seats.append(None)
+    for _ in range(len(seats) - 1):
+        opposite = zip(seats, reversed(seats), strict=True)
+        facing = [pair for pair, _ in zip(opposite, range(len(seats) // 2), strict=False)]
+        yield tuple(Pair(a, b, network) for a, b in facing if a and b)
+        seats = [seats[0], seats[-1], *seats[1:-1]]

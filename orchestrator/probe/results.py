@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,18 @@ class CollectiveRates:
 
 @dataclass(frozen=True)
 class StorageRates:
-    """Where a node's model lies: reading the file, and bringing tensors onto the device."""
+    """A node's model: reading its largest file, and bringing tensors onto the device.
+
+    ``uncached``: whether the kernel had to fetch the file; else both are rates of memory.
+    """
 
     node: str
     path: str
     read_bytes_per_s: Spread
     load_bytes_per_s: Spread
+    bytes: int = 0
+    file_system: str = ""
+    uncached: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,23 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What went on just before. ``busy``: by node, the share of its machine's processors in use.
+
+    ``requests``: that the model worked on; None where it did not serve.
+    """
+
+    busy: dict[str, float] = field(default_factory=dict)
+    requests: float | None = None
+
+
+@dataclass(frozen=True)
 class Probes:
-    """All of one round, with what it was measured on. ``time``: ISO 8601, UTC."""
+    """All of one round, with what it was measured on. ``time``: ISO 8601, UTC.
+
+    ``versions``: of what an image has, the first node's; ``pairs_left_out``: pairs of nodes with a
+    link that were not measured.
+    """
 
     profile: str
     profile_sha256: str
@@ -112,3 +133,5 @@ class Probes:
     collectives: tuple[CollectiveRates, ...] = ()
     storage: tuple[StorageRates, ...] = ()
     failed: tuple[Failed, ...] = ()
+    before: Before = Before()
+    pairs_left_out: int = 0

@@ -3,16 +3,17 @@ holds no other back."""
 
 from __future__ import annotations
 
-import json
 import random
-import shlex
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,10 +21,13 @@ from orchestrator import paths
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.hub import write_json
-from orchestrator.node_paths import VENV, WITH_ENVIRONMENT
+from orchestrator.node_paths import VENV
 from orchestrator.predict.inputs import PROBES
-from orchestrator.probe.plan import Pair, pairs, sizes
+from orchestrator.probe import nodes as on_nodes
+from orchestrator.probe.judge import used
+from orchestrator.probe.plan import Pair, left_out, sizes, turns
 from orchestrator.probe.results import (
+    Before,
     CollectiveRates,
     DeviceRates,
     Failed,
@@ -35,21 +39,26 @@ from orchestrator.probe.results import (
 )
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
+from orchestrator.slots import JOBS
 from orchestrator.state import model_directory
 
-#: Seconds for one figure of a device; for a whole probe of a device, a link, a collective.
-FIGURE_S = 1.0
-DEVICE_TIMEOUT, LINK_TIMEOUT, COLLECTIVE_TIMEOUT = 180.0, 60.0, 120.0
-#: Seconds after which a node's own `timeout` ends what hangs, before ours does.
-GRACE = 10.0
+#: Seconds for one figure of a device, and to watch processors before.
+FIGURE_S, WATCH_S = 1.0, 0.5
+#: Seconds for a whole probe of a device, a link, a collective, a model's file.
+DEVICE_TIMEOUT, LINK_TIMEOUT, COLLECTIVE_TIMEOUT, STORAGE_TIMEOUT = 180.0, 60.0, 180.0, 120.0
 #: Where probes listen: below what Linux gives to outgoing connections.
 PORTS = range(20000, 30000)
 #: Prints how many requests vLLM is working on; its own node may ask.
-BUSY = (
+REQUESTS = (
     "import re, sys, urllib.request as u; t = u.build_opener(u.ProxyHandler({})).open(sys.argv[1],"
     " timeout=5).read().decode(); print(sum(float(x) for x in re.findall("
     "r'^vllm:num_requests_(?:running|waiting)\\{[^}]*\\} (\\S+)', t, re.M)))"
 )
+
+#: Rounds of some kinds or nodes only, below PROBES.
+PARTS = "parts"
+
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -58,167 +67,201 @@ class Kind(StrEnum):
     DEVICE = "device"
     LINK = "link"
     COLLECTIVE = "collective"
+    STORAGE = "storage"
 
 
-def probe(cluster: Cluster, board: Board, kinds: Collection[Kind], nodes: Sequence[Node]) -> Probes:
+#: The step in which every node is looked at first.
+LOOK = "look"
+
+
+def probe(
+    cluster: Cluster,
+    board: Board,
+    kinds: Collection[Kind],
+    nodes: Sequence[Node],
+    requests: float | None,
+) -> Probes:
     """Probe these nodes; stores nothing. One kind after the other, since each needs the machines
-    for itself: devices all at once, links pair by pair."""
-    compute = [node for node in nodes if not cluster.profile.is_control(node)]
-    failed: list[Failed] = []
-    devices: list[DeviceRates] = []
-    storage: list[StorageRates] = []
+    for itself: devices and files of all nodes at once, links in turns. A node that cannot be asked
+    is left out of the rest. ``requests``: as `requests_in_work` found them."""
+    round_ = Round(cluster, board)
+    states = round_.each(LOOK, {node.name: partial(_look, cluster, node) for node in nodes})
+    here = [node for node in nodes if node.name in states]
+    compute = [node for node in here if not cluster.profile.is_control(node)]
+    devices: dict[str, DeviceRates] = {}
     links: list[LinkRates] = []
-    collectives: list[CollectiveRates] = []
-    with cluster.driver.network():
-        if Kind.DEVICE in kinds:
-            for device, disk in _each(
-                cluster, board, Kind.DEVICE, compute, lambda node: _device(cluster, node), failed
-            ):
-                devices.append(device)
-                storage += [disk] if disk else []
-        if Kind.LINK in kinds:
-            for pair in pairs(cluster.profile, nodes):
-                with _kept(board, pair.where, Kind.LINK, failed):
-                    links.append(_link(cluster, pair))
-        if Kind.COLLECTIVE in kinds and len(compute) > 1:
-            with _kept(board, CLUSTER, Kind.COLLECTIVE, failed):
-                collectives.append(_collective(cluster, compute))
+    groups: list[CollectiveRates] = []
+    storage: dict[str, StorageRates] = {}
+    if Kind.DEVICE in kinds:
+        devices = round_.each(
+            Kind.DEVICE,
+            {node.name: partial(_device, cluster, node, states[node.name][1]) for node in compute},
+        )
+    if Kind.LINK in kinds:
+        for turn in turns(cluster.profile, here):
+            asked = {pair.where: partial(_link, cluster, pair) for pair in turn}
+            links += round_.each(Kind.LINK, asked).values()
+    if Kind.COLLECTIVE in kinds and len(compute) > 1:
+        with round_.kept(CLUSTER, Kind.COLLECTIVE), cluster.driver.network():
+            groups.append(_collective(cluster, compute))
+    if Kind.STORAGE in kinds:
+        storage = round_.each(
+            Kind.STORAGE, {node.name: partial(_storage, cluster, node) for node in compute}
+        )
+    versions = [state["versions"] for state, _ in states.values()]
     return Probes(
         profile=cluster.profile.name,
         profile_sha256=cluster.profile.sha256,
         image_id=cluster.image_id,
-        versions={},
+        versions=versions[-1] if versions else {},
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        devices=tuple(devices),
+        devices=tuple(devices.values()),
         links=tuple(links),
-        collectives=tuple(collectives),
-        storage=tuple(storage),
-        failed=tuple(failed),
+        collectives=tuple(groups),
+        storage=tuple(storage.values()),
+        failed=tuple(round_.failed),
+        before=Before({name: state["busy"] for name, (state, _) in states.items()}, requests),
+        pairs_left_out=left_out(cluster.profile, here) if Kind.LINK in kinds else 0,
     )
 
 
-def store(probes: Probes) -> Path:
-    """Keep them; predictions take the newest."""
-    home = paths.measured(probes.profile) / PROBES
+def store(probes: Probes, *, whole: bool) -> Path:
+    """Keep them. Predictions take the newest ``whole`` round; parts lie below."""
+    home = paths.measured(probes.profile) / PROBES / ("" if whole else PARTS)
     home.mkdir(parents=True, exist_ok=True)
     path = home / f"{probes.time.replace(':', '')}.json"
     write_json(path, TypeAdapter(Probes).dump_python(probes, mode="json"))
     return path
 
 
-def requests_in_work(cluster: Cluster) -> float:
-    """How many requests the served model is working on; none where it does not serve."""
+def requests_in_work(cluster: Cluster) -> float | None:
+    """How many requests the served model is working on; None where it does not serve."""
     server = cluster.profile.server
     url = f"http://{cluster.profile.ray_address(server)}:{cluster.profile.serving.port}/metrics"
-    argv = [f"{VENV}/bin/python", "-c", BUSY, url]
+    argv = [f"{VENV}/bin/python", "-c", REQUESTS, url]
     with cluster.driver.network():
         try:
-            return float(cluster.remote(server).run(argv, timeout=30).out or 0)
+            return float(cluster.remote(server).run(argv, timeout=30).out)
         except (UserError, ValueError):
-            return 0.0
+            return None
 
 
-def odd(cluster: Cluster, probes: Probes) -> Iterator[str]:
-    """What is not as the profile says, or should not be believed too much."""
-    nodes = {node.name: node for node in cluster.profile.nodes}
-    for link in probes.links:
-        for name, seen in zip((link.a, link.b), link.interfaces, strict=True):
-            expected = nodes[name].links[link.network].interface
-            if seen and seen != expected:
-                carried = [
-                    other
-                    for other, each in nodes[name].links.items()
-                    if each.interface == seen
-                    and cluster.profile.networks[other].carries == link.network
-                ]
-                by = f", as {carried[0]} carries it" if carried else ": not as the profile says"
-                yield f"{link.a} to {link.b} on {link.network} goes by {seen} of {name}{by}"
-        if link.bytes_per_s.relative > 0.3:
-            yield (
-                f"{link.a} to {link.b} on {link.network}: the rate varies by "
-                f"{link.bytes_per_s.relative:.0%}"
-            )
-    for device in probes.devices:
-        if device.memory_bytes_per_s.relative > 0.3:
-            yield (
-                f"{device.node}: its memory rate varies by "
-                f"{device.memory_bytes_per_s.relative:.0%}: something else uses it"
-            )
+@dataclass
+class Round:
+    """Probes side by side. What fails is noted, and the others go on."""
+
+    cluster: Cluster
+    board: Board
+    failed: list[Failed] = field(default_factory=list)
+
+    def each(self, step: str, actions: Mapping[str, Callable[[], T | None]]) -> dict[str, T]:
+        """The actions at once, by what they are about; what came of each where something did."""
+
+        def one(where: str) -> T | None:
+            with self.kept(where, step), self.cluster.driver.network():
+                return actions[where]()
+            return None
+
+        with ThreadPoolExecutor(JOBS) as pool:
+            found = zip(actions, pool.map(one, actions), strict=True)
+        return {where: value for where, value in found if value is not None}
+
+    @contextmanager
+    def kept(self, where: str, step: str) -> Iterator[None]:
+        """A failure of the body is noted."""
+        try:
+            with self.board.step(where, step):
+                yield
+        except UserError as error:
+            self.failed.append(Failed(step, where, error.message))
 
 
-def _device(cluster: Cluster, node: Node) -> tuple[DeviceRates, StorageRates | None]:
-    path = model_directory(cluster.profile)
-    asked = {"seconds": FIGURE_S, "path": path}
-    found = _run(cluster, node, "node_device", [json.dumps(asked)], DEVICE_TIMEOUT)
-    rates, disk = found["rates"], found["storage"]
-    return (
-        DeviceRates(
-            node=node.name,
-            device=rates["device"],
-            name=rates["name"],
-            threads=rates["threads"],
-            memory_bytes_per_s=spread(rates["memory_bytes_per_s"]),
-            matrix_flops_per_s={k: spread(v) for k, v in rates["matrix_flops_per_s"].items()},
-            operation_s=spread(rates["operation_s"]),
-            clock_skew_s=0.0,
-            memory_total_bytes=rates["memory_total_bytes"],
-        ),
-        StorageRates(
-            node.name, path, spread(disk["read_bytes_per_s"]), spread(disk["load_bytes_per_s"])
-        )
-        if disk
-        else None,
+def _look(cluster: Cluster, node: Node) -> tuple[Any, float]:
+    """A node's state, and its clock minus this one's: both ends of its work were between ours."""
+    begun = time.time()
+    state = on_nodes.state(cluster, node, str(WATCH_S))
+    first, last = state["time"]
+    return state, ((first - begun) + (last - time.time())) / 2
+
+
+def _device(cluster: Cluster, node: Node, skew: float) -> DeviceRates:
+    asked = {"seconds": FIGURE_S}
+    found = on_nodes.with_torch(cluster, node, "node_device", asked, DEVICE_TIMEOUT)
+    return DeviceRates(
+        node=node.name,
+        device=found["device"],
+        name=found["name"],
+        threads=found["threads"],
+        memory_bytes_per_s=spread(found["memory_bytes_per_s"]),
+        matrix_flops_per_s={k: spread(v) for k, v in found["matrix_flops_per_s"].items()},
+        operation_s=spread(found["operation_s"]),
+        clock_skew_s=skew,
+        memory_total_bytes=found["memory_total_bytes"],
+    )
+
+
+def _storage(cluster: Cluster, node: Node) -> StorageRates | None:
+    """None where the node has no model yet."""
+    asked = {"path": model_directory(cluster.profile)}
+    found = on_nodes.with_torch(cluster, node, "node_storage", asked, STORAGE_TIMEOUT)
+    if not found:
+        return None
+    return StorageRates(
+        node=node.name,
+        path=found["path"],
+        read_bytes_per_s=spread(found["read_bytes_per_s"]),
+        load_bytes_per_s=spread(found["load_bytes_per_s"]),
+        bytes=found["bytes"],
+        file_system=found["file_system"],
+        uncached=found["uncached"],
     )
 
 
 def _link(cluster: Cluster, pair: Pair) -> LinkRates:
     here, there = (str(node.links[pair.network].address) for node in (pair.a, pair.b))
     port = str(random.choice(PORTS))
-    asked = ",".join(map(str, sizes(cluster.model.config)))
-    with ThreadPoolExecutor(2) as pool:
-        server = pool.submit(
-            _run, cluster, pair.b, "node_link", ["serve", there, port], LINK_TIMEOUT, plain=True
+    words = ",".join(map(str, sizes(cluster.model.config)))
+    ask, serve = ["ask", there, port, here, words], ["serve", there, port]
+    end = partial(on_nodes.plain, cluster, program="node_link", timeout=LINK_TIMEOUT)
+    with _cards(cluster, (pair.a, pair.b)) as seen:
+        found, _ = together(
+            cluster, [partial(end, pair.a, words=ask), partial(end, pair.b, words=serve)]
         )
-        client = pool.submit(
-            _run, cluster, pair.a, "node_link", ["ask", there, port, here, asked], LINK_TIMEOUT,
-            plain=True,
-        )  # fmt: skip
-        seen, other = client.result(), server.result()
+    a, b = seen
     return LinkRates(
         a=pair.a.name,
         b=pair.b.name,
         network=pair.network,
-        interfaces=(seen["interface"], other["interface"]),
-        negotiated_bits_per_s=(seen["speed"], other["speed"]),
-        latency_s=spread(seen["latency_s"]),
-        bytes_per_s=spread(seen["bytes_per_s"]),
-        by_size_s=_by_size(seen["by_size_s"]),
+        interfaces=(a.interface, b.interface),
+        negotiated_bits_per_s=(a.negotiated, b.negotiated),
+        latency_s=spread(found["latency_s"]),
+        bytes_per_s=spread(found["bytes_per_s"]),
+        by_size_s=_by_size(found["by_size_s"]),
     )
 
 
 def _collective(cluster: Cluster, nodes: Sequence[Node]) -> CollectiveRates:
-    profile = cluster.profile
     common = {
         "world": len(nodes),
-        "address": profile.ray_address(nodes[0]),
+        "address": cluster.profile.ray_address(nodes[0]),
         "port": random.choice(PORTS),
         "sizes": sizes(cluster.model.config),
         "timeout_s": COLLECTIVE_TIMEOUT / 4,
     }
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        jobs = [
-            pool.submit(
-                _run, cluster, node, "node_collective", [json.dumps(common | {"rank": rank})],
-                COLLECTIVE_TIMEOUT,
-            )
-            for rank, node in enumerate(nodes)
-        ]  # fmt: skip
-        every = [job.result() for job in jobs]
-    found = every[0]
+
+    ranks = [
+        partial(
+            on_nodes.with_torch, cluster, node, "node_collective", common | {"rank": number},
+            COLLECTIVE_TIMEOUT,
+        )
+        for number, node in enumerate(nodes)
+    ]  # fmt: skip
+    with _cards(cluster, nodes) as seen:
+        found = together(cluster, ranks)[0]
     return CollectiveRates(
         nodes=tuple(node.name for node in nodes),
         backend=found["backend"],
-        interfaces=tuple(each["interface"] for each in every),
+        interfaces=tuple(each.interface for each in seen),
         all_reduce_s=_by_size(found["all_reduce_s"]),
         send_s=_by_size(found["send_s"]),
     )
@@ -228,66 +271,43 @@ def _by_size(found: Mapping[str, list[float]]) -> dict[int, Spread]:
     return {int(size): spread(values) for size, values in found.items()}
 
 
-def _run(
-    cluster: Cluster,
-    node: Node,
-    program: str,
-    words: Sequence[str],
-    timeout: float,
-    *,
-    plain: bool = False,
-) -> Any:
-    """Run a program of this directory on a node, in the environment that vLLM has there; the JSON
-    that it prints. Raises UserError where it fails, or is not done in time: it is ended then."""
-    profile = cluster.profile
-    variables = profile.ray_env(node) | profile.serving_env()
-    link = node.links[profile.ray.network].interface
-    env = {"GLOO_SOCKET_IFNAME": link, **variables}
-    limit = ["timeout", f"--kill-after={GRACE:g}", f"{timeout - GRACE:g}"]
-    python = [f"{VENV}/bin/python", "-", *words]
-    around = [] if plain else ["env", *(f"{k}={v}" for k, v in env.items()), WITH_ENVIRONMENT]
-    argv = [*limit, *around, *python]
-    source = Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
-    result = cluster.remote(node).run(
-        argv, what=f"the probe {program}", stdin=source, timeout=timeout + GRACE, ok=None
-    )
-    if result.code in (124, 137):  # timeout's own, and what it killed
-        raise UserError(
-            f"{node.name}: {program}: no end after {timeout - GRACE:g} s",
-            "Over a wrong interface collectives wait for ever. By hand: "
-            f"{shlex.join([*python[:1], program + '.py', *words])}",
-        )
-    if result.code != 0:
-        last = (result.err.strip() or "no output").splitlines()[-1]
-        raise UserError(f"{node.name}: {program}: exit code {result.code}: {last}")
-    # What a library says on stdout comes before.
-    return json.loads(result.out.strip().splitlines()[-1])
+@dataclass(frozen=True)
+class Card:
+    """An interface that bytes took, and what it negotiated in bits a second."""
 
-
-def _each(
-    cluster: Cluster,
-    board: Board,
-    kind: Kind,
-    nodes: Sequence[Node],
-    action: Callable[[Node], Any],
-    failed: list[Failed],
-) -> list[Any]:
-    """The action on all nodes at once; those that fail are noted."""
-
-    def one(node: Node) -> Any:
-        with cluster.driver.network(), _kept(board, node.name, kind, failed):
-            return action(node)
-        return None
-
-    with ThreadPoolExecutor(max(1, len(nodes))) as pool:
-        return [found for found in pool.map(one, nodes) if found is not None]
+    interface: str
+    negotiated: int | None
 
 
 @contextmanager
-def _kept(board: Board, where: str, kind: Kind, failed: list[Failed]) -> Iterator[None]:
-    """A failure of the body is noted, and others go on."""
-    try:
-        with board.step(where, kind):
-            yield
-    except UserError as error:
-        failed.append(Failed(kind, where, error.message))
+def _cards(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[list[Card]]:
+    """After the body, the card that most bytes took on each node, by the kernel's counters."""
+
+    def counted() -> list[Any]:
+        states = together(cluster, [partial(on_nodes.state, cluster, node) for node in nodes])
+        return [each["cards"] for each in states]
+
+    found: list[Card] = []
+    before = counted()
+    yield found
+    for first, last in zip(before, counted(), strict=True):
+        name = used(first, last)
+        found.append(Card(name, last[name]["negotiated"] if name else None))
+
+
+def together(cluster: Cluster, actions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What all actions return, run at once. Raises UserError with what each failing one says."""
+
+    def one(action: Callable[[], Any]) -> Any:
+        with cluster.driver.network():
+            return action()
+
+    with ThreadPoolExecutor(len(actions)) as pool:
+        jobs: list[Future[Any]] = [pool.submit(one, action) for action in actions]
+    errors = [error for job in jobs if (error := job.exception())]
+    said = [error.message for error in errors if isinstance(error, UserError)]
+    if len(said) < len(errors):
+        raise next(error for error in errors if not isinstance(error, UserError))
+    if said:
+        raise UserError("; ".join(dict.fromkeys(said)))
+    return [job.result() for job in jobs]

@@ -1,4 +1,4 @@
-"""Probes and a short load on the cluster that serves."""
+"""A short load on the cluster that serves."""
 
 from __future__ import annotations
 
@@ -15,46 +15,6 @@ from harness import NAME, NODES, Sim, wait_for
 pytestmark = pytest.mark.sim
 
 SHORT = ("--scenario", "prefill-heavy", "--repeats", "2")
-
-
-def test_probes_measure_every_node_link_and_the_collective(sim: Sim) -> None:
-    found = sim.json("probe")
-    assert found["failed"] == []
-    assert [device["node"] for device in found["devices"]] == NODES[1:]
-    assert all(device["threads"] == 1 for device in found["devices"])  # as the profile gives vLLM
-    cards = {card for link in found["links"] for card in link["interfaces"]}
-    assert cards == {"cluster0"}
-    (collective,) = found["collectives"]
-    assert collective["backend"] == "gloo" and collective["interfaces"] == ["cluster0"] * 2
-    assert min(each["median"] for each in collective["all_reduce_s"].values()) > 0
-    assert Path(found["file"]).exists()
-    assert "tensor 2 (the profile)" in sim.run("plan", "--serving").stdout
-
-
-def test_a_throttled_cable_is_seen_and_set_free(sim: Sim) -> None:
-    pair = ("--only", "link", "--node", "compute0,compute1")
-    sim.run("sim", "link", "--rate", "50mbit", "compute1")
-    try:
-        (link,) = sim.json("probe", *pair)["links"]
-        assert 0.6 * 50e6 < link["bytes_per_s"]["median"] * 8 < 1.15 * 50e6
-    finally:
-        sim.run("sim", "link", "--reset")
-    (link,) = sim.json("probe", *pair)["links"]
-    assert link["bytes_per_s"]["median"] * 8 > 100e6
-
-
-def test_a_probe_that_hangs_is_ended_and_said(sim: Sim) -> None:
-    """The nodes' collectives cannot reach each other: their packets are lost without a word."""
-    drop = (
-        "nft add table ip lost; nft add chain ip lost in '{ type filter hook input priority 0; }'"
-    )
-    rule = "nft add rule ip lost in ip saddr 10.77.0.10 tcp dport 20000-60999 drop"
-    sim.shell("compute1", "sh", "-c", f"{drop}; {rule}")
-    try:
-        done = sim.run("probe", "--only", "link", "--node", "compute0,compute1", ok=False)
-        assert "failed: link of compute0, compute1 over cluster" in done.stderr
-    finally:
-        sim.shell("compute1", "nft", "delete", "table", "ip", "lost")
 
 
 def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:

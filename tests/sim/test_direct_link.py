@@ -83,3 +83,14 @@ def test_verify_looks_at_the_hardware_that_the_profile_names(pair: Sim) -> None:
         "link direct: MTU": (True, "4000"),
         "echo": (True, "a b"),
     }
+
+
+def test_probes_tell_which_way_the_bytes_took(pair: Sim) -> None:
+    probe = ("probe", "--only", "link", "--node", "compute0,compute1")
+    found = pair.json(*probe)
+    cables = {link["network"]: set(link["interfaces"]) for link in found["links"]}
+    assert cables == {network: {"to-compute1", "to-compute0"} for network in ("direct", "cluster")}
+    assert not [line for line in found["odd"] if "used" in line], found["odd"]
+    pair.shell("compute0", "ip", "route", "delete", "10.78.0.11", "dev", "to-compute1")
+    odd = pair.json(*probe)["odd"]
+    assert [line for line in odd if "compute0 used cluster0, not to-compute1" in line], odd

@@ -1,11 +1,8 @@
-"""Loads, samples and history: all that is pure of `orchestrate bench`, and probes over loopback."""
+"""Loads, samples and history: all that is pure of `orchestrate bench`."""
 
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +17,7 @@ from orchestrator.bench.results import Run, Scenario, Series, State, Window
 from orchestrator.bench.sample import series
 from orchestrator.errors import BadInput
 from orchestrator.predict.load import Limits
-from orchestrator.probe import node_link
-from orchestrator.probe.plan import PAIRS, pairs, sizes
-from orchestrator.probe.results import Spread, spread
+from orchestrator.probe.results import Spread
 from orchestrator.profile import Profile
 from orchestrator.profile import load as load_profile
 
@@ -228,59 +223,3 @@ def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
     assert "does not help" in line_ and "60" in line_ and "40" in line_
     assert "it helps" in history.clusters_help(at(40), at(60))[0]
     assert "no difference" in history.clusters_help(at(40), at(40.1))[0]
-
-
-# Probes.
-
-
-def test_messages_are_of_the_models_width() -> None:
-    assert sizes({"hidden_size": 128})[0] == 256
-    assert sizes({"text_config": {"hidden_size": 64}})[0] == 128
-    assert sizes({})[0] == 8192  # a width that is not known
-    assert max(sizes({"hidden_size": 16384})) <= 16 << 20
-
-
-def test_pairs_are_of_nodes_on_one_network_and_not_too_many(profile: Profile) -> None:
-    found = pairs(profile, profile.nodes)
-    assert [(p.a.name, p.b.name) for p in found] == [
-        ("control", "compute0"), ("control", "compute1"), ("compute0", "compute1"),
-    ]  # fmt: skip
-    many = tuple(
-        node.model_copy(update={"name": f"n{number}"})
-        for number, node in enumerate([profile.compute_nodes[0]] * 40)
-    )
-    assert len(pairs(profile, many)) == PAIRS
-    assert len({name for p in pairs(profile, many) for name in (p.a.name, p.b.name)}) > PAIRS / 2
-
-
-def test_a_spread_is_of_its_values() -> None:
-    assert spread([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
-    assert spread([2.0, 1.0, 3.0]).relative == 1.0
-
-
-def test_a_link_is_measured_by_two_processes_that_talk() -> None:
-    program = str(node_link.__file__)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    server = subprocess.Popen(
-        [sys.executable, program, "serve", "127.0.0.1", port], stdout=subprocess.PIPE, text=True
-    )
-    ask = [sys.executable, program, "ask", "127.0.0.1", port, "127.0.0.1", "256,65536"]
-    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
-    server.communicate(timeout=30)
-    assert server.returncode == 0
-    found = json.loads(done.stdout)
-    assert set(found["by_size_s"]) == {"256", "65536"}
-    assert 0 < min(found["latency_s"]) < 1 and min(found["bytes_per_s"]) > 0
-
-
-def test_a_link_that_nobody_answers_is_an_error_and_no_hang(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(node_link, "CONNECT", 0.3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(OSError):
-        node_link.connected("127.0.0.1", port, "127.0.0.1")

@@ -195,7 +195,7 @@ def test_measured_collectives_count_before_formulas(profile: Profile) -> None:
 def test_what_was_not_measured_is_said(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
         rates(probes(devices=()), profile, Layout())
-    assert raised.value.hint == "Run: orchestrate probe --only device"
+    assert raised.value.hint == "Run: orchestrate probe"
     with pytest.raises(UserError) as raised:
         rates(probes(links=()), profile, Layout(2))
     assert "no link between left, right was measured on lan" in raised.value.message
