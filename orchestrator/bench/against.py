@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pydantic import TypeAdapter
 
 from orchestrator import paths
-from orchestrator.bench.results import Run
-from orchestrator.bench.run import Asked, bench
+from orchestrator.bench.results import Asked, Run
+from orchestrator.bench.run import bench
 from orchestrator.bring_up import up
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError

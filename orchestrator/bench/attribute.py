@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.bench.history import changes, differences, regressions
@@ -39,17 +40,18 @@ def story(
 ) -> Story:
     """All that a report tells of a run. Without probes nothing is explained, and it says so."""
     compared = _compared(before, run) if before else ()
+    wanted = run.asked.targets_ms if run.asked else {}
+    plain = Story(run, (_fastest(run),), probes, (), _targets(wanted), compared)
     if probes is None:
-        verdict = (_fastest(run), "Not explained: nothing was probed. Run: orchestrate probe")
-        return Story(run, verdict, None, (), None, compared)
+        text = "Not explained: nothing was probed. Run: orchestrate probe"
+        return replace(plain, verdict=(*plain.verdict, text))
     shape, unread = read(config)
     if shape is None:
-        return Story(run, (_fastest(run), *unread), probes, (), None, compared)
+        return replace(plain, verdict=(*plain.verdict, *unread))
     try:
         found = rates(probes, profile, layout, engine)
     except UserError as error:
-        return Story(run, (_fastest(run), f"Not explained: {error.message}"), probes, (), None,
-                     compared)  # fmt: skip
+        return replace(plain, verdict=(*plain.verdict, f"Not explained: {error.message}"))
     allowed = limits(profile, found.synchronous)
     phases = tuple(
         phase
@@ -58,7 +60,13 @@ def story(
     )
     told = [_fastest(run), *_causes(phases)]
     told += [f"Not predicted: {', '.join(unread)}"] if unread else []
-    return Story(run, tuple(told), probes, phases, None, compared)
+    return replace(plain, verdict=tuple(told), phases=phases)
+
+
+def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
+    """Seconds, by a latency's name in the report."""
+    names = {"ttft": "time to first token", "tpot": "time per output token"}
+    return {name: wanted_ms[key] / 1e3 for key, name in names.items() if key in wanted_ms}
 
 
 def _compared(before: Run, run: Run) -> tuple[str, ...]:

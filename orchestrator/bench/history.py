@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,12 +15,13 @@ from orchestrator.bench.results import Measured, Run, State
 from orchestrator.errors import BadInput
 from orchestrator.hub import write_json
 from orchestrator.nearest import nearest
-from orchestrator.probe.results import Spread
 
 RUNS = "runs"
 #: What gets worse when it grows, and when it falls.
 LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
 RATES = {"tokens a second": "output_tokens_per_s"}
+#: What is significant happens by chance less often than this.
+CHANCE = 0.05
 #: Changes below this are not worth a word, whatever the repeats say.
 NOTABLE = 0.05
 
@@ -37,16 +38,25 @@ class Change:
     share: float
     significant: bool
     worse: bool
+    repeats: tuple[int, int]
 
     @property
     def line(self) -> str:
         """For people."""
+        figures = f"{self.scenario}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
+        if abs(self.share) < 0.005:
+            return f"{figures}, the same"
         way = "worse" if self.worse else "better"
-        sure = "significant" if self.significant else "not significant with so few repeats"
-        return (
-            f"{self.scenario}, {self.figure}: {self.before:.4g} to {self.after:.4g}, "
-            f"{abs(self.share):.0%} {way}, {sure}"
-        )
+        return f"{figures}, {abs(self.share):.0%} {way}, {self.sure}"
+
+    @property
+    def sure(self) -> str:
+        """How sure that is."""
+        if self.significant:
+            return "significant"
+        if chance(*self.repeats) >= CHANCE:
+            return f"not significant with {' and '.join(map(str, self.repeats))} repeats"
+        return "not significant"
 
 
 def store(run: Run) -> Path:
@@ -88,6 +98,22 @@ def last_good(cluster: str, before: Run) -> Run | None:
     return None
 
 
+def goes_on(begun: Run, now: Run) -> Run:
+    """The run that was begun, to be finished. ``now``: what a new one would be.
+
+    Raises BadInput where it is finished, or the cluster is another one by now.
+    """
+    if begun.state is not State.INTERRUPTED:
+        reason = f": {begun.note}" if begun.note else ""
+        raise BadInput(f"the run {begun.id} is {begun.state}{reason}", "Begin a new one.")
+    if came := differences(begun, now):
+        raise BadInput(
+            f"the run {begun.id} cannot go on, since {'; '.join(came)}",
+            "Its figures would be of two clusters: begin a new one.",
+        )
+    return replace(begun, state=now.state, note=now.note)
+
+
 def changes(before: Run, after: Run) -> list[Change]:
     """Figures of the loads that both runs had."""
     known = {each.scenario: each for each in before.measured}
@@ -103,23 +129,23 @@ def _changes(before: Measured, after: Measured) -> Iterator[Change]:
     for figure, key in {**LATENCIES, **RATES}.items():
         old, new = getattr(before, key), getattr(after, key)
         share = (new.median - old.median) / old.median if old.median else 0.0
+        apart = old.high < new.low or new.high < old.low
         yield Change(
-            before.scenario.name,
-            figure,
-            old.median,
-            new.median,
-            share,
-            _significant(old, new) and abs(share) >= NOTABLE,
-            (share > 0) == (figure in LATENCIES),
+            scenario=before.scenario.name,
+            figure=figure,
+            before=old.median,
+            after=new.median,
+            share=share,
+            significant=apart and chance(old.n, new.n) < CHANCE and abs(share) >= NOTABLE,
+            worse=(share > 0) == (figure in LATENCIES),
+            repeats=(old.n, new.n),
         )
 
 
-def _significant(old: Spread, new: Spread) -> bool:
-    """Whether chance would have put all repeats of one above all of the other's in fewer than one
-    of twenty cases (Mann and Whitney, 1947): C(n + m, n) orders are equally likely, two of them so.
-    """
-    apart = old.high < new.low or new.high < old.low
-    return apart and 2 / math.comb(old.n + new.n, old.n) < 0.05
+def chance(old: int, new: int) -> float:
+    """How likely all repeats of one run are above all of the other's where nothing changed (Mann
+    and Whitney, 1947): the C(n + m, n) orders are equally likely, two of them are so."""
+    return 2 / math.comb(old + new, old)
 
 
 def regressions(before: Run, after: Run) -> list[str]:

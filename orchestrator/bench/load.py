@@ -12,6 +12,7 @@ from orchestrator.errors import BadInput
 from orchestrator.node_paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
 from orchestrator.predict.load import limits
 from orchestrator.probe.results import spread
+from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUESTS
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -22,20 +23,19 @@ CONTEXT = 2048
 MOST = 32
 #: Of what the largest concurrency was served at: the rates of the sweep.
 RATE_SHARES = (0.25, 0.5, 0.75)
-#: Loads that no cluster of this kind is asked for by somebody who means it.
-MOST_REQUESTS, MOST_RATE, MOST_CONCURRENCY = 100_000, 1e4, 4096
 #: Where the client leaves its result, on the control node.
 RESULT = "/run/orchestrate/bench.json"
 #: The API key comes on standard input: neither a command line nor a file has it.
 #: Its process id is written down, since it does not end with the connection.
 PID = "/run/orchestrate/bench.pid"
 WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec "$@"'
-#: Ends it.
-END = f'kill "$(cat {PID})" 2>/dev/null; rm -f {PID}'
+#: Ends it. What is no client any more may be another process by now.
+END = f"pid=$(cat {PID}) && grep -qa bench /proc/$pid/cmdline && kill $pid; rm -f {PID}"
 
 
 def scenarios(profile: Profile) -> list[Scenario]:
-    """The loads that a profile's limits have room for; those of the rate sweep come later."""
+    """The loads that a profile's limits have room for, then its own, which replace those of the
+    same name. The rate sweep comes later: its rates are shares of what was served."""
     allowed = limits(profile)
     context = min(allowed.context or CONTEXT, CONTEXT)
     most = min(allowed.sequences, MOST)
@@ -48,7 +48,18 @@ def scenarios(profile: Profile) -> list[Scenario]:
     few = max(1, min(2, most))
     found.append(Scenario("prefill-heavy", context - 2 * short, short, 4 * few, few))
     found.append(Scenario("decode-heavy", short, context - 2 * short, 4 * few, few))
-    return found
+    own = [
+        Scenario(name, load.prompt_tokens, load.output_tokens, load.requests,
+                 load.concurrency, load.rate)
+        for name, load in profile.bench.loads.items()
+    ]  # fmt: skip
+    return list({each.name: each for each in (*found, *own)}.values())
+
+
+def targets(profile: Profile) -> dict[str, float]:
+    """The profile's latency targets in milliseconds, by the client's name of each."""
+    given = profile.bench.targets.model_dump(exclude_none=True)
+    return {name.removesuffix("_ms"): float(value) for name, value in given.items()}
 
 
 def rate_scenarios(done: Sequence[Measured]) -> list[Scenario]:
@@ -207,3 +218,14 @@ def differences(before: Mapping[str, float], after: Mapping[str, Any]) -> dict[s
     """What was added in between, where something was."""
     found = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return {name: value for name, value in found.items() if value > 0}
+
+
+def engine_times(engine: Mapping[str, float]) -> dict[str, float]:
+    """Of a request, mean seconds by vLLM's own clocks: "queue", "prefill", "decode", where it
+    counted them."""
+    found = {}
+    for phase in ("queue", "prefill", "decode"):
+        name = f"request_{phase}_time_seconds"
+        if count := engine.get(f"{name}_count"):
+            found[phase] = engine.get(f"{name}_sum", 0.0) / count
+    return found

@@ -41,6 +41,17 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the user wants measured; ``--resume`` goes on with it. ``rates``: also the sweep over
+    requests a second; ``targets_ms``: by ttft, tpot, e2el, for goodput."""
+
+    scenarios: tuple[Scenario, ...]
+    repeats: int = 4
+    rates: bool = True
+    targets_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Window:
     """When a repeat ran."""
 
@@ -53,7 +64,7 @@ class Measured:
     """What one scenario gave. Latencies are medians over requests; their spread is over repeats.
 
     ``goodput_per_s``: requests a second within the latency target, where there is one. ``engine``:
-    differences of vLLM's own counters over all repeats.
+    differences of vLLM's own counters over all repeats and the requests that warm up.
     """
 
     scenario: Scenario
@@ -111,3 +122,6 @@ class Run:
     series: tuple[Series, ...] = ()
     #: By node, its clock minus the control node's, before correction.
     clocks_s: dict[str, float] = field(default_factory=dict)
+    asked: Asked | None = None
+    #: What does not spoil the figures, and has to be known: a clock that moved, samples that ended.
+    warnings: tuple[str, ...] = ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator.bench import history
@@ -20,11 +20,11 @@ from orchestrator.bench.load import (
     measured,
     rate_scenarios,
 )
-from orchestrator.bench.results import Measured, Provenance, Run, Scenario, Series, State
-from orchestrator.bench.sample import Lines, clocks, sampling, series
+from orchestrator.bench.results import Asked, Measured, Provenance, Run, Scenario, State
+from orchestrator.bench.sample import clocks, metrics_url, sampling, series
+from orchestrator.bench.watch import gone, told, watched
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
-from orchestrator.machines import PowerState, power_states
 from orchestrator.node_paths import VENV
 from orchestrator.predict import inputs
 from orchestrator.progress import CLUSTER, Board
@@ -33,6 +33,8 @@ from orchestrator.verify.everything import verify
 
 #: Seconds for one load; a cluster that answers nothing would hold it up for ever.
 LOAD_TIMEOUT = 3600.0
+#: Seconds by which a clock may move during a run: about a sample.
+CLOCK_MOVED = 0.5
 #: Prints a page of vLLM's metrics; its own node may ask.
 FETCH = (
     "import sys, urllib.request as u;"
@@ -46,81 +48,93 @@ VERSIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the user wants measured. ``targets_ms``: by ttft, tpot, e2el, for goodput."""
-
-    scenarios: Sequence[Scenario]
-    repeats: int = 3
-    rates: bool = True
-    targets_ms: Mapping[str, float] | None = None
-
-
 def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = None) -> Run:
-    """Measure; what is finished is stored after each load.
+    """Measure what is asked; of a run that is resumed, what is not there yet.
 
-    Raises UserError where the cluster does not pass its checks: no figures from a stack that may
-    give wrong answers. A lost node marks the run. Interrupted, what was finished is kept.
+    What is finished is stored after each load, whatever comes then. Raises UserError where the
+    cluster does not pass its checks: no figures from a stack that may give wrong answers. A lost
+    node marks the run.
     """
     for scenario in asked.scenarios:
         check(scenario, cluster.profile)
     _must_be_right(cluster, board)
     with cluster.driver.network():
-        run = resumed or _begun(cluster)
-        done = {each.scenario.name for each in run.measured}
-        left = [each for each in asked.scenarios if each.name not in done]
-        nodes = cluster.profile.nodes
-        skews = clocks(cluster, nodes)
-        run = replace(run, clocks_s=skews, state=State.INTERRUPTED, note="it was interrupted")
-        history.store(run)
-        with sampling(cluster, nodes) as lines:
-            try:
-                run = _loads(cluster, board, asked, run, left)
-                if asked.rates and run.state is not State.MARKED:
-                    more = [each for each in rate_scenarios(run.measured) if each.name not in done]
-                    run = _loads(cluster, board, asked, run, more)
-                if run.state is not State.MARKED:
-                    run = replace(run, state=State.COMPLETE, note="")
-            finally:
-                if run.state is State.INTERRUPTED:  # what was stored after the last load
-                    run = history.load(cluster.profile.name, run.id)
-                run = replace(run, series=(*run.series, *_seen(lines, skews)))
-                history.store(run)
-    return run
+        run = _begun(cluster, asked)
+        return _sampled(cluster, board, history.goes_on(resumed, run) if resumed else run)
 
 
-def _seen(lines: Lines, skews: Mapping[str, float]) -> tuple[Series, ...]:
-    return series({node: list(each) for node, each in lines.items()}, skews)
-
-
-def _loads(
-    cluster: Cluster, board: Board, asked: Asked, run: Run, scenarios: Sequence[Scenario]
-) -> Run:
-    """One load after the other; stored after each."""
-    for number, scenario in enumerate(scenarios):
+def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
+    """The loads, with samplers on every node."""
+    nodes = cluster.profile.nodes
+    skews = clocks(cluster, nodes)
+    run = replace(begun, clocks_s=skews)
+    history.store(run)
+    state, note, warnings = run.state, run.note, run.warnings
+    with (
+        sampling(cluster, nodes) as heard,
+        watched(cluster, nodes, heard, lambda: _end_client(cluster)) as lost,
+    ):
         try:
-            with board.step(CLUSTER, scenario.name) as step:
-                found = _one(cluster, asked, scenario, int(time.time()) + number)
-                step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
+            for more in _loads(cluster, board, run):
+                run = more
+                history.store(run)
+                if lost:
+                    break
+            else:
+                warnings += moved(skews, clocks(cluster, nodes))
+                state, note = State.COMPLETE, ""
         except UserError as error:
-            lost = _lost(cluster)
+            note = error.message.splitlines()[0]
+            lost.update(gone(cluster, nodes, heard))
             if not lost:
                 raise
-            note = f"{', '.join(lost)} was lost in {scenario.name!r}: {error.message}"
-            return replace(run, state=State.MARKED, note=note.splitlines()[0])
-        run = replace(run, measured=(*run.measured, found))
-        if lost := _lost(cluster):
-            return replace(run, state=State.MARKED, note=f"{', '.join(lost)} was lost")
-        history.store(run)
+        finally:
+            if lost:
+                state, note = State.MARKED, f"{told(lost)}; {note}"
+            found = (*run.series, *series(heard.lines, skews))
+            run = replace(run, state=state, note=note, series=found, warnings=warnings)
+            history.store(run)
     return run
+
+
+def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
+    """A line for each clock that moved while samples were taken by it."""
+    changes = {name: after[name] - before[name] for name in before}
+    return tuple(
+        f"the clock of {name} moved by {change:+.2f} s: its series may be off by that"
+        for name, change in changes.items()
+        if abs(change) > CLOCK_MOVED
+    )
+
+
+def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
+    """One load after the other, each with what came before."""
+    asked = run.asked or Asked(())
+    done = {each.scenario.name for each in run.measured}
+    for scenario in asked.scenarios:
+        if scenario.name not in done:
+            run = _with(cluster, board, asked, run, scenario)
+            yield run
+    for scenario in rate_scenarios(run.measured) if asked.rates else ():
+        if scenario.name not in done:
+            run = _with(cluster, board, asked, run, scenario)
+            yield run
+
+
+def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, scenario: Scenario) -> Run:
+    with board.step(CLUSTER, scenario.name) as step:
+        found = _one(cluster, asked, scenario, int(time.time()))
+        step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
+        if found.failed:
+            step.detail += f", {found.failed} requests failed"
+    return replace(run, measured=(*run.measured, found))
 
 
 def _one(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measured:
     control = cluster.remote(cluster.profile.control)
-    targets = asked.targets_ms or {}
     argv = command(
         cluster.profile, scenario, cluster.endpoint,
-        repeats=asked.repeats, seed=seed, targets_ms=targets,
+        repeats=asked.repeats, seed=seed, targets_ms=asked.targets_ms,
     )  # fmt: skip
     before = counters(_metrics(cluster))
     try:
@@ -131,15 +145,14 @@ def _one(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measu
             timeout=LOAD_TIMEOUT,
         )
     except BaseException:
-        with suppress(UserError):
-            control.run(["sh", "-c", END], ok=None)
+        _end_client(cluster)
         raise
     after = counters(_metrics(cluster))
     clock = float(control.run([f"{VENV}/bin/python", "-c", MONOTONIC]).out)
     text = control.run(["cat", RESULT], what="the client's result").out
     try:
         found = differences(before, after)
-        return measured(text, scenario, asked.repeats, clock, found, targets)
+        return measured(text, scenario, asked.repeats, clock, found, asked.targets_ms)
     except (ValueError, KeyError) as error:
         raise UserError(
             f"the load {scenario.name!r} gave no figures: {error}",
@@ -147,16 +160,14 @@ def _one(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measu
         ) from None
 
 
+def _end_client(cluster: Cluster) -> None:
+    with suppress(UserError):
+        cluster.remote(cluster.profile.control).run(["sh", "-c", END], ok=None)
+
+
 def _metrics(cluster: Cluster) -> str:
-    profile = cluster.profile
-    url = f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
-    argv = [f"{VENV}/bin/python", "-c", FETCH, url]
-    return cluster.remote(profile.server).run(argv, what="vLLM's metrics").out
-
-
-def _lost(cluster: Cluster) -> list[str]:
-    states = power_states(cluster.driver, cluster.profile.nodes)
-    return [name for name, state in states.items() if state is PowerState.OFF]
+    argv = [f"{VENV}/bin/python", "-c", FETCH, metrics_url(cluster.profile)]
+    return cluster.remote(cluster.profile.server).run(argv, what="vLLM's metrics").out
 
 
 def _must_be_right(cluster: Cluster, board: Board) -> None:
@@ -171,7 +182,7 @@ def _must_be_right(cluster: Cluster, board: Board) -> None:
             )
 
 
-def _begun(cluster: Cluster) -> Run:
+def _begun(cluster: Cluster, asked: Asked) -> Run:
     profile = cluster.profile
     try:
         probed = inputs.probes(profile.name).time
@@ -196,4 +207,5 @@ def _begun(cluster: Cluster) -> Run:
         ),
         state=State.INTERRUPTED,
         note="it was interrupted",
+        asked=asked,
     )

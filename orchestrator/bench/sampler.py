@@ -1,4 +1,5 @@
-"""Runs on every node while a load runs, standard library only: a line of JSON each half second.
+"""Runs on every node while a load runs, standard library only: a line of JSON each half second,
+with this node's wall clock ("time") and one that nobody sets ("at").
 
     python -c SAMPLER [URL]     URL: vLLM's metrics, on the node of its server
 
@@ -7,22 +8,30 @@ Ends when its standard input does. Counters are as the kernel has them; differen
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import select
 import sys
 import time
-import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 PERIOD = 0.5
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 
+@functools.cache
+def opened(path: str) -> int:
+    """A file that stays open: what /proc and /sys say is made anew at each read from its start."""
+    return os.open(path, os.O_RDONLY)
+
+
 def text(path: str) -> str:
     try:
-        return Path(path).read_text()
+        return os.pread(opened(path), 1 << 16, 0).decode()
     except OSError:
         return ""
 
@@ -67,23 +76,54 @@ def stalled() -> float:
 def cards() -> dict[str, list[int]]:
     """By interface, bytes sent and received."""
     found = {}
-    for home in Path("/sys/class/net").iterdir():
-        if home.name != "lo":
-            both = (home / "statistics/tx_bytes", home / "statistics/rx_bytes")
-            found[home.name] = [int(file.read_text()) for file in both]
+    for line in text("/proc/net/dev").splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        fields = rest.split()
+        if name.strip() != "lo":
+            found[name.strip()] = [int(fields[8]), int(fields[0])]
     return found
 
 
-def hardware() -> dict[str, float]:
-    """What the machine gives: MHz, degrees, watts and joules. Containers give none of their own."""
-    found = {}
-    for file in Path("/sys/class/hwmon").glob("hwmon*/power*_input"):
-        found[f"power {file.parent.name}"] = float(text(str(file)) or 0) / 1e6
-    for file in Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"):
-        found[f"energy {file.parent.name}"] = float(text(str(file)) or 0) / 1e6
-    for file in Path("/sys/class/drm").glob("card?/gt/gt0/rps_act_freq_mhz"):
-        found[f"GPU MHz {file.parts[-4]}"] = float(text(str(file)) or 0)
-    return found
+def inputs(*patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(Path("/sys").glob(pattern))]
+
+
+#: What a machine tells of its hardware: by unit, what one of the files' is, and the files. Looked
+#: for once, since it does not change while a load runs. Containers have none of their own.
+GAUGES_OF = {
+    "W": (1e-6, inputs("class/hwmon/hwmon*/power*_input", "class/hwmon/hwmon*/power*_average")),
+    "C": (1e-3, inputs("class/hwmon/hwmon*/temp*_input")),
+    "GPU MHz": (1.0, inputs("class/drm/card*/gt/gt*/rps_act_freq_mhz")),
+    "% GPU busy": (1.0, inputs("class/drm/card*/device/gpu_busy_percent")),
+    "MHz": (1e-3, inputs("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
+}
+#: i915's and xe's cards count the energy they used, and the time their engines were idle.
+COUNTERS_OF = {
+    "J": (
+        1e-6,
+        inputs("class/hwmon/hwmon*/energy*_input", "class/powercap/intel-rapl:?/energy_uj"),
+    ),
+    "s GPU idle": (
+        1e-3,
+        inputs(
+            "class/drm/card*/gt/gt*/rc6_residency_ms",
+            "class/drm/card*/device/tile*/gt*/gtidle/idle_residency_ms",
+        ),
+    ),
+}
+
+
+def hardware(kinds: dict[str, tuple[float, list[Path]]]) -> dict[str, float]:
+    """By "UNIT of PLACE", what each file says; of processors' clocks the mean."""
+    found: dict[str, list[float]] = {}
+    for unit, (scale, files) in kinds.items():
+        for file in files:
+            if (value := text(str(file)).strip()).isdigit():
+                name = text(str(file.with_name("name"))).strip()
+                place = " ".join(filter(None, [name, *file.parts[4:]]))
+                key = "the processors' clock" if unit == "MHz" else place
+                found.setdefault(f"{unit} of {key}", []).append(int(value) * scale)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def memory() -> float:
@@ -91,13 +131,19 @@ def memory() -> float:
     return int(match.group(1)) * 1024.0 if match else 0.0
 
 
+@functools.cache
+def opener() -> Any:
+    import urllib.request  # half of a second, on the one node that needs it
+
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def gauges(url: str) -> dict[str, float]:
     """vLLM's gauges, added over engines."""
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=2) as answer:
+        with opener().open(url, timeout=2) as answer:
             page = answer.read().decode()
-    except OSError:
+    except (OSError, HTTPException):
         return {}
     found = {}
     for name in GAUGES:
@@ -111,12 +157,14 @@ def main(url: str) -> None:
     while True:
         line = {
             "time": time.time(),
+            "at": time.monotonic(),
             "cpu": processors(),
             "group": group(),
             "stalled": stalled(),
             "net": cards(),
             "memory": memory(),
-            "hardware": hardware(),
+            "hardware": hardware(GAUGES_OF),
+            "counters": hardware(COUNTERS_OF),
             "gauges": gauges(url) if url else {},
         }
         print(json.dumps(line, separators=(",", ":")), flush=True)

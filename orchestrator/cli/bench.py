@@ -12,7 +12,9 @@ from orchestrator.console import err, out, print_json
 from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.bench.results import Run
+    from orchestrator.bench.results import Asked, Run
+    from orchestrator.probe.results import Spread
+    from orchestrator.profile import Profile
     from orchestrator.report.story import Story
 
 
@@ -27,28 +29,24 @@ def bench() -> None:
 @bench.command("run")
 @profile_option
 @json_option
-@click.option("--scenario", "names", multiple=True, help="Only these: names as in 'bench loads'.")
-@click.option("--repeats", type=click.IntRange(1, 100), default=4, show_default=True)
+@click.option("--scenario", multiple=True, help="Only these: names as in 'bench loads'.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 100),
+    help="How often each load is measured.  [default: the profile's bench.repeats]",
+)
 @click.option("--no-rates", is_flag=True, help="Without the sweep over requests a second.")
 @click.option(
     "--target",
-    "targets",
     metavar="ttft=MS,tpot=MS",
-    help="Goodput: requests whose first token, and each further one, come within these times.",
+    help="Goodput: requests whose first token, and each further one, come within these times.  "
+    "[default: the profile's bench.targets]",
 )
 @click.option(
     "--against-one-node", is_flag=True, help="Measure on one node first: does clustering help?"
 )
-@click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted.")
-def run_(
-    profile: str | None,
-    as_json: bool,
-    names: tuple[str, ...],
-    repeats: int,
-    no_rates: bool,
-    targets: str | None,
-    **how: Any,
-) -> None:
+@click.option("--resume", metavar="RUN", help="Finish a run that was interrupted, as it was asked.")
+def run_(profile: str | None, as_json: bool, **how: Any) -> None:
     """Put load on the model, by vLLM's own client at the endpoint, and keep what came.
 
     One request at a time, more and more at once, more and more a second, long prompts, long
@@ -61,38 +59,66 @@ def run_(
     """
     from orchestrator.bench import history
     from orchestrator.bench.against import against_one_node
-    from orchestrator.bench.load import scenarios
-    from orchestrator.bench.run import Asked
     from orchestrator.bench.run import bench as measure
-    from orchestrator.errors import BadInput
-    from orchestrator.nearest import nearest
     from orchestrator.progress import Board
 
     cluster = opened(profile)
-    every = scenarios(cluster.profile)
-    known = [each.name for each in every]
-    if unknown := [name for name in names if name not in known]:
-        raise BadInput(f"there is no load {unknown[0]!r}", nearest(unknown[0], known))
-    chosen = [each for each in every if not names or each.name in names]
-    asked = Asked(chosen, repeats, not (names or no_rates), _targets(targets))
-    resumed = how["resume"] and history.load(cluster.profile.name, how["resume"])
+    resumed = None
+    if how["resume"]:
+        resumed = _begun(cluster.profile.name, how)
+    asked = (resumed and resumed.asked) or _asked(cluster.profile, how)
     answer: list[str] = []
     with cluster.locked("bench run"), Board(quiet=as_json) as board:
         if how["against_one_node"]:
             both = against_one_node(cluster, board, asked)
             run, answer = both.together, history.clusters_help(both.alone, both.together)
         else:
-            run = measure(cluster, board, asked, resumed or None)
+            run = measure(cluster, board, asked, resumed)
     for line in answer:
         (err if as_json else out).print(f"Does clustering help? {line}", markup=False)
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
                     "loads": [each.scenario.name for each in run.measured]})  # fmt: skip
     else:
-        _show(told(run))
+        _show(told(run, profile))
     if run.note:
         err.print(f"[red]this run is {run.state}:[/red] {run.note}")
         raise SystemExit(1)
+
+
+def _begun(cluster: str, how: dict[str, Any]) -> Run:
+    """The run to finish; what it measures was said when it began."""
+    from orchestrator.bench import history
+    from orchestrator.errors import BadInput
+
+    others = [name for name, value in how.items() if value and name != "resume"]
+    if others:
+        option = others[0].replace("_", "-")
+        raise click.UsageError(f"--resume goes on with what was asked then: leave out --{option}")
+    run = history.load(cluster, how["resume"])
+    if run.asked is None:
+        raise BadInput(f"the run {run.id} does not say what it had to measure", "Begin a new one.")
+    return run
+
+
+def _asked(profile: Profile, how: dict[str, Any]) -> Asked:
+    """What the options ask for, else the profile. Raises BadInput for a load that is not known."""
+    from orchestrator.bench.load import scenarios, targets
+    from orchestrator.bench.results import Asked
+    from orchestrator.errors import BadInput
+    from orchestrator.nearest import nearest
+
+    names = how["scenario"]
+    every = scenarios(profile)
+    known = [each.name for each in every]
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"there is no load {unknown[0]!r}", nearest(unknown[0], known))
+    return Asked(
+        scenarios=tuple(each for each in every if not names or each.name in names),
+        repeats=how["repeats"] or profile.bench.repeats,
+        rates=not (names or how["no_rates"]),
+        targets_ms=_targets(how["target"]) or targets(profile),
+    )
 
 
 def _targets(text: str | None) -> dict[str, float]:
@@ -100,9 +126,10 @@ def _targets(text: str | None) -> dict[str, float]:
     found = {}
     for word in filter(None, (text or "").split(",")):
         name, _, value = word.partition("=")
-        if name not in ("ttft", "tpot", "e2el") or not value.replace(".", "", 1).isdigit():
+        number = float(value) if value.replace(".", "", 1).isdigit() else 0.0
+        if name not in ("ttft", "tpot", "e2el") or number <= 0:
             raise click.UsageError(f"--target {word}: ttft, tpot or e2el, like ttft=500,tpot=50")
-        found[name] = float(value)
+        found[name] = number
     return found
 
 
@@ -135,6 +162,9 @@ def ls(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate bench ls
     """
+    from rich.table import Table
+    from rich.text import Text
+
     from orchestrator.bench import history
 
     name = active(profile).name
@@ -148,8 +178,11 @@ def ls(profile: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    table = Table("run", "state", "model", "layout", "image", "loads", "", box=None, pad_edge=False)
     for row in rows:
-        out.print("  ".join(str(value) for value in row.values() if value != ""), markup=False)
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    if rows:
+        out.print(table)
     if not rows:
         out.print("No runs yet: orchestrate bench run")
 
@@ -254,21 +287,40 @@ def told(run: Run, profile: str | None = None) -> Story:
     )
 
 
+def _spread(found: Spread, scale: float = 1.0) -> str:
+    """The median, and how far the repeats are off it."""
+    off = max(found.high - found.median, found.median - found.low) * scale
+    return f"{found.median * scale:.4g} ± {off:.2g}"
+
+
 def _show(story: Story) -> None:
     from rich.table import Table
 
+    from orchestrator.bench.load import engine_times
+
     for line in story.verdict:
         out.print(line, markup=False)
-    table = Table("load", "at", "first token", "each further", "tokens/s", box=None, pad_edge=False)
+    heads = ("load", "at", "first token", "each further", "tokens/s")
+    phases = ("queue", "prefill", "decode")
+    good = ["good requests/s"] if any(each.goodput_per_s for each in story.run.measured) else []
+    table = Table(*heads, *phases, *good, box=None, pad_edge=False)
     for each in story.run.measured:
+        times = engine_times(each.engine)
+        goodput = [_spread(each.goodput_per_s)] if each.goodput_per_s else []
         table.add_row(
             each.scenario.name,
             each.scenario.load,
-            f"{each.ttft_s.median * 1e3:.3g} ms",
-            f"{each.tpot_s.median * 1e3:.3g} ms",
-            f"{each.output_tokens_per_s.median:.4g}",
+            f"{_spread(each.ttft_s, 1e3)} ms",
+            f"{_spread(each.tpot_s, 1e3)} ms",
+            _spread(each.output_tokens_per_s),
+            *(f"{times[name] * 1e3:.3g} ms" if name in times else "" for name in phases),
+            *goodput,
         )
     out.print(table)
+    if story.run.measured:
+        out.print("queue, prefill, decode: of a request, mean, by vLLM's own clocks")
+    for line in story.run.warnings:
+        err.print(f"warning: {line}", markup=False)
     for phase in story.phases:
         rest = f"{phase.unexplained_s * 1e3:+.3g} ms unexplained"
         took = f"{phase.measured_s * 1e3:.3g} ms"
@@ -281,11 +333,13 @@ def _show(story: Story) -> None:
 def _document(story: Story) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
+    from orchestrator.bench.load import engine_times
     from orchestrator.bench.results import Run
 
     return {
         "verdict": story.verdict,
         "compared": story.compared,
+        "engine_s": {each.scenario.name: engine_times(each.engine) for each in story.run.measured},
         "phases": [
             {"scenario": each.scenario, "phase": each.name, "measured_s": each.measured_s,
              "parts_s": dict(each.parts), "unexplained_s": each.unexplained_s,

@@ -19,6 +19,7 @@ from orchestrator import paths
 from orchestrator import serving as vllm
 from orchestrator.nearest import nearest
 from orchestrator.profile import power as power_keys
+from orchestrator.profile.bench import loads_are_loads
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.model import (
     LINK_KEYS,
@@ -360,6 +361,7 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     ports_differ,
     flags_are_free,
     variables_are_free,
+    loads_are_loads,
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from orchestrator.profile.bench import Bench
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section
@@ -294,6 +295,7 @@ class Profile(Section):
         "names its own.",
     )
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
+    bench: Bench = Field(default=Bench(), description=Bench.__doc__)
     simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
 
     @property

@@ -132,8 +132,9 @@ def test_rates_are_shares_of_the_most_that_was_served() -> None:
 
 def line(time: float, busy: float, sent: int, **more: object) -> dict[str, object]:
     return {
-        "time": time, "cpu": {"busy": busy, "all": 2 * time}, "group": {}, "stalled": 0.0,
-        "net": {"eth0": [sent, 0]}, "memory": 1.0, "hardware": {}, "gauges": {}, **more,
+        "time": time, "at": time, "cpu": {"busy": busy, "all": 2 * time}, "group": {},
+        "stalled": 0.0, "net": {"eth0": [sent, 0]}, "memory": 1.0, "hardware": {}, "counters": {},
+        "gauges": {}, **more,
     }  # fmt: skip
 
 
