@@ -123,14 +123,15 @@ def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
 
 def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, scenario: Scenario) -> Run:
     with board.step(CLUSTER, scenario.name) as step:
-        found = _one(cluster, asked, scenario, int(time.time()))
+        found = loaded(cluster, asked, scenario, int(time.time()))
         step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
         if found.failed:
             step.detail += f", {found.failed} requests failed"
     return replace(run, measured=(*run.measured, found))
 
 
-def _one(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measured:
+def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measured:
+    """One load, in the cluster's network. Raises UserError where it gave no figures."""
     control = cluster.remote(cluster.profile.control)
     argv = command(
         cluster.profile, scenario, cluster.endpoint,

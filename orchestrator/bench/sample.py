@@ -18,6 +18,7 @@ from orchestrator.node_paths import VENV
 from orchestrator.profile import Node, Profile
 from orchestrator.remote import Remote
 from orchestrator.run import streaming
+from orchestrator.state import SERVER_UNIT, WORKER_UNIT
 
 #: How often a node's clock is read: the answer that came quickest counts.
 TRIES = 3
@@ -46,8 +47,8 @@ def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
     with ExitStack() as running:
         for node in nodes:
-            words = [metrics_url(profile)] if node.name == profile.server.name else []
-            argv = [f"{VENV}/bin/python", "-I", "-S", "-c", source, *words]
+            url = metrics_url(profile) if node.name == profile.server.name else ""
+            argv = [f"{VENV}/bin/python", "-I", "-S", "-c", source, url, WORKER_UNIT, SERVER_UNIT]
             running.enter_context(
                 streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))
             )
@@ -104,7 +105,8 @@ def _work(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
     yield "processors", "% busy", [_busy(a, b) for a, b in pairwise(samples)]
     if samples[0]["group"]:
         used = [each["group"]["used"] for each in samples]
-        yield "own processors", "in use", _rates(samples, used)
+        if any(used):
+            yield "own processors", "in use", _rates(samples, used)
         cut = [_throttled(a, b) for a, b in pairwise(samples)]
         yield "quota", "% of periods cut short", cut
     stalled = _rates(samples, [each["stalled"] for each in samples])

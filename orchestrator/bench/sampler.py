@@ -1,7 +1,8 @@
 """Runs on every node while a load runs, standard library only: a line of JSON each half second,
 with this node's wall clock ("time") and one that nobody sets ("at").
 
-    python -c SAMPLER [URL]     URL: vLLM's metrics, on the node of its server
+    python -c SAMPLER URL [UNIT...]     URL: vLLM's metrics, on the node of its server, else ""
+                                        UNIT: services whose quotas are looked at
 
 Ends when its standard input does. Counters are as the kernel has them; differences are taken later.
 """
@@ -54,17 +55,32 @@ def processors() -> dict[str, float]:
     return {"busy": (sum(ticks) - idle) / hertz, "all": sum(ticks) / hertz}
 
 
-def group() -> dict[str, float]:
-    """This node's own control group, where it has one: processor time used, periods cut short."""
-    for home in ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu"):
-        stat = numbers(f"{home}/cpu.stat")
-        if "nr_periods" in stat or "usage_usec" in stat:
-            used = stat.get("usage_usec", 0) / 1e6
-            if not used:
-                used = int(text(f"{home}/cpuacct.usage").strip() or 0) / 1e9
-            periods = {name: float(stat.get(name, 0)) for name in ("nr_periods", "nr_throttled")}
-            return {"used": used, **periods}
-    return {}
+#: Where the kernel counts processor time by control group: in one tree, or in one of the old kind.
+TREES = ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu")
+
+
+def own_group() -> str:
+    """This node's place in such a tree, as far as it can see: a container has one of its own."""
+    found = {}
+    for line in text("/proc/1/cgroup").splitlines():
+        _, kinds, place = line.split(":", 2)
+        found["cpu" if "cpu" in kinds.split(",") else kinds] = place.strip("/")
+    return found.get("cpu", found.get("", "")).removesuffix("init.scope").strip("/")
+
+
+def group(units: list[str]) -> dict[str, float]:
+    """Periods of quotas, and those that were cut short: of this node's own control group, and of
+    its services; with the processor time that the first used, where somebody counts it."""
+    places = ["", own_group(), *(f"system.slice/{u}" for u in units)]
+    found: dict[str, float] = {}
+    for tree in TREES:
+        for place in dict.fromkeys(places):
+            stat = numbers(f"{tree}/{place}/cpu.stat")
+            if "usage_usec" in stat:
+                found.setdefault("used", stat["usage_usec"] / 1e6)
+            for name in ("nr_periods", "nr_throttled") if "nr_periods" in stat else ():
+                found[name] = found.get(name, 0.0) + stat[name]
+    return {"used": 0.0, "nr_periods": 0.0, "nr_throttled": 0.0, **found} if found else {}
 
 
 def stalled() -> float:
@@ -152,14 +168,14 @@ def gauges(url: str) -> dict[str, float]:
     return found
 
 
-def main(url: str) -> None:
+def main(url: str, units: list[str]) -> None:
     due = time.monotonic()
     while True:
         line = {
             "time": time.time(),
             "at": time.monotonic(),
             "cpu": processors(),
-            "group": group(),
+            "group": group(units),
             "stalled": stalled(),
             "net": cards(),
             "memory": memory(),
@@ -175,4 +191,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    main(sys.argv[1], sys.argv[2:])

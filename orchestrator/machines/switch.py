@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
 
-#: Of a throttled cable: as much as one large packet of a virtual card at once.
-BURST = "128kb"
+#: Of a throttled cable: what it lets through at once after a pause. Larger packets are cut.
+BURST = "16kb"
 #: A rate as people and tc write it, and what its unit means in bits a second.
 RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)bit", re.IGNORECASE)
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}

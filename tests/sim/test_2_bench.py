@@ -64,7 +64,9 @@ def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     assert last["state"] == "interrupted" and last["loads"] == 1
     for node in NODES:
         assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
-    sim.run("bench", "run", *two, "--resume", last["id"])
+    done = sim.run("bench", "run", *two, "--resume", last["id"], ok=False)
+    assert "leave out --scenario" in done.stderr
+    sim.run("bench", "run", "--resume", last["id"])
     (last,) = sim.json("bench", "ls")[-1:]
     assert last["state"] == "complete" and last["loads"] == 2
 
