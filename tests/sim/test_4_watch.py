@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import NODES, Sim, asking, cut, failed
+from harness import NODES, Sim, asking, cut, failed, wait_for
 
 from orchestrator.node_paths import LASTING, RAY_TABLES
 from orchestrator.state import HEAD_UNIT
@@ -67,8 +67,14 @@ def log(sim: Sim) -> str:
 def test_a_node_that_lost_power_comes_back_and_the_model_with_it(
     sim: Sim, watch: Callable[..., dict[str, str]]
 ) -> None:
+    """A load that runs meanwhile ends: its figures are marked, and kept apart."""
+    load = sim.start("bench", "run", "--scenario", "decode-heavy", "--repeats", "8")
+    wait_for(load, "decode-heavy")
     sim.cut_power("compute1")
     assert watch("compute1", "seen")["text"] == "off"
+    _, said = load.communicate(timeout=120)
+    assert load.returncode == 1 and "this run is marked: compute1 was lost at " in said
+    assert sim.json("bench", "ls")[-1]["state"] == "marked"
     watch("compute1", "done")
     answers_again(sim)
 
