@@ -1,0 +1,180 @@
+"""Bottlenecks that were built, and the cause that is named of each; and what sampling costs.
+
+python benchmarks/bottlenecks.py [--model NAME] [--json FILE]
+
+On the simulated cluster, tensor parallel over two nodes: a cable, a node, the processors, the
+prompts and the batch are made the bottleneck, one at a time. Then a load runs with samplers and
+without, in turns. Needs root and the image; takes about a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import measure
+from lab import LOADED, MODEL, Lab, busy, profile_of, served
+from measure import Goal, Report
+
+from orchestrator.bench.attribute import story
+from orchestrator.bench.results import Asked, Scenario
+from orchestrator.bench.run import loaded
+from orchestrator.bench.sample import sampling
+from orchestrator.cluster import Cluster
+from orchestrator.console import err
+from orchestrator.predict.engine import Engine
+from orchestrator.predict.layout import Layout
+from orchestrator.predict.phase import Cause
+from orchestrator.probe.results import Probes
+
+COLUMNS = ("built", "phase", "named", "right", "why")
+PLAIN = Scenario("plain", 64, 16, 4, 1)
+PROMPTS = Scenario("prompts", 240, 8, 4, 4)
+MANY = Scenario("many", 32, 16, 8, 8)
+#: Turns with samplers, and as many without.
+TURNS = 4
+#: Seconds in which the samplers' own processor time is counted.
+COUNTED = 30.0
+
+
+@dataclass(frozen=True)
+class Named:
+    """A bottleneck that was built, and the cause that was named of a phase."""
+
+    built: str
+    phase: str
+    wanted: str
+    named: str
+    why: str
+
+    @property
+    def right(self) -> bool:
+        return self.named == self.wanted
+
+
+@click.command(help=__doc__)
+@click.option("--model", default=MODEL, show_default=True)
+@measure.json_option
+def bottlenecks(model: str, json_file: Path | None) -> None:
+    measure.require_root("nodes are containers")
+    report = Report("bottlenecks", measure.versions({}))
+    with (
+        tempfile.TemporaryDirectory(prefix="bottlenecks-") as scratch,
+        served(profile_of(model, Path(scratch))) as cluster,
+    ):
+        lab = Lab(cluster)
+        found = list(built(lab))
+        cost = sampled(lab)
+    wrong = sum(not each.right for each in found)
+    report.figures = {"bottlenecks": [asdict(each) for each in found], "sampling": cost}
+    report.goals = [
+        Goal(f"causes named wrongly of {len(found)}", wrong, 0),
+        Goal("share of the machine's processor time that sampling takes", cost["share"], 0.01),
+    ]
+    costs = measure.table("sampling", ("", "figure"), ((k, f"{v:.4g}") for k, v in cost.items()))
+    tables = [measure.table("built bottlenecks", COLUMNS, map(row, found)), costs]
+    report.finish(tables, json_file)
+
+
+def row(each: Named) -> tuple[str, ...]:
+    return (each.built, each.phase, each.named, "yes" if each.right else "NO", each.why)
+
+
+def built(lab: Lab) -> Iterator[Named]:
+    """One at a time. Judged by probes of before: what is wrong has come since."""
+    probes = lab.probed(None)
+    judge = Judge(lab, probes, lab.fit(probes))
+    with lab.throttled(10 * 10**6):
+        yield from judge("a cable of 10 Mb/s", PLAIN, prefill=Cause.LINK_BANDWIDTH)
+    with lab.quota("compute1", 0.25):
+        yield from judge(
+            "a quarter of a processor for compute1",
+            PLAIN,
+            prefill=Cause.SLOW_NODE,
+            decode=Cause.SLOW_NODE,
+        )
+    with busy(6):
+        yield from judge(
+            "6 other programs want processors", PLAIN, prefill=Cause.HOST, decode=Cause.HOST
+        )
+    yield from judge("long prompts, short answers", PROMPTS, decode=Cause.LONG_PREFILL)
+    with lab.flags(**{"max-num-seqs": 1}) as one:
+        yield from judge("one request at once of 8", MANY, one, prefill=Cause.BATCH_LIMIT)
+
+
+@dataclass(frozen=True)
+class Judge:
+    lab: Lab
+    probes: Probes
+    engine: Engine
+
+    def __call__(
+        self, name: str, scenario: Scenario, other: Cluster | None = None, **wanted: Cause
+    ) -> Iterator[Named]:
+        cluster = other or self.lab.cluster
+        run = self.lab.run(cluster, scenario)
+        layout = Layout(cluster.layout.tensor, cluster.layout.pipeline)
+        config = cluster.model.config
+        found = story(run, cluster.profile, config, layout, self.probes, self.engine, None)
+        for phase in found.phases:
+            if phase.name in wanted:
+                each = Named(name, phase.name, str(wanted[phase.name]), phase.cause, phase.why)
+                err.print("  " + ", ".join(row(each)), markup=False)
+                yield each
+
+
+def sampled(lab: Lab) -> dict[str, float]:
+    """Tokens a second with and without samplers, in turns; and the processor time they take."""
+    scenario = replace(LOADED, requests=8)
+    speeds: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * TURNS):
+        samples = number % 2 == 0
+        speeds[samples].append(speed(lab, scenario, samples=samples))
+        err.print(f"  {'with' if samples else 'without'} samplers: {speeds[samples][-1]:.2f}")
+    with lab.cluster.driver.network(), sampling(lab.cluster, lab.profile.nodes):
+        begun, before = time.monotonic(), samplers_cpu()
+        time.sleep(COUNTED)
+        used = (samplers_cpu() - before) / (time.monotonic() - begun)
+    middle = {key: statistics.median(values) for key, values in speeds.items()}
+    return {
+        "tokens/s with": middle[True],
+        "tokens/s without": middle[False],
+        "lost": 1 - middle[True] / middle[False],
+        "spread without": max(speeds[False]) / min(speeds[False]) - 1,
+        "processors": used,
+        "share": used / len(os.sched_getaffinity(0)),
+    }
+
+
+def speed(lab: Lab, scenario: Scenario, *, samples: bool) -> float:
+    """Tokens a second."""
+    watching = sampling(lab.cluster, lab.profile.nodes) if samples else nullcontext()
+    with lab.cluster.driver.network(), watching:
+        seed = int(time.time())  # no prompt is known from before
+        found = loaded(lab.cluster, Asked((scenario,), repeats=1), scenario, seed)
+    return found.output_tokens_per_s.median
+
+
+def samplers_cpu() -> float:
+    """Seconds of processor time that all samplers have used so far."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            command = stat.with_name("cmdline").read_bytes()
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if b"GAUGES_OF" in command and b"-S" in command.split(b"\0"):
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    measure.start(bottlenecks)

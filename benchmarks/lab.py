@@ -1,0 +1,219 @@
+"""The simulated cluster as a laboratory: layouts, cables, quotas and neighbours are set at will."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import measure
+import yaml
+
+from orchestrator import paths
+from orchestrator.bench.against import fitted, served_as
+from orchestrator.bench.results import Asked, Run, Scenario
+from orchestrator.bench.run import bench
+from orchestrator.bring_up import up
+from orchestrator.cluster import Cluster, open_cluster
+from orchestrator.console import err
+from orchestrator.errors import UserError
+from orchestrator.machines import cgroup
+from orchestrator.machines.switch import Switch
+from orchestrator.predict.engine import Engine
+from orchestrator.predict.layout import Layout
+from orchestrator.predict.shape import read
+from orchestrator.probe.results import Probes
+from orchestrator.probe.run import Kind, probe
+from orchestrator.profile import Profile, load
+from orchestrator.progress import Board
+from orchestrator.serving import Layout as Served
+from orchestrator.take_down import down
+
+BASE = "sim"
+#: One that computes for so long that messages and scheduling are not all there is.
+MODEL = "random-300m"
+SINGLE = Scenario("single stream", 64, 16, 2, 1)
+LOADED = Scenario("4 at once", 64, 16, 4, 4)
+#: On one node, to tell the engine's costs apart.
+FITTING = (
+    SINGLE,
+    LOADED,
+    Scenario("long prompt", 192, 16, 2, 1),
+    Scenario("2 at once", 16, 32, 4, 2),
+)
+ONE_NODE, TENSOR, PIPELINE = Layout(1, 1), Layout(2, 1), Layout(1, 2)
+
+
+def cable(bits_per_s: int | None) -> str:
+    return f"{bits_per_s / 1e6:g} Mb/s" if bits_per_s else "unthrottled"
+
+
+def profile_of(model: str, home: Path, **args: Any) -> Path:
+    """The simulated cluster with another name and model, and further flags."""
+    document = yaml.safe_load((paths.checkout() / f"profiles/{BASE}.yml").read_text())
+    document["name"] = "prediction"
+    document["serving"]["model"] = model
+    document["serving"]["args"] |= args
+    if not (paths.checkout() / "models" / model / "answers.json").is_file():
+        # Each run begins with a verification; what it says is nonsense after a few words, too.
+        document["verification"] |= {"repeats": 2, "max_tokens": 4}
+    path = home / "prediction.yml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@contextmanager
+def served(profile: Path) -> Iterator[Cluster]:
+    """The cluster serves for the body, and is down after it."""
+    cluster = open_cluster(load(profile))
+    try:
+        with Board() as board:
+            must(up(cluster, board))
+        yield cluster
+    finally:
+        with Board(quiet=True) as board:
+            down(cluster, board)
+
+
+def must(done: Any) -> None:
+    if done.failures:
+        raise UserError("\n".join(map(str, done.failures.values())))
+
+
+class Lab:
+    """The cluster, and what is known of it so far."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        shape, unread = read(cluster.model.config, str(self.profile.serving.args["dtype"]))
+        if shape is None:
+            raise UserError("; ".join(unread))
+        self.shape = shape
+
+    @property
+    def profile(self) -> Profile:
+        return self.cluster.profile
+
+    def run(self, cluster: Cluster, *scenarios: Scenario) -> Run:
+        with Board(quiet=True) as board:
+            found = bench(cluster, board, Asked(scenarios, repeats=3, rates=False))
+        if found.note:
+            raise UserError(f"the run is {found.state}: {found.note}")
+        return found
+
+    def fit(self, probes: Probes) -> Engine:
+        """The engine's constants, from one node alone."""
+        with self.laid(ONE_NODE) as cluster:
+            engine = fitted(
+                self.run(cluster, *FITTING), self.cluster.model.config, probes, self.cluster
+            )
+        if engine is None:
+            raise UserError("nothing could be fitted")
+        err.print(f"  fitted: {engine}", markup=False)
+        return engine
+
+    def probed(self, rate: int | None) -> Probes:
+        with self.throttled(rate), Board(quiet=True) as board:
+            kinds = [Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE]
+            found = probe(self.cluster, board, kinds, self.profile.nodes, None)
+        if found.failed:
+            raise UserError("; ".join(f"{each.where}: {each.reason}" for each in found.failed))
+        err.print(f"  probed: {cable(rate)}")
+        return found
+
+    @contextmanager
+    def laid(self, layout: Layout) -> Iterator[Cluster]:
+        """The model lies so for the body; not moved where it does already."""
+        now = self.cluster.layout
+        wanted = Served(layout.tensor, layout.pipeline, False, now.accelerators)
+        if wanted == now:
+            yield self.cluster
+            return
+        with Board(quiet=True) as board, served_as(self.cluster, board, wanted) as other:
+            yield other
+
+    @contextmanager
+    def flags(self, **args: Any) -> Iterator[Cluster]:
+        """The model is served with further flags for the body."""
+        with tempfile.TemporaryDirectory(prefix="prediction-") as scratch:
+            path = profile_of(self.profile.serving.model, Path(scratch), **args)
+            other = open_cluster(load(path))
+            try:
+                with Board(quiet=True) as board:
+                    must(up(other, board))
+                yield other
+            finally:
+                with Board(quiet=True) as board:
+                    must(up(self.cluster, board))
+
+    @contextmanager
+    def throttled(self, bits_per_s: int | None) -> Iterator[None]:
+        switch = Switch(self.profile, f"{paths.APP}-{self.profile.name}")
+        network = self.profile.ray.network
+        try:
+            for node in self.profile.compute_nodes:
+                switch.throttle(node, network, bits_per_s)
+            yield
+        finally:
+            for node in self.profile.compute_nodes:
+                switch.throttle(node, network, None)
+
+    @contextmanager
+    def quota(self, node: str, processors: float) -> Iterator[None]:
+        """A node has so much of a processor for the body."""
+        name = f"{paths.APP}-{self.profile.name}-{node}"
+        machine = paths.cluster(self.profile.name) / "machines" / node / "process.json"
+        leader = int(json.loads(machine.read_text())["pid"])
+        with limited(name, measure.descendants(leader, measure.parents()), processors):
+            yield
+
+
+@contextmanager
+def limited(name: str, processes: set[int], processors: float) -> Iterator[None]:
+    """The processes share so much of a processor for the body."""
+    period = 100_000
+    limit = int(processors * period)
+    if found := sorted(cgroup.MOUNT.glob(f"**/*{name}*/cpu.max")):
+        found[0].write_text(f"{limit} {period}")
+        try:
+            yield
+        finally:
+            found[0].write_text(f"max {period}")
+        return
+    group = cgroup.MOUNT / "cpu" / name  # the old kind, where containers have none of their own
+    group.mkdir(exist_ok=True)
+    try:
+        (group / "cpu.cfs_quota_us").write_text(str(limit))
+        move(processes, group)
+        yield
+    finally:
+        (group / "cpu.cfs_quota_us").write_text("-1")
+        while left := (group / "cgroup.procs").read_text().split():
+            move(set(map(int, left)), group.parent)
+        group.rmdir()
+
+
+def move(processes: set[int], group: Path) -> None:
+    """Into a control group; those that have ended are none."""
+    for each in processes:
+        with suppress(ProcessLookupError):
+            (group / "cgroup.procs").write_text(str(each))
+
+
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """So many programs compute for the body."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)
+    ]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
