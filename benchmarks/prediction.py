@@ -2,7 +2,7 @@
 
 python benchmarks/prediction.py [--model NAME] [--json FILE]
 
-On the simulated cluster: one node, tensor and pipeline parallel over two, each with the cables
+On the simulated cluster: one node, and tensor and pipeline parallel over two, these with the cables
 throttled to several rates; a single stream, and several requests at once. The engine's constants
 are fitted to one node alone, so nothing of two nodes is. All on one machine, whose processors the
 nodes share. Needs root and the image; takes about half an hour.
@@ -105,7 +105,7 @@ def layouts(lab: Lab) -> Iterator[Compared]:
     engine = lab.fit(probes[None])
     for name, layout in LAYOUTS.items():
         with lab.laid(layout) as cluster:
-            for rate in RATES:
+            for rate in RATES if layout.ranks > 1 else RATES[:1]:
                 with lab.throttled(rate):
                     run = lab.run(cluster, SINGLE, LOADED)
                 for found in compare(lab, (name, layout), rate, run, probes, engine):

@@ -113,11 +113,7 @@ def step(
 ) -> Parts:
     """One step of one batch through all stages. ``in_flight``: how many batches share the engine:
     where scheduling them takes longer than one's way through the stages, that is what counts."""
-    compute = shape.flops(work.tokens, work.context, work.sequences)
-    memory = shape.bytes_read(work.tokens, layout.tensor)
-    memory += work.sequences * work.context * shape.kv_bytes_per_token(layout.tensor)
-    compute_s = compute / layout.tensor / rates.flops(shape.dtype)
-    memory_s = memory / rates.memory_bytes_per_s
+    compute_s, memory_s = device(shape, layout, rates, work)
     messages = traffic(shape, layout, rates, work)
     operations = shape.layers * rates.engine.per_layer_operations
     launches = (operations + rates.borders * BORDER_OPERATIONS) * rates.operation_s
@@ -134,6 +130,31 @@ def step(
         host_s=launches + messages.library_s,
     )
     return parts.plus(scheduling_s=max(0.0, in_flight * scheduling - parts.seconds))
+
+
+def device(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> tuple[float, float]:
+    """Seconds of arithmetic and of reading, which overlap.
+
+    The roofline says which of the two bounds a product. How long it then takes was measured, where
+    the weights are as those that were: dense and not quantized. Then attention's arithmetic and its
+    reading of the cache add, since they are other operations.
+    """
+    flops, read = rates.flops(shape.dtype), rates.memory_bytes_per_s
+    compute_s = shape.flops(work.tokens, work.context, work.sequences) / layout.tensor / flops
+    weights = shape.bytes_read(work.tokens, layout.tensor)
+    cache_s = work.sequences * work.context * shape.kv_bytes_per_token(layout.tensor) / read
+    head = shape.head_weights * shape.dtype_bytes / layout.tensor
+    layers_s = rates.product_s(weights - head, work.tokens)
+    head_s = rates.product_s(head, work.sequences)
+    if not shape.plain or layers_s is None or head_s is None:
+        return compute_s, weights / read + cache_s
+    measured = layers_s + head_s
+    products_s = shape.flops(work.tokens, 0, work.sequences) / layout.tensor / flops
+    slower = measured / max(products_s, weights / read)
+    attention_s = compute_s - products_s
+    if products_s > weights / read:
+        return products_s * slower + attention_s + cache_s, weights / read + cache_s
+    return compute_s, weights / read * slower + cache_s + attention_s
 
 
 def traffic(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> Cost:

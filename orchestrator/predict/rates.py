@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
@@ -26,8 +26,10 @@ class Rates:
 
     ``flops_per_s``: by torch's name of the number format. ``tensor_nodes``, ``borders``: between
     how many nodes tensor-parallel ranks lie, and how many borders between stages are between nodes.
-    ``link``: None where the layout needs none. ``all_reduce``, ``send``: as measured, else None,
-    and the formula is taken. ``notes``: what was not measured, and what stands for it.
+    ``products``: of dense matrix products, bytes of weights a second by the input's rows,
+    ascending; empty where nobody measured. ``link``: None where the layout needs none.
+    ``all_reduce``, ``send``: as measured, else None, and the formula is taken. ``notes``: what was
+    not measured, and what stands for it.
     """
 
     memory_bytes_per_s: float
@@ -35,6 +37,7 @@ class Rates:
     operation_s: float
     memory_bytes: int
     synchronous: bool = False
+    products: tuple[tuple[float, float], ...] = ()
     tensor_nodes: int = 1
     borders: int = 0
     link: Link | None = None
@@ -46,6 +49,20 @@ class Rates:
     def flops(self, dtype: str) -> float:
         """The matrix rate of a number format; of another one where it was not measured."""
         return self.flops_per_s.get(dtype) or min(self.flops_per_s.values())
+
+    def product_s(self, weight_bytes: float, rows: float) -> float | None:
+        """Seconds of products with so many bytes of weights, as measured: straight lines in seconds
+        a byte between the rows that were, the last one's proportion above. None where none was."""
+        if not self.products:
+            return None
+        points = [(count, 1 / rate) for count, rate in self.products]
+        most, longest = points[-1]
+        if rows >= most:
+            return weight_bytes * longest * rows / most
+        if rows <= points[0][0]:
+            return weight_bytes * points[0][1]
+        (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if rows <= pair[1][0])
+        return weight_bytes * (y0 + (rows - x0) * (y1 - y0) / (x1 - x0))
 
 
 def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | None = None) -> Rates:
@@ -71,6 +88,7 @@ def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | Non
         operation_s=max(each.operation_s.median for each in devices),
         memory_bytes=min(each.memory_total_bytes for each in devices),
         synchronous=any(each.device == SYNCHRONOUS for each in devices),
+        products=_products(devices),
         engine=engine or Engine(),
     )
     return replace(_linked(found, probes, profile, copies[0], notes), notes=tuple(notes))
@@ -113,6 +131,15 @@ def _devices(probes: Probes, nodes: Sequence[str], notes: list[str]) -> list[Dev
     if missing:
         notes.append(f"not measured: {', '.join(missing)}; taken to be like the slowest measured")
     return [known[node] for node in nodes if node in known] or list(known.values())
+
+
+def _products(devices: Sequence[DeviceRates]) -> tuple[tuple[float, float], ...]:
+    """The slowest device's at each number of rows that all have."""
+    common = set.intersection(*(set(each.product_bytes_per_s) for each in devices))
+    return tuple(
+        (float(rows), min(each.product_bytes_per_s[rows].median for each in devices))
+        for rows in sorted(common)
+    )
 
 
 def _slowest(devices: Sequence[DeviceRates], of: Callable[[DeviceRates], Spread]) -> float:

@@ -65,6 +65,11 @@ class ModelShape:
         return self.weight_bits / 8
 
     @property
+    def plain(self) -> bool:
+        """Whether its products are those of dense matrices in half precision."""
+        return not self.experts and self.dtype_bytes == 2 and self.weight_bits == 16
+
+    @property
     def head_weights(self) -> int:
         """Weights that turn hidden states into logits; as many are in the embedding."""
         return self.vocabulary * self.hidden

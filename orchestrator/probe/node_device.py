@@ -23,6 +23,9 @@ WEIGHTS, LEAST = 256 << 20, 64 << 20
 #: Rows of an input: a prompt's tokens.
 TOKENS, WIDTH = 256, 2048
 DTYPES = ("bfloat16", "float16", "float32")
+#: Rows of inputs -> bytes of weights. A few rows are bound by neither memory nor arithmetic alone;
+#: with many, caches do not matter.
+SIZES = {1: WEIGHTS, 2: LEAST, 4: LEAST, 8: LEAST, 16: LEAST, 32: LEAST, TOKENS: 8 << 20}
 
 
 def device() -> str:
@@ -87,10 +90,15 @@ def rates(seconds: float) -> dict[str, Any]:
     half = torch.float16 if on != "cpu" else torch.bfloat16
     with torch.inference_mode():
         weights = large(on, half)
-        one = torch.ones(1, WIDTH, dtype=half, device=on)
+        products = {}
+        for rows, size in SIZES.items():
+            part = weights[: size // (2 * WIDTH)]
+            left = torch.ones(rows, WIDTH, dtype=half, device=on)
+            share = seconds if rows == 1 else seconds / 2
+            took = timed(on, lambda a=left, b=part: linear(a, b), share)  # type: ignore[misc]
+            products[rows] = [part.numel() * 2 / each for each in took]
         # The product of one row reads every weight once, and little else.
-        took = timed(on, lambda: linear(one, weights), seconds)
-        memory = [weights.numel() * 2 / each for each in took]
+        memory = products[1]
         matrix = {}
         for dtype in DTYPES:
             try:
@@ -109,6 +117,7 @@ def rates(seconds: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes_per_s": memory,
         "matrix_flops_per_s": matrix,
+        "product_bytes_per_s": products,
         "operation_s": small,
         "memory_total_bytes": memory_total(on),
     }

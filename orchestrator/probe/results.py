@@ -33,7 +33,8 @@ class DeviceRates:
 
     ``memory_bytes_per_s``: reading weights far larger than the caches. ``matrix_flops_per_s``: by
     dtype. ``operation_s``: the fixed cost of one small operation (dispatch, launch).
-    ``clock_skew_s``: the node's clock minus the control host's.
+    ``clock_skew_s``: the node's clock minus the control host's. ``product_bytes_per_s``: of
+    matrix products in half precision, bytes of weights that they get through, by the input's rows.
     """
 
     node: str
@@ -45,6 +46,7 @@ class DeviceRates:
     operation_s: Spread
     clock_skew_s: float
     memory_total_bytes: int
+    product_bytes_per_s: dict[int, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def _device(cluster: Cluster, node: Node, skew: float) -> DeviceRates:
         operation_s=spread(found["operation_s"]),
         clock_skew_s=skew,
         memory_total_bytes=found["memory_total_bytes"],
+        product_bytes_per_s=_by_size(found["product_bytes_per_s"]),
     )
 
 
