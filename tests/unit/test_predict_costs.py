@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from predict_cases import MISTRAL, rates_, seconds, shape_of
+from predict_cases import FREE, MISTRAL, rates_, seconds, shape_of
 
 from orchestrator.predict.calibration import Sample, calibrate, line, sample
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
 from orchestrator.predict.links import Curve, Link, all_reduce, send
 from orchestrator.predict.load import Load, forecast
+from orchestrator.predict.phase import Cause, Work, step
 from orchestrator.predict.rates import Rates
 
 ONE = Layout()
@@ -106,6 +107,45 @@ def test_a_fitted_engine_predicts_the_runs_that_it_was_fitted_to(rates: Rates) -
         before, after = (forecast(shape, ONE, each, load) for each in (alone, fitted))
         assert after.decode.seconds == pytest.approx(before.decode.seconds, rel=1e-3)
         assert after.prefill.seconds == pytest.approx(before.prefill.seconds, rel=1e-3)
+
+
+# Products of few rows
+
+#: By rows: of one, memory alone; of four, half as fast; of 256, arithmetic alone.
+PRODUCTS = ((1.0, 8e9), (4.0, 4e9), (256.0, 1e8))
+DENSE = {**MISTRAL, "torch_dtype": "bfloat16", "quantization_config": None}
+
+
+@given(st.floats(1, 1e4), st.floats(1, 1e4))
+def test_a_product_of_more_rows_never_takes_less(few: float, more: float) -> None:
+    rates = Rates(8e9, {"bfloat16": 1e10}, 0.0, 8 * 10**9, products=PRODUCTS)
+    quick, slow = (rates.product_s(1e9, rows) or 0 for rows in sorted((few, more)))
+    assert quick * (1 + 1e-9) >= 1e9 / 8e9 and quick <= slow * (1 + 1e-9)
+    assert rates.product_s(1e9, 512) == pytest.approx(20)  # twice those of 256
+    assert Rates(8e9, {"bfloat16": 1e10}, 0.0, 8 * 10**9).product_s(1e9, 1) is None
+
+
+def test_a_step_takes_what_products_of_its_rows_took() -> None:
+    shape = shape_of(DENSE)
+    roof = Rates(8e9, {"bfloat16": 1.6e10}, 0.0, 8 * 10**9, synchronous=True, engine=FREE)
+    measured = replace(roof, products=PRODUCTS)
+    work = Work(tokens=4, sequences=4, context=0)
+    slower = step(shape, ONE, measured, work).seconds / step(shape, ONE, roof, work).seconds
+    # Both roofs say 1/4 s a GB for four rows of 2 FLOPs a byte each; it took 1/4 s, too.
+    assert slower == pytest.approx(1)
+    one = Work(tokens=1, sequences=1, context=0)
+    assert step(shape, ONE, measured, one).bound is Cause.MEMORY
+    half = replace(roof, products=((1.0, 4e9), (256.0, 1e8)))
+    assert step(shape, ONE, half, one).seconds == pytest.approx(
+        2 * step(shape, ONE, roof, one).seconds
+    )
+
+
+def test_quantized_weights_are_not_taken_for_those_that_were_measured() -> None:
+    shape = shape_of(MISTRAL)
+    roof = Rates(8e9, {"float16": 1.6e10}, 0.0, 8 * 10**9)
+    work = Work(tokens=4, sequences=4, context=100)
+    assert step(shape, ONE, replace(roof, products=PRODUCTS), work) == step(shape, ONE, roof, work)
 
 
 #: Of known-answers, one process with one thread (docs/explanation/performance-model.md): tokens of
