@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +101,20 @@ def test_two_links_of_one_pair_do_not_hide_each_other() -> None:
     pair = [Cable("a", "b", "x", 1e8), Cable("a", "b", "y", 1e9)]
     places = {(note.x, note.y) for note in cables(["a", "b"], pair).layout.annotations}
     assert len(places) == 2
+
+
+def test_pictures_of_plots_for_documents(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text(page(story()), encoding="utf-8")
+    tool = Path(__file__).resolve().parents[2] / "tools/report_pictures.py"
+
+    def pictures(*plots: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, tool, report, tmp_path, *plots],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    assert pictures("links", "roofline").returncode == 0
+    assert (tmp_path / "links.svg").read_text().startswith("<svg")
+    assert "compute1" in (tmp_path / "links.svg").read_text()
+    assert "no plots nosuch" in pictures("nosuch").stderr
