@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from orchestrator.bench import history, load
 from orchestrator.bench.attribute import evidence
 from orchestrator.bench.load import RESULT, check, command, counters, differences, scenarios
 from orchestrator.bench.results import Run, Scenario, Series, State, Window
+from orchestrator.bench.run import moved
 from orchestrator.bench.sample import series
 from orchestrator.errors import BadInput
 from orchestrator.predict.load import Limits
@@ -127,7 +130,86 @@ def test_rates_are_shares_of_the_most_that_was_served() -> None:
     assert load.rate_scenarios([]) == []
 
 
+OWN = """bench:
+  targets: { ttft_ms: 500, tpot_ms: 50 }
+  loads:
+    chat: { prompt_tokens: 100, output_tokens: 20, requests: 8, rate: 2 }
+    single stream: { prompt_tokens: 10, output_tokens: 10, requests: 2, concurrency: 1 }
+"""
+
+
+def with_bench(home: Path, text: str) -> Profile:
+    file = home / "own.yml"
+    file.write_text((PROJECT / "profiles/sim.yml").read_text() + text)
+    return load_profile(file)
+
+
+def test_a_profile_has_loads_and_targets_of_its_own(tmp_path: Path) -> None:
+    profile = with_bench(tmp_path, OWN.replace("single stream", "decode-heavy"))
+    found = {each.name: each for each in scenarios(profile)}
+    assert found["chat"] == Scenario("chat", 100, 20, 8, None, 2)
+    assert found["decode-heavy"].prompt_tokens == 10  # in place of the one of that name
+    assert load.targets(profile) == {"ttft": 500, "tpot": 50}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("rate: 2", "rate: 2, concurrency: 2"), "needs one of concurrency and rate"),
+        ((", rate: 2", ""), "needs one of concurrency and rate"),
+        (("output_tokens: 20", "output_tokens: 200"), "100 + 200 tokens do not fit"),
+        (("requests: 8", "requests: 0"), "requests"),
+        (("ttft_ms: 500", "ttft_ms: -1"), "ttft_ms"),
+    ],
+)
+def test_a_load_of_a_profile_that_cannot_be_is_refused(
+    tmp_path: Path, change: tuple[str, str], said: str
+) -> None:
+    with pytest.raises(BadInput, match="own.yml") as refused:
+        with_bench(tmp_path, OWN.replace("single stream", "decode-heavy").replace(*change))
+    assert said in str(refused.value)
+
+
+def test_the_engines_own_times_are_means_over_requests() -> None:
+    counted = {"request_decode_time_seconds_sum": 6.0, "request_decode_time_seconds_count": 4.0}
+    assert load.engine_times(counted) == {"decode": 1.5}
+
+
 # Samples.
+
+
+def test_a_sampler_says_a_line_and_ends_with_its_input() -> None:
+    program = PROJECT / "orchestrator/bench/sampler.py"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", program, "", "nosuch.service"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    (said,) = map(json.loads, done.stdout.splitlines())
+    assert said["cpu"]["all"] > said["cpu"]["busy"] > 0 and said["memory"] > 0
+    assert said["gauges"] == {} and "lo" not in said["net"]
+
+
+def test_energy_is_told_as_power_and_idle_time_as_work() -> None:
+    energies, idle = (50.0, 350.0), (9.0, 9.5)
+    lines = [
+        line(100.0 + 2 * number, 0, 0, counters={"J of card": energy, "s GPU idle of card": rest})
+        for number, (energy, rest) in enumerate(zip(energies, idle, strict=True))
+    ]
+    found = {(each.name, each.unit): each.values for each in series({"a": lines}, {})}
+    assert found["card", "W"] == pytest.approx((150.0,))
+    assert found["card", "% GPU busy"] == pytest.approx((75.0,))
+
+
+def test_a_quota_is_told_by_the_periods_that_it_cut() -> None:
+    counted = [{"used": 0.0, "nr_periods": n, "nr_throttled": cut} for n, cut in ((10, 0), (20, 4))]
+    lines = [line(100.0 + n, 0, 0, group=each) for n, each in enumerate(counted)]
+    found = {each.name: each.values for each in series({"a": lines}, {})}
+    assert found["quota"] == pytest.approx((40.0,)) and "own processors" not in found
+
+
+def test_a_clock_that_moved_meanwhile_is_said() -> None:
+    (said,) = moved({"a": 0.1, "b": 0.0}, {"a": 0.2, "b": -2.0})
+    assert said == "the clock of b moved by -2.00 s: its series may be off by that"
 
 
 def line(time: float, busy: float, sent: int, **more: object) -> dict[str, object]:
@@ -213,6 +295,16 @@ def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
     history.store(replace(run, id="3", provenance=replace(run.provenance, layout="tensor 1")))
     found = history.last_good("demo", replace(run, id="9"))
     assert found is not None and found.id == "1"
+
+
+def test_only_a_run_that_was_interrupted_goes_on_and_only_on_the_same_cluster(run: Run) -> None:
+    begun = replace(run, state=State.INTERRUPTED, note="it was interrupted")
+    assert history.goes_on(begun, begun).measured == run.measured
+    with pytest.raises(BadInput, match="is complete"):
+        history.goes_on(replace(run, state=State.COMPLETE), begun)
+    other = replace(begun, provenance=replace(run.provenance, image_id="ef" * 32))
+    with pytest.raises(BadInput, match="cannot go on, since image"):
+        history.goes_on(begun, other)
 
 
 def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
