@@ -165,7 +165,7 @@ def test_a_profile_has_loads_and_targets_of_its_own(tmp_path: Path) -> None:
 def test_a_load_of_a_profile_that_cannot_be_is_refused(
     tmp_path: Path, change: tuple[str, str], said: str
 ) -> None:
-    with pytest.raises(BadInput, match="own.yml") as refused:
+    with pytest.raises(BadInput, match=r"own\.yml") as refused:
         with_bench(tmp_path, OWN.replace("single stream", "decode-heavy").replace(*change))
     assert said in str(refused.value)
 
