@@ -90,7 +90,7 @@ def row(each: Named) -> tuple[str, ...]:
 def built(lab: Lab) -> Iterator[Named]:
     """One at a time. Judged by probes of before: what is wrong has come since."""
     probes = lab.probed(None)
-    judge = Judge(lab, probes, lab.fit(probes))
+    judge = Judge(lab, probes, lab.fit(lab.alone(probes)))
     with lab.throttled(10 * 10**6):
         yield from judge("a cable of 10 Mb/s", PLAIN, prefill=Cause.LINK_BANDWIDTH)
     with lab.quota("compute1", 0.25):

@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from orchestrator.predict.layout import Layout
 from orchestrator.predict.shape import read
 from orchestrator.probe.results import Probes
 from orchestrator.probe.run import Kind, probe
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Node, Profile, load
 from orchestrator.progress import Board
 from orchestrator.serving import Layout as Served
 from orchestrator.take_down import down
@@ -118,12 +119,22 @@ class Lab:
         return engine
 
     def probed(self, rate: int | None) -> Probes:
+        """Devices, all at once, links and the collective, at a cable's rate."""
+        found = self._probed(rate, [Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE], self.profile.nodes)
+        err.print(f"  probed: {cable(rate)}")
+        return found
+
+    def alone(self, probes: Probes) -> Probes:
+        """The same with the first node's device as it is while the others are idle. Nodes of one
+        machine take each other's processors and memory; real ones do not."""
+        found = self._probed(None, [Kind.DEVICE], [self.profile.server])
+        return replace(probes, devices=found.devices)
+
+    def _probed(self, rate: int | None, kinds: Sequence[Kind], nodes: Sequence[Node]) -> Probes:
         with self.throttled(rate), Board(quiet=True) as board:
-            kinds = [Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE]
-            found = probe(self.cluster, board, kinds, self.profile.nodes, None)
+            found = probe(self.cluster, board, kinds, nodes, None)
         if found.failed:
             raise UserError("; ".join(f"{each.where}: {each.reason}" for each in found.failed))
-        err.print(f"  probed: {cable(rate)}")
         return found
 
     @contextmanager

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -21,7 +21,7 @@ import measure
 from lab import LOADED, MODEL, ONE_NODE, PIPELINE, SINGLE, TENSOR, Lab, cable, profile_of, served
 from measure import Goal, Report
 
-from orchestrator.bench.results import Run
+from orchestrator.bench.results import Run, Scenario
 from orchestrator.console import err
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
@@ -102,15 +102,35 @@ def goal(found: Sequence[Compared], name: str, most: float) -> Goal:
 def layouts(lab: Lab) -> Iterator[Compared]:
     """Each layout at each rate. The engine is fitted to one node first."""
     probes = {rate: lab.probed(rate) for rate in RATES}
-    engine = lab.fit(probes[None])
+    alone = lab.alone(probes[None])
+    err.print(f"  alone: {alone.devices[0]}", markup=False)
+    engine = lab.fit(alone)
     for name, layout in LAYOUTS.items():
         with lab.laid(layout) as cluster:
             for rate in RATES if layout.ranks > 1 else RATES[:1]:
                 with lab.throttled(rate):
                     run = lab.run(cluster, SINGLE, LOADED)
-                for found in compare(lab, (name, layout), rate, run, probes, engine):
+                known = Known(probes[rate], probes[None], alone)
+                for found in compare(lab, (name, layout), rate, run, known, engine):
                     err.print("  " + ", ".join(row(found)))
                     yield found
+
+
+@dataclass(frozen=True)
+class Known:
+    """Probes with the cable as it is, and as it was; ``alone``: of a device while others rest."""
+
+    now: Probes
+    before: Probes
+    alone: Probes
+
+    def of(self, layout: Layout, scenario: Scenario) -> tuple[Probes, Probes]:
+        """Now and before, with devices as busy as the layout has them: a pipeline with one request
+        has one at work, as one node has."""
+        if layout.tensor > 1 or (layout.pipeline > 1 and scenario.concurrency != 1):
+            return self.now, self.before
+        devices = self.alone.devices
+        return replace(self.now, devices=devices), replace(self.before, devices=devices)
 
 
 def compare(
@@ -118,16 +138,17 @@ def compare(
     laid: tuple[str, Layout],
     rate: int | None,
     run: Run,
-    probes: Mapping[int | None, Probes],
+    probes: Known,
     engine: Engine,
 ) -> Iterator[Compared]:
     name, layout = laid
-    known = rates(probes[rate], lab.profile, layout, engine)
-    plain = rates(probes[None], lab.profile, layout, engine)
-    foreseen = what_if(plain, link_bytes_per_s=rate / 8 * PAYLOAD) if rate else plain
-    allowed = limits(lab.profile, known.synchronous)
     for each in run.measured:
         scenario = each.scenario
+        now, before = probes.of(layout, scenario)
+        known = rates(now, lab.profile, layout, engine)
+        plain = rates(before, lab.profile, layout, engine)
+        foreseen = what_if(plain, link_bytes_per_s=rate / 8 * PAYLOAD) if rate else plain
+        allowed = limits(lab.profile, known.synchronous)
         asked = Load(scenario.prompt_tokens, scenario.output_tokens, scenario.concurrency or 1)
         by_probe = predict(lab.shape, layout, known, asked, allowed)
         by_rate = predict(lab.shape, layout, foreseen, asked, allowed)
