@@ -24,6 +24,7 @@ from lab import LOADED, MODEL, Lab, busy, profile_of, served
 from measure import Goal, Report
 
 from orchestrator.bench.attribute import story
+from orchestrator.bench.history import Earlier
 from orchestrator.bench.results import Asked, Scenario
 from orchestrator.bench.run import loaded
 from orchestrator.bench.sample import sampling
@@ -122,7 +123,7 @@ class Judge:
         run = self.lab.run(cluster, scenario)
         layout = Layout(cluster.layout.tensor, cluster.layout.pipeline)
         config = cluster.model.config
-        found = story(run, cluster.profile, config, layout, self.probes, self.engine, None)
+        found = story(run, cluster.profile, config, layout, self.probes, self.engine, Earlier())
         for phase in found.phases:
             if phase.name in wanted:
                 each = Named(name, phase.name, str(wanted[phase.name]), phase.cause, phase.why)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.bench.history import changes, differences, regressions
+from orchestrator.bench.history import Earlier, changes, clusters_help, differences, regressions
 from orchestrator.bench.results import Measured, Run, Series
 from orchestrator.errors import UserError
 from orchestrator.predict.engine import Engine
@@ -36,12 +36,15 @@ def story(
     layout: Layout,
     probes: Probes | None,
     engine: Engine | None,
-    before: Run | None,
+    earlier: Earlier,
 ) -> Story:
     """All that a report tells of a run. Without probes nothing is explained, and it says so."""
-    compared = _compared(before, run) if before else ()
+    alone = earlier.on_one_node
+    compared = _compared(earlier.good, run) if earlier.good else ()
     wanted = run.asked.targets_ms if run.asked else {}
-    plain = Story(run, (_fastest(run),), probes, (), _targets(wanted), compared)
+    helps = [f"Does clustering help? {line}" for line in clusters_help(alone, run)] if alone else []
+    first = (*helps, _fastest(run))
+    plain = Story(run, first, probes, (), _targets(wanted), compared)
     if probes is None:
         text = "Not explained: nothing was probed. Run: orchestrate probe"
         return replace(plain, verdict=(*plain.verdict, text))
@@ -58,7 +61,7 @@ def story(
         for each in run.measured
         for phase in _phases(each, run.series, shape, layout, found, allowed, probes)
     )
-    told = [_fastest(run), *_causes(phases)]
+    told = [*first, *_causes(phases)]
     told += [f"Not predicted: {', '.join(unread)}"] if unread else []
     return replace(plain, verdict=tuple(told), phases=phases)
 

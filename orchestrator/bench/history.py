@@ -11,12 +11,14 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator import paths
-from orchestrator.bench.results import Measured, Run, State
+from orchestrator.bench.results import Measured, Provenance, Run, State, layout_text
 from orchestrator.errors import BadInput
 from orchestrator.hub import write_json
 from orchestrator.nearest import nearest
 
 RUNS = "runs"
+#: How the model lies on one accelerator.
+ONE = layout_text(1, 1)
 #: What gets worse when it grows, and when it falls.
 LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
 RATES = {"tokens a second": "output_tokens_per_s"}
@@ -59,6 +61,19 @@ class Change:
         return "not significant"
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Runs before one: the last good one of its layout, and one on one node."""
+
+    good: Run | None = None
+    on_one_node: Run | None = None
+
+
+def earlier(cluster: str, run: Run) -> Earlier:
+    """What a run is to be compared with."""
+    return Earlier(last_good(cluster, run), on_one_node(cluster, run))
+
+
 def store(run: Run) -> Path:
     """Keep a run; what was kept of it before is replaced."""
     path = _home(run.provenance.profile) / f"{run.id}.json"
@@ -88,14 +103,31 @@ def load(cluster: str, name: str) -> Run:
 
 def last_good(cluster: str, before: Run) -> Run | None:
     """The newest complete run before this one, of its layout, that has a load in common with it."""
-    mine = {each.scenario for each in before.measured}
-    for name in reversed([each for each in names(cluster) if each < before.id]):
-        run = load(cluster, name)
-        same = run.provenance.layout == before.provenance.layout
-        common = mine & {each.scenario for each in run.measured}
-        if run.state is State.COMPLETE and same and common:
-            return run
-    return None
+    same = before.provenance.layout
+    return next((run for run in _before(cluster, before) if run.provenance.layout == same), None)
+
+
+def on_one_node(cluster: str, run: Run) -> Run | None:
+    """The newest complete run before this one that had the same model on one accelerator, by the
+    same image, and a load in common with it; None for one that is such itself."""
+    mine = run.provenance
+    if mine.layout == ONE:
+        return None
+
+    def fits(other: Provenance) -> bool:
+        same = (mine.model, mine.model_revision, mine.image_id)
+        return other.layout == ONE and same == (other.model, other.model_revision, other.image_id)
+
+    return next((each for each in _before(cluster, run) if fits(each.provenance)), None)
+
+
+def _before(cluster: str, run: Run) -> Iterator[Run]:
+    """Complete runs before this one with a load in common with it, the newest first."""
+    mine = {each.scenario for each in run.measured}
+    for name in reversed([each for each in names(cluster) if each < run.id]):
+        other = load(cluster, name)
+        if other.state is State.COMPLETE and mine & {each.scenario for each in other.measured}:
+            yield other
 
 
 def goes_on(begun: Run, now: Run) -> Run:

@@ -20,6 +20,11 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+def layout_text(tensor: int, pipeline: int) -> str:
+    """How a model lies, as a run's provenance has it."""
+    return f"tensor {tensor}, pipeline {pipeline}"
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One load. ``concurrency``: requests at once at most; ``rate``: requests a second, as a

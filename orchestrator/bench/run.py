@@ -20,7 +20,15 @@ from orchestrator.bench.load import (
     measured,
     rate_scenarios,
 )
-from orchestrator.bench.results import Asked, Measured, Provenance, Run, Scenario, State
+from orchestrator.bench.results import (
+    Asked,
+    Measured,
+    Provenance,
+    Run,
+    Scenario,
+    State,
+    layout_text,
+)
 from orchestrator.bench.sample import clocks, metrics_url, sampling, series
 from orchestrator.bench.watch import gone, told, watched
 from orchestrator.cluster import Cluster
@@ -202,7 +210,7 @@ def _begun(cluster: Cluster, asked: Asked) -> Run:
             versions=versions,
             model=profile.serving.model,
             model_revision=cluster.model.revision,
-            layout=f"tensor {cluster.layout.tensor}, pipeline {cluster.layout.pipeline}",
+            layout=layout_text(cluster.layout.tensor, cluster.layout.pipeline),
             probes=probed,
             machine=profile.machines,
         ),

@@ -57,7 +57,6 @@ def run_(profile: str | None, as_json: bool, **how: Any) -> None:
     Example: orchestrate bench run
     Example: orchestrate bench run --scenario "single stream" --repeats 8
     """
-    from orchestrator.bench import history
     from orchestrator.bench.against import against_one_node
     from orchestrator.bench.run import bench as measure
     from orchestrator.progress import Board
@@ -67,17 +66,14 @@ def run_(profile: str | None, as_json: bool, **how: Any) -> None:
     if how["resume"]:
         resumed = _begun(cluster.profile.name, how)
     asked = (resumed and resumed.asked) or _asked(cluster.profile, how)
-    answer: list[str] = []
     with cluster.locked("bench run"), Board(quiet=as_json) as board:
         if how["against_one_node"]:
-            both = against_one_node(cluster, board, asked)
-            run, answer = both.together, history.clusters_help(both.alone, both.together)
+            run = against_one_node(cluster, board, asked).together
         else:
             run = measure(cluster, board, asked, resumed)
-    for line in answer:
-        (err if as_json else out).print(f"Does clustering help? {line}", markup=False)
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
+                    "verdict": told(run, profile).verdict,
                     "loads": [each.scenario.name for each in run.measured]})  # fmt: skip
     else:
         _show(told(run, profile))
@@ -283,7 +279,7 @@ def told(run: Run, profile: str | None = None) -> Story:
         layout_of(run),
         probes,
         inputs.engine(loaded.name),
-        history.last_good(loaded.name, run),
+        history.earlier(loaded.name, run),
     )
 
 

@@ -14,11 +14,13 @@ from report_case import story
 
 from orchestrator.bench import history, load
 from orchestrator.bench.attribute import evidence
+from orchestrator.bench.attribute import story as explained
 from orchestrator.bench.load import RESULT, check, command, counters, differences, scenarios
 from orchestrator.bench.results import Run, Scenario, Series, State, Window
 from orchestrator.bench.run import moved
 from orchestrator.bench.sample import series
 from orchestrator.errors import BadInput
+from orchestrator.predict.layout import Layout
 from orchestrator.predict.load import Limits
 from orchestrator.probe.results import Spread
 from orchestrator.profile import Profile
@@ -305,6 +307,19 @@ def test_only_a_run_that_was_interrupted_goes_on_and_only_on_the_same_cluster(ru
     other = replace(begun, provenance=replace(run.provenance, image_id="ef" * 32))
     with pytest.raises(BadInput, match="cannot go on, since image"):
         history.goes_on(begun, other)
+
+
+def test_a_report_begins_with_whether_clustering_helps(run: Run, profile: Profile) -> None:
+    one = replace(run.provenance, layout="tensor 1, pipeline 1")
+    alone = replace(run, id="1", state=State.COMPLETE, provenance=one)
+    history.store(alone)
+    history.store(replace(alone, id="2", provenance=replace(one, image_id="ef" * 32)))
+    now = replace(run, id="3", provenance=replace(one, layout="tensor 2, pipeline 1"))
+    found = history.earlier("demo", now)
+    assert found.on_one_node == alone and history.earlier("demo", alone).on_one_node is None
+    told = explained(now, profile, {}, Layout(2), None, None, found)
+    assert told.verdict[0].startswith("Does clustering help? ")
+    assert "tokens a second on one node" in told.verdict[0]
 
 
 def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
