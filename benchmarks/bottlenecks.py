@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 import measure
-from lab import LOADED, MODEL, Lab, busy, profile_of, served
+from lab import LOADED, MODEL, Lab, busy, cable, profile_of, served
 from measure import Goal, Report
 
 from orchestrator.bench.attribute import story
@@ -36,11 +36,13 @@ from orchestrator.predict.phase import Cause
 from orchestrator.probe.results import Probes
 
 COLUMNS = ("built", "phase", "named", "right", "why")
-PLAIN = Scenario("plain", 64, 16, 4, 1)
-PROMPTS = Scenario("prompts", 240, 8, 4, 4)
-MANY = Scenario("many", 32, 16, 8, 8)
+PLAIN = Scenario("plain", 64, 16, 2, 1)
+PROMPTS = Scenario("prompts", 128, 8, 4, 4)
+MANY = Scenario("many", 16, 8, 8, 8)
 #: Turns with samplers, and as many without.
 TURNS = 4
+#: Of a processor, what is left for the slow node.
+QUOTA = 0.4
 #: Seconds in which the samplers' own processor time is counted.
 COUNTED = 30.0
 
@@ -89,18 +91,17 @@ def row(each: Named) -> tuple[str, ...]:
 
 
 def built(lab: Lab) -> Iterator[Named]:
-    """One at a time. Judged by probes of before: what is wrong has come since."""
+    """One at a time. What a cluster is, probes have seen; what comes with a load, they have not."""
     probes = lab.probed(None)
     judge = Judge(lab, probes, lab.fit(lab.alone(probes)))
-    with lab.throttled(10 * 10**6):
-        yield from judge("a cable of 10 Mb/s", PLAIN, prefill=Cause.LINK_BANDWIDTH)
-    with lab.quota("compute1", 0.25):
-        yield from judge(
-            "a quarter of a processor for compute1",
-            PLAIN,
-            prefill=Cause.SLOW_NODE,
-            decode=Cause.SLOW_NODE,
-        )
+    slow = 10 * 10**6
+    there = replace(judge, probes=lab.probed(slow))
+    with lab.throttled(slow):
+        yield from there(f"cables of {cable(slow)}", PLAIN, prefill=Cause.LINK_BANDWIDTH)
+    with lab.quota("compute1", QUOTA):
+        there = replace(judge, probes=lab.probed(None))
+        wanted = {"prefill": Cause.SLOW_NODE, "decode": Cause.SLOW_NODE}
+        yield from there(f"{QUOTA:.0%} of a processor for compute1", PLAIN, **wanted)
     with busy(6):
         yield from judge(
             "6 other programs want processors", PLAIN, prefill=Cause.HOST, decode=Cause.HOST

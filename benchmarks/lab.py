@@ -38,14 +38,14 @@ from orchestrator.take_down import down
 BASE = "sim"
 #: One that computes for so long that messages and scheduling are not all there is.
 MODEL = "random-300m"
-SINGLE = Scenario("single stream", 64, 16, 2, 1)
-LOADED = Scenario("4 at once", 64, 16, 4, 4)
+SINGLE = Scenario("single stream", 32, 16, 3, 1)
+LOADED = Scenario("4 at once", 32, 16, 4, 4)
 #: On one node, to tell the engine's costs apart.
 FITTING = (
     SINGLE,
     LOADED,
-    Scenario("long prompt", 192, 16, 2, 1),
-    Scenario("2 at once", 16, 32, 4, 2),
+    Scenario("long prompt", 128, 8, 2, 1),
+    Scenario("2 at once", 16, 16, 4, 2),
 )
 ONE_NODE, TENSOR, PIPELINE = Layout(1, 1), Layout(2, 1), Layout(1, 2)
 
@@ -102,7 +102,7 @@ class Lab:
 
     def run(self, cluster: Cluster, *scenarios: Scenario) -> Run:
         with Board(quiet=True) as board:
-            found = bench(cluster, board, Asked(scenarios, repeats=3, rates=False))
+            found = bench(cluster, board, Asked(scenarios, repeats=2, rates=False))
         if found.note:
             raise UserError(f"the run is {found.state}: {found.note}")
         return found
