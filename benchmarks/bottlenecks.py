@@ -100,8 +100,9 @@ def built(lab: Lab) -> Iterator[Named]:
         yield from there(f"cables of {cable(slow)}", PLAIN, prefill=Cause.LINK_BANDWIDTH)
     with lab.quota("compute1", QUOTA):
         there = replace(judge, probes=lab.probed(None))
-        wanted = {"prefill": Cause.SLOW_NODE, "decode": Cause.SLOW_NODE}
-        yield from there(f"{QUOTA:.0%} of a processor for compute1", PLAIN, **wanted)
+        node = Cause.SLOW_NODE
+        name = f"{QUOTA:.0%} of a processor for compute1"
+        yield from there(name, PLAIN, prefill=node, decode=node)
     with busy(6):
         yield from judge(
             "6 other programs want processors", PLAIN, prefill=Cause.HOST, decode=Cause.HOST
