@@ -183,6 +183,8 @@ def in_a_terminal(pair: Pair, *words: str) -> tuple[int, int]:
     argv = pair.on_laptop([sys.executable, "-m", "orchestrator", *words])
     pid, terminal = pty.fork()
     if pid == 0:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)  # as in a terminal, whoever runs the tests
         os.execvpe(argv[0], argv, pair.env | {"TERM": "xterm"})
     return pid, terminal
 
