@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from orchestrator import paths
 from orchestrator.hub import write_json
@@ -19,16 +21,28 @@ def kept_off(cluster: str) -> frozenset[str]:
 
 def keep_off(cluster: str, names: Iterable[str]) -> None:
     """From now on these are off on purpose."""
-    write_json(paths.cluster(cluster) / "kept-off", sorted(kept_off(cluster) | set(names)))
+    with _one_at_a_time(cluster):
+        write_json(paths.cluster(cluster) / "kept-off", sorted(kept_off(cluster) | set(names)))
 
 
 def want_on(cluster: str, names: Iterable[str]) -> None:
     """From now on these are to be on."""
-    before = kept_off(cluster)
-    if left := before - set(names):
-        write_json(paths.cluster(cluster) / "kept-off", sorted(left))
-    elif before:
-        (paths.cluster(cluster) / "kept-off").unlink(missing_ok=True)
+    with _one_at_a_time(cluster):
+        before = kept_off(cluster)
+        if left := before - set(names):
+            write_json(paths.cluster(cluster) / "kept-off", sorted(left))
+        elif before:
+            (paths.cluster(cluster) / "kept-off").unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_at_a_time(cluster: str) -> Iterator[None]:
+    """Nodes are switched by threads at once, and by other commands: none forgets another's."""
+    home = paths.cluster(cluster)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "kept-off.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _record(cluster: str) -> str:

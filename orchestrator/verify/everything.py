@@ -5,6 +5,7 @@ A check that cannot be made is a failed check with the reason; it holds no other
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: What a model without known answers is asked again and again.
 ANY_QUESTION = "What is the capital of France?"
+
+#: Seconds by which the text of `ray status` may be older than Ray's nodes: a monitor writes it.
+STATUS_LAG = 30.0
 
 #: A rule, and the look that comes to its verdict.
 Look = tuple[Rule, Callable[[], Verdict]]
@@ -139,8 +143,13 @@ def _ray_status(profile: Profile, context: VerifyContext) -> Part:
     name = profile.control.name
 
     def make() -> Iterator[Check]:
-        text = gather.ray_status(context, profile)
-        yield judge.RAY_STATUS.check(name, judge.ray_status(profile, text))
+        deadline = time.monotonic() + STATUS_LAG
+        while True:
+            verdict = judge.ray_status(profile, gather.ray_status(context, profile))
+            joined = verdict.ok or judge.ray_nodes(profile, gather.ray(context, profile)).ok
+            if verdict.ok or not joined or time.monotonic() > deadline:
+                break
+        yield judge.RAY_STATUS.check(name, verdict)
 
     return Part([(judge.RAY_STATUS, name)], make)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,4 +57,16 @@ def test_nodes_are_kept_off_until_they_are_wanted(
     want_on("one", ["b"])
     assert kept_off("one") == {"a", "c"}
     want_on("one", ["a", "b", "c"])
-    assert kept_off("one") == frozenset() and not list(paths.cluster("one").iterdir())
+    assert kept_off("one") == frozenset()
+
+
+def test_nodes_that_are_switched_at_once_are_all_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    names = [f"node{number}" for number in range(32)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: keep_off("one", [name]), names))
+        assert kept_off("one") == set(names)
+        list(pool.map(lambda name: want_on("one", [name]), names))
+    assert kept_off("one") == frozenset()
