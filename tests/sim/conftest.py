@@ -12,6 +12,14 @@ import pytest
 import yaml
 from harness import NAME, SHIPPED, Sim
 
+#: Loads that take seconds.
+LOADS = """
+bench:
+  loads:
+    brief: { prompt_tokens: 32, output_tokens: 8, requests: 4, concurrency: 2 }
+    short: { prompt_tokens: 16, output_tokens: 48, requests: 4, concurrency: 2 }
+"""
+
 
 @pytest.fixture(scope="session")
 def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
@@ -20,7 +28,8 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
     document = yaml.safe_load(SHIPPED.read_text()) | {"name": NAME}
     # YAML 1.1 reads some MACs as numbers; the shipped text does not suffer from a new name.
     profile = root / f"{NAME}.yml"
-    profile.write_text(SHIPPED.read_text().replace(f"name: {SHIPPED.stem}\n", f"name: {NAME}\n", 1))
+    text = SHIPPED.read_text().replace(f"name: {SHIPPED.stem}\n", f"name: {NAME}\n", 1)
+    profile.write_text(text + LOADS)
     env = os.environ | {
         "ORCHESTRATE_STATE": str(root / "state"),
         "ORCHESTRATE_PROFILE": str(profile),

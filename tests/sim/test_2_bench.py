@@ -14,17 +14,17 @@ from harness import NAME, NODES, Sim, wait_for
 
 pytestmark = pytest.mark.sim
 
-SHORT = ("--scenario", "prefill-heavy", "--repeats", "2")
+BRIEF = ("--scenario", "brief", "--repeats", "2")
 
 
 def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:
-    done = json.loads(sim.run("bench", "run", *SHORT, "--target", "ttft=60000", "--json").stdout)
-    assert done["state"] == "complete" and done["loads"] == ["prefill-heavy"]
+    done = json.loads(sim.run("bench", "run", *BRIEF, "--target", "ttft=60000", "--json").stdout)
+    assert done["state"] == "complete" and done["loads"] == ["brief"]
     shown = sim.json("bench", "show", "last")
     (measured,) = shown["run"]["measured"]
-    assert measured["failed"] == 0 and measured["completed"] == 16
+    assert measured["failed"] == 0 and measured["completed"] == 8
     assert measured["goodput_per_s"]["median"] == measured["requests_per_s"]["median"]
-    assert measured["engine"]["generation_tokens_total"] >= 16 * 16
+    assert measured["engine"]["generation_tokens_total"] >= 8 * 8
     assert {each["node"] for each in shown["run"]["series"]} == set(NODES)
     names = {each["name"] for each in shown["run"]["series"]}
     assert {"processors", "cluster0 sent", "vLLM num_requests_running"} <= names
@@ -34,13 +34,13 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
         assert phase["cause"] and phase["why"]
     file = tmp_path / "report.html"
     sim.run("bench", "report", "last", "--out", str(file))
-    assert "prefill-heavy" in file.read_text()
+    assert "brief" in file.read_text()
     assert done["id"] in sim.run("bench", "ls").stdout
 
 
 def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
-    process = sim.start("bench", "run", *SHORT)
-    wait_for(process, "prefill-heavy")
+    process = sim.start("bench", "run", *BRIEF)
+    wait_for(process, "brief")
     key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
     seen = []
     while process.poll() is None:
@@ -54,9 +54,9 @@ def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
 
 def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     """It is interrupted in its second load; the first one is kept, and not measured again."""
-    two = ("--scenario", "prefill-heavy", "--scenario", "decode-heavy", "--repeats", "1")
+    two = ("--scenario", "brief", "--scenario", "short", "--repeats", "1")
     process = sim.start("bench", "run", *two)
-    wait_for(process, "decode-heavy")
+    wait_for(process, "short")
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in said
@@ -75,7 +75,7 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
     sim.shell("compute1", "sh", "-c", "echo 10.77.0.99 stranger >>/etc/hosts")
     before = len(sim.json("bench", "ls"))
     try:
-        done = sim.run("bench", "run", *SHORT, ok=False)
+        done = sim.run("bench", "run", *BRIEF, ok=False)
         assert "drift of compute1" in done.stderr and "Nothing was measured" in done.stderr
     finally:
         sim.run("up", "--node", "compute1", "--only", "base")
