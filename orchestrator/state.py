@@ -343,6 +343,9 @@ def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
         # Nothing is drained to another node; a stop would only take 30 s longer.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY),
+        # Ray runs workers as nice as 15. The model's ranks are such, and wait for each other at
+        # each layer: whatever else a node does would hold up all of them.
+        "RAY_worker_niceness": "0",
         **(_head_tables() if profile.is_control(node) else {}),
         "VLLM_HOST_IP": profile.ray_address(node),
         "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
