@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import httpx
@@ -50,13 +51,17 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
 
 
 def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> str:
-    """Which of the chosen nodes Ray does not have, or why it does not answer; empty for none."""
+    """Which of the chosen nodes Ray does not have, or has twice, or why it does not answer; empty
+    for none. (A head that kept its tables takes a while to know that it was another one before.)"""
     try:
-        there = {node.address for node in gather.ray(context, profile).nodes}
+        there = Counter(node.address for node in gather.ray(context, profile).nodes)
     except UserError as error:
         return f"Ray does not answer: {error.message}"
-    missing = [node.name for node in chosen.nodes if profile.ray_address(node) not in there]
-    return f"Ray does not have {', '.join(missing)}" if missing else ""
+    counts = {node.name: there[profile.ray_address(node)] for node in chosen.nodes}
+    if missing := [name for name, count in counts.items() if not count]:
+        return f"Ray does not have {', '.join(missing)}"
+    twice = [name for name, count in counts.items() if count > 1]
+    return f"Ray still has {', '.join(twice)} as before a restart, too" if twice else ""
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
