@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from orchestrator.selection import Selection
 
 Verb = Callable[..., Any]
+_Command = TypeVar("_Command", bound=Verb)
+
+
+def nodes_option(text: str) -> Callable[[_Command], _Command]:
+    """``--node NAMES``, several times if wished; the verb gets it as ``nodes``."""
+    return click.option(
+        "--node", "nodes", metavar="NAMES", multiple=True, shell_complete=complete.nodes, help=text
+    )
+
 
 OPTIONS = (
-    click.option(
-        "--node",
-        "nodes",
-        metavar="NAMES",
-        multiple=True,
-        shell_complete=complete.nodes,
-        help="Only these: names, indexes of compute nodes (from 0), ranges like compute0..compute7;"
+    nodes_option(
+        "Only these: names, indexes of compute nodes (from 0), ranges like compute0..compute7;"
         " with commas, or the option again.",
     ),
     click.option(

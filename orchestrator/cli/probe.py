@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli import complete
+from orchestrator.cli.choice import nodes_option
 from orchestrator.cli.cluster import json_option, opened
 from orchestrator.console import err, out, print_json
 from orchestrator.profile import profile_option
@@ -22,14 +22,7 @@ KINDS = ("device", "link", "collective", "storage")
 @profile_option
 @json_option
 @click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all of them.")
-@click.option(
-    "--node",
-    "nodes",
-    metavar="NAMES",
-    multiple=True,
-    shell_complete=complete.nodes,
-    help="Only these, as with 'up'.",
-)
+@nodes_option("Only these, as with 'up'.")
 @click.option("--force", is_flag=True, help="Also while the model answers requests.")
 def probe(
     profile: str | None, as_json: bool, only: tuple[str, ...], nodes: tuple[str, ...], force: bool

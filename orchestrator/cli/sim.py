@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.choice import nodes_option
 from orchestrator.cli.cluster import json_option, machines_option, opened
 from orchestrator.console import out, print_json
 from orchestrator.profile import profile_option
@@ -97,14 +98,7 @@ def status(profile: str | None, as_json: bool) -> None:
 @click.option("--rate", metavar="RATE", help="Bits a second, like 100Mbit or 2.5Gbit.")
 @click.option("--reset", is_flag=True, help="As fast as they can again.")
 @click.option("--network", metavar="NAME", help="Default: the one that Ray uses.")
-@click.option(
-    "--node",
-    "nodes",
-    metavar="NAMES",
-    multiple=True,
-    shell_complete=complete.nodes,
-    help="Default: all compute nodes.",
-)
+@nodes_option("Default: all compute nodes.")
 def link(
     profile: str | None, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
 ) -> None:
