@@ -70,8 +70,25 @@ class Earlier:
 
 
 def earlier(cluster: str, run: Run) -> Earlier:
-    """What a run is to be compared with."""
-    return Earlier(last_good(cluster, run), on_one_node(cluster, run))
+    """What a run is to be compared with: the newest complete runs before it that have a load in
+    common with it. One is of its layout; one had the same model, by the same image, on one
+    accelerator, where this one has more."""
+    mine = run.provenance
+    good = on_one_node = None
+    for other in _before(cluster, run):
+        its = other.provenance
+        if its.layout == mine.layout:
+            good = good or other
+        elif its.layout == ONE and _served(its) == _served(mine):
+            on_one_node = on_one_node or other
+        if good and (on_one_node or mine.layout == ONE):
+            break
+    return Earlier(good, on_one_node)
+
+
+def _served(found: Provenance) -> tuple[str, ...]:
+    """What answered: the model and the software."""
+    return (found.model, str(found.model_revision), found.image_id)
 
 
 def store(run: Run) -> Path:
@@ -99,26 +116,6 @@ def load(cluster: str, name: str) -> Run:
         return TypeAdapter(Run).validate_json(path.read_bytes())
     except ValidationError:
         raise BadInput(f"{path}: does not hold a run", "Remove it, or restore it.") from None
-
-
-def last_good(cluster: str, before: Run) -> Run | None:
-    """The newest complete run before this one, of its layout, that has a load in common with it."""
-    same = before.provenance.layout
-    return next((run for run in _before(cluster, before) if run.provenance.layout == same), None)
-
-
-def on_one_node(cluster: str, run: Run) -> Run | None:
-    """The newest complete run before this one that had the same model on one accelerator, by the
-    same image, and a load in common with it; None for one that is such itself."""
-    mine = run.provenance
-    if mine.layout == ONE:
-        return None
-
-    def fits(other: Provenance) -> bool:
-        same = (mine.model, mine.model_revision, mine.image_id)
-        return other.layout == ONE and same == (other.model, other.model_revision, other.image_id)
-
-    return next((each for each in _before(cluster, run) if fits(each.provenance)), None)
 
 
 def _before(cluster: str, run: Run) -> Iterator[Run]:
