@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import metrics
 from orchestrator.bench.results import Measured, Scenario, Window
 from orchestrator.errors import BadInput
 from orchestrator.node_paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
@@ -23,6 +24,8 @@ CONTEXT = 2048
 MOST = 32
 #: Of what the largest concurrency was served at: the rates of the sweep.
 RATE_SHARES = (0.25, 0.5, 0.75)
+#: Ends of names of what only grows.
+COUNTED = ("_total", "_sum", "_count")
 #: Where the client leaves its result, on the control node.
 RESULT = "/run/orchestrate/bench.json"
 #: The API key comes on standard input: neither a command line nor a file has it.
@@ -204,14 +207,8 @@ def _p99(values: Sequence[float]) -> float:
 
 def counters(page: str) -> dict[str, float]:
     """vLLM's counters and sums of histograms, added over engines: name without prefix -> value."""
-    found: dict[str, float] = {}
-    for line in page.splitlines():
-        name, _, value = line.rpartition(" ")
-        name = name.partition("{")[0]
-        if name.startswith("vllm:") and name.endswith(("_total", "_sum", "_count")):
-            key = name.removeprefix("vllm:")
-            found[key] = found.get(key, 0.0) + float(value)
-    return found
+    found = metrics.values(page)
+    return {name: each for name, each in found.items() if name.endswith(COUNTED)}
 
 
 def differences(before: Mapping[str, float], after: Mapping[str, Any]) -> dict[str, float]:

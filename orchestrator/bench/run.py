@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from orchestrator import metrics
 from orchestrator.bench import history
 from orchestrator.bench.load import (
     END,
@@ -29,7 +30,7 @@ from orchestrator.bench.results import (
     State,
     layout_text,
 )
-from orchestrator.bench.sample import clocks, metrics_url, sampling, series
+from orchestrator.bench.sample import clocks, sampling, series
 from orchestrator.bench.watch import gone, told, watched
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
@@ -43,11 +44,6 @@ from orchestrator.verify.everything import verify
 LOAD_TIMEOUT = 3600.0
 #: Seconds by which a clock may move during a run: about a sample.
 CLOCK_MOVED = 0.5
-#: Prints a page of vLLM's metrics; its own node may ask.
-FETCH = (
-    "import sys, urllib.request as u;"
-    " print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode())"
-)
 MONOTONIC = "import time; print(time.time() - time.perf_counter())"
 VERSIONS = (
     "import importlib.metadata as m, json, platform;"
@@ -145,7 +141,7 @@ def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Mea
         cluster.profile, scenario, cluster.endpoint,
         repeats=asked.repeats, seed=seed, targets_ms=asked.targets_ms,
     )  # fmt: skip
-    before = counters(_metrics(cluster))
+    before = counters(metrics.page(cluster))
     try:
         control.run(
             argv,
@@ -156,7 +152,7 @@ def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Mea
     except BaseException:
         _end_client(cluster)
         raise
-    after = counters(_metrics(cluster))
+    after = counters(metrics.page(cluster))
     clock = float(control.run([f"{VENV}/bin/python", "-c", MONOTONIC]).out)
     text = control.run(["cat", RESULT], what="the client's result").out
     try:
@@ -172,11 +168,6 @@ def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Mea
 def _end_client(cluster: Cluster) -> None:
     with suppress(UserError):
         cluster.remote(cluster.profile.control).run(["sh", "-c", END], ok=None)
-
-
-def _metrics(cluster: Cluster) -> str:
-    argv = [f"{VENV}/bin/python", "-c", FETCH, metrics_url(cluster.profile)]
-    return cluster.remote(cluster.profile.server).run(argv, what="vLLM's metrics").out
 
 
 def _must_be_right(cluster: Cluster, board: Board) -> None:

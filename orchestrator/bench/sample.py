@@ -12,10 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from orchestrator import metrics
 from orchestrator.bench.results import Series
 from orchestrator.cluster import Cluster
 from orchestrator.node_paths import VENV
-from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node
 from orchestrator.remote import Remote
 from orchestrator.run import streaming
 from orchestrator.state import SERVER_UNIT, WORKER_UNIT
@@ -47,17 +48,12 @@ def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
     with ExitStack() as running:
         for node in nodes:
-            url = metrics_url(profile) if node.name == profile.server.name else ""
+            url = metrics.url(profile) if node.name == profile.server.name else ""
             argv = [f"{VENV}/bin/python", "-I", "-S", "-c", source, url, WORKER_UNIT, SERVER_UNIT]
             running.enter_context(
                 streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))
             )
         yield heard
-
-
-def metrics_url(profile: Profile) -> str:
-    """Where vLLM tells its counters; its own node may ask."""
-    return f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
 
 
 def clocks(cluster: Cluster, nodes: Sequence[Node]) -> dict[str, float]:

@@ -17,11 +17,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from orchestrator import paths
+from orchestrator import metrics, paths
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.hub import write_json
-from orchestrator.node_paths import VENV
 from orchestrator.predict.inputs import PROBES
 from orchestrator.probe import nodes as on_nodes
 from orchestrator.probe.judge import used
@@ -48,13 +47,8 @@ FIGURE_S, WATCH_S = 1.0, 0.5
 DEVICE_TIMEOUT, LINK_TIMEOUT, COLLECTIVE_TIMEOUT, STORAGE_TIMEOUT = 180.0, 60.0, 180.0, 120.0
 #: Where probes listen: below what Linux gives to outgoing connections.
 PORTS = range(20000, 30000)
-#: Prints how many requests vLLM is working on; its own node may ask.
-REQUESTS = (
-    "import re, sys, urllib.request as u; t = u.build_opener(u.ProxyHandler({})).open(sys.argv[1],"
-    " timeout=5).read().decode(); print(sum(float(x) for x in re.findall("
-    "r'^vllm:num_requests_(?:running|waiting)\\{[^}]*\\} (\\S+)', t, re.M)))"
-)
-
+#: Requests that vLLM computes, and those that wait for it.
+IN_WORK = ("num_requests_running", "num_requests_waiting")
 #: Rounds of some kinds or nodes only, below PROBES.
 PARTS = "parts"
 
@@ -136,13 +130,11 @@ def store(probes: Probes, *, whole: bool) -> Path:
 
 def requests_in_work(cluster: Cluster) -> float | None:
     """How many requests the served model is working on; None where it does not serve."""
-    server = cluster.profile.server
-    url = f"http://{cluster.profile.ray_address(server)}:{cluster.profile.serving.port}/metrics"
-    argv = [f"{VENV}/bin/python", "-c", REQUESTS, url]
     with cluster.driver.network():
         try:
-            return float(cluster.remote(server).run(argv, timeout=30).out)
-        except (UserError, ValueError):
+            found = metrics.values(metrics.page(cluster))
+            return sum(found[name] for name in IN_WORK)
+        except (UserError, KeyError):
             return None
 
 

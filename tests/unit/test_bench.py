@@ -12,6 +12,7 @@ import pytest
 from report_case import measured as made
 from report_case import story
 
+from orchestrator import metrics
 from orchestrator.bench import history, load
 from orchestrator.bench.attribute import evidence
 from orchestrator.bench.attribute import story as explained
@@ -121,6 +122,15 @@ def test_counters_are_added_over_engines_and_differences_taken() -> None:
     assert differences({"prompt_tokens_total": 3.0}, found) == {
         "prompt_tokens_total": 4.0, "request_queue_time_seconds_sum": 0.5,
     }  # fmt: skip
+
+
+def test_metrics_are_read_with_and_without_labels_and_bars_are_left_out() -> None:
+    page = (
+        "# HELP vllm:num_requests_running n\n"
+        'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 1.0\n'
+        'vllm:e2e_bucket{le="1"} 4\nvllm:e2e_sum 2.5\nprocess_cpu_seconds_total 7\n'
+    )
+    assert metrics.values(page) == {"num_requests_running": 3.0, "e2e_sum": 2.5}
 
 
 def test_rates_are_shares_of_the_most_that_was_served() -> None:
@@ -295,7 +305,7 @@ def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
     history.store(replace(run, id="1", state=State.COMPLETE))
     history.store(replace(run, id="2", state=State.MARKED))
     history.store(replace(run, id="3", provenance=replace(run.provenance, layout="tensor 1")))
-    found = history.last_good("demo", replace(run, id="9"))
+    found = history.earlier("demo", replace(run, id="9")).good
     assert found is not None and found.id == "1"
 
 
