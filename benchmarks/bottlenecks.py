@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import measure
-from lab import LOADED, MODEL, Lab, busy, cable, profile_of, served
+from lab import LOADED, MODEL, Lab, busy, cable, served
 from measure import Goal, Report
 
 from orchestrator.bench.attribute import story
 from orchestrator.bench.history import Earlier
 from orchestrator.bench.results import Asked, Scenario
 from orchestrator.bench.run import loaded
-from orchestrator.bench.sample import sampling
+from orchestrator.bench.sample import SAMPLER, sampling
 from orchestrator.cluster import Cluster
 from orchestrator.console import err
 from orchestrator.predict.engine import Engine
@@ -68,10 +67,7 @@ class Named:
 def bottlenecks(model: str, json_file: Path | None) -> None:
     measure.require_root("nodes are containers")
     report = Report("bottlenecks", measure.versions({}))
-    with (
-        tempfile.TemporaryDirectory(prefix="bottlenecks-") as scratch,
-        served(profile_of(model, Path(scratch))) as cluster,
-    ):
+    with served(model) as cluster:
         lab = Lab(cluster)
         found = list(built(lab))
         cost = sampled(lab)
@@ -98,7 +94,7 @@ def built(lab: Lab) -> Iterator[Named]:
     there = replace(judge, probes=lab.probed(slow))
     with lab.throttled(slow):
         yield from there(f"cables of {cable(slow)}", PLAIN, prefill=Cause.LINK_BANDWIDTH)
-    with lab.quota("compute1", QUOTA):
+    with lab.quota(lab.profile.compute_nodes[1], QUOTA):
         there = replace(judge, probes=lab.probed(None))
         node = Cause.SLOW_NODE
         name = f"{QUOTA:.0%} of a processor for compute1"
@@ -167,16 +163,14 @@ def speed(lab: Lab, scenario: Scenario, *, samples: bool) -> float:
 
 def samplers_cpu() -> float:
     """Seconds of processor time that all samplers have used so far."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            command = stat.with_name("cmdline").read_bytes()
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if b"GAUGES_OF" in command and b"-S" in command.split(b"\0"):
-            total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    return sum(measure.cpu(pid) for pid in measure.parents() if is_sampler(pid))
+
+
+def is_sampler(pid: int) -> bool:
+    """Its program is one of its words; ssh has it too, as part of one."""
+    with suppress(OSError):
+        return SAMPLER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return False
 
 
 if __name__ == "__main__":

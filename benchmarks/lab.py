@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from orchestrator.bench.against import fitted, served_as
 from orchestrator.bench.results import Asked, Run, Scenario
 from orchestrator.bench.run import bench
 from orchestrator.bring_up import up
+from orchestrator.cli.sim import switch_of
 from orchestrator.cluster import Cluster, open_cluster
 from orchestrator.console import err
 from orchestrator.errors import UserError
@@ -54,31 +54,33 @@ def cable(bits_per_s: int | None) -> str:
     return f"{bits_per_s / 1e6:g} Mb/s" if bits_per_s else "unthrottled"
 
 
-def profile_of(model: str, home: Path, **args: Any) -> Path:
-    """The simulated cluster with another name and model, and further flags."""
+@contextmanager
+def opened(model: str, **args: Any) -> Iterator[Cluster]:
+    """The simulated cluster with another name and model, and further flags of `vllm serve`."""
     document = yaml.safe_load((paths.checkout() / f"profiles/{BASE}.yml").read_text())
-    document["name"] = "prediction"
+    document["name"] = "lab"
     document["serving"]["model"] = model
     document["serving"]["args"] |= args
     if not (paths.checkout() / "models" / model / "answers.json").is_file():
         # Each run begins with a verification; what it says is nonsense after a few words, too.
         document["verification"] |= {"repeats": 2, "max_tokens": 4}
-    path = home / "prediction.yml"
-    path.write_text(yaml.safe_dump(document))
-    return path
+    with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+        path = Path(scratch, "lab.yml")
+        path.write_text(yaml.safe_dump(document))
+        yield open_cluster(load(path))
 
 
 @contextmanager
-def served(profile: Path) -> Iterator[Cluster]:
-    """The cluster serves for the body, and is down after it."""
-    cluster = open_cluster(load(profile))
-    try:
-        with Board() as board:
-            must(up(cluster, board))
-        yield cluster
-    finally:
-        with Board(quiet=True) as board:
-            down(cluster, board)
+def served(model: str) -> Iterator[Cluster]:
+    """It serves for the body, and is down after it."""
+    with opened(model) as cluster:
+        try:
+            with Board() as board:
+                must(up(cluster, board))
+            yield cluster
+        finally:
+            with Board(quiet=True) as board:
+                down(cluster, board)
 
 
 def must(done: Any) -> None:
@@ -99,6 +101,12 @@ class Lab:
     @property
     def profile(self) -> Profile:
         return self.cluster.profile
+
+    @property
+    def switch(self) -> Switch:
+        found = switch_of(self.cluster)
+        assert found, "the nodes are containers"
+        return found
 
     def run(self, cluster: Cluster, *scenarios: Scenario) -> Run:
         with Board(quiet=True) as board:
@@ -151,9 +159,7 @@ class Lab:
     @contextmanager
     def flags(self, **args: Any) -> Iterator[Cluster]:
         """The model is served with further flags for the body."""
-        with tempfile.TemporaryDirectory(prefix="prediction-") as scratch:
-            path = profile_of(self.profile.serving.model, Path(scratch), **args)
-            other = open_cluster(load(path))
+        with opened(self.profile.serving.model, **args) as other:
             try:
                 with Board(quiet=True) as board:
                     must(up(other, board))
@@ -164,23 +170,21 @@ class Lab:
 
     @contextmanager
     def throttled(self, bits_per_s: int | None) -> Iterator[None]:
-        switch = Switch(self.profile, f"{paths.APP}-{self.profile.name}")
-        network = self.profile.ray.network
+        nodes, network = self.profile.compute_nodes, self.profile.ray.network
         try:
-            for node in self.profile.compute_nodes:
-                switch.throttle(node, network, bits_per_s)
+            for node in nodes:
+                self.switch.throttle(node, network, bits_per_s)
             yield
         finally:
-            for node in self.profile.compute_nodes:
-                switch.throttle(node, network, None)
+            for node in nodes:
+                self.switch.throttle(node, network, None)
 
     @contextmanager
-    def quota(self, node: str, processors: float) -> Iterator[None]:
+    def quota(self, node: Node, processors: float) -> Iterator[None]:
         """A node has so much of a processor for the body."""
-        name = f"{paths.APP}-{self.profile.name}-{node}"
-        machine = paths.cluster(self.profile.name) / "machines" / node / "process.json"
-        leader = int(json.loads(machine.read_text())["pid"])
-        with limited(name, measure.descendants(leader, measure.parents()), processors):
+        first = self.cluster.driver.leader(node)
+        inside = {first, *measure.descendants(first, measure.parents())}
+        with limited(self.switch.named(node.name), inside, processors):
             yield
 
 

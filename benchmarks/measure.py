@@ -147,6 +147,21 @@ def pss(pid: int) -> int:
     return 0
 
 
+def name_of(pid: int) -> str:
+    """A process's name, as the kernel has it; empty once it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has used; 0 once it has ended."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): 14, 15
+    return 0.0
+
+
 def median_stage(runs: Sequence[Stage]) -> Stage:
     """One stage from the repeats of it: medians of its seconds, memory and steps."""
     steps = {

@@ -11,14 +11,13 @@ nodes share. Needs root and the image; takes about half an hour.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import measure
-from lab import LOADED, MODEL, ONE_NODE, PIPELINE, SINGLE, TENSOR, Lab, cable, profile_of, served
+from lab import LOADED, MODEL, ONE_NODE, PIPELINE, SINGLE, TENSOR, Lab, cable, served
 from measure import Goal, Report
 
 from orchestrator.bench.results import Run, Scenario
@@ -68,10 +67,7 @@ class Compared:
 def prediction(model: str, json_file: Path | None) -> None:
     measure.require_root("nodes are containers")
     report = Report("prediction", measure.versions({}))
-    with (
-        tempfile.TemporaryDirectory(prefix="prediction-") as scratch,
-        served(profile_of(model, Path(scratch))) as cluster,
-    ):
+    with served(model) as cluster:
         found = list(layouts(Lab(cluster)))
     report.figures = {"phases": [asdict(each) | {"off": each.off} for each in found]}
     report.goals = [goal(found, name, most) for name, most in GOALS.items()]

@@ -236,17 +236,8 @@ def rush(names: Sequence[str], urls: Sequence[str], leader: int) -> Rush:
 
 def cpu_of_nginx(leader: int) -> float:
     """Processor seconds of all nginx processes below a container's PID 1."""
-    total = 0
-    for pid in measure.descendants(leader, measure.parents()):
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            continue  # it has ended since
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        if name == "nginx":
-            user, system = rest.split()[11:13]  # proc(5): fields 14 and 15
-            total += int(user) + int(system)
-    return total / os.sysconf("SC_CLK_TCK")
+    below = measure.descendants(leader, measure.parents())
+    return sum(measure.cpu(pid) for pid in below if measure.name_of(pid) == "nginx")
 
 
 def alone(nodes: int, size: int, gbit: float) -> float:

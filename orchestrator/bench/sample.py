@@ -21,6 +21,8 @@ from orchestrator.remote import Remote
 from orchestrator.run import streaming
 from orchestrator.state import SERVER_UNIT, WORKER_UNIT
 
+#: The program that samples.
+SAMPLER = Path(__file__).with_name("sampler.py").read_text(encoding="utf-8")
 #: How often a node's clock is read: the answer that came quickest counts.
 TRIES = 3
 
@@ -43,13 +45,12 @@ class Heard:
 def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     """Samplers run on the nodes for the body; their lines come as they are written."""
     profile = cluster.profile
-    source = Path(__file__).with_name("sampler.py").read_text(encoding="utf-8")
     now = time.monotonic()
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
     with ExitStack() as running:
         for node in nodes:
             url = metrics.url(profile) if node.name == profile.server.name else ""
-            argv = [f"{VENV}/bin/python", "-I", "-S", "-c", source, url, WORKER_UNIT, SERVER_UNIT]
+            argv = [f"{VENV}/bin/python", "-I", "-S", "-c", SAMPLER, url, WORKER_UNIT, SERVER_UNIT]
             running.enter_context(
                 streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))
             )
