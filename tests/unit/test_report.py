@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,8 @@ from orchestrator.report.page import page
 from orchestrator.report.plots import Cable, cables, waterfall
 from orchestrator.report.story import Story
 
-#: What a headless Chromium needs as root, and what keeps it from asking the Internet.
-CHROMIUM = (
-    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
-    " --disable-background-networking --disable-component-update --disable-sync"
-    " --enable-logging=stderr --virtual-time-budget=10000"
-)
+TOOL = Path(__file__).resolve().parents[2] / "tools/report_pictures.py"
+CHROMIUM = f"{runpy.run_path(str(TOOL))['CHROMIUM']} --enable-logging=stderr"
 
 
 def browse(text: str, home: Path, *words: str) -> tuple[str, list[str]]:
@@ -106,11 +103,10 @@ def test_two_links_of_one_pair_do_not_hide_each_other() -> None:
 def test_pictures_of_plots_for_documents(tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     report.write_text(page(story()), encoding="utf-8")
-    tool = Path(__file__).resolve().parents[2] / "tools/report_pictures.py"
 
     def pictures(*plots: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, tool, report, tmp_path, *plots],
+            [sys.executable, TOOL, report, tmp_path, *plots],
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
