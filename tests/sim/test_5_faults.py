@@ -214,9 +214,11 @@ def test_a_cable_that_is_out_during_configuration(sim: Sim) -> None:
     sim.run("down")
 
 
-def test_ctrl_c_during_up_leaves_nothing(sim: Sim) -> None:
+def test_a_second_up_says_who_is_at_it_and_ctrl_c_leaves_nothing(sim: Sim) -> None:
     process = sim.start("up")
     wait_for(process, "compute0", "base")
+    second = sim.run("up", ok=False)
+    assert f"is being changed by 'orchestrate up' (process {process.pid})" in second.stderr
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
