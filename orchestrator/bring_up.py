@@ -22,7 +22,7 @@ from orchestrator.take_down import end_children, undo
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 from orchestrator.waits import must_have_power, wait_for_model, wait_for_ray
-from orchestrator.wanted import want_on
+from orchestrator.wanted import kept_off, want_on
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
 CONTROL, SSH = "control", "ssh"
@@ -66,10 +66,17 @@ def up(
     only with all nodes. Interrupted, it powers off what it started, and leaves what ran before.
     """
     chosen = chosen or everything(cluster.profile)
+    want_on(cluster.profile.name, chosen.names)
+    return bring(cluster, board, until, chosen, jobs)
+
+
+def bring(
+    cluster: Cluster, board: Board, until: str, chosen: Selection, jobs: int = JOBS
+) -> Bringup:
+    """`up` without its user's word that these nodes are to be on: one switched off stays off."""
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING
-    want_on(cluster.profile.name, chosen.names)
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
         files = prepare(cluster, board, serves=serves)
@@ -251,10 +258,21 @@ class Way:
     def power(self) -> str:
         if self.cluster.driver.running(self.node):
             return "on already"
+        self.must_be_wanted()
         self.result.started.append(self.node)
         self.cluster.diary.add(self.node.name, "power")
         self.cluster.boot(self.node)
+        try:
+            # 'node down' notes its wish, then looks for power: it saw this boot, or this sees it.
+            self.must_be_wanted()
+        except UserError:
+            self.cluster.driver.power_off(self.node)
+            raise
         return ""
+
+    def must_be_wanted(self) -> None:
+        if self.node.name in kept_off(self.cluster.profile.name):
+            raise UserError(f"{self.node.name} was switched off meanwhile, and stays off")
 
     def wait_for_ssh(self) -> None:
         def waiting(reason: str) -> None:

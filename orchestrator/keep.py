@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from orchestrator.bring_up import up
+from orchestrator.bring_up import bring
 from orchestrator.certificates import shown_by
 from orchestrator.cluster import Cluster
 from orchestrator.configure import Outcome
@@ -107,12 +107,16 @@ class Keeper:
             self._put_right(cluster, due)
 
     def _put_right(self, cluster: Cluster, names: Sequence[str]) -> None:
-        chosen = tuple(node for node in cluster.profile.nodes if node.name in names)
         for name in names:
             self.tell(Event(name, "acting", "bringing it up"))
         try:
             with cluster.locked("watch"), Board(quiet=True) as board:
-                result = up(cluster, board, Step.SERVING, Selection(chosen, whole=False))
+                # Who had the lock until now may have switched some off.
+                names = [name for name in names if name in wanted(cluster)]
+                if not names:
+                    return
+                chosen = tuple(node for node in cluster.profile.nodes if node.name in names)
+                result = bring(cluster, board, Step.SERVING, Selection(chosen, whole=False))
             failures = {name: str(error) for name, error in result.failures.items()}
             if result.report and not result.report.ok:
                 failures[CLUSTER] = f"{len(result.report.failed)} checks fail: orchestrate verify"

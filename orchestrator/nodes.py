@@ -102,9 +102,9 @@ def each(nodes: Sequence[Node], act: Callable[[Node], Outcome]) -> list[Outcome]
 
 def switch_on(cluster: Cluster, node: Node) -> Outcome:
     """Give a node power; one that has it stays as it is. Raises UserError where that fails."""
+    want_on(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.ON:
         return Outcome(node.name, "on already; nothing changed")
-    want_on(cluster.profile.name, [node.name])
     must_boot_others(cluster)
     _power_on(cluster, node)
     return Outcome(node.name, "switched on", changed=True)
@@ -125,6 +125,7 @@ def restart(cluster: Cluster, node: Node) -> Outcome:
 
     Raises UserError where neither is possible.
     """
+    want_on(cluster.profile.name, [node.name])
     must_boot_others(cluster)
     remote = cluster.remote(node)
     remote.close()

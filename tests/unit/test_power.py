@@ -7,24 +7,31 @@ import os
 import re
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from profile_cases import PROFILE, make_checkout
 
+from orchestrator import paths
+from orchestrator.bring_up import Bringup, Way
 from orchestrator.errors import BadInput, UserError
 from orchestrator.identity import node_files
 from orchestrator.machines import PowerState, driver, netns, power_states, wol
 from orchestrator.machines.power import supply
 from orchestrator.machines.processes import ended
 from orchestrator.machines.real import RealCluster, RealMachine
+from orchestrator.netboot.diary import Diary
 from orchestrator.nodes import choose
 from orchestrator.profile import Profile, load
+from orchestrator.progress import Board
 from orchestrator.run import CommandFailed
+from orchestrator.wanted import keep_off
 
 MAC = "d8:bb:c1:a2:3e:a3"
 MAGIC = b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) * 16
@@ -272,6 +279,45 @@ def test_the_driver_real_is_chosen_by_the_profile(loaded: Load) -> None:
     assert made.netboots(profile.compute_nodes[0]) and not made.netboots(profile.control)
     assert "screen" in made.console(profile.compute_nodes[0])
     assert made.console(profile.control).endswith("head/console.log")
+
+
+@pytest.mark.parametrize(
+    ("when", "switched"), [("before", []), ("while it boots", ["on", "off"]), ("never", ["on"])]
+)
+def test_what_its_user_switches_off_meanwhile_ends_off(
+    loaded: Load, tmp_path: Path, when: str, switched: list[str]
+) -> None:
+    """`watch` may be on its way to switch a node on when 'node down' comes."""
+    meanwhile = "from orchestrator.wanted import keep_off; keep_off('small', ['left'])"
+    boots = f'[ "$1" = off ] || ORCHESTRATE_STATE=../state {sys.executable} -c "{meanwhile}"'
+    body = ['echo "$1" >>record', boots if when == "while it boots" else "true"]
+    switch = script(tmp_path, "\n".join(body))
+    profile = loaded(
+        driver="command",
+        on=[switch, "on"],
+        off=[switch, "off"],
+        status=["/usr/bin/tail", "-n1", "record"],
+        status_says="on",
+    )
+    node = profile.compute_nodes[0]
+    if when == "before":
+        keep_off(profile.name, [node.name])
+    paths.cluster(profile.name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "profiles/record").write_text("")
+    driven = RealCluster(profile)
+    cluster = SimpleNamespace(
+        profile=profile,
+        driver=driven,
+        boot=lambda node: driven.power_on(node, {}),
+        diary=Diary(tmp_path / "timeline.jsonl"),
+    )
+    way = Way(cluster, node, None, Bringup(Board(quiet=True)), None)  # type: ignore[arg-type]
+    if when == "never":
+        assert way.power() == ""
+    else:
+        with pytest.raises(UserError, match="left was switched off meanwhile, and stays off"):
+            way.power()
+    assert (tmp_path / "profiles/record").read_text().split() == switched
 
 
 # Which nodes are meant.
