@@ -8,9 +8,9 @@ least that any algorithm moves; measured times are taken where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from orchestrator.probe.results import Spread
 
@@ -72,9 +72,23 @@ class Curve:
 def curve(ranks: int, by_size: Mapping[int, Spread], link: Link) -> Curve | None:
     """A curve through the medians; None where nothing was measured."""
     sizes = sorted(by_size)
-    seconds = accumulate((by_size[size].median for size in sizes), max)
+    seconds = rising(by_size[size].median for size in sizes)
     points = tuple(zip(map(float, sizes), seconds, strict=True))
     return Curve(ranks, points, link) if points else None
+
+
+def rising(values: Iterable[float]) -> list[float]:
+    """The nearest values, by least squares, of which none is below the one before it: those that
+    are become their mean (Ayer and others, "An empirical distribution function for sampling with
+    incomplete information", 1955)."""
+    means: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while means and means[-1][0] > mean:
+            before, of = means.pop()
+            mean, count = (mean * count + before * of) / (count + of), count + of
+        means.append((mean, count))
+    return [mean for mean, count in means for _ in range(count)]
 
 
 def all_reduce(ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:

@@ -1,5 +1,9 @@
 """Runs on each node at once, with the image's torch: the collectives that vLLM's ranks use.
 
+As ranks have them: each goes through weights, then they exchange a message, and so on. What a
+message adds to that is its time. (One after the other they are quicker: then no rank is late, and
+no thread of the library has gone to sleep.)
+
 One argument, JSON: {"rank", "world", "address", "port", "sizes": bytes, "timeout_s"}. Rank 0 prints
 the times.
 """
@@ -7,6 +11,7 @@ the times.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +22,8 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 import torch.distributed as ranks  # type: ignore[import-not-found, unused-ignore]
 
 REPEATS = 5
+#: Bytes of weights between two messages, and their width: what a layer's half has, roughly.
+WEIGHTS, WIDTH = 16 << 20, 2048
 #: Seconds for one size, at most so many times; larger ones are left out where one took longer.
 SECONDS, MOST = 0.5, 200
 
@@ -47,14 +54,20 @@ def once(action: Callable[[], object], on: str, count: int = 1) -> float:
     return (time.perf_counter() - begun) / count
 
 
-def timed(action: Callable[[], object], on: str) -> list[float]:
-    """Seconds of an action, REPEATS times; only once where that takes long."""
-    once(action, on)  # connections are made by it
-    took = slowest(once(action, on))
+def added(work: Callable[[], object], action: Callable[[], object], on: str) -> list[float]:
+    """Seconds that an action adds to work, REPEATS times; only once where that takes long."""
+
+    def both() -> None:
+        work()
+        action()
+
+    once(both, on)  # connections are made by it
+    took = slowest(once(both, on))
     if took > SECONDS:
         return [took]
     count = max(1, min(MOST, int(SECONDS / REPEATS / max(took, 1e-6))))
-    return [once(action, on, count) for _ in range(REPEATS)]
+    alone = statistics.median(once(work, on, count) for _ in range(REPEATS))
+    return [max(0.0, once(both, on, count) - alone) for _ in range(REPEATS)]
 
 
 def main(asked: dict[str, Any]) -> None:
@@ -72,6 +85,12 @@ def main(asked: dict[str, Any]) -> None:
     )
     CONTROL.append(ranks.new_group(backend="gloo", timeout=limit))
     reduce, send = {}, {}
+    row = torch.ones(1, WIDTH, dtype=torch.bfloat16, device=on)
+    weights = torch.ones(WEIGHTS // (2 * WIDTH), WIDTH, dtype=torch.bfloat16, device=on)
+
+    def work() -> None:
+        torch.nn.functional.linear(row, weights)
+
     for size in asked["sizes"]:
         data = torch.ones(size // 2, dtype=torch.bfloat16, device=on)
 
@@ -87,8 +106,8 @@ def main(asked: dict[str, Any]) -> None:
                 ranks.recv(data, 0)
                 ranks.send(data, 0)
 
-        reduce[size] = timed(all_reduce, on)
-        send[size] = [each / 2 for each in timed(pass_on, on)]
+        reduce[size] = added(work, all_reduce, on)
+        send[size] = [each / 2 for each in added(work, pass_on, on)]
         if slowest(min(reduce[size])) > SECONDS:
             break
     times = {"all_reduce_s": reduce, "send_s": send} if rank == 0 else {}

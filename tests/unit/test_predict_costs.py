@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from predict_cases import FREE, MISTRAL, rates_, seconds, shape_of
 from orchestrator.predict.calibration import Sample, calibrate, line, sample
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
-from orchestrator.predict.links import Curve, Link, all_reduce, send
+from orchestrator.predict.links import Curve, Link, all_reduce, rising, send
 from orchestrator.predict.load import Load, forecast
 from orchestrator.predict.phase import Cause, Work, step
 from orchestrator.predict.rates import Rates
@@ -199,3 +200,16 @@ def test_no_other_line_is_nearer(points: list[tuple[float, float]]) -> None:
     assert min(a, b) >= 0
     for c, d in ((a + 0.1, b), (a, b + 0.1), (max(a - 0.1, 0), b), (a, max(b - 0.1, 0))):
         assert squares(a, b) <= squares(c, d) + 1e-6
+
+
+@given(st.lists(st.floats(0, 1e3), max_size=12))
+def test_a_larger_message_never_takes_less_and_the_sum_stays(values: list[float]) -> None:
+    found = rising(values)
+    assert len(found) == len(values)
+    assert all(a <= b + 1e-9 for a, b in pairwise(found))
+    assert sum(found) == pytest.approx(sum(values))
+    assert rising(found) == pytest.approx(found)
+
+
+def test_only_what_falls_is_averaged() -> None:
+    assert rising([1.7, 2.1, 1.3, 1.5, 3.0]) == pytest.approx([1.65] * 4 + [3.0])
