@@ -38,14 +38,15 @@ from orchestrator.take_down import down
 BASE = "sim"
 #: One that computes for so long that messages and scheduling are not all there is.
 MODEL = "random-300m"
-SINGLE = Scenario("single stream", 32, 16, 3, 1)
-LOADED = Scenario("4 at once", 32, 16, 4, 4)
+SINGLE = Scenario("single stream", 32, 16, 6, 1)
+#: Several rounds: in the first one the engine begins with one prompt alone.
+LOADED = Scenario("4 at once", 32, 16, 16, 4)
 #: On one node, to tell the engine's costs apart.
 FITTING = (
     SINGLE,
     LOADED,
-    Scenario("long prompt", 128, 8, 2, 1),
-    Scenario("2 at once", 16, 16, 4, 2),
+    Scenario("long prompt", 128, 8, 4, 1),
+    Scenario("2 at once", 16, 16, 8, 2),
 )
 ONE_NODE, TENSOR, PIPELINE = Layout(1, 1), Layout(2, 1), Layout(1, 2)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
-from orchestrator.predict.load import Limits, Load, forecast
+from orchestrator.predict.load import Forecast, Limits, Load, forecast
 from orchestrator.predict.rates import Rates
 from orchestrator.predict.shape import ModelShape
 
@@ -22,10 +22,13 @@ class Sample:
 
     ``device_ttft_s`` and ``device_tpot_s``: predicted with an engine that costs nothing.
     ``operations_s``, ``first_operations_s``: what waiting for the operations of all layers adds.
+    ``first_steps``, ``first_sequences``, ``first_tokens``: of the engine's, until the first token.
     """
 
-    prompt_tokens: int
     concurrency: float
+    first_steps: float
+    first_sequences: float
+    first_tokens: float
     ttft_s: float
     tpot_s: float
     device_ttft_s: float
@@ -42,15 +45,23 @@ def sample(
     limits: Limits | None = None,
 ) -> Sample:
     """A run on one device, its time to the first token and that of each further one measured."""
+
     free = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
-    busy = replace(free, per_layer_operations=Engine().per_layer_operations)
-    alone, launched = (
-        forecast(shape, Layout(), replace(rates, engine=engine), load, limits)
-        for engine in (free, busy)
-    )
+
+    def with_engine(engine: Engine) -> Forecast:
+        return forecast(shape, Layout(), replace(rates, engine=engine), load, limits)
+
+    def first(engine: Engine) -> float:
+        """How often a cost of one second counts until the first token."""
+        return with_engine(engine).prefill.seconds - alone.prefill.seconds
+
+    alone = with_engine(free)
+    launched = with_engine(replace(free, per_layer_operations=Engine().per_layer_operations))
     return Sample(
-        prompt_tokens=load.prompt_tokens,
         concurrency=alone.running,
+        first_steps=first(replace(free, step_s=1.0)),
+        first_sequences=first(replace(free, per_sequence_s=1.0)),
+        first_tokens=first(replace(free, per_token_s=1.0)),
         ttft_s=measured_s[0],
         tpot_s=measured_s[1],
         device_ttft_s=alone.prefill.seconds,
@@ -64,8 +75,8 @@ def calibrate(samples: Sequence[Sample], start: Engine | None = None) -> Engine:
     """The engine that fits the samples best, by least squares; no constant is negative.
 
     Time per token beyond the device's and its operations: step_s + per_sequence_s * concurrency,
-    the second only where concurrency differs. Time to the first token beyond that: request_s +
-    per_token_s * prompt tokens, likewise. Where even the operations are more than was measured,
+    the second only where concurrency differs. Time to the first token beyond its steps': request_s
+    + per_token_s * prompt tokens, likewise. Where even the operations are more than was measured,
     fewer are taken. Without samples: ``start``.
     """
     engine = start or Engine()
@@ -86,11 +97,11 @@ def calibrate(samples: Sequence[Sample], start: Engine | None = None) -> Engine:
         each.ttft_s
         - each.device_ttft_s
         - share * each.first_operations_s
-        - step
-        - per_sequence * many
-        for each, many in zip(samples, running, strict=True)
+        - step * each.first_steps
+        - per_sequence * each.first_sequences
+        for each in samples
     ]
-    prompts = [float(each.prompt_tokens) * each.concurrency for each in samples]
+    prompts = [each.first_tokens for each in samples]
     request, per_token = line(prompts, first)
     if len(set(prompts)) > 1:
         names.add("per_token_s")

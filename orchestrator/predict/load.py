@@ -3,8 +3,9 @@
 Rounds: with r requests running, each one's stay is its prompt, the others' prompts and its own
 tokens. Prompts share steps as far as ``max-num-batched-tokens`` lets them, and a step with a prompt
 in it also gives every running request its next token (vLLM's chunked prefill:
-v1/core/sched/scheduler.py). Requests of one length that start as others end stay in step; with a
-rate they come one by one, and how many run is Little's law (r = rate x stay). Limits:
+v1/core/sched/scheduler.py). Requests of one length that start as others end stay in step, but the
+engine does not wait for all of them: the first prompt goes alone. With a rate they come one by one,
+and how many run is Little's law (r = rate x stay). Limits:
 docs/explanation/performance-model.md.
 """
 
@@ -164,17 +165,28 @@ def _round(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: 
     in_flight = min(float(layout.pipeline), load.concurrency)
     together = max(load.concurrency / layout.pipeline, 1.0)  # of one batch in the stages
     own = max(1, math.ceil(prompt / limits.batched_tokens))
-    # Steps with prompts in a round: as few as the budget allows, or one each.
-    one_by_one = load.rate_per_s is not None
-    steps = together * own if one_by_one else max(own, together * prompt / limits.batched_tokens)
-    filled = Work(together * prompt / steps, together, prompt / 2)
-    mixed = step(shape, layout, rates, filled, in_flight)
-    mixed = mixed.plus(host_s=rates.engine.per_token_s * filled.tokens)
+
+    def prompts(count: float, steps: float) -> Parts:
+        """One of the steps that prompts share."""
+        tokens = count * prompt / steps
+        found = step(shape, layout, rates, Work(tokens, count, prompt / 2), in_flight)
+        return found.plus(host_s=rates.engine.per_token_s * tokens)
+
+    if load.rate_per_s is not None:
+        waits_s, steps = 0.0, together * own
+        mixed = prompts(together, steps)
+    else:
+        # The engine begins with the prompt that comes first; the others share the steps after it,
+        # as few as the budget allows. Of two requests one waits for it, of more the median does.
+        waits_s = min((together - 1) / 2, 1.0) * own * prompts(1, own).seconds
+        rest = max(together - 1, 1.0)
+        steps = max(own, rest * prompt / limits.batched_tokens)
+        mixed = prompts(rest, steps)
     plain = step(shape, layout, rates, Work(together, together, prompt + output / 2), in_flight)
     others, further = steps - own, output - 1
     during = min(others, float(further))  # others' prompts while this one's tokens come
     first = mixed.times(own).plus(
-        host_s=rates.engine.request_s, prefill_s=(others - during) * mixed.seconds
+        host_s=rates.engine.request_s, prefill_s=waits_s + (others - during) * mixed.seconds
     )
     each = plain
     if further:

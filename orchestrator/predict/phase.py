@@ -167,7 +167,7 @@ def traffic(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> Cost
         nodes = rates.tensor_nodes
         each = all_reduce(nodes, hidden, rates.link, rates.all_reduce)
         logits = work.sequences * shape.vocabulary * shape.dtype_bytes
-        cost = cost.plus(each.times(2 * shape.layers + 1))
+        cost = cost.plus(each.times(all_reduces(shape)))
         cost = cost.plus(all_gather(nodes, logits, rates.link, rates.all_reduce))
     if rates.borders:
         # With tensor parallelism too, each rank sends its slice; all of them over the same link.
@@ -176,6 +176,11 @@ def traffic(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> Cost
         cost = cost.plus(border.times(rates.borders))
         cost = cost.plus(send(work.sequences * TOKEN_BYTES, rates.link, rates.send))
     return cost
+
+
+def all_reduces(shape: ModelShape) -> int:
+    """Of one step with tensor parallelism."""
+    return 2 * shape.layers + 1
 
 
 def _to_workers(link: Link) -> Cost:

@@ -4,8 +4,8 @@ As ranks have them: each goes through weights, then they exchange a message, and
 message adds to that is its time. (One after the other they are quicker: then no rank is late, and
 no thread of the library has gone to sleep.)
 
-One argument, JSON: {"rank", "world", "address", "port", "sizes": bytes, "timeout_s"}. Rank 0 prints
-the times.
+One argument, JSON: {"rank", "world", "address", "port", "sizes": bytes, "between": bytes of
+weights, "timeout_s"}. Rank 0 prints the times.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import cycle
 from typing import Any
 
 import torch  # type: ignore[import-not-found, unused-ignore]
 import torch.distributed as ranks  # type: ignore[import-not-found, unused-ignore]
 
 REPEATS = 5
-#: Bytes of weights between two messages, and their width: what a layer's half has, roughly.
-WEIGHTS, WIDTH = 16 << 20, 2048
+#: Bytes of weights, more than a cache has, and their width.
+WEIGHTS, WIDTH = 128 << 20, 2048
 #: Seconds for one size, at most so many times; larger ones are left out where one took longer.
 SECONDS, MOST = 0.5, 200
 
@@ -70,6 +71,14 @@ def added(work: Callable[[], object], action: Callable[[], object], on: str) -> 
     return [max(0.0, once(both, on, count) - alone) for _ in range(REPEATS)]
 
 
+def going_through(size: int, on: str) -> Callable[[], None]:
+    """A product with so many bytes of weights: other ones each time, as a model's layers are."""
+    row = torch.ones(1, WIDTH, dtype=torch.bfloat16, device=on)
+    weights = torch.ones(WEIGHTS // (2 * WIDTH), WIDTH, dtype=torch.bfloat16, device=on)
+    parts = cycle(weights.split(max(1, size // (2 * WIDTH))))
+    return lambda: torch.nn.functional.linear(row, next(parts))
+
+
 def main(asked: dict[str, Any]) -> None:
     on = "cpu"
     if torch.accelerator.is_available():
@@ -85,12 +94,7 @@ def main(asked: dict[str, Any]) -> None:
     )
     CONTROL.append(ranks.new_group(backend="gloo", timeout=limit))
     reduce, send = {}, {}
-    row = torch.ones(1, WIDTH, dtype=torch.bfloat16, device=on)
-    weights = torch.ones(WEIGHTS // (2 * WIDTH), WIDTH, dtype=torch.bfloat16, device=on)
-
-    def work() -> None:
-        torch.nn.functional.linear(row, weights)
-
+    work = going_through(min(asked["between"], WEIGHTS // 2), on)
     for size in asked["sizes"]:
         data = torch.ones(size // 2, dtype=torch.bfloat16, device=on)
 

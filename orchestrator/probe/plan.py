@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.predict.phase import all_reduces
+from orchestrator.predict.shape import read
+
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
@@ -15,6 +18,8 @@ TOKENS = (1, 4, 8, 32, 128, 512, 2048)
 #: Bytes of one activation, and what is probed where the model's width is not known.
 DTYPE_BYTES, HIDDEN = 2, 4096
 LARGEST = 16 << 20
+#: Bytes of weights that a rank goes through between two messages, where that is not known.
+BETWEEN = 8 << 20
 #: Turns of some 4 s each: two minutes at most, also for a hundred nodes.
 TURNS = 30
 #: Pairs in one turn, where there are too many for one at a time.
@@ -41,6 +46,14 @@ def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
     width = hidden if isinstance(hidden, int) and hidden > 0 else HIDDEN
     found = {tokens * width * DTYPE_BYTES for tokens in TOKENS}
     return tuple(sorted(size for size in found if size <= LARGEST))
+
+
+def between(config: Mapping[str, Any], ranks: int) -> int:
+    """Bytes of weights that a rank of a model goes through between two all-reduces."""
+    shape, _ = read(config)
+    if shape is None:
+        return BETWEEN
+    return round(shape.bytes_read(1, ranks) / all_reduces(shape))
 
 
 def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:

@@ -24,7 +24,7 @@ from orchestrator.hub import write_json
 from orchestrator.predict.inputs import PROBES
 from orchestrator.probe import nodes as on_nodes
 from orchestrator.probe.judge import used
-from orchestrator.probe.plan import Pair, left_out, sizes, turns
+from orchestrator.probe.plan import Pair, between, left_out, sizes, turns
 from orchestrator.probe.results import (
     Before,
     CollectiveRates,
@@ -239,6 +239,7 @@ def _collective(cluster: Cluster, nodes: Sequence[Node]) -> CollectiveRates:
         "address": cluster.profile.ray_address(nodes[0]),
         "port": random.choice(PORTS),
         "sizes": sizes(cluster.model.config),
+        "between": between(cluster.model.config, len(nodes)),
         "timeout_s": COLLECTIVE_TIMEOUT / 4,
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from predict_cases import collective, device, exactly, link, probes
+from predict_cases import MISTRAL, collective, device, exactly, link, probes
 from profile_cases import PROFILE, make_checkout
 from rich.console import Console
 
@@ -26,7 +26,7 @@ from orchestrator.probe import node_guard, node_link
 from orchestrator.probe.judge import odd, used, way
 from orchestrator.probe.node_state import cards, negotiated
 from orchestrator.probe.nodes import environment, source
-from orchestrator.probe.plan import AT_ONCE, TURNS, left_out, sizes, turns
+from orchestrator.probe.plan import AT_ONCE, BETWEEN, TURNS, between, left_out, sizes, turns
 from orchestrator.probe.results import Before, Probes, Spread, StorageRates, spread
 from orchestrator.probe.run import PARTS, store
 from orchestrator.probe.tables import tables
@@ -67,6 +67,12 @@ def test_messages_are_of_the_models_width() -> None:
     assert sizes({})[0] == 8192  # a width that is not known
     assert max(sizes({"hidden_size": 16384})) <= 16 << 20
     assert {tokens * 6144 * 2 for tokens in (1, 8, 32, 128)} <= set(sizes({"hidden_size": 6144}))
+
+
+def test_what_lies_between_two_messages_is_the_models() -> None:
+    assert between({}, 2) == BETWEEN
+    # 11.75 GB a token over two cards, with 113 all-reduces.
+    assert between(MISTRAL, 2) == pytest.approx(11.75e9 / 2 / 113, rel=0.01)
 
 
 def test_few_pairs_have_a_turn_each_on_every_network_of_both(profile: Profile) -> None:
