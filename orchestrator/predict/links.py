@@ -107,7 +107,7 @@ def send(size: float, link: Link, measured: Curve | None) -> Cost:
     if measured is None:
         return plain
     then = Cost(measured.link.latency_s, size / measured.link.bytes_per_s)
-    return _decomposed(plain, then, measured.at(0), measured.at(size))
+    return _decomposed(plain, then, measured.at(size))
 
 
 def _ring(ranks: int, size: float, link: Link) -> Cost:
@@ -122,18 +122,16 @@ def _cost(now: Cost, ranks: int, size: float, link: Link, measured: Curve | None
     floor = measured.at(0) * (ranks - 1) / (measured.ranks - 1)
     share = (ranks - 1) / ranks / ((measured.ranks - 1) / measured.ranks)
     whole = floor + (measured.at(size) - measured.at(0)) * share
-    return _decomposed(now, _ring(ranks, size, measured.link), floor, whole)
+    return _decomposed(now, _ring(ranks, size, measured.link), whole)
 
 
-def _decomposed(now: Cost, then: Cost, floor: float, whole: float) -> Cost:
+def _decomposed(now: Cost, then: Cost, whole: float) -> Cost:
     """Measured seconds cut into the link's share, as the link is now, and the library's.
 
-    ``floor``: of the smallest message, ``whole``: of this one; ``then``: what the formula gives
-    with the link as it was measured. What the link does not account for is the library's.
+    ``whole``: as measured; ``then``: what the formula gives with the link as it was measured. What
+    the link does not account for is the library's; the link's share grows as the link gets slower.
     """
-    latency, bandwidth = min(floor, then.latency_s), min(whole - floor, then.bandwidth_s)
-    return Cost(
-        latency * (now.latency_s / then.latency_s if then.latency_s else 1.0),
-        bandwidth * (now.bandwidth_s / then.bandwidth_s if then.bandwidth_s else 1.0),
-        whole - latency - bandwidth,
-    )
+    link = then.latency_s + then.bandwidth_s
+    if whole < link:
+        return Cost(now.latency_s, now.bandwidth_s).times(whole / link)
+    return Cost(now.latency_s, now.bandwidth_s, whole - link)

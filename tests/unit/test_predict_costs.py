@@ -215,3 +215,12 @@ def test_a_larger_message_never_takes_less_and_the_sum_stays(values: list[float]
 
 def test_only_what_falls_is_averaged() -> None:
     assert rising([1.7, 2.1, 1.3, 1.5, 3.0]) == pytest.approx([1.65] * 4 + [3.0])
+
+
+def test_a_slow_link_shows_where_the_library_hid_a_quick_one() -> None:
+    """Times that do not grow with size say nothing about the link; a slower one is waited for."""
+    quick, slow = Link(1e-5, 1e10), Link(1e-5, 1e6)
+    flat = Curve(2, ((1e3, 1e-3), (1e5, 1e-3)), quick)
+    now = all_reduce(2, 1e5, slow, flat)
+    assert all_reduce(2, 1e5, quick, flat).seconds == pytest.approx(1e-3)
+    assert now.bandwidth_s == pytest.approx(0.1) and now.seconds == pytest.approx(0.101, rel=1e-3)
