@@ -177,9 +177,11 @@ def _round(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: 
         mixed = prompts(together, steps)
     else:
         # The engine begins with the prompt that comes first; the others share the steps after it,
-        # as few as the budget allows. Of two requests one waits for it, of more the median does.
-        waits_s = min((together - 1) / 2, 1.0) * own * prompts(1, own).seconds
-        rest = max(together - 1, 1.0)
+        # as few as the budget allows. Of two requests one waits for it, of more the median does:
+        # until the first stage is free.
+        waits_s = min((load.concurrency - 1) / 2, 1.0) * own * prompts(1, own).seconds
+        waits_s /= layout.pipeline
+        rest = max(load.concurrency - 1, 1.0)
         steps = max(own, rest * prompt / limits.batched_tokens)
         mixed = prompts(rest, steps)
     plain = step(shape, layout, rates, Work(together, together, prompt + output / 2), in_flight)

@@ -165,7 +165,8 @@ def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> N
     few = forecast(shape, ONE, a770(1), Load(64, 64, 8))
     many = forecast(shape, stages, cut, Load(64, 64, 16))
     assert many.decode.seconds < 1.1 * few.decode.seconds
-    assert many.output_tokens_per_s > 1.8 * few.output_tokens_per_s
+    # Not twice as many: all prompts but the first go through the stages together.
+    assert many.output_tokens_per_s > 1.5 * few.output_tokens_per_s
 
 
 # What holds of any figures
