@@ -34,9 +34,10 @@ from orchestrator.predict.layout import Layout
 from orchestrator.predict.phase import Cause
 from orchestrator.probe.results import Probes
 
-COLUMNS = ("built", "phase", "named", "right", "why")
+COLUMNS = ("built", "phase", "seconds", "predicted", "named", "right", "why")
 PLAIN = Scenario("plain", 64, 16, 2, 1)
-PROMPTS = Scenario("prompts", 128, 8, 4, 4)
+#: One by one, so that each one's tokens wait for others' prompts: where all begin at once, none do.
+PROMPTS = Scenario("prompts", 128, 8, 16, rate=1.2)
 MANY = Scenario("many", 16, 8, 8, 8)
 #: Turns with samplers, and as many without.
 TURNS = 4
@@ -52,6 +53,8 @@ class Named:
 
     built: str
     phase: str
+    measured_s: float
+    predicted_s: float
     wanted: str
     named: str
     why: str
@@ -83,7 +86,9 @@ def bottlenecks(model: str, json_file: Path | None) -> None:
 
 
 def row(each: Named) -> tuple[str, ...]:
-    return (each.built, each.phase, each.named, "yes" if each.right else "NO", each.why)
+    seconds = (f"{each.measured_s:.3f}", f"{each.predicted_s:.3f}")
+    right = "yes" if each.right else "NO"
+    return (each.built, each.phase, *seconds, each.named, right, each.why)
 
 
 def built(lab: Lab) -> Iterator[Named]:
@@ -124,7 +129,15 @@ class Judge:
         found = story(run, cluster.profile, config, layout, self.probes, self.engine, Earlier())
         for phase in found.phases:
             if phase.name in wanted:
-                each = Named(name, phase.name, str(wanted[phase.name]), phase.cause, phase.why)
+                each = Named(
+                    built=name,
+                    phase=phase.name,
+                    measured_s=phase.measured_s,
+                    predicted_s=phase.measured_s - phase.unexplained_s,
+                    wanted=str(wanted[phase.name]),
+                    named=phase.cause,
+                    why=phase.why,
+                )
                 err.print("  " + ", ".join(row(each)), markup=False)
                 yield each
 

@@ -225,7 +225,9 @@ def move(processes: set[int], group: Path) -> None:
 def busy(programs: int) -> Iterator[None]:
     """So many programs compute for the body."""
     running = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)
+        # Each a session of its own: the kernel shares processors between sessions first.
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+        for _ in range(programs)
     ]
     try:
         yield
