@@ -131,8 +131,14 @@ def forecast(
         waiting = at_once - most
         return _forecast(found, load, copies, throughput, waiting, False)
     rate = load.rate_per_s / copies
-    running = _little(rate, most, at)
-    found = at(max(running, 1.0))
+
+    def among(running: float) -> _Round:
+        """Who comes as it likes meets as many as run on average, and is one more (Wolff, "Poisson
+        arrivals see time averages", 1982)."""
+        return at(min(running + 1, most))
+
+    running = _little(rate, most, among)
+    found = among(running)
     saturated = running >= most and rate > most / found.stay_s
     throughput = min(rate, most / found.stay_s)
     return _forecast(replace(found, running=running), load, copies, throughput, 0.0, saturated)
@@ -148,14 +154,14 @@ class _Round:
     stay_s: float
 
 
-def _little(rate: float, most: float, at: Callable[[float], _Round]) -> float:
+def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float:
     """How many run when ``rate`` come: the least r with r = rate x stay(r), or ``most``."""
     low, high = 0.0, most
-    if rate * at(max(high, 1.0)).stay_s >= high:
+    if rate * among(high).stay_s >= high:
         return most
     for _ in range(ROUNDS):
         middle = (low + high) / 2
-        low, high = (middle, high) if rate * at(max(middle, 1.0)).stay_s > middle else (low, middle)
+        low, high = (middle, high) if rate * among(middle).stay_s > middle else (low, middle)
     return high
 
 

@@ -293,3 +293,12 @@ def test_ranks_go_through_the_stages() -> None:
 
 def test_an_engine_that_costs_nothing_has_all_constants() -> None:
     assert {getattr(FREE, name) for name in FREE.assumed} == {0.0}
+
+
+def test_tokens_wait_for_the_prompts_of_those_that_come_meanwhile() -> None:
+    """Of few, too: at 0.5 a second a stay of one second meets half of another one's prompt."""
+    load = Load(512, 32, 8, rate_per_s=0.5)
+    found = forecast(shape_of(MISTRAL), ONE, a770(1), load)
+    alone = forecast(shape_of(MISTRAL), ONE, a770(1), Load(512, 32))
+    waits = 31 * found.decode.parts.prefill_s
+    assert waits == pytest.approx(found.running * alone.prefill.seconds, rel=0.15)
