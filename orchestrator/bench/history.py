@@ -220,9 +220,12 @@ def clusters_help(alone: Run, together: Run) -> list[str]:
 
 def _verdict(change: Change) -> str:
     figures = f"{change.before:.4g} tokens a second on one node, {change.after:.4g} on all"
-    if not change.significant:
-        return f"no difference that the repeats show: {figures}"
-    return f"{'it does not help' if change.worse else 'it helps'}: {figures}"
+    answer = "it does not help" if change.worse else "it helps"
+    if change.significant:
+        return f"{answer}: {figures}"
+    if chance(*change.repeats) >= CHANCE and abs(change.share) >= NOTABLE:
+        return f"{answer}, {change.sure}: {figures}"
+    return f"no difference that the repeats show: {figures}"
 
 
 def _home(cluster: str) -> Path:

@@ -333,11 +333,14 @@ def test_a_report_begins_with_whether_clustering_helps(run: Run, profile: Profil
 
 
 def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
-    def at(speed: float) -> Run:
-        values = Spread(speed, speed * 0.99, speed * 1.01, 4)
+    def at(speed: float, repeats: int = 4) -> Run:
+        values = Spread(speed, speed * 0.99, speed * 1.01, repeats)
         return replace(run, measured=(replace(run.measured[0], output_tokens_per_s=values),))
 
     (line_,) = history.clusters_help(at(60), at(40))
     assert "does not help" in line_ and "60" in line_ and "40" in line_
     assert "it helps" in history.clusters_help(at(40), at(60))[0]
     assert "no difference" in history.clusters_help(at(40), at(40.1))[0]
+    # A few repeats prove nothing, and five times less is not "no difference".
+    (unsure,) = history.clusters_help(at(300, 2), at(60, 2))
+    assert "it does not help, not significant with 2 and 2 repeats: 300" in unsure
