@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]
     return done
 
 
+@cache
 def bring(name: str) -> None:
     """Have the inputs of an image, but those that no mirror has, in the store."""
     argv = [sys.executable, "-m", "orchestrator", "image", "fetch", name, "--available"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import generated
 import pytest
-from flake import Checkout, built, nix
+from flake import Checkout, bring, built, nix
 from generated import File, as_locked
 
 pytestmark = pytest.mark.nix
@@ -143,6 +143,7 @@ def with_source(checkout: Checkout, *sources: File) -> None:
     """The image 'demo' with sources; torch, which they do not need, is left out of the builders."""
     with_wheels(checkout)
     checkout.write("demo", checkout.lock("demo") | {"sources": [each.entry for each in sources]})
+    bring("builders")
     builders = checkout.lock("builders")
     builders["wheels"] = [each for each in builders["wheels"] if each["name"] != "torch"]
     checkout.write("builders", builders)
