@@ -112,7 +112,7 @@ class Keeper:
         try:
             with cluster.locked("watch"), Board(quiet=True) as board:
                 # Who had the lock until now may have switched some off.
-                names = [name for name in names if name in wanted(cluster)]
+                names = [name for name in wanted(cluster) if name in names]
                 if not names:
                     return
                 chosen = tuple(node for node in cluster.profile.nodes if node.name in names)

@@ -185,8 +185,8 @@ def _round(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: 
         # The engine begins with the prompt that comes first; the others share the steps after it,
         # as few as the budget allows. Of two requests one waits for it, of more the median does:
         # until the first stage is free.
-        waits_s = min((load.concurrency - 1) / 2, 1.0) * own * prompts(1, own).seconds
-        waits_s /= layout.pipeline
+        share = min((load.concurrency - 1) / 2, 1.0)
+        waits_s = share * own * prompts(1, own).seconds / layout.pipeline
         rest = max(load.concurrency - 1, 1.0)
         steps = max(own, rest * prompt / limits.batched_tokens)
         mixed = prompts(rest, steps)
