@@ -15,17 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch  # type: ignore[import-not-found, unused-ignore]
-from torch.nn.functional import linear  # type: ignore[import-not-found, unused-ignore]
+from torch.nn.functional import (  # type: ignore[import-not-found, unused-ignore]
+    linear,
+    rms_norm,
+    scaled_dot_product_attention,
+    silu,
+)
 
 REPEATS = 5
 #: Bytes larger than any cache, and the least that still are where the model took the memory.
 WEIGHTS, LEAST = 256 << 20, 64 << 20
-#: Rows of an input: a prompt's tokens.
-TOKENS, WIDTH = 256, 2048
+WIDTH = 2048
 DTYPES = ("bfloat16", "float16", "float32")
-#: Rows of inputs -> bytes of weights. A few rows are bound by neither memory nor arithmetic alone;
-#: with many, caches do not matter.
-SIZES = {1: WEIGHTS, 2: LEAST, 4: LEAST, 8: LEAST, 16: LEAST, 32: LEAST, TOKENS: 8 << 20}
+#: Rows of inputs -> bytes of weights. A few rows are bound by neither memory nor arithmetic alone.
+FEW = {1: WEIGHTS, 2: LEAST, 4: LEAST, 8: LEAST, 16: LEAST, 32: LEAST}
+#: A prompt's tokens. On a processor, caches do not matter with so many.
+MANY = {256: 8 << 20}
+#: An accelerator has a queue: what is shorter than putting it there would measure the host.
+MANY_QUEUED = {256: LEAST, 2048: LEAST}
 
 
 def device() -> str:
@@ -73,16 +80,45 @@ def name(on: str) -> str:
     return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "processor")
 
 
+def random(rows: int, on: str, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of [rows, WIDTH] that looks like a model's: of ones, a card's arithmetic takes less
+    power, and its clock goes higher. The same few rows again and again, since drawing is slow."""
+    drawn = torch.randn(min(rows, 128), WIDTH, device=on).to(dtype)
+    return drawn.repeat(-(-rows // len(drawn)), 1)[:rows]
+
+
 def large(on: str, dtype: torch.dtype) -> torch.Tensor:
     """A matrix far larger than any cache, of [n, WIDTH]; smaller where there is less room."""
     size = WEIGHTS
     while True:
         try:
-            return torch.ones(size // (2 * WIDTH), WIDTH, dtype=dtype, device=on)
+            return random(size // (2 * WIDTH), on, dtype)
         except RuntimeError:
             if size <= LEAST:
                 raise
             size //= 2
+
+
+def layer_of_little(on: str, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+    """A layer of one token whose numbers are next to none, and how many operations it has: what
+    giving a device its work takes. (One operation again and again takes half as long each.)"""
+    heads, size = 2, 64
+    wide = heads * size
+    x, norm = random(1, on, dtype)[:, :wide], torch.ones(wide, dtype=dtype, device=on)
+    weights = random(4 * wide, on, dtype)[:, :wide].contiguous()
+    cache = torch.zeros(2, 1, heads, 16, size, dtype=dtype, device=on)
+
+    def layer() -> object:
+        parts = linear(rms_norm(x, (wide,), norm), weights[: 3 * wide])
+        q, k, v = parts.view(1, 1, 3 * heads, size).transpose(1, 2).chunk(3, dim=1)
+        cache[0, :, :, 3:4] = k
+        cache[1, :, :, 3:4] = v
+        seen = scaled_dot_product_attention(q, cache[0], cache[1])
+        y = x + linear(seen.transpose(1, 2).reshape(1, wide), weights[:wide])
+        gate, up = linear(rms_norm(y, (wide,), norm), weights[: 2 * wide]).chunk(2, dim=-1)
+        return y + linear(silu(gate) * up, weights[:wide])
+
+    return layer, 13
 
 
 def rates(seconds: float) -> dict[str, Any]:
@@ -90,27 +126,29 @@ def rates(seconds: float) -> dict[str, Any]:
     half = torch.float16 if on != "cpu" else torch.bfloat16
     with torch.inference_mode():
         weights = large(on, half)
+        many = MANY if on == "cpu" else MANY_QUEUED
         products = {}
-        for rows, size in SIZES.items():
+        for rows, size in (FEW | many).items():
             part = weights[: size // (2 * WIDTH)]
-            left = torch.ones(rows, WIDTH, dtype=half, device=on)
+            left = random(rows, on, half)
             share = seconds if rows == 1 else seconds / 2
             took = timed(on, lambda a=left, b=part: linear(a, b), share)  # type: ignore[misc]
             products[rows] = [part.numel() * 2 / each for each in took]
         # The product of one row reads every weight once, and little else.
         memory = products[1]
+        most, size = max(many.items())
         matrix = {}
         for dtype in DTYPES:
             try:
                 kind = getattr(torch, dtype)
-                left = torch.ones(TOKENS, WIDTH, dtype=kind, device=on)
-                right = torch.ones(WIDTH, WIDTH, dtype=kind, device=on)
+                left = random(most, on, kind)
+                right = random(size // (kind.itemsize * WIDTH), on, kind)
                 took = timed(on, lambda a=left, b=right: linear(a, b), seconds)  # type: ignore[misc]
             except RuntimeError:
                 continue  # this device has no such matrix product
-            matrix[dtype] = [2 * TOKENS * WIDTH * WIDTH / each for each in took]
-        little = torch.ones(1, 64, dtype=half, device=on)
-        small = timed(on, lambda: little.add(1), seconds)
+            matrix[dtype] = [2 * most * right.numel() / each for each in took]
+        layer, operations = layer_of_little(on, half)
+        small = [each / operations for each in timed(on, layer, seconds)]
     return {
         "device": on.partition(":")[0],
         "name": name(on),

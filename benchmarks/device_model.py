@@ -1,0 +1,109 @@
+"""Steps of Llama's layers on a device, against what is predicted of them from its probe.
+
+python benchmarks/device_model.py CARD [--json FILE]
+
+CARD: what benchmarks/device_step.py printed on the machine with the device. No engine, no network:
+the device's part of a prediction alone, and the host that gives it its operations.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import measure
+
+from orchestrator.predict.engine import Engine
+from orchestrator.predict.layout import Layout
+from orchestrator.predict.phase import Work, step
+from orchestrator.predict.rates import SYNCHRONOUS, Rates
+from orchestrator.predict.shape import read
+
+#: How far off a prediction may be: the goal of one request's phases on a cluster.
+GOAL = 0.15
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A step: new tokens of so many sequences, each after ``before`` others. Seconds."""
+
+    hidden: int
+    sequences: int
+    new: int
+    before: int
+    measured_s: float
+    predicted_s: float
+    bound: str
+
+    @property
+    def error(self) -> float:
+        return self.predicted_s / self.measured_s - 1
+
+
+@click.command(help=__doc__)
+@click.argument("card", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@measure.json_option
+def device_model(card: Path, json_file: Path | None) -> None:
+    said = json.loads(card.read_text())
+    found = compared(said)
+    probe = said["probe"]
+    report = measure.Report("device_model", measure.versions({}) | {"torch": said["torch"]})
+    report.figures = {"device": probe["name"], "steps": [asdict(each) for each in found]}
+    errors = [abs(each.error) for each in found]
+    report.goals = [measure.Goal("largest error", max(errors), GOAL)]
+    rows = [
+        (
+            f"hidden {each.hidden}: {each.sequences} x {each.new} after {each.before}",
+            f"{each.measured_s * 1e3:.2f}",
+            f"{each.predicted_s * 1e3:.2f}",
+            f"{each.error:+.0%}",
+            each.bound,
+        )
+        for each in found
+    ]
+    columns = ("step", "measured, ms", "predicted", "", "by")
+    title = f"{probe['name']}: median error {statistics.median(errors):.0%}"
+    report.finish([measure.table(title, columns, rows)], json_file)
+
+
+def compared(said: dict[str, Any]) -> list[Compared]:
+    """Each step of each model in what device_step.py said."""
+    found = []
+    for model in said["models"]:
+        config = {"torch_dtype": "bfloat16", "model_type": "llama"} | model["config"]
+        shape, _ = read(config)
+        assert shape is not None
+        for each in model["steps"]:
+            sequences, new, before = each["sequences"], each["new"], each["before"]
+            work = Work(sequences * new, sequences, before + (new - 1) / 2)
+            given = Engine(0, 0, 0, 0, each["operations"] / shape.layers)
+            parts = step(shape, Layout(), rates(said["probe"], given), work)
+            measured = statistics.median(each["seconds"])
+            found.append(
+                Compared(
+                    shape.hidden, sequences, new, before, measured, parts.seconds, parts.bound.value
+                )
+            )
+    return found
+
+
+def rates(probe: dict[str, Any], engine: Engine) -> Rates:
+    """The rates of one device, of what its probe printed."""
+    products = {int(rows): statistics.median(v) for rows, v in probe["product_bytes_per_s"].items()}
+    return Rates(
+        memory_bytes_per_s=statistics.median(probe["memory_bytes_per_s"]),
+        flops_per_s={k: statistics.median(v) for k, v in probe["matrix_flops_per_s"].items()},
+        operation_s=statistics.median(probe["operation_s"]),
+        memory_bytes=probe["memory_total_bytes"],
+        synchronous=probe["device"] == SYNCHRONOUS,
+        products=tuple(sorted(products.items())),
+        engine=engine,
+    )
+
+
+if __name__ == "__main__":
+    measure.start(device_model)

@@ -1,0 +1,160 @@
+"""What a device reaches, and steps of Llama's layers on it, for benchmarks/device_model.py.
+
+python benchmarks/device_step.py [JSON] >card.json
+
+On the machine with the device, with any Python that has torch; nothing else is needed. JSON: a list
+of models as their config.json names sizes. Random weights; torch's own operations one by one, as
+vLLM has them without graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch  # type: ignore[import-not-found, unused-ignore]
+from torch.nn import functional  # type: ignore[import-not-found, unused-ignore]
+from torch.utils._python_dispatch import (  # type: ignore[import-not-found, unused-ignore]
+    TorchDispatchMode,
+)
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "orchestrator/probe"))
+import node_device  # type: ignore[import-not-found, unused-ignore]
+
+#: Layers as Llama 3 has them, 8 B and 70 B; few, since all are alike.
+SHAPES = [
+    {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32},
+    {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64},
+]
+COMMON = {"num_hidden_layers": 8, "num_key_value_heads": 8, "vocab_size": 32768}
+#: Sequences, tokens of each that are new, and those that were before.
+STEPS = (
+    (1, 1, 512), (4, 1, 512), (16, 1, 512), (32, 1, 2048),
+    (1, 128, 0), (1, 512, 0), (1, 2048, 0),
+)  # fmt: skip
+FIGURE_S = 2.0
+REPEATS = 20
+
+
+class Llama:
+    """Its layers and head, and a cache of keys and values that is full of other tokens."""
+
+    def __init__(self, config: dict[str, int], on: str, dtype: torch.dtype) -> None:
+        self.hidden, self.heads = config["hidden_size"], config["num_attention_heads"]
+        self.kv_heads, wide = config["num_key_value_heads"], config["intermediate_size"]
+        self.size = self.hidden // self.heads
+        self.on, self.dtype = on, dtype
+        own, shared = self.heads * self.size, self.kv_heads * self.size
+
+        def weights(rows: int, columns: int) -> torch.Tensor:
+            drawn = torch.randn(128, columns, device=on).to(dtype) * 0.02
+            return drawn.repeat(rows // 128, 1)
+
+        self.layers = [
+            (
+                weights(own + 2 * shared, self.hidden),
+                weights(self.hidden, own),
+                weights(2 * wide, self.hidden),
+                weights(self.hidden, wide),
+            )
+            for _ in range(config["num_hidden_layers"])
+        ]
+        self.head = weights(config["vocab_size"], self.hidden)
+        self.norm = torch.ones(self.hidden, device=on, dtype=dtype)
+
+    def cache(self, sequences: int, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shape = (sequences, self.kv_heads, tokens, self.size)
+        one = torch.randn(shape, device=self.on).to(self.dtype)
+        return [(one.clone(), one.clone()) for _ in self.layers]
+
+    def step(
+        self, inputs: torch.Tensor, cache: list[tuple[torch.Tensor, torch.Tensor]], before: int
+    ) -> torch.Tensor:
+        """Logits of each sequence's last token; inputs: [sequences, new tokens, hidden]."""
+        sequences, new, _ = inputs.shape
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        angles = torch.arange(before, before + new, device=self.on).to(self.dtype)
+        turn = torch.ones(self.size, device=self.on, dtype=self.dtype)
+        cosine, sine = torch.cos(angles[:, None] * turn), torch.sin(angles[:, None] * turn)
+        x = inputs
+        for (in_w, out_w, up_w, down_w), (keys, values) in zip(self.layers, cache, strict=True):
+            h = functional.rms_norm(x, (self.hidden,), self.norm)
+            parts = functional.linear(h, in_w).view(sequences, new, -1, self.size).transpose(1, 2)
+            q, k, v = parts.split(sizes, dim=1)
+            q, k = (each * cosine + each.roll(self.size // 2, -1) * sine for each in (q, k))
+            keys[:, :, before : before + new] = k
+            values[:, :, before : before + new] = v
+            seen = functional.scaled_dot_product_attention(
+                q,
+                keys[:, :, : before + new],
+                values[:, :, : before + new],
+                is_causal=new > 1,
+                enable_gqa=True,
+            )
+            x = x + functional.linear(seen.transpose(1, 2).reshape(sequences, new, -1), out_w)
+            h = functional.rms_norm(x, (self.hidden,), self.norm)
+            gate, up = functional.linear(h, up_w).chunk(2, dim=-1)
+            x = x + functional.linear(functional.silu(gate) * up, down_w)
+        last = functional.rms_norm(x[:, -1], (self.hidden,), self.norm)
+        return functional.linear(last, self.head)
+
+
+class Counted(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    """Operations that the device is given; those that only look at memory otherwise are not."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def seconds(on: str, action: Callable[[], object]) -> list[float]:
+    """Of one step at a time, each waited for, as an engine waits for its tokens."""
+    action()
+    found = []
+    for _ in range(REPEATS):
+        node_device.settle(on)
+        begun = time.perf_counter()
+        action()
+        node_device.settle(on)
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+def steps(config: dict[str, int], on: str) -> list[dict[str, Any]]:
+    dtype = torch.float16 if on != "cpu" else torch.bfloat16
+    model = Llama(config, on, dtype)
+    found = []
+    for sequences, new, before in STEPS:
+        cache = model.cache(sequences, before + new)
+        inputs = torch.randn(sequences, new, model.hidden, device=on).to(dtype)
+
+        def step(inputs: Any = inputs, cache: Any = cache, before: int = before) -> object:
+            return model.step(inputs, cache, before)
+
+        with Counted() as counted:
+            step()
+        work = {"sequences": sequences, "new": new, "before": before}
+        found.append(work | {"operations": counted.count, "seconds": seconds(on, step)})
+    return found
+
+
+def main() -> None:
+    on = node_device.device()
+    shapes = json.loads(sys.argv[1]) if len(sys.argv) > 1 else SHAPES
+    probed = node_device.rates(FIGURE_S)
+    models = []
+    with torch.inference_mode():
+        for shape in shapes:
+            config = COMMON | shape
+            models.append({"config": config, "steps": steps(config, on)})
+    print(json.dumps({"torch": torch.__version__, "probe": probed, "models": models}))
+
+
+if __name__ == "__main__":
+    main()
