@@ -2,8 +2,8 @@
 
 python benchmarks/device_model.py CARD [--json FILE]
 
-CARD: what benchmarks/device_step.py printed on the machine with the device. No engine, no network:
-the device's part of a prediction alone, and the host that gives it its operations.
+CARD: what benchmarks/device_step.py printed on the machine with the device, or several. No engine:
+the device's part of a prediction alone, the host that gives it its operations, and the messages.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from typing import Any
 import click
 import measure
 
+from orchestrator.errors import UserError
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
+from orchestrator.predict.links import curve
 from orchestrator.predict.phase import Work, step
-from orchestrator.predict.rates import SYNCHRONOUS, Rates
+from orchestrator.predict.rates import SYNCHRONOUS, Rates, link_of
 from orchestrator.predict.shape import read
+from orchestrator.probe.results import CollectiveRates, spread
 
 #: How far off a prediction may be: the goal of one request's phases on a cluster.
 GOAL = 0.15
@@ -48,7 +51,11 @@ class Compared:
 @click.argument("card", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @measure.json_option
 def device_model(card: Path, json_file: Path | None) -> None:
-    said = json.loads(card.read_text())
+    try:
+        said = json.loads(card.read_text())
+    except ValueError as error:
+        hint = "It is what device_step.py printed where the device is."
+        raise UserError(f"{card} is not JSON: {error}", hint) from error
     found = compared(said)
     probe = said["probe"]
     report = measure.Report("device_model", measure.versions({}) | {"torch": said["torch"]})
@@ -66,7 +73,7 @@ def device_model(card: Path, json_file: Path | None) -> None:
         for each in found
     ]
     columns = ("step", "measured, ms", "predicted", "", "by")
-    title = f"{probe['name']}: median error {statistics.median(errors):.0%}"
+    title = f"{said['ranks']} x {probe['name']}: median error {statistics.median(errors):.0%}"
     report.finish([measure.table(title, columns, rows)], json_file)
 
 
@@ -81,7 +88,8 @@ def compared(said: dict[str, Any]) -> list[Compared]:
             sequences, new, before = each["sequences"], each["new"], each["before"]
             work = Work(sequences * new, sequences, before + (new - 1) / 2)
             given = Engine(0, 0, 0, 0, each["operations"] / shape.layers)
-            parts = step(shape, Layout(), rates(said["probe"], given), work)
+            layout = Layout(tensor=said["ranks"])
+            parts = step(shape, layout, rates(said, given), work)
             measured = statistics.median(each["seconds"])
             found.append(
                 Compared(
@@ -91,8 +99,13 @@ def compared(said: dict[str, Any]) -> list[Compared]:
     return found
 
 
-def rates(probe: dict[str, Any], engine: Engine) -> Rates:
-    """The rates of one device, of what its probe printed."""
+def rates(said: dict[str, Any], engine: Engine) -> Rates:
+    """The rates of these devices, of what their probes printed."""
+    probe, times = said["probe"], said["collectives"].get("all_reduce_s", {})
+    names = tuple(map(str, range(said["ranks"])))
+    by_size = {int(size): spread(values) for size, values in times.items()}
+    group = CollectiveRates(names, said["collectives"].get("backend", ""), (), by_size, {})
+    link = link_of(group) if by_size else None
     products = {int(rows): statistics.median(v) for rows, v in probe["product_bytes_per_s"].items()}
     return Rates(
         memory_bytes_per_s=statistics.median(probe["memory_bytes_per_s"]),
@@ -101,6 +114,9 @@ def rates(probe: dict[str, Any], engine: Engine) -> Rates:
         memory_bytes=probe["memory_total_bytes"],
         synchronous=probe["device"] == SYNCHRONOUS,
         products=tuple(sorted(products.items())),
+        tensor_nodes=len(names),
+        link=link,
+        all_reduce=curve(len(names), by_size, link) if link else None,
         engine=engine,
     )
 

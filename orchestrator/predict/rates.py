@@ -165,7 +165,7 @@ def _linked(
     if link is None:
         assert group is not None
         notes.append("no link was measured: latency and bandwidth are the collective's own")
-        link = _link_of(group)
+        link = link_of(group)
     if group is None:
         notes.append(
             "no collective was measured: the formula of a ring is taken, which is the least"
@@ -208,7 +208,7 @@ def _collective(
     )
 
 
-def _link_of(group: CollectiveRates) -> Link:
+def link_of(group: CollectiveRates) -> Link:
     """A link that makes a ring's formula give what was measured."""
     sizes = sorted(group.all_reduce_s)
     least, most = (group.all_reduce_s[size].median for size in (sizes[0], sizes[-1]))

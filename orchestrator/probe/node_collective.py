@@ -79,7 +79,8 @@ def going_through(size: int, on: str) -> Callable[[], None]:
     return lambda: torch.nn.functional.linear(row, next(parts))
 
 
-def main(asked: dict[str, Any]) -> None:
+def rates(asked: dict[str, Any]) -> dict[str, Any]:
+    """Of this rank; times on rank 0 only."""
     on = "cpu"
     if torch.accelerator.is_available():
         on = torch.accelerator.current_accelerator().type
@@ -92,7 +93,7 @@ def main(asked: dict[str, Any]) -> None:
         world_size=asked["world"],
         timeout=limit,
     )
-    CONTROL.append(ranks.new_group(backend="gloo", timeout=limit))
+    CONTROL[:] = [ranks.new_group(backend="gloo", timeout=limit)]
     reduce, send = {}, {}
     work = going_through(min(asked["between"], WEIGHTS // 2), on)
     for size in asked["sizes"]:
@@ -114,10 +115,10 @@ def main(asked: dict[str, Any]) -> None:
         send[size] = [each / 2 for each in added(work, pass_on, on)]
         if slowest(min(reduce[size])) > SECONDS:
             break
-    times = {"all_reduce_s": reduce, "send_s": send} if rank == 0 else {}
-    print(json.dumps({"backend": backend(on), **times}))
     ranks.destroy_process_group()
+    times = {"all_reduce_s": reduce, "send_s": send} if rank == 0 else {}
+    return {"backend": backend(on), **times}
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    print(json.dumps(rates(json.loads(sys.argv[1]))))

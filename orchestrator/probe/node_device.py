@@ -101,7 +101,7 @@ def large(on: str, dtype: torch.dtype) -> torch.Tensor:
 
 def layer_of_little(on: str, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
     """A layer of one token whose numbers are next to none, and how many operations it has: what
-    giving a device its work takes. (One operation again and again takes half as long each.)"""
+    giving a device its work takes. (Of one operation again and again, each takes less.)"""
     heads, size = 2, 64
     wide = heads * size
     x, norm = random(1, on, dtype)[:, :wide], torch.ones(wide, dtype=dtype, device=on)

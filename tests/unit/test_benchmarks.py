@@ -219,8 +219,8 @@ def test_a_cards_steps_are_compared_with_its_probe() -> None:
     }
     step = {"sequences": 1, "new": 1, "before": 0, "seconds": [2e-3, 1e-3, 1e-3]}
     steps = [step | {"operations": 40}, step | {"operations": 200}]
-    quick, slow = device_model.compared(
-        {"probe": probe, "models": [{"config": config, "steps": steps}]}
-    )
+    models = [{"config": config, "steps": steps}]
+    said = {"ranks": 1, "collectives": {}, "probe": probe, "models": models}
+    quick, slow = device_model.compared(said)
     assert (quick.error, quick.bound) == (pytest.approx(0, abs=1e-3), "memory")
     assert (slow.error, slow.bound) == (pytest.approx(1, abs=1e-3), "memory")
