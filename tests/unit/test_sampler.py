@@ -1,0 +1,68 @@
+"""What samplers read of a real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.bench.sample import series
+from orchestrator.machines.cgroup import MOUNT
+
+PROJECT = Path(__file__).resolve().parents[2]
+UNIT = f"orchestrate-test-{os.getpid()}.service"
+#: Of a processor, for who wants all of it.
+QUOTA_US, PERIOD_US = 20_000, 100_000
+
+
+@contextmanager
+def limited() -> Iterator[Path]:
+    """A control group where systemd would have the unit's, with a quota; skipped without."""
+    old = (MOUNT / "cpu/cpu.cfs_quota_us").parent
+    slice_ = (old if (old / "cgroup.procs").exists() else MOUNT) / "system.slice"
+    made = [path for path in (slice_, slice_ / UNIT) if not path.exists()]
+    try:
+        for path in made:
+            path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control groups of this test's own: {error}")
+    try:
+        if (slice_ / UNIT / "cpu.cfs_quota_us").exists():
+            (slice_ / UNIT / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (slice_ / UNIT / "cpu.cfs_quota_us").write_text(str(QUOTA_US))
+        elif (slice_ / UNIT / "cpu.max").exists():
+            (slice_ / UNIT / "cpu.max").write_text(f"{QUOTA_US} {PERIOD_US}")
+        else:
+            pytest.skip("no quotas in system.slice: its cpu controller is off")
+        yield slice_ / UNIT
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):  # somebody else's came in between
+                path.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
+def test_a_services_quota_is_seen() -> None:
+    program = PROJECT / "orchestrator/bench/sampler.py"
+    busy = [sys.executable, "-I", "-S", "-c", "while True: pass"]
+    sampler = [sys.executable, "-I", "-S", program, "", UNIT]
+    with limited() as group, subprocess.Popen(busy) as wants:
+        try:
+            (group / "cgroup.procs").write_text(str(wants.pid))
+            with subprocess.Popen(
+                sampler, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as reads:
+                assert reads.stdin and reads.stdout
+                lines = [json.loads(reads.stdout.readline()) for _ in range(3)]
+                reads.stdin.close()
+        finally:
+            wants.kill()
+            wants.wait()
+    found = {each.name: each.values for each in series({"a": lines}, {})}
+    assert max(found["quota"]) > 50
