@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
 from orchestrator.predict.links import curve
 from orchestrator.predict.phase import Work, step
-from orchestrator.predict.rates import SYNCHRONOUS, Rates, link_of
+from orchestrator.predict.rates import Rates, link_of, of_devices
 from orchestrator.predict.shape import read
-from orchestrator.probe.results import CollectiveRates, spread
+from orchestrator.probe.results import CollectiveRates, by_size
+from orchestrator.probe.run import device_rates
 
 #: How far off a prediction may be: the goal of one request's phases on a cluster.
 GOAL = 0.15
@@ -79,7 +80,7 @@ def device_model(card: Path, json_file: Path | None) -> None:
 
 def compared(said: dict[str, Any]) -> list[Compared]:
     """Each step of each model in what device_step.py said."""
-    found = []
+    found, layout, known = [], Layout(tensor=said["ranks"]), rates(said)
     for model in said["models"]:
         config = {"torch_dtype": "bfloat16", "model_type": "llama"} | model["config"]
         shape, _ = read(config)
@@ -88,8 +89,7 @@ def compared(said: dict[str, Any]) -> list[Compared]:
             sequences, new, before = each["sequences"], each["new"], each["before"]
             work = Work(sequences * new, sequences, before + (new - 1) / 2)
             given = Engine(0, 0, 0, 0, each["operations"] / shape.layers)
-            layout = Layout(tensor=said["ranks"])
-            parts = step(shape, layout, rates(said, given), work)
+            parts = step(shape, layout, replace(known, engine=given), work)
             measured = statistics.median(each["seconds"])
             found.append(
                 Compared(
@@ -99,25 +99,17 @@ def compared(said: dict[str, Any]) -> list[Compared]:
     return found
 
 
-def rates(said: dict[str, Any], engine: Engine) -> Rates:
+def rates(said: dict[str, Any]) -> Rates:
     """The rates of these devices, of what their probes printed."""
-    probe, times = said["probe"], said["collectives"].get("all_reduce_s", {})
     names = tuple(map(str, range(said["ranks"])))
-    by_size = {int(size): spread(values) for size, values in times.items()}
-    group = CollectiveRates(names, said["collectives"].get("backend", ""), (), by_size, {})
-    link = link_of(group) if by_size else None
-    products = {int(rows): statistics.median(v) for rows, v in probe["product_bytes_per_s"].items()}
-    return Rates(
-        memory_bytes_per_s=statistics.median(probe["memory_bytes_per_s"]),
-        flops_per_s={k: statistics.median(v) for k, v in probe["matrix_flops_per_s"].items()},
-        operation_s=statistics.median(probe["operation_s"]),
-        memory_bytes=probe["memory_total_bytes"],
-        synchronous=probe["device"] == SYNCHRONOUS,
-        products=tuple(sorted(products.items())),
-        tensor_nodes=len(names),
-        link=link,
-        all_reduce=curve(len(names), by_size, link) if link else None,
-        engine=engine,
+    found = of_devices([device_rates(names[0], said["probe"], 0.0)])
+    if len(names) == 1:
+        return found
+    between = said["collectives"]
+    times = by_size(between["all_reduce_s"])
+    link = link_of(CollectiveRates(names, between["backend"], (), times, {}))
+    return replace(
+        found, tensor_nodes=len(names), link=link, all_reduce=curve(len(names), times, link)
     )
 
 

@@ -55,12 +55,11 @@ class Llama:
     """Its layers and head, and a cache of keys and values that is full of other tokens."""
 
     def __init__(self, config: dict[str, int], on: str, dtype: torch.dtype) -> None:
-        self.hidden, self.heads = config["hidden_size"], config["num_attention_heads"]
-        self.kv_heads, wide = config["num_key_value_heads"], config["intermediate_size"]
-        self.size = self.hidden // self.heads  # of all heads, before they are shared out
-        self.on, self.dtype, self.tensor = on, dtype, RANKS
+        self.on, self.dtype, self.hidden = on, dtype, config["hidden_size"]
+        self.size = self.hidden // config["num_attention_heads"]
         self.heads, self.kv_heads, wide = (
-            each // RANKS for each in (self.heads, self.kv_heads, wide)
+            config[name] // RANKS
+            for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
         )
         own, shared = self.heads * self.size, self.kv_heads * self.size
 
@@ -94,7 +93,7 @@ class Llama:
         angles = torch.arange(before, before + new, device=self.on).to(self.dtype)
         turn = torch.ones(self.size, device=self.on, dtype=self.dtype)
         cosine, sine = torch.cos(angles[:, None] * turn), torch.sin(angles[:, None] * turn)
-        x = self.summed(inputs)
+        x = self.summed(inputs.clone())  # as an embedding's parts are
         for (in_w, out_w, up_w, down_w), (keys, values) in zip(self.layers, cache, strict=True):
             h = functional.rms_norm(x, (self.hidden,), self.norm)
             parts = functional.linear(h, in_w).view(sequences, new, -1, self.size).transpose(1, 2)

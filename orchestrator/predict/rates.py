@@ -75,7 +75,13 @@ def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | Non
     notes: list[str] = []
     names = dict.fromkeys(node for copy in copies for node in copy.nodes)
     devices = _devices(probes, tuple(names), notes)
-    found = Rates(
+    found = replace(of_devices(devices), engine=engine or Engine())
+    return replace(_linked(found, probes, profile, copies[0], notes), notes=tuple(notes))
+
+
+def of_devices(devices: Sequence[DeviceRates]) -> Rates:
+    """The rates of the slowest of at least one device, with no link."""
+    return Rates(
         memory_bytes_per_s=_slowest(devices, lambda each: each.memory_bytes_per_s),
         flops_per_s={
             dtype: min(
@@ -89,9 +95,7 @@ def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | Non
         memory_bytes=min(each.memory_total_bytes for each in devices),
         synchronous=any(each.device == SYNCHRONOUS for each in devices),
         products=_products(devices),
-        engine=engine or Engine(),
     )
-    return replace(_linked(found, probes, profile, copies[0], notes), notes=tuple(notes))
 
 
 def what_if(

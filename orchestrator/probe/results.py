@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -25,6 +25,11 @@ class Spread:
 def spread(values: Sequence[float]) -> Spread:
     """The spread of at least one value."""
     return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def by_size(found: Mapping[str, Sequence[float]]) -> dict[int, Spread]:
+    """The spreads of what a node's program said by numbers, which JSON has as words."""
+    return {int(size): spread(values) for size, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from orchestrator.probe.results import (
     Failed,
     LinkRates,
     Probes,
-    Spread,
     StorageRates,
+    by_size,
     spread,
 )
 from orchestrator.profile import Node
@@ -179,8 +179,13 @@ def _look(cluster: Cluster, node: Node) -> tuple[Any, float]:
 def _device(cluster: Cluster, node: Node, skew: float) -> DeviceRates:
     asked = {"seconds": FIGURE_S}
     found = on_nodes.with_torch(cluster, node, "node_device", asked, DEVICE_TIMEOUT)
+    return device_rates(node.name, found, skew)
+
+
+def device_rates(node: str, found: Mapping[str, Any], skew: float) -> DeviceRates:
+    """What node_device said on a node; ``skew``: the seconds of its clock."""
     return DeviceRates(
-        node=node.name,
+        node=node,
         device=found["device"],
         name=found["name"],
         threads=found["threads"],
@@ -189,7 +194,7 @@ def _device(cluster: Cluster, node: Node, skew: float) -> DeviceRates:
         operation_s=spread(found["operation_s"]),
         clock_skew_s=skew,
         memory_total_bytes=found["memory_total_bytes"],
-        product_bytes_per_s=_by_size(found["product_bytes_per_s"]),
+        product_bytes_per_s=by_size(found["product_bytes_per_s"]),
     )
 
 
@@ -229,7 +234,7 @@ def _link(cluster: Cluster, pair: Pair) -> LinkRates:
         negotiated_bits_per_s=(a.negotiated, b.negotiated),
         latency_s=spread(found["latency_s"]),
         bytes_per_s=spread(found["bytes_per_s"]),
-        by_size_s=_by_size(found["by_size_s"]),
+        by_size_s=by_size(found["by_size_s"]),
     )
 
 
@@ -256,13 +261,9 @@ def _collective(cluster: Cluster, nodes: Sequence[Node]) -> CollectiveRates:
         nodes=tuple(node.name for node in nodes),
         backend=found["backend"],
         interfaces=tuple(each.interface for each in seen),
-        all_reduce_s=_by_size(found["all_reduce_s"]),
-        send_s=_by_size(found["send_s"]),
+        all_reduce_s=by_size(found["all_reduce_s"]),
+        send_s=by_size(found["send_s"]),
     )
-
-
-def _by_size(found: Mapping[str, list[float]]) -> dict[int, Spread]:
-    return {int(size): spread(values) for size, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,8 @@ def test_a_cards_steps_are_compared_with_its_probe() -> None:
     }
     probe = {
         "device": "cuda",
+        "name": "a card",
+        "threads": 1,
         "memory_bytes_per_s": [2 * 4 * 4096**2 * 16 / 1e-3],
         "matrix_flops_per_s": {"bfloat16": [1e15]},
         "product_bytes_per_s": {},
