@@ -20,13 +20,14 @@ import pytest
 from netboot_harness import HTTP_FIRST, MINIMAL, NAME, OUTSIDE, Booting, Net
 
 from orchestrator import paths
+from orchestrator.bench.sample import sampling, series
 from orchestrator.image import store
 from orchestrator.machines import netns
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, Firmware
 from orchestrator.machines.processes import Process
 from orchestrator.machines.qemu import Hardware, make_disk
-from orchestrator.node_paths import CACHE, MODELS
-from orchestrator.state import MODELS_UNIT
+from orchestrator.node_paths import CACHE, MODELS, VENV
+from orchestrator.state import MODELS_UNIT, WORKER_UNIT
 from orchestrator.templating import render
 
 pytestmark = pytest.mark.netboot
@@ -82,6 +83,24 @@ def test_secure_boot_refuses_a_changed_kernel(net: Net) -> None:
         booting = net.boot(firmware=SECURE)
         booting.sees("bad shim signature")
         stays_without_kernel(booting)
+
+
+def test_samplers_see_the_quota_of_a_service(net: Net) -> None:
+    """As systemd sets one, in control groups of the new kind."""
+    booting = net.boot()
+    booting.reaches_ssh()
+    # The image of these tests has no layer of Python's.
+    shell(booting, f"mkdir -p {VENV}/bin && ln -s /usr/bin/python3 {VENV}/bin/python")
+    busy = f"systemd-run --unit={WORKER_UNIT} -p CPUQuota=20% sh -c 'while :; do :; done'"
+    shell(booting, busy)
+    node = booting.machine.node
+    with net.driver.network(), sampling(net.cluster, [node]) as heard:
+        until = time.monotonic() + 120
+        while len(lines := heard.lines[node.name]) < 4:
+            assert time.monotonic() < until, heard
+            time.sleep(0.2)
+    found = {each.name: each.values for each in series({node.name: lines}, {})}
+    assert max(found["quota"]) > 50
 
 
 def test_two_nodes_at_once(net: Net) -> None:
