@@ -26,7 +26,7 @@ from orchestrator.machines import netns
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, Firmware
 from orchestrator.machines.processes import Process
 from orchestrator.machines.qemu import Hardware, make_disk
-from orchestrator.node_paths import CACHE, MODELS, VENV
+from orchestrator.node_paths import CACHE, MODELS
 from orchestrator.state import MODELS_UNIT, WORKER_UNIT
 from orchestrator.templating import render
 
@@ -89,10 +89,7 @@ def test_samplers_see_the_quota_of_a_service(net: Net) -> None:
     """As systemd sets one, in control groups of the new kind."""
     booting = net.boot()
     booting.reaches_ssh()
-    # The image of these tests has no layer of Python's.
-    shell(booting, f"mkdir -p {VENV}/bin && ln -s /usr/bin/python3 {VENV}/bin/python")
-    busy = f"systemd-run --unit={WORKER_UNIT} -p CPUQuota=20% sh -c 'while :; do :; done'"
-    shell(booting, busy)
+    shell(booting, f"systemd-run --unit={WORKER_UNIT} -p CPUQuota=20% sh -c 'while :; do :; done'")
     node = booting.machine.node
     with net.driver.network(), sampling(net.cluster, [node]) as heard:
         until = time.monotonic() + 120
