@@ -63,3 +63,17 @@ def turn_bit(source: Path, target: Path) -> None:
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     target.chmod(0o644)
+
+
+def damage_in(disk: Path, size: int, mounted: Path) -> None:
+    """Turn one bit of the file of this size on a node's cache disk."""
+    mounted.mkdir()
+    subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+    try:
+        (file,) = (each for each in mounted.rglob("*") if each.is_file()
+                   and each.stat().st_size == size)  # fmt: skip
+        changed = file.with_name("changed")
+        turn_bit(file, changed)
+        changed.replace(file)
+    finally:
+        subprocess.run(["umount", mounted], check=True)

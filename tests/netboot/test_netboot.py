@@ -223,7 +223,7 @@ def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:
     shell(booting, f"echo weights >{weights}")
     power_off_in_order(booting)
 
-    damage_in(disk, net.layer_size("base"), tmp_path / "mounted")
+    image_files.damage_in(disk, net.layer_size("base"), tmp_path / "mounted")
     booting = net.boot(change=with_disk)
     assert "http://" in source(booting)
     booting.reaches_ssh()
@@ -253,20 +253,6 @@ def shell(booting: Booting, script: str, stdin: str = "") -> str:
 def power_off_in_order(booting: Booting) -> None:
     booting.net.remote(booting.machine.node.name).close()
     booting.machine.power_off(120)
-
-
-def damage_in(disk: Path, size: int, mounted: Path) -> None:
-    """Turn one bit of the file of this size on a node's cache disk."""
-    mounted.mkdir()
-    subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
-    try:
-        (file,) = (each for each in mounted.rglob("*") if each.is_file()
-                   and each.stat().st_size == size)  # fmt: skip
-        changed = file.with_name("changed")
-        image_files.turn_bit(file, changed)
-        changed.replace(file)
-    finally:
-        subprocess.run(["umount", mounted], check=True)
 
 
 # Faults.
