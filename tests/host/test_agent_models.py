@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_case import MODEL, ask, serving, serving_model, state, statuses
+from support.agent import MODEL, ask, serving, serving_model, state, statuses
 
 from orchestrator import agent
 from orchestrator.resources import Directory, File, Step

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from control_case import ADDRESS, SPACES, Pair
+from support.control import ADDRESS, SPACES, Pair
 
 from orchestrator import control as module
 from orchestrator.cli.control import without_profile

@@ -19,7 +19,7 @@ from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
-from test_state import GOLDEN, states
+from support.golden import GOLDEN, states
 
 from orchestrator.machines import netns
 from orchestrator.netboot.state import LAYERS, SOCKET

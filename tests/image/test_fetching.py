@@ -13,7 +13,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Box, Hold, Site
+from support import PROJECT
+from support.box import Box, Hold, Site
 
 from orchestrator.image import seed
 from orchestrator.image.lockfile import Deb, Lock, Seed, text

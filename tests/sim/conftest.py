@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from harness import NAME, SHIPPED, Sim
+from support.sim import NAME, SHIPPED, Sim
 
 #: Loads that take seconds.
 LOADS = """

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Sim
-from killing import KILLED
+from support.killing import KILLED
+from support.sim import Sim
 
 from orchestrator import agent
 from orchestrator.node_paths import VENV

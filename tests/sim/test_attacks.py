@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import NAME, NODES, Sim
+from support.sim import NAME, NODES, Sim
 
 from orchestrator.machines import netns
 from orchestrator.node_paths import SSH_PORT, VENV

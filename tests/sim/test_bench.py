@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, wait_for
+from support.sim import NAME, NODES, Sim, wait_for
 
 pytestmark = pytest.mark.sim
 

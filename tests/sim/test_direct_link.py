@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from harness import SHIPPED, Sim
+from support.sim import SHIPPED, Sim
 
 pytestmark = pytest.mark.sim
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, cut, failed, wait_for
+from support.sim import NAME, NODES, Sim, cut, failed, wait_for
 
 pytestmark = pytest.mark.sim
 

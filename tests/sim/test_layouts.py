@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import Sim, failed
+from support.sim import Sim, failed
 
 pytestmark = pytest.mark.sim
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Sim
+from support.sim import Sim
 
 pytestmark = pytest.mark.sim
 

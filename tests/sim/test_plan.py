@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import NAME, Sim
+from support.sim import NAME, Sim
 
 pytestmark = pytest.mark.sim
 

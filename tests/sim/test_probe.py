@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, wait_for
+from support.sim import NAME, NODES, Sim, wait_for
 
 pytestmark = pytest.mark.sim
 

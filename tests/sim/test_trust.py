@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, failed, wait_for
+from support.sim import NAME, NODES, Sim, failed, wait_for
 
 from orchestrator import trust
 from orchestrator.certificates import certify

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from harness import NAME, NODES, PROJECT, Sim, failed
+from support.sim import NAME, NODES, PROJECT, Sim, failed
 
 pytestmark = pytest.mark.sim
 

@@ -12,7 +12,7 @@ from queue import Queue
 from threading import Thread
 
 import pytest
-from harness import NODES, Sim, asking, cut, failed, wait_for
+from support.sim import NODES, Sim, asking, cut, failed, wait_for
 
 from orchestrator.keep import GOOD
 from orchestrator.node_paths import LASTING, RAY_TABLES

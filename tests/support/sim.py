@@ -20,8 +20,8 @@ from orchestrator.errors import UserError
 from orchestrator.machines import netns
 from orchestrator.profile import load
 from orchestrator.verify import gather
+from support import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 #: The end-to-end tests run the shipped profile under another name.
 SHIPPED = PROJECT / "profiles/sim.yml"
 NAME = "e2e"

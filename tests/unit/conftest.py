@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from boot_service_case import DOCUMENT, NEIGHBOURS, Running
-from control_case import Pair, pair_at
 from hypothesis import settings
+from support.boot_service import DOCUMENT, NEIGHBOURS, Running
+from support.control import Pair, pair_at
 
 from orchestrator.run import run
 

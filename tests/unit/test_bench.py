@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_case import measured as made
-from report_case import story
+from support.report import measured as made
+from support.report import story
 
 from orchestrator import metrics
 from orchestrator.bench import history, load

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boot_service_case import (
+from support.boot_service import (
     ADDRESS,
     DOCUMENT,
     MAC,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from control_case import OTHER, PROJECT, Pair, pair_at
+from support.control import OTHER, PROJECT, Pair, pair_at
 
 from orchestrator.control import BUSY, END, LOCK_TIMEOUT, LOOK, TAKE, archive, cause
 

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import DATA, PROJECT
 
 from orchestrator.identity import HOST_KEY, boot_files, hosts, node_files, principals
 from orchestrator.profile import load
 from orchestrator.run import run
 from orchestrator.trust import open_trust
 
-PROFILE = Path(__file__).resolve().parent.parent / "golden/two-networks/profile.yml"
+PROFILE = DATA / "golden/two-networks/profile.yml"
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -58,7 +59,7 @@ def test_private_keys_are_private_and_not_shown() -> None:
 
 def test_a_name_with_an_underscore_gives_a_host_name_that_systemd_takes() -> None:
     """systemd would drop the underscore, and nspawn refuse it; SSH and people use the name."""
-    profile = load(PROFILE.parents[3] / "profiles/sim.yml")
+    profile = load(PROJECT / "profiles/sim.yml")
     control = profile.control.model_copy(update={"name": "control_0_1"})
     profile = profile.model_copy(update={"control": control})
     assert node_files(profile, control, "key")["/etc/hostname"].content == "control-0-1\n"

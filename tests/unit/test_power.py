@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import paths
 from orchestrator.bring_up import Bringup, Way

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from predict_cases import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
+from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
 from orchestrator.predict.layout import Layout, candidates, place
 from orchestrator.predict.load import Limits, Load, forecast, predict

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from predict_cases import MISTRAL, collective, device, exactly, link, probes
-from profile_cases import PROFILE, make_checkout
 from rich.console import Console
+from support.predict import MISTRAL, collective, device, exactly, link, probes
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator.errors import BadInput, UserError
 from orchestrator.machines import netns
