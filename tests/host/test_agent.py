@@ -22,9 +22,6 @@ from orchestrator import agent
 from orchestrator.resources import Directory, File, Link, Step, Sysctl, User
 from orchestrator.state import NodeState
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
-pytestmark = needs_root
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:

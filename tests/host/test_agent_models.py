@@ -17,8 +17,6 @@ from support.agent import MODEL, ask, serving, serving_model, state, statuses
 from orchestrator import agent
 from orchestrator.resources import Directory, File, Step
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from support.control import ADDRESS, SPACES, Pair
 
 from orchestrator import control as module
@@ -20,8 +19,6 @@ from orchestrator.machines import netns
 
 #: A command line that no other process has.
 LOOP = ("watch", "--interval", "0.517")
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 
 
 def test_a_sync_brings_the_tree_and_the_second_one_nothing(pair: Pair) -> None:
