@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from support.profiles import PROFILE, make_checkout
 
 from orchestrator.profile import Profile, load
 from orchestrator.run import run
+
+# Tests start the command line hundreds of times: compiled each time, that is minutes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture

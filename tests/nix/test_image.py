@@ -270,13 +270,10 @@ def test_names_with_dots_are_nested_as_the_command_line_reads_them() -> None:
 
 
 def test_the_builder_knows_no_image_by_name() -> None:
-    for file in [
-        PROJECT / "flake.nix",
-        PROJECT / "images/default.nix",
-        *PROJECT.glob("images/lib/**/*"),
-    ]:
-        if file.is_file() and file.suffix in (".nix", ".py", ".sh"):
-            code = "\n".join(
-                x for x in file.read_text().splitlines() if not x.lstrip().startswith("#")
-            )
-            assert not any(f'"{image}"' in code for image in IMAGES), file
+    library = [file for file in PROJECT.glob("images/lib/**/*") if file.is_file()]
+    code = [file for file in library if file.suffix in (".nix", ".py", ".sh")]
+    assert code and IMAGES
+    for file in [PROJECT / "flake.nix", PROJECT / "images/default.nix", *code]:
+        lines = file.read_text().splitlines()
+        said = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+        assert not any(f'"{image}"' in said for image in IMAGES), file

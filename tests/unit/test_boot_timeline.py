@@ -28,8 +28,14 @@ PLACES = [Place("control", "02:00:0a:4d:00:01", "10.77.0.1"), NODE,
           Place("compute1", "02:00:0a:4d:00:11", "10.77.0.11")]  # fmt: skip
 
 
+REQUIRED = {"about", "now", "up", "dnsmasq", "access", "events", "steps"}
+OPTIONAL = {"spans", "bytes", "told", "stuck", "hint", "refused", "unknown"}
+
+
 def case(name: str) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(CASES[name].read_text())
+    assert REQUIRED <= set(document) <= REQUIRED | OPTIONAL, "a key that no test reads"
+    assert ("stuck" in document) == ("hint" in document)
     return document
 
 

@@ -41,7 +41,9 @@ def test_a_unit_restarts_when_what_it_reads_changes_and_only_then(case: str) -> 
 
 @pytest.mark.parametrize("case", CASES)
 def test_units_only_restart_on_files_of_the_node(case: str) -> None:
-    for state in states(load(GOLDEN / case / "profile.yml")).values():
+    found = states(load(GOLDEN / case / "profile.yml")).values()
+    assert any(unit.restart_on for state in found for unit in state.units)
+    for state in found:
         paths = {file.path for file in state.files}
         assert len(paths) == len(state.files)
         for unit in state.units:
@@ -63,6 +65,7 @@ def test_secrets_are_in_the_document_but_not_in_what_is_printed() -> None:
     assert "RAY TOKEN" not in repr(state)
     assert "API KEY" not in repr(state)
     shown = [file for file in state.files if not file.secret]
+    assert shown
     assert not any("RAY TOKEN" in str(dataclasses.asdict(file)) for file in shown)
     assert not any("API KEY" in str(dataclasses.asdict(file)) for file in shown)
 
