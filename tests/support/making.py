@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import Box
-
 from orchestrator.image import lockfile
 from orchestrator.image.lockfile import Deb, File, Lock, PythonPart, Source, Wheel
 from orchestrator.image.spec import Spec
+from support.box import Box
 
 PREFIX = "/opt/env"
 

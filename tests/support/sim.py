@@ -15,19 +15,26 @@ from threading import Event, Thread
 from typing import Any
 
 import httpx
+import pytest
 
+from orchestrator.cluster import Cluster, open_cluster
 from orchestrator.errors import UserError
 from orchestrator.machines import netns
+from orchestrator.machines.processes import Process
 from orchestrator.profile import load
 from orchestrator.verify import gather
+from support import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 #: The end-to-end tests run the shipped profile under another name.
 SHIPPED = PROJECT / "profiles/sim.yml"
 NAME = "e2e"
 NODES = ["control", "compute0", "compute1"]
 #: Seconds for one verb; `up` waits for a model that takes a minute or two on two cores.
 TIMEOUT = 900
+#: What a cluster can be brought to: each from those before it without powering off.
+STATES = ("down", "control", "machines", "base", "ray", "serving")
+#: How it is after a test that promises no more than that its machines may run.
+ANYHOW = "anyhow"
 
 
 @dataclass
@@ -38,6 +45,34 @@ class Sim:
     env: dict[str, str]
     document: dict[str, Any]
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    #: One of STATES, or ANYHOW: what the last verb or test brought the cluster to.
+    state: str = "down"
+    #: A test failed: nobody knows how it left the cluster.
+    spoiled: bool = False
+    #: What the first whole probe found; see the fixture.
+    probed: Any = None
+
+    def bring(self, state: str) -> None:
+        """Bring the cluster to one of STATES; nothing to do where it is there."""
+        if self.spoiled:
+            self.state, self.spoiled = ANYHOW, False
+        if self.state == state:
+            return
+        if self.state == ANYHOW or STATES.index(self.state) > STATES.index(state):
+            self.state = ANYHOW
+            self.run("down")
+            self.state = "down"
+        verbs = {
+            "control": ("up", "--until", "control"),
+            "machines": ("sim", "up"),
+            "base": ("up", "--until", "base"),
+            "ray": ("up", "--until", "ray"),
+            "serving": ("up",),
+        }
+        if state in verbs:
+            self.state = ANYHOW
+            self.run(*verbs[state])
+        self.state = state
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "orchestrator", *words]
@@ -61,8 +96,24 @@ class Sim:
         return json.loads(self.run(*words, "--json", ok=ok).stdout)
 
     def shell(self, node: str, *words: str, ok: bool | None = True) -> str:
-        """What a command in a machine prints."""
-        return self.run("sim", "shell", node, "--", *words, ok=ok).stdout
+        """What a command in a machine prints. Entered from here: a verb takes as long to start."""
+        return self.enter(node, *words, ok=ok).stdout
+
+    def enter(
+        self, node: str, *words: str, stdin: str | None = None, ok: bool | None = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in a machine, as `sim shell` does."""
+        done = subprocess.run(
+            ["nsenter", f"--target={self.leader(node)}", "--all", "--", *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        shown = f"{node}: {words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert ok is None or (done.returncode == 0) == ok, shown
+        return done
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a verb, in a process group of its own, as a terminal would."""
@@ -86,8 +137,21 @@ class Sim:
 
     def machine(self, node: str) -> int:
         """The process id of a machine's container."""
-        home = Path(self.env["ORCHESTRATE_STATE"], "clusters", NAME, "machines", node)
-        return int(json.loads((home / "process.json").read_text())["pid"])
+        return int(json.loads(self.record(node).read_text())["pid"])
+
+    def runs(self, node: str) -> bool:
+        """Whether a machine's container is there."""
+        return Process(self.record(node)).pid() is not None
+
+    def record(self, node: str) -> Path:
+        """What is written down of a machine's container."""
+        state = Path(self.env["ORCHESTRATE_STATE"])
+        return state / "clusters" / self.profile.stem / "machines" / node / "process.json"
+
+    def leader(self, node: str) -> int:
+        """The process that is the machine's PID 1."""
+        pid = self.machine(node)
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
     def cut_power(self, node: str) -> None:
         """Kill a machine without a word: first its PID 1, which takes all of it along."""
@@ -182,3 +246,18 @@ def cut(node: str) -> Iterator[None]:
         yield
     finally:
         netns.ip(f"orchestrate-{NAME}-switch", "link", "set", port, "up")
+
+
+@contextmanager
+def opened(sim: Sim) -> Iterator[Cluster]:
+    """The tests' cluster, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATE_STATE", sim.env["ORCHESTRATE_STATE"])
+        yield open_cluster(load(sim.profile))
+
+
+def close_connections(sim: Sim) -> None:
+    """A kept connection was opened before; the next one has to look at the key again."""
+    with opened(sim) as cluster:
+        for node in cluster.profile.nodes:
+            cluster.remote(node).close()

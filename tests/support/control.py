@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.machines import netns
+from support import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 ADDRESS = {"laptop": "10.91.0.1", "control": "10.91.0.2"}
 #: Files of tests run beside each other.

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_case import MODEL, ask, serving, serving_model, state, statuses
+from support.agent import MODEL, ask, serving, serving_model, state, statuses
 
 from orchestrator import agent
 from orchestrator.resources import Directory, File, Step
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
 
 
 @pytest.fixture

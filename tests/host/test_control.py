@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from control_case import ADDRESS, SPACES, Pair
+from support.control import ADDRESS, SPACES, Pair
 
 from orchestrator import control as module
 from orchestrator.cli.control import without_profile
@@ -20,8 +19,6 @@ from orchestrator.machines import netns
 
 #: A command line that no other process has.
 LOOP = ("watch", "--interval", "0.517")
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 
 
 def test_a_sync_brings_the_tree_and_the_second_one_nothing(pair: Pair) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator.errors import UserError
 from orchestrator.machines import netns
 from orchestrator.machines.cards import Cards
 from orchestrator.profile import load
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 HOST, AWAY = "orchestrate-test-host", "orchestrate-test-away"
 PREFIX = "orchestrate-test-cards"

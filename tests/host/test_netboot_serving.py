@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
 
 import pytest
-from test_state import GOLDEN, states
+from support.golden import GOLDEN, states
 
 from orchestrator.machines import netns
 from orchestrator.netboot.state import LAYERS, SOCKET
@@ -33,7 +32,6 @@ NGINX, NFT = shutil.which("nginx", path=SBIN), shutil.which("nft", path=SBIN)
 SPACE = "nbtest-web"
 ID = "a" * 64
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian: nginx-light)")
 
 
@@ -148,7 +146,6 @@ def web(tmp_path: Path, space: None) -> Iterator[Web]:
         service.server_close()
 
 
-@needs_root
 @needs_nginx
 def test_what_is_served(web: Web) -> None:
     layer = f"/images/{ID}/base.squashfs"
@@ -160,7 +157,6 @@ def test_what_is_served(web: Web) -> None:
     assert (status, said) == (200, b"10.77.0.1 /boot/ipxe?mac=02:00:0a:4d:00:10")
 
 
-@needs_root
 @needs_nginx
 def test_nothing_else_is(web: Web) -> None:
     for path in (
@@ -175,7 +171,6 @@ def test_nothing_else_is(web: Web) -> None:
         assert not any(word in said for word in (b"private", b"ipxe.efi", ID.encode())), path
 
 
-@needs_root
 @needs_nginx
 def test_what_machines_fetch_is_written_down_without_secrets(web: Web) -> None:
     web.get(f"/images/{ID}/base.squashfs", Range="bytes=4-")
@@ -193,7 +188,6 @@ def test_what_machines_fetch_is_written_down_without_secrets(web: Web) -> None:
     assert "SECRET" not in (web.root / "boot-access.jsonl").read_text()
 
 
-@needs_root
 @needs_nginx
 def test_a_node_gives_its_layers_to_its_peers(tmp_path: Path, space: None) -> None:
     profile = load(GOLDEN / "proxy/profile.yml")
@@ -218,7 +212,6 @@ def test_a_node_gives_its_layers_to_its_peers(tmp_path: Path, space: None) -> No
         process.wait(10)
 
 
-@needs_root
 @pytest.mark.skipif(NFT is None, reason="needs nft (Debian: nftables)")
 def test_nat_can_be_set_twice(tmp_path: Path, space: None) -> None:
     profile = load(GOLDEN / "proxy/profile.yml")

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from generated import File
-
 from orchestrator.image import store
+from support import PROJECT
+from support.generated import File
 
-PROJECT = Path(__file__).resolve().parents[2]
+IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 
 
 def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:

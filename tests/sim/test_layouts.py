@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from harness import Sim, failed
+from support.sim import ANYHOW, Sim, failed
 
 pytestmark = pytest.mark.sim
 
 
+@pytest.mark.usefixtures("serving")
 def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
     sim.run("bench", "run", "--scenario", "brief", "--repeats", "2", "--against-one-node")
     alone, together = (run["id"] for run in sim.json("bench", "ls")[-2:])
@@ -17,12 +18,14 @@ def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
     assert sim.json("verify")["ok"]
 
 
+@pytest.mark.usefixtures("ray")
 def test_two_stages_answer_as_two_halves_do(sim: Sim) -> None:
-    """Answers are known word for word, and verified."""
+    """Answers are known word for word, and verified. The model is not loaded otherwise before."""
     before = sim.profile.read_text()
     staged = before.replace("tensor_parallel: auto", "tensor_parallel: 1")
     staged = staged.replace("pipeline_parallel: 1", "pipeline_parallel: 2")
     assert staged.count("parallel: 2") == 1
+    sim.state = ANYHOW
     try:
         sim.profile.write_text(staged)
         result = sim.json("up", ok=None)
@@ -30,4 +33,3 @@ def test_two_stages_answer_as_two_halves_do(sim: Sim) -> None:
         assert "--pipeline-parallel-size" in sim.shell("compute0", "ps", "axww", "-o", "args")
     finally:
         sim.profile.write_text(before)
-        sim.run("up")

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_case import MODEL, ask, serving_model, state, statuses
-from killing import KILLED
+from support.agent import MODEL, ask, serving_model, state, statuses
+from support.killing import KILLED
 
 from orchestrator import agent
 from orchestrator.resources import Directory, File, Link, Step, Sysctl, User
 from orchestrator.state import NodeState
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the agent runs as root")
-pytestmark = needs_root
 
 
 @pytest.fixture

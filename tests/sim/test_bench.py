@@ -7,16 +7,18 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from harness import NAME, NODES, Sim, wait_for
+from support.sim import NAME, NODES, Sim, wait_for
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("serving")]
 
 BRIEF = ("--scenario", "brief", "--repeats", "2")
 
 
+@pytest.mark.usefixtures("probes")  # what explains a run
 def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:
     done = json.loads(sim.run("bench", "run", *BRIEF, "--target", "ttft=60000", "--json").stdout)
     assert done["state"] == "complete" and done["loads"] == ["brief"]
@@ -28,6 +30,10 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
     assert {each["node"] for each in shown["run"]["series"]} == set(NODES)
     names = {each["name"] for each in shown["run"]["series"]}
     assert {"processors", "cluster0 sent", "vLLM num_requests_running"} <= names
+    assert {(phase["scenario"], phase["phase"]) for phase in shown["phases"]} == {
+        ("brief", "prefill"),
+        ("brief", "decode"),
+    }
     for phase in shown["phases"]:
         parts = sum(phase["parts_s"].values())
         assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
@@ -39,7 +45,7 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
 
 
 def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
-    process = sim.start("bench", "run", *BRIEF)
+    process = sim.start("bench", "run", "--scenario", "brief", "--repeats", "1")
     wait_for(process, "brief")
     key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
     seen = []
@@ -48,6 +54,7 @@ def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
                                check=True).stdout  # fmt: skip
         seen.append("bench serve" in lines)
         assert key not in lines
+        time.sleep(0.05)
     process.communicate(timeout=60)
     assert any(seen) and process.returncode == 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import NAME, NODES, Sim
+from support.sim import NAME, NODES, Sim
 
 from orchestrator.machines import netns
 from orchestrator.node_paths import SSH_PORT, VENV
@@ -85,8 +85,8 @@ class Hostile:
         return sorted({int(end.rpartition(":")[2]) for end in ends if not end.startswith("127.")})
 
 
-@pytest.fixture(scope="module")
-def hostile(sim: Sim) -> Iterator[Hostile]:
+@pytest.fixture
+def hostile(serving: Sim) -> Iterator[Hostile]:
     switch = f"orchestrate-{NAME}-switch"
     netns.create(SPACE)
     try:
@@ -95,7 +95,7 @@ def hostile(sim: Sim) -> Iterator[Hostile]:
         netns.ip(switch, "link", "set", "hostile", "master", "br0", "up")
         netns.ip(SPACE, "address", "add", f"{ADDRESS}/24", "dev", "eth0")
         netns.ip(SPACE, "link", "set", "eth0", "up")
-        yield Hostile(sim)
+        yield Hostile(serving)
     finally:
         netns.delete(SPACE)
 
