@@ -43,12 +43,16 @@ class Process:
         log: Path,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        outlives: bool = True,
     ) -> None:
         """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
 
-        What it writes goes to `log`; `env` is added to this command's own variables. Raises
+        What it writes goes to `log`; `env` is added to this command's own variables. Without
+        `outlives` it stays in this session, and is killed when the calling thread ends. Raises
         UserError where the command is not installed.
         """
+        if not outlives:
+            argv = ["setpriv", "--pdeathsig", "KILL", *argv]
         with log.open("ab") as stream:
             try:
                 process = subprocess.Popen(
@@ -58,7 +62,7 @@ class Process:
                     stderr=stream,
                     cwd=cwd,
                     env={**os.environ, **(env or {})},
-                    start_new_session=True,
+                    start_new_session=outlives,
                 )
             except FileNotFoundError:
                 package = PACKAGE_OF.get(argv[0], argv[0])

@@ -16,9 +16,10 @@ from orchestrator import bring_up
 from orchestrator.cli.cluster import STEPS
 from orchestrator.errors import BadInput, UserError
 from orchestrator.machines import accel, driver, qmp, simulator
+from orchestrator.machines.emulator import Hardware, argv
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, firmware
 from orchestrator.machines.processes import Process, kill, start_time
-from orchestrator.machines.qemu import Hardware, QemuMachine, argv
+from orchestrator.machines.qemu import QemuMachine
 from orchestrator.machines.switch import Switch
 from orchestrator.profile import Profile, load
 
