@@ -124,9 +124,7 @@ def facts(firmware: Firmware, kernel: Path | None) -> dict[str, str]:
     return {
         "machine": _text(Path("/etc/machine-id")).strip(),
         "system": f"{system.release} {system.version}",
-        "processor": next(
-            (line for line in _text(Path("/proc/cpuinfo")).splitlines() if "model name" in line), ""
-        ),
+        "processor": _value("model name", _text(Path("/proc/cpuinfo"))),
         "modules": " ".join(sorted(path.name for path in Path("/sys/module").glob("kvm*"))),
         "qemu": run([QEMU, "--version"], what="ask QEMU's version").out.partition("\n")[0],
         "way": " ".join((*KVM.argv, firmware.machine, *firmware.argv)),
@@ -137,6 +135,12 @@ def facts(firmware: Firmware, kernel: Path | None) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def _value(key: str, text: str) -> str:
+    """What a line `KEY : VALUE` says, the first of them."""
+    values = (line.partition(":")[2] for line in text.splitlines() if line.startswith(key))
+    return next(values, "").strip()
 
 
 def _hash(path: Path | None) -> str:

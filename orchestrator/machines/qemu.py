@@ -80,17 +80,18 @@ class Guest(Emulator):
         Where KVM passed its try and cannot run the guest after all, that is noted.
         """
         decision = self.started_with or Decision(TCG)
+        by_kvm = decision.way.name == KVM.name
         ailment = self.ailment(decision.way.silence)
         if ailment is None:
             return None
-        lines = [f"{name}: {ailment.text}"]
+        lines = [f"{name} does not run: {ailment.text}"]
         lines += [f"  QEMU: {line}" for line in health.log_end(self.log)]
         if last := health.last_line(self.console):
             lines.append(f"  last on its console: {last}")
-        if ailment.faulty and decision.facts and decision.way is KVM:
+        if ailment.faulty and decision.facts and by_kvm:
             accel.remember(decision.facts, f"it passed the try; then {ailment.text}")
             todo = "Noted: 'orchestrate up' starts it anew with translation (TCG), which is slower."
-        elif decision.way is KVM:
+        elif by_kvm:
             by = f" KVM was chosen by {decision.by}." if decision.by else ""
             todo = f"With translation (TCG): orchestrate up --accel tcg.{by}"
         else:
@@ -222,6 +223,7 @@ def chosen(profile: Profile) -> Chosen:
 
 
 def booted_image(profile: Profile) -> Path | None:
-    """The files of the image that machines are given; None where none is built."""
+    """The files of the image that machines are given; None where they are not there."""
     current = images.read(profile.name).current
-    return images.directory(profile.name, current.id) if current else store.built(profile.image)
+    image = images.directory(profile.name, current.id) if current else store.built(profile.image)
+    return image if image and (image / "kernel").exists() else None

@@ -63,11 +63,6 @@ def test_missing_firmware_names_its_package(tmp_path: Path) -> None:
     assert "ovmf" in told.value.hint
 
 
-def test_a_boot_sector_is_one() -> None:
-    assert len(accel.BOOT_SECTOR) == 512
-    assert accel.BOOT_SECTOR.endswith(b"\x55\xaa")
-
-
 def test_a_link_without_a_mac_gets_one_of_its_own(profile: Profile) -> None:
     switch = Switch(profile, "orchestrate-x")
     node = profile.compute_nodes[0]
