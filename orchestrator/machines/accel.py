@@ -64,8 +64,14 @@ class Decision:
     why: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tried(self) -> bool:
+        """Whether it is KVM because a try of it succeeded."""
+        return self.way.name == KVM.name and bool(self.facts)
+
     def write(self, record: Path) -> None:
         """Keep it beside the machine, for the commands that find it running."""
+        record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(
             json.dumps({"way": self.way.name, "by": self.by, "facts": dict(self.facts)})
         )

@@ -153,8 +153,11 @@ class Emulator:
         )
 
     def _silent(self, limit: float) -> Ailment | None:
-        if self.console.stat().st_size or self.seconds < limit:
-            return None
+        try:
+            if self.console.stat().st_size or self.seconds < limit:
+                return None
+        except FileNotFoundError:
+            return None  # it is switched off just now
         return Ailment(f"the guest has said nothing on its console for {limit:g} s since power")
 
     @property

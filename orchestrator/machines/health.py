@@ -66,7 +66,7 @@ def stopped(control: Path) -> Ailment | None:
     """What QEMU says of a guest that does not run. One that does not answer may be busy."""
     try:
         status = qmp.execute(control, "query-status")["status"]
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return None
     if status not in STOPPED:
         return None

@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.image import store
 from orchestrator.machines import accel, health, trial
 from orchestrator.machines.accel import AUTO, KVM, TCG, WAYS, Decision
-from orchestrator.machines.emulator import Emulator, Hardware
+from orchestrator.machines.emulator import Emulator, Hardware, NotStarted
 from orchestrator.machines.firmware import firmware
 from orchestrator.machines.layers import Layers
 from orchestrator.machines.nspawn import Container
@@ -62,8 +62,11 @@ class Guest(Emulator):
     def start(self, hardware: Hardware) -> None:
         """Power on. Raises UserError where QEMU or the firmware is missing, or does not start."""
         decision = self.decide(hardware)
-        self.launch(hardware, decision.way)
         decision.write(self.record)
+        try:
+            self.launch(hardware, decision.way)
+        except NotStarted as error:
+            raise NotStarted(error.message, f"{advice(decision)}\n  {error.hint}") from None
 
     def decide(self, hardware: Hardware) -> Decision:
         """As it was chosen by hand; else as a try found, now or before."""
@@ -80,7 +83,6 @@ class Guest(Emulator):
         Where KVM passed its try and cannot run the guest after all, that is noted.
         """
         decision = self.started_with or Decision(TCG)
-        by_kvm = decision.way.name == KVM.name
         ailment = self.ailment(decision.way.silence)
         if ailment is None:
             return None
@@ -88,15 +90,19 @@ class Guest(Emulator):
         lines += [f"  QEMU: {line}" for line in health.log_end(self.log)]
         if last := health.last_line(self.console):
             lines.append(f"  last on its console: {last}")
-        if ailment.faulty and decision.facts and by_kvm:
+        todo = advice(decision)
+        if ailment.faulty and decision.tried:
             accel.remember(decision.facts, f"it passed the try; then {ailment.text}")
             todo = "Noted: 'orchestrate up' starts it anew with translation (TCG), which is slower."
-        elif by_kvm:
-            by = f" KVM was chosen by {decision.by}." if decision.by else ""
-            todo = f"With translation (TCG): orchestrate up --accel tcg.{by}"
-        else:
-            todo = "'orchestrate up' starts it anew."
         return UserError("\n".join(lines), f"{todo}\n  Its console: {self.console}")
+
+
+def advice(decision: Decision) -> str:
+    """What to do with a machine that stopped."""
+    if decision.way.name != KVM.name:
+        return "'orchestrate up' starts it anew."
+    by = f" KVM was chosen by {decision.by}." if decision.by else ""
+    return f"With translation (TCG): orchestrate up --accel tcg.{by}"
 
 
 @dataclass(frozen=True)

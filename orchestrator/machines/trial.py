@@ -45,7 +45,7 @@ def why_not(hardware: Hardware, image: Path | None) -> str:
 def bare(hardware: Hardware, image: Path | None) -> Hardware:
     """The machine without disk and network, with a kernel of its own."""
     firmware = hardware.firmware
-    if firmware is SECURE:  # the kernel comes without the loader that vouches for it
+    if firmware == SECURE:  # the kernel comes without the loader that vouches for it
         firmware = dataclasses.replace(firmware, variables=UEFI.variables)
     words: list[str] = []
     if image:

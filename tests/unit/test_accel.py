@@ -90,7 +90,8 @@ def test_a_kvm_that_fails_is_noticed_told_and_remembered(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trial, "SILENCE", 1.0)
+    if mode == "silent":
+        monkeypatch.setattr(trial, "SILENCE", 1.0)
     qemu.plays(mode)
     found = guest().decide(MACHINE)
     assert found.way is TCG
@@ -127,7 +128,7 @@ def test_a_kernel_that_does_not_reach_its_init_is_no_success(
     guest: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The firmware runs, the kernel hangs: so it is with SeaBIOS under kvm_pvm."""
-    monkeypatch.setattr(trial, "SILENCE", 3.0)
+    monkeypatch.setattr(trial, "DEADLINE", 8.0)
     assert guest(code=says("\nearly\n")).decide(MACHINE).way is TCG
     told = capsys.readouterr().err
     assert "no kernel reached its init" in told and "last on the console: early" in told
@@ -210,7 +211,8 @@ def test_a_guest_that_stops_after_a_good_try_takes_kvms_word_back(
 def test_other_ends_under_a_chosen_kvm_are_named(
     qemu: Player, guest: Make, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(accel.WAYS, "kvm", dataclasses.replace(KVM, silence=1.0))
+    if mode == "silent":
+        monkeypatch.setitem(accel.WAYS, "kvm", dataclasses.replace(KVM, silence=1.0))
     qemu.plays(mode)
     machine = guest(BY_HAND)
     try:
@@ -222,6 +224,7 @@ def test_other_ends_under_a_chosen_kvm_are_named(
     named, _, cause = BAD[mode].partition(": error: ")
     assert cause in trouble.message
     assert named in trouble.message or "QEMU did not start" in trouble.message
+    assert "orchestrate up --accel tcg. KVM was chosen by --accel kvm." in trouble.hint
 
 
 def test_a_real_guest_that_is_paused_or_killed_is_named(guest: Make) -> None:
