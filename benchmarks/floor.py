@@ -14,8 +14,8 @@ from pathlib import Path
 
 from orchestrator.cluster import Cluster
 from orchestrator.identity import BootFile, boot_files, principals
+from orchestrator.machines.emulator import Hardware
 from orchestrator.machines.layers import layers_of
-from orchestrator.machines.qemu import Hardware
 from orchestrator.profile import Node
 
 #: Where the boot files lie in the initrd.

@@ -29,9 +29,10 @@ from measure import ORCHESTRATE, Goal, Report
 from orchestrator.cluster import Cluster, open_cluster
 from orchestrator.console import err
 from orchestrator.errors import UserError
-from orchestrator.machines.accel import QEMU, accelerator
+from orchestrator.machines.accel import QEMU
+from orchestrator.machines.emulator import Hardware
 from orchestrator.machines.layers import layers_of
-from orchestrator.machines.qemu import Hardware, QemuMachine, make_disk
+from orchestrator.machines.qemu import QemuMachine, make_disk
 from orchestrator.machines.simulator import Simulator
 from orchestrator.profile import active, profile_option
 from orchestrator.run import run
@@ -95,14 +96,16 @@ class Bench:
         return Boot(seconds, received, memory)
 
     def wait_for_port(self, deadline: float) -> None:
-        """Return when the node takes connections. Raises UserError where it has ended before."""
+        """Return when the node takes connections. Raises UserError where it will not come up."""
         address = str(self.cluster.profile.boot_link(self.node).address)
         while True:
             try:
                 socket.create_connection((address, SSH_PORT), timeout=1).close()
                 return
             except OSError:
-                if time.monotonic() > deadline or not self.machine.running():
+                if trouble := self.machine.trouble():
+                    raise trouble from None
+                if time.monotonic() > deadline:
                     raise UserError(
                         f"{self.node.name} does not come up", f"Its console: {self.machine.console}"
                     ) from None
@@ -131,9 +134,12 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
     try:
         run([ORCHESTRATE, *words], what="orchestrate up")
         with tempfile.TemporaryDirectory() as directory:
-            found = boots(Bench(cluster, node), repeats, Path(directory))
+            bench = Bench(cluster, node)
+            found = boots(bench, repeats, Path(directory))
+            started_with = bench.machine.guest.started_with
     finally:
         run([ORCHESTRATE, "down", "--profile", loaded.path], what="orchestrate down")
+    accelerator = started_with.way.name if started_with else ""
     layers = sum(int(layer["size"]) for layer in layers_of(cluster.image))
     netbooted, direct = median(found["netboot"]), median(found["floor"])
     live = netbooted.seconds / median(found["live-boot"]).seconds
@@ -142,7 +148,7 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
     report.figures = {
         "profile": loaded.name,
         "firmware": loaded.simulation.firmware,
-        "accelerator": accelerator().name,
+        "accelerator": accelerator,
         "repeats": repeats,
         "ratio": ratio,
         "live_boot_ratio": live,
@@ -155,7 +161,7 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
         Goal("seconds from power to SSH, netboot over live-boot", live, LIVE_GOAL),
         Goal("MB of memory in use beyond the layers", beyond / MB, MEMORY_GOAL / MB),
     ]
-    title = f"power to SSH: {loaded.simulation.firmware}, {accelerator().name}"
+    title = f"power to SSH: {loaded.simulation.firmware}, {accelerator}"
     columns = ("", "seconds", "MB received", "MB of memory in use")
     sizes = [("layers", layers), ("initrd", report.figures["initrd"])]
     report.finish(

@@ -15,6 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.netboot.look import Watch
 from orchestrator.profile import Node
 from orchestrator.progress import CLUSTER, Board
+from orchestrator.remote import PROBE_TIMEOUT
 from orchestrator.resources import Step
 from orchestrator.selection import Selection, everything
 from orchestrator.slots import JOBS, Slots
@@ -259,7 +260,9 @@ class Way:
 
     def power(self) -> str:
         if self.cluster.driver.running(self.node):
-            return "on already"
+            if not self.hopeless():
+                return "on already"
+            self.cluster.driver.power_off(self.node, timeout=0)
         self.must_be_wanted()
         self.result.started.append(self.node)
         self.cluster.diary.add(self.node.name, "power")
@@ -271,6 +274,16 @@ class Way:
             self.cluster.driver.power_off(self.node)
             raise
         return ""
+
+    def hopeless(self) -> bool:
+        """Whether a machine that has power will never come up; one that answers is fine."""
+        if self.cluster.driver.trouble(self.node) is None:
+            return False
+        try:
+            self.cluster.remote(self.node).run(["true"], timeout=PROBE_TIMEOUT)
+        except UserError:
+            return True
+        return False
 
     def must_be_wanted(self) -> None:
         if self.node.name in kept_off(self.cluster.profile.name):

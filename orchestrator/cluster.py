@@ -227,8 +227,11 @@ class Cluster:
             file.truncate(0)
 
 
-def open_cluster(profile: Profile, machines: str | None = None) -> Cluster:
-    """Put a cluster together; `machines` names another driver than the profile does.
+def open_cluster(
+    profile: Profile, machines: str | None = None, accel: str | None = None
+) -> Cluster:
+    """Put a cluster together; `machines` names another driver than the profile does, `accel` what
+    QEMU machines run under.
 
     Raises UserError where the image is not built, or the cluster runs with another driver.
     """
@@ -244,7 +247,7 @@ def open_cluster(profile: Profile, machines: str | None = None) -> Cluster:
         model=served(profile),
         layout=resolve(profile),
         trust=open_trust(profile.name),
-        driver=driver(profile, machines),
+        driver=driver(profile, machines, accel),
     )
 
 

@@ -196,6 +196,8 @@ def wait(
         def waiting(reason: str) -> None:
             step = watch.step(node.name) if driver.netboots(node) else ""
             board.note(node.name, step or reason.splitlines()[0])
+            if trouble := driver.trouble(node):
+                raise trouble
 
         with board.step(node.name, "ssh"):
             cluster.remote(node).wait_for_ssh(patience, waiting)

@@ -29,6 +29,7 @@ PACKAGE_OF = {
     "ssh-keygen": "openssh-client",
     "mount": "mount",
     "nsenter": "util-linux",
+    "setpriv": "util-linux",
     "umount": "mount",
     "tc": "iproute2",
 }

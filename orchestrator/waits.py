@@ -131,7 +131,9 @@ def why_not(client: httpx.Client) -> str:
 
 
 def must_have_power(cluster: Cluster, node: Node) -> None:
-    """Raises UserError where a node is off that was on."""
+    """Raises UserError where a node is off that was on, or its machine will not go on."""
+    if trouble := cluster.driver.trouble(node):
+        raise trouble
     if cluster.driver.state(node) == PowerState.OFF:
         console = cluster.driver.console(node)
         raise UserError(f"{node.name} has lost power", f"Its console: {console}")

@@ -15,27 +15,37 @@ from orchestrator.profile import active, profile_option
 if TYPE_CHECKING:
     from orchestrator.cluster import Cluster
 
+#: As machines/accel.py has them.
+ACCELERATORS = ("auto", "kvm", "tcg")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 machines_option = click.option(
     "--machines",
     metavar="KIND",
     help="How nodes are powered, in place of the profile's 'machines'; kept until 'down'.",
 )
+accel_option = click.option(
+    "--accel",
+    type=click.Choice(ACCELERATORS),
+    help="What QEMU machines run under, in place of the profile's 'simulation.accel': KVM,"
+    " translation (TCG, several times slower), or 'auto': KVM where a try of it succeeds. Kept"
+    " until 'down'; for machines that are started from now on.",
+)
 #: Where 'up' can stop, in order: the last is all of it.
 STEPS = ("control", "ssh", "base", "ray", "serving")
 
 
-def opened(profile: str | None, machines: str | None = None) -> Cluster:
+def opened(profile: str | None, machines: str | None = None, accel: str | None = None) -> Cluster:
     from orchestrator.cluster import open_cluster
 
     # Machines other than the profile's own are this computer's.
-    return open_cluster(active(profile, anywhere=machines is not None), machines)
+    return open_cluster(active(profile, anywhere=machines is not None), machines, accel)
 
 
 @click.command()
 @profile_option
 @json_option
 @machines_option
+@accel_option
 @click.option(
     "--until",
     type=click.Choice(STEPS),
@@ -54,6 +64,7 @@ def up(
     profile: str | None,
     as_json: bool,
     machines: str | None,
+    accel: str | None,
     until: str,
     if_profile: str | None,
     choice: Choice,
@@ -78,7 +89,7 @@ def up(
     if only and until not in (STEPS[-1], only):
         raise click.UsageError("--only is a step by itself: not together with --until")
     until = only or until
-    cluster = opened(profile, machines)
+    cluster = opened(profile, machines, accel)
     if if_profile and if_profile != cluster.profile.sha256:
         raise UserError(
             f"{cluster.profile.path} was changed since that plan: its sha256 is now"

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.choice import nodes_option
-from orchestrator.cli.cluster import json_option, machines_option, opened
+from orchestrator.cli.cluster import accel_option, json_option, machines_option, opened
 from orchestrator.console import out, print_json
 from orchestrator.profile import profile_option
 
@@ -30,12 +30,13 @@ def sim() -> None:
 @sim.command()
 @profile_option
 @machines_option
-def up(profile: str | None, machines: str | None) -> None:
+@accel_option
+def up(profile: str | None, machines: str | None, accel: str | None) -> None:
     """Start the machines and their network; configure nothing.
 
     Example: orchestrate sim up --profile sim
     """
-    cluster = opened(profile, machines)
+    cluster = opened(profile, machines, accel)
     with cluster.locked("sim up"):
         cluster.driver.prepare(cluster.image)
         off = [node for node in cluster.profile.nodes if not cluster.driver.running(node)]

@@ -53,6 +53,9 @@ class Driver(Protocol):
     def running(self, node: Node) -> bool:
         """Whether the machine is known to have power."""
 
+    def trouble(self, node: Node) -> UserError | None:
+        """What keeps a machine with power from coming up; None where nothing is known to."""
+
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
         """Boot the image; `files` is what the node gets at boot (identity, addresses).
 
@@ -98,20 +101,20 @@ def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]
         return dict(zip(names, pool.map(state, nodes), strict=True))
 
 
-def driver(profile: Profile, kind: str | None = None) -> Driver:
+def driver(profile: Profile, kind: str | None = None, accel: str | None = None) -> Driver:
     """The driver `kind`; else the one that the cluster runs with; else the profile's.
 
-    Raises BadInput for a kind that this version does not have, UserError where the cluster runs
-    with another one.
+    `accel` is what QEMU machines run under. Raises BadInput for a kind that this version does not
+    have, or `accel` for another one; UserError where the cluster runs with another one.
     """
     from orchestrator.machines.nspawn import Container
-    from orchestrator.machines.qemu import machine
+    from orchestrator.machines.qemu import QemuCluster
     from orchestrator.machines.real import RealCluster
     from orchestrator.machines.simulator import Simulator, recorded_kind
 
     kinds: dict[str, Callable[[], Driver]] = {
         "nspawn": lambda: Simulator("nspawn", profile, Container),
-        "qemu": lambda: Simulator("qemu", profile, machine),
+        "qemu": lambda: QemuCluster(profile, accel),
         "real": lambda: RealCluster(profile),
     }
     recorded = recorded_kind(profile)
@@ -120,6 +123,11 @@ def driver(profile: Profile, kind: str | None = None) -> Driver:
         where = "--machines" if kind else profile.where("machines")
         raise BadInput(
             f"{where}: {chosen!r} is not a driver of this version", f"Allowed: {', '.join(kinds)}"
+        )
+    if accel and chosen != "qemu":
+        raise BadInput(
+            f"--accel is for QEMU machines; {profile.name} has machines: {chosen}",
+            "Add: --machines qemu",
         )
     if recorded in kinds and recorded != chosen:
         other = kinds[recorded]()

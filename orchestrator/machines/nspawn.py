@@ -57,6 +57,9 @@ class Container:
     def running(self) -> bool:
         return self.process.pid() is not None
 
+    def trouble(self) -> None:
+        """It runs or does not."""
+
     def leader(self) -> int:
         pid = self.process.pid()
         inside = self._inside(pid) if pid is not None else []

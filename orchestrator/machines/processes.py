@@ -18,7 +18,7 @@ from orchestrator.run import PACKAGE_OF
 #: Seconds for a killed process to be gone.
 KILL_TIMEOUT = 10.0
 #: Kept until this command ends: Python warns of a running process that nobody holds any more.
-_STARTED: list[subprocess.Popen[bytes]] = []
+_STARTED: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Process:
         except (FileNotFoundError, ValueError):
             return None
         pid = int(record["pid"])
-        return pid if start_time(pid) == record["started"] else None
+        if start_time(pid) == record["started"]:
+            return pid
+        _reap(pid)
+        return None
 
     def start(
         self,
@@ -43,12 +46,16 @@ class Process:
         log: Path,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        outlives: bool = True,
     ) -> None:
         """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
 
-        What it writes goes to `log`; `env` is added to this command's own variables. Raises
+        What it writes goes to `log`; `env` is added to this command's own variables. Without
+        `outlives` it stays in this session, and is killed when the calling thread ends. Raises
         UserError where the command is not installed.
         """
+        if not outlives:
+            argv = ["setpriv", "--pdeathsig", "KILL", *argv]
         with log.open("ab") as stream:
             try:
                 process = subprocess.Popen(
@@ -58,7 +65,7 @@ class Process:
                     stderr=stream,
                     cwd=cwd,
                     env={**os.environ, **(env or {})},
-                    start_new_session=True,
+                    start_new_session=outlives,
                 )
             except FileNotFoundError:
                 package = PACKAGE_OF.get(argv[0], argv[0])
@@ -66,7 +73,7 @@ class Process:
                     f"the command {argv[0]!r} is not installed",
                     f"On Debian: apt-get install {package}",
                 ) from None
-        _STARTED.append(process)
+        _STARTED[process.pid] = process
         record = {"pid": process.pid, "started": start_time(process.pid)}
         self.record.write_text(json.dumps(record))
 
@@ -85,12 +92,17 @@ def ended(pid: int, timeout: float) -> bool:
     """Wait for a process to end; False if it is still there after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while start_time(pid) is not None:
-        with suppress(ChildProcessError):  # another command started it
-            os.waitpid(pid, os.WNOHANG)
+        _reap(pid)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
+
+
+def _reap(pid: int) -> None:
+    """Let a process go that this command started and that ended; another command's is init's."""
+    if pid in _STARTED and _STARTED[pid].poll() is not None:
+        del _STARTED[pid]
 
 
 def kill(pids: Iterable[int]) -> None:

@@ -6,132 +6,103 @@ they know, they got over the network.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import paths
 from orchestrator.errors import UserError
-from orchestrator.machines import netns, qmp
-from orchestrator.machines.accel import QEMU, Accelerator, accelerator
-from orchestrator.machines.firmware import Firmware, firmware
+from orchestrator.image import store
+from orchestrator.machines import accel, health, trial
+from orchestrator.machines.accel import AUTO, KVM, TCG, WAYS, Decision
+from orchestrator.machines.emulator import Emulator, Hardware, NotStarted
+from orchestrator.machines.firmware import firmware
 from orchestrator.machines.layers import Layers
 from orchestrator.machines.nspawn import Container
-from orchestrator.machines.processes import Process, ended, kill
-from orchestrator.machines.simulator import Machine
+from orchestrator.machines.simulator import Machine, Simulator, home
 from orchestrator.machines.switch import Switch
+from orchestrator.netboot import images
 from orchestrator.run import run
 
 if TYPE_CHECKING:
     from orchestrator.identity import BootFile
-    from orchestrator.profile import Node
+    from orchestrator.profile import Node, Profile
 
-NIC = "virtio-net-pci"
-#: Files of a machine: the firmware's variables, what it writes to its serial port, QEMU's socket.
-VARIABLES = "variables.fd"
-CONSOLE = "console.log"
-CONTROL = "qmp"
-#: Seconds for QEMU to be there once it is started.
-START_TIMEOUT = 20.0
 #: A file system with this label is where the initrd keeps layers for the next boot.
 CACHE_LABEL = "orchestrate-cache"
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What a machine is made of. `nics`: tap -> hardware address, the one that boots first."""
+class Chosen:
+    """What a person chose, and where; AUTO where nobody did."""
 
-    name: str
-    firmware: Firmware
-    memory: int
-    cpus: int
-    nics: Mapping[str, str]
-    disk: Path | None = None
-    #: Further words for QEMU.
-    extra: Sequence[str] = ()
-
-
-def argv(hardware: Hardware, way: Accelerator) -> list[str]:
-    """QEMU's command line. Its own files are in its working directory."""
-    words = [QEMU, "-name", hardware.name, "-nodefaults", "-no-user-config", "-display", "none"]
-    words += [*way.argv, *hardware.firmware.words(VARIABLES)]
-    words += ["-m", f"{hardware.memory >> 20}M", "-smp", str(hardware.cpus)]
-    words += ["-device", "virtio-rng-pci"]
-    words += ["-chardev", f"file,id=console,path={CONSOLE}", "-serial", "chardev:console"]
-    words += ["-qmp", f"unix:{CONTROL},server=on,wait=off"]
-    rom = "" if hardware.firmware.nic_rom else ",romfile="
-    for number, (tap, mac) in enumerate(hardware.nics.items()):
-        words += ["-netdev", f"tap,id=net{number},ifname={tap},script=no,downscript=no"]
-        device = f"{NIC},id=nic{number},netdev=net{number},mac={mac}"
-        words += ["-device", f"{device},bootindex={number + 1}{rom}"]
-    if hardware.disk:
-        words += ["-drive", f"if=none,id=disk,format=raw,discard=unmap,file={hardware.disk}"]
-        words += ["-device", "virtio-blk-pci,drive=disk"]
-    return [*words, *hardware.extra]
+    name: str = AUTO
+    where: str = ""
 
 
 @dataclass(frozen=True)
-class Guest:
-    """One QEMU process, in the network namespace `space`. All that it makes lies under `home`."""
+class Guest(Emulator):
+    """A machine in QEMU, under KVM or translation.
 
-    home: Path
-    space: str
+    `chosen` decides which, or a try of KVM does, with the kernel of `image`.
+    """
+
+    chosen: Chosen = Chosen()
+    image: Path | None = None
 
     @property
-    def console(self) -> Path:
-        return self.home / CONSOLE
+    def record(self) -> Path:
+        return self.home / "accel.json"
 
     @property
-    def process(self) -> Process:
-        return Process(self.home / "process.json")
+    def started_with(self) -> Decision | None:
+        """How it was started last; None where it never was."""
+        return accel.read(self.record)
 
     def start(self, hardware: Hardware) -> None:
-        """Power on. What QEMU itself says goes to qemu.log; the console is kept apart.
+        """Power on. Raises UserError where QEMU or the firmware is missing, or does not start."""
+        decision = self.decide(hardware)
+        decision.write(self.record)
+        try:
+            self.launch(hardware, decision.way)
+        except NotStarted as error:
+            raise NotStarted(error.message, f"{advice(decision)}\n  {error.hint}") from None
 
-        Raises UserError where QEMU or the firmware is missing, or QEMU does not start.
+    def decide(self, hardware: Hardware) -> Decision:
+        """As it was chosen by hand; else as a try found, now or before."""
+        if self.chosen.name != AUTO:
+            return Decision(WAYS[self.chosen.name], by=self.chosen.where)
+        return accel.decide(
+            lambda: accel.facts(hardware.firmware, self.image and self.image / "kernel"),
+            lambda: trial.why_not(hardware, self.image),
+        )
+
+    def trouble(self, name: str) -> UserError | None:
+        """What keeps the machine `name` from coming up, and what to do; None where nothing does.
+
+        Where KVM passed its try and cannot run the guest after all, that is noted.
         """
-        self.home.mkdir(parents=True, exist_ok=True)
-        hardware.firmware.prepare(self.home / VARIABLES)
-        log = self.home / "qemu.log"
-        log.unlink(missing_ok=True)
-        self.console.write_bytes(b"")  # there for who waits for a line of it
-        words = argv(hardware, accelerator())
-        with netns.entered(self.space):
-            self.process.start(words, log=log, cwd=self.home)
-        self._wait_for_control(hardware.name, log)
+        decision = self.started_with or Decision(TCG)
+        ailment = self.ailment(decision.way.silence)
+        if ailment is None:
+            return None
+        lines = [f"{name} does not run: {ailment.text}"]
+        lines += [f"  QEMU: {line}" for line in health.log_end(self.log)]
+        if last := health.last_line(self.console):
+            lines.append(f"  last on its console: {last}")
+        todo = advice(decision)
+        if ailment.faulty and decision.tried:
+            accel.remember(decision.facts, f"it passed the try; then {ailment.text}")
+            todo = "Noted: 'orchestrate up' starts it anew with translation (TCG), which is slower."
+        return UserError("\n".join(lines), f"{todo}\n  Its console: {self.console}")
 
-    def _wait_for_control(self, name: str, log: Path) -> None:
-        """Return when QEMU has made its socket. Raises UserError with its words where it ended."""
-        deadline = time.monotonic() + START_TIMEOUT
-        while not (self.home / CONTROL).exists():
-            if self.process.pid() is None or time.monotonic() > deadline:
-                self.stop(0)
-                said = log.read_text(errors="replace").strip() or "it said nothing"
-                raise UserError(f"{name}: QEMU did not start: {said}", f"Its log: {log}")
-            time.sleep(0.02)
 
-    def qmp(self, command: str, **arguments: object) -> object:
-        """A command to QEMU; raises OSError or RuntimeError as `qmp.execute` does."""
-        return qmp.execute(self.home / CONTROL, command, **arguments)
-
-    def stop(self, timeout: float) -> None:
-        """The power button; after `timeout` seconds, or at once with 0, the plug."""
-        pid = self.process.pid()
-        if pid is not None:
-            if timeout > 0:
-                # Before its socket is there, or after it ended: the plug is left.
-                with suppress(OSError, RuntimeError):
-                    self.qmp("system_powerdown")
-            if not ended(pid, timeout):
-                kill([pid])
-        self.clear()
-
-    def clear(self) -> None:
-        for name in ("process.json", CONTROL):
-            (self.home / name).unlink(missing_ok=True)
+def advice(decision: Decision) -> str:
+    """What to do with a machine that stopped."""
+    if decision.way.name != KVM.name:
+        return "'orchestrate up' starts it anew."
+    by = f" KVM was chosen by {decision.by}." if decision.by else ""
+    return f"With translation (TCG): orchestrate up --accel tcg.{by}"
 
 
 @dataclass(frozen=True)
@@ -146,11 +117,14 @@ class QemuMachine:
 
     @property
     def guest(self) -> Guest:
-        return Guest(self.home, self.switch.space)
+        profile = self.switch.profile
+        return Guest(self.home, self.switch.space, chosen(profile), booted_image(profile))
 
     @property
     def boot_timeout(self) -> float:
-        return accelerator().boot_timeout
+        """The longer one until it is started."""
+        decision = self.guest.started_with
+        return (decision.way if decision else TCG).boot_timeout
 
     @property
     def console(self) -> Path:
@@ -171,6 +145,9 @@ class QemuMachine:
     def power_on(self, files: dict[str, BootFile]) -> None:
         self.guest.clear()
         self.guest.start(self.hardware())
+
+    def trouble(self) -> UserError | None:
+        return self.guest.trouble(self.node.name)
 
     def power_off(self, timeout: float) -> None:
         self.guest.stop(timeout)
@@ -222,3 +199,37 @@ def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
     if switch.profile.is_control(node):
         return Container(node, home, switch, layers)
     return QemuMachine(node, home, switch)
+
+
+class QemuCluster(Simulator):
+    """The driver `qemu`. `accel` takes the place of the profile's `simulation.accel`."""
+
+    def __init__(self, profile: Profile, accel: str | None = None) -> None:
+        super().__init__("qemu", profile, machine)
+        self.accel = accel
+
+    def prepare(self, image: Path) -> None:
+        super().prepare(image)
+        if self.accel:
+            accel_record(self.profile).write_text(self.accel)
+
+
+def accel_record(profile: Profile) -> Path:
+    """Holds what `--accel` said, until the cluster is down."""
+    return home(profile) / "accel"
+
+
+def chosen(profile: Profile) -> Chosen:
+    """KVM or translation, by hand: what `--accel` said, else the profile."""
+    record = accel_record(profile)
+    name = record.read_text() if record.exists() else ""
+    if name in accel.CHOICES:
+        return Chosen(name, f"--accel {name}")
+    return Chosen(profile.simulation.accel, profile.where("simulation", "accel"))
+
+
+def booted_image(profile: Profile) -> Path | None:
+    """The files of the image that machines are given; None where they are not there."""
+    current = images.read(profile.name).current
+    image = images.directory(profile.name, current.id) if current else store.built(profile.image)
+    return image if image and (image / "kernel").exists() else None

@@ -124,6 +124,9 @@ class RealMachine:
         except (OSError, UserError):
             return False
 
+    def trouble(self) -> None:
+        """Nothing can be known from here."""
+
     def leader(self) -> int:
         raise UserError(
             f"{self.node.name} is a machine of its own: its processes are not this machine's",

@@ -234,6 +234,12 @@ class Simulation(Section):
     firmware: Literal["bios", "uefi"] = Field(default="uefi", description="What they start with.")
     memory: Size = Field(default=4 << 30, description="Memory of each machine.")
     cpus: int = Field(default=2, ge=1, le=256, description="Processors of each machine.")
+    accel: Literal["auto", "kvm", "tcg"] = Field(
+        default="auto",
+        description="What runs their instructions: KVM, or QEMU's translation (TCG), several "
+        "times slower. `auto`: KVM where it runs the machines' firmware and kernel. "
+        "`orchestrate up --accel` takes its place.",
+    )
     cache_disk: Size | None = Field(
         default=None,
         description="Size of a disk where each machine keeps layers for its next boot; without "

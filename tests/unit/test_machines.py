@@ -16,9 +16,10 @@ from orchestrator import bring_up
 from orchestrator.cli.cluster import STEPS
 from orchestrator.errors import BadInput, UserError
 from orchestrator.machines import accel, driver, qmp, simulator
+from orchestrator.machines.emulator import Hardware, argv
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, firmware
 from orchestrator.machines.processes import Process, kill, start_time
-from orchestrator.machines.qemu import Hardware, QemuMachine, argv
+from orchestrator.machines.qemu import QemuMachine
 from orchestrator.machines.switch import Switch
 from orchestrator.profile import Profile, load
 
@@ -60,11 +61,6 @@ def test_missing_firmware_names_its_package(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.fd") as told:
         wrong.prepare(tmp_path / "variables")
     assert "ovmf" in told.value.hint
-
-
-def test_a_boot_sector_is_one() -> None:
-    assert len(accel.BOOT_SECTOR) == 512
-    assert accel.BOOT_SECTOR.endswith(b"\x55\xaa")
 
 
 def test_a_link_without_a_mac_gets_one_of_its_own(profile: Profile) -> None:
