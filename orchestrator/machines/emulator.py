@@ -123,14 +123,24 @@ class Emulator:
         return handle
 
     def _wait_for_control(self, name: str) -> None:
-        """Return when QEMU has made its socket. Raises NotStarted with its words where it ended."""
+        """Return when QEMU takes commands, or its guest has ended already.
+
+        Raises NotStarted with QEMU's words where it ended before it had a guest.
+        """
         deadline = time.monotonic() + START_TIMEOUT
-        while not (self.home / CONTROL).exists():
-            if self.process.pid() is None or time.monotonic() > deadline:
+        while not qmp.listens(self.home / CONTROL):
+            gone = self.process.pid() is None
+            if gone and any(health.told(self.events, "SHUTDOWN")):
+                return
+            if gone or time.monotonic() > deadline:
                 self.stop(0)
-                said = "\n".join(health.log_end(self.log)) or "it said nothing"
-                raise NotStarted(f"{name}: QEMU did not start: {said}", f"Its log: {self.log}")
+                lines = [f"{name}: QEMU did not start", *self.said()]
+                raise NotStarted("\n".join(lines), f"Its log: {self.log}")
             time.sleep(0.02)
+
+    def said(self) -> list[str]:
+        """The end of QEMU's log, as lines of an error."""
+        return [f"  QEMU: {line}" for line in health.log_end(self.log)]
 
     def qmp(self, command: str, **arguments: object) -> object:
         """A command to QEMU; raises OSError or RuntimeError as `qmp.execute` does."""

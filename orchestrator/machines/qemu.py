@@ -86,8 +86,7 @@ class Guest(Emulator):
         ailment = self.ailment(decision.way.silence)
         if ailment is None:
             return None
-        lines = [f"{name} does not run: {ailment.text}"]
-        lines += [f"  QEMU: {line}" for line in health.log_end(self.log)]
+        lines = [f"{name} does not run: {ailment.text}", *self.said()]
         if last := health.last_line(self.console):
             lines.append(f"  last on its console: {last}")
         todo = advice(decision)

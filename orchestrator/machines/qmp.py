@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,34 @@ def execute(path: Path, command: str, **arguments: Any) -> Any:
     Raises OSError where nothing listens at `path` or it does not answer, RuntimeError with QEMU's
     own words where it refuses the command.
     """
+    with connected(path) as client, client.makefile("rw", encoding="utf-8") as stream:
+        stream.readline()  # the greeting
+        for name, values in (("qmp_capabilities", {}), (command, arguments)):
+            stream.write(json.dumps({"execute": name, "arguments": values}) + "\n")
+            stream.flush()
+            said = answer(stream)
+        return said
+
+
+def listens(path: Path) -> bool:
+    """Whether QEMU takes commands: its socket is there a moment before."""
+    try:
+        with connected(path):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[socket.socket]:
+    """A connection to a socket. Raises OSError where nothing listens there."""
     # By its directory's handle: a socket's address has room for 107 bytes only.
     directory = os.open(path.parent, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(TIMEOUT)
             client.connect(f"/proc/self/fd/{directory}/{path.name}")
-            with client.makefile("rw", encoding="utf-8") as stream:
-                stream.readline()  # the greeting
-                for name, values in (("qmp_capabilities", {}), (command, arguments)):
-                    stream.write(json.dumps({"execute": name, "arguments": values}) + "\n")
-                    stream.flush()
-                    said = answer(stream)
-                return said
+            yield client
     finally:
         os.close(directory)
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 #: Stands in for QEMU where `-accel kvm` is asked for, and is the real one elsewhere.
 PLAYER = """#!{python} -I
-import json, os, pathlib, resource, socket, sys, time
+import contextlib, json, os, pathlib, resource, socket, sys, time
 
 here, words = pathlib.Path(__file__).parent, sys.argv[1:]
 with (here / "calls").open("a") as calls:
@@ -47,7 +47,8 @@ status = "running" if mode == "silent" else mode
 answers = {{"query-status": {{"status": status, "running": status == "running"}}}}
 while True:
     client, _ = control.accept()
-    with client, client.makefile("rw") as stream:
+    # Who connects may go away at once.
+    with contextlib.suppress(OSError), client, client.makefile("rw") as stream:
         print(json.dumps({{"QMP": {{}}}}), file=stream, flush=True)
         for line in stream:
             answer = answers.get(json.loads(line)["execute"], {{}})
