@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from qemu_case import (
+from support.qemu import (
     RESET,
     SHUT_DOWN,
     Player,

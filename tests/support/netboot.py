@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,28 +20,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import yaml
-from image_files import PROJECT, build, copies, register, turn_bit
 
 from orchestrator import paths
 from orchestrator.cluster import Cluster, open_cluster
 from orchestrator.image import store
 from orchestrator.machines import netns
-from orchestrator.machines.firmware import Firmware
+from orchestrator.machines.firmware import BIOS, Firmware
 from orchestrator.machines.processes import start_time
 from orchestrator.machines.qemu import Hardware, QemuMachine
 from orchestrator.machines.simulator import Simulator
 from orchestrator.machines.switch import Switch
+from orchestrator.netboot import wire
 from orchestrator.netboot.state import ACCESS_LOG, EVENTS
 from orchestrator.profile import Node, load
 from orchestrator.remote import Remote
+from support.images import PROJECT, build, copies, register, turn_bit
 
 SHIPPED = PROJECT / "profiles/sim.yml"
-NAME = "netboot"
+#: A cluster for each of pytest's workers, so that machines boot side by side.
+NAME = f"netboot{os.environ.get('PYTEST_XDIST_WORKER', '')}"
 #: The image that machines boot: without Python's layer, which only the control node needs here.
 MINIMAL = "minimal"
 #: A network that the control node is on and does not serve.
 OUTSIDE = {"subnet": "10.78.0.0/24", "control": "10.78.0.1", "stranger": "10.78.0.9"}
+STRANGE_MAC = "02:00:0a:4d:00:99"
+#: Long enough for a machine that would go on, to have done so.
+STAYS = 20.0
 #: Seconds for a verb, and between two looks at what is waited for.
 TIMEOUT = 900
 POLL = 0.2
@@ -87,14 +94,26 @@ class Booting:
 
         return until(f"console: {pattern}", seconds or self.limit, look, self.tail)
 
-    def reports(self, step: str, status: str, seconds: float | None = None) -> dict[str, Any]:
-        """Wait for the node's report of a step; returns it."""
+    def events(self) -> list[dict[str, Any]]:
+        """What the boot service has seen since this boot began."""
+        return self.net.events()[self.mark :]
+
+    def reports(self, step: str, status: str, *, text: str = "") -> dict[str, Any]:
+        """Wait for the node's report of a step that says `text`; returns it."""
 
         def look() -> dict[str, Any] | None:
-            events = self.net.events()[self.mark :]
-            return next((e for e in events if tells(e, self.mac, step, status)), None)
+            told = (event for event in self.events() if tells(event, self.mac, step, status))
+            return next((event for event in told if text in event["text"]), None)
 
-        return until(f"report: {step} {status}", seconds or self.limit, look, self.tail)
+        return until(f"report: {step} {status} {text}", self.limit, look, self.tail)
+
+    def sees_event(self, kind: str) -> dict[str, Any]:
+        """Wait for the boot service to see this of the machine; returns it."""
+
+        def look() -> dict[str, Any] | None:
+            return next((event for event in self.events() if tells(event, self.mac, kind)), None)
+
+        return until(f"event: {kind}", self.limit, look, self.tail)
 
     def reaches_ssh(self, name: str = "compute0") -> Remote:
         """Wait for SSH with a host certificate of the cluster's authority, and the right image."""
@@ -108,17 +127,28 @@ class Booting:
         assert self.net.on(name, "cat", "/run/orchestrate/image-id") == self.net.image_id
         return remote
 
-    def power_off(self) -> None:
-        """Pull the plug."""
+    def shell(self, script: str, stdin: str = "") -> str:
+        """What a script prints on the node. Raises UserError where it fails."""
+        with self.net.driver.network():
+            remote = self.net.remote(self.machine.node.name)
+            return remote.run(["sh", "-c", script], stdin=stdin, timeout=120).out
+
+    def stays_without_kernel(self) -> None:
+        """For a while, no kernel starts. A wait by time: nothing tells of what is not."""
+        with pytest.raises(AssertionError, match="Linux version"):
+            self.sees("Linux version", STAYS)
+
+    def power_off(self, timeout: float = 0) -> None:
+        """Pull the plug; with a timeout, in order."""
         self.net.remote(self.machine.node.name).close()
-        self.machine.power_off(0)
+        self.machine.power_off(timeout)
 
     @property
     def limit(self) -> float:
         return self.machine.boot_timeout
 
     def tail(self) -> str:
-        told = "\n".join(json.dumps(e) for e in self.net.events()[self.mark :][-15:])
+        told = "\n".join(json.dumps(event) for event in self.events()[-15:])
         return f"console:\n{self.console[-3000:]}\nevents:\n{told}"
 
 
@@ -134,6 +164,8 @@ class Net:
     root: Path
     base: dict[str, Any]
     profile: Path = field(init=False)
+    #: The machine of tests that only look at one, while it is on.
+    shared: Booting | None = None
 
     def __post_init__(self) -> None:
         self.profile = self.root / f"{NAME}.yml"
@@ -289,6 +321,33 @@ class Net:
         booting = Booting(self, machine, next(iter(hardware.nics.values())), len(self.events()))
         machine.guest.start(hardware)
         return booting
+
+    def start_kernel(
+        self, name: str = "compute0", *, disk: Path | None = None, extra: Sequence[str] = ()
+    ) -> Booting:
+        """Give a machine power and the kernel at once, as a loader without HTTP leaves it.
+
+        For tests of what comes after: firmware and loader take a quarter of a boot's time.
+        """
+        image = self.served / "images" / self.image_id
+        node = self.node(name)
+        words = ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]
+        words += ["-append", wire.command_line(self.cluster.profile, node, self.image_id)]
+
+        def direct(hardware: Hardware) -> Hardware:
+            nowhere = dataclasses.replace(BIOS, nic_rom=False)
+            return dataclasses.replace(
+                hardware, firmware=nowhere, disk=disk, extra=[*words, *extra]
+            )
+
+        return self.boot(name, change=direct)
+
+    def booted(self) -> Booting:
+        """A machine that booted from its firmware to SSH; the same one as long as it is on."""
+        if self.shared is None or not self.shared.machine.running():
+            self.shared = self.boot()
+            self.shared.reaches_ssh()
+        return self.shared
 
     def all_off(self) -> None:
         for node in self.cluster.profile.compute_nodes:

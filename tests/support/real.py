@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from image_files import PROJECT, build, register
 
 from orchestrator.machines import netns
 from orchestrator.machines.firmware import UEFI
 from orchestrator.machines.qemu import Guest, Hardware
+from support.images import PROJECT, build, register
 
 NAME = "metal"
 HOST, WIRE, LAN = (f"orchestrate-{NAME}-{name}" for name in ("host", "wire", "lan"))

@@ -1,0 +1,104 @@
+"""Who else is on the wire: machines of no profile, askers for others' identities, other networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+import pytest
+from support.netboot import OUTSIDE, STRANGE_MAC, Booting, Net, tells
+
+from orchestrator.machines import netns
+from orchestrator.machines.qemu import Hardware
+
+pytestmark = pytest.mark.netboot
+
+
+def test_an_unknown_machine_gets_nothing(net: Net) -> None:
+    def other_mac(hardware: Hardware) -> Hardware:
+        return dataclasses.replace(hardware, nics=dict.fromkeys(hardware.nics, STRANGE_MAC))
+
+    booting = net.boot(change=other_mac)
+    booting.sees("Start PXE over IPv4")
+    net.status_says(rf"mac: \\?\"{STRANGE_MAC}")
+    booting.stays_without_kernel()
+    assert not any(tells(event, STRANGE_MAC, "identity") for event in net.events())
+
+
+@pytest.mark.xdist_group("booted")
+def test_identity_is_given_once_and_to_its_owner(net: Net, booted: Booting) -> None:
+    nonce = re.search(r"orchestrate\.boot=(\S+)", net.on("compute0", "cat", "/proc/cmdline"))
+    assert nonce is not None
+    url = f"{net.server}/boot/identity?mac={booted.mac}&boot={nonce[1]}"
+    link = net.node("compute0").links["cluster"]
+
+    other = url.replace(booted.mac, STRANGE_MAC)
+    with net.stranger("cluster", "10.77.0.99/24") as space:
+        assert ask(space, url) == 403  # the address is not the node's
+        assert ask(space, other) in (403, 404)  # nor is it one of the profile
+    with net.stranger("cluster", "10.77.0.99/24", STRANGE_MAC) as space:
+        assert ask(space, other) == 404
+    booted.power_off()
+    # Even who takes over address and hardware address gets no second one.
+    with net.stranger("cluster", f"{link.address}/24", link.mac) as space:
+        assert ask(space, url) == 409
+        assert ask(space, url.replace(nonce[1], "0" * len(nonce[1]))) == 410
+    net.status_says("handed out already")
+
+
+def ask(space: str, url: str) -> int:
+    """The status of an answer to a key of one's own."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43 + " stranger\n"
+    request = urllib.request.Request(url, data=key.encode(), method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with netns.entered(space):
+        try:
+            with opener.open(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+def test_nothing_answers_on_another_network(net: Net) -> None:
+    """The same questions are answered on the boot network, so that silence means something."""
+    address = str(net.cluster.profile.control.links["cluster"].address)
+    port = int(net.server.rpartition(":")[2])
+    with net.stranger("cluster", "10.77.0.99/24") as space:
+        assert answers(space, address, port) == {"dhcp", "tftp", "http"}
+    with net.stranger("outside", f"{OUTSIDE['stranger']}/24") as space:
+        assert answers(space, OUTSIDE["control"], port) == set()
+
+
+def answers(space: str, address: str, port: int) -> set[str]:
+    """Which of DHCP, TFTP and HTTP say something to a stranger."""
+    found = set()
+    with netns.entered(space):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+            client.bind(("", 68))
+            client.settimeout(5)
+            client.sendto(discover("02:00:0a:4d:00:10"), ("255.255.255.255", 67))
+            with suppress(TimeoutError):
+                client.recv(2048)
+                found.add("dhcp")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(3)
+            client.sendto(b"\0\1nothing\0octet\0", (address, 69))  # an error is an answer
+            with suppress(TimeoutError, ConnectionRefusedError):
+                client.recv(2048)
+                found.add("tftp")
+        with suppress(OSError), socket.create_connection((address, port), timeout=3):
+            found.add("http")
+    return found
+
+
+def discover(mac: str) -> bytes:
+    """A DHCPDISCOVER that asks for a broadcast answer (RFC 2131)."""
+    hardware = bytes.fromhex(mac.replace(":", ""))
+    head = bytes([1, 1, 6, 0]) + b"ABCD" + b"\0\0" + b"\x80\0" + b"\0" * 16
+    return head + hardware.ljust(16, b"\0") + b"\0" * 192 + b"\x63\x82\x53\x63" + b"\x35\1\1\xff"
