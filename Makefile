@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PROFILE ?= sim
 PYTEST := .venv/bin/pytest
+LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
 export PATH := $(PATH):/usr/sbin:/sbin:/nix/var/nix/profiles/default/bin
@@ -19,7 +20,7 @@ $(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-g
 endef
 export NIX_CONFIG
 
-.PHONY: help setup demo test lint unit image e2e down clean
+.PHONY: help setup demo check test lint unit image e2e down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
@@ -31,13 +32,16 @@ demo: ## from nothing to a simulated cluster that answers a question (as root)
 	@tools/setup.sh
 	@tools/demo.sh $(PROFILE)
 
+check: setup ## lint, types and unit tests, for daily use (needs no root)
+	@tools/step "lint, types and unit tests" $(PYTEST) -n auto --dist worksteal $(LINT) tests/unit
+
 test: setup lint unit image e2e ## all tests: what .ci/run runs (as root)
 
 lint: setup ## linters, type checks, documentation against the code
-	@tools/step "lint" $(PYTEST) tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
+	@tools/step "lint" $(PYTEST) $(LINT)
 
-unit: setup ## logic alone, and against real apt, pip, ssh and Nix
-	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/image
+unit: setup ## logic alone, and against real apt, pip, ssh, Nix, dnsmasq and nginx (as root)
+	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/host tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event
 
 from orchestrator import certificates, configure
@@ -22,7 +23,7 @@ from orchestrator.state import ModelFile
 from orchestrator.take_down import end_children, undo
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
-from orchestrator.waits import must_have_power, wait_for_model, wait_for_ray
+from orchestrator.waits import must_have_power, wait_for_layers, wait_for_model, wait_for_ray
 from orchestrator.wanted import kept_off, want_on
 
 #: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
@@ -228,6 +229,7 @@ class Way:
             self.renew()
             self.apply(Step.BASE)
         if self.wanted(Step.RAY):
+            self.wait_for_layers()
             self.wait(self.control.has_ray)
             self.apply(Step.RAY)
         if self.wanted(Step.SERVING):
@@ -296,6 +298,16 @@ class Way:
         netboots = self.cluster.driver.netboots(self.node)
         limit = self.cluster.driver.boot_timeout
         self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
+
+    def wait_for_layers(self) -> None:
+        """What Ray needs may still be on its way to a node that booted over the network."""
+        if self.cluster.driver.netboots(self.node):
+            wait_for_layers(
+                self.cluster,
+                self.node,
+                self.result.board,
+                partial(self.course.watch.step, self.node.name),
+            )
 
     def renew(self) -> None:
         """Of a node that has run for long, the host's certificate before it ends."""

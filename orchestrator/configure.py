@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from orchestrator import agent
 from orchestrator.differences import Difference, found
 from orchestrator.errors import UserError
-from orchestrator.node_paths import VENV
+from orchestrator.node_paths import PYTHON
 from orchestrator.remote import Unreachable
 from orchestrator.resources import Step
 from orchestrator.run import Result
@@ -197,7 +197,7 @@ def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
         "state": target.state.document(),
     }
     # -I -S: nothing but the standard library, whatever the environment says.
-    argv = [f"{VENV}/bin/python", "-I", "-S", "-c", LOADER, str(len(source.encode()))]
+    argv = [PYTHON, "-I", "-S", "-c", LOADER, str(len(source.encode()))]
     result = target.runner.run(
         argv,
         what=f"the agent ({verb})",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from orchestrator.node_paths import VENV
+from orchestrator.node_paths import PYTHON
 
 if TYPE_CHECKING:
     from orchestrator.cluster import Cluster
@@ -29,7 +29,7 @@ def url(profile: Profile) -> str:
 
 def page(cluster: Cluster) -> str:
     """The page as it is now; to be called in the cluster's network. Raises UserError."""
-    argv = [f"{VENV}/bin/python", "-c", FETCH, url(cluster.profile)]
+    argv = [PYTHON, "-c", FETCH, url(cluster.profile)]
     remote = cluster.remote(cluster.profile.server)
     return remote.run(argv, what="vLLM's metrics", timeout=TIMEOUT).out
 

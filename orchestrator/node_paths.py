@@ -4,6 +4,9 @@ from __future__ import annotations
 
 #: The Python environment of every image.
 VENV = "/opt/venvs/orchestrate"
+#: The system's own Python, there from the first moment: VENV's layer may still be on its way. For
+#: programs of the standard library alone.
+PYTHON = "/usr/bin/python3"
 #: Runs what uses accelerators, in the environment that the image needs for them (images/config).
 WITH_ENVIRONMENT = "/usr/lib/orchestrate/with-environment"
 #: Where models lie on compute nodes.

@@ -154,13 +154,12 @@ def status(cluster: Cluster) -> Status:
             models, note = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(cluster.remote(profile.control))
-    booting = {
+    netbooted = {
         node.name
         for node in profile.nodes
-        if states[node.name] in (PowerState.ON, PowerState.WAKING)
-        and cluster.driver.netboots(node)
-        and (node.name not in seen or seen[node.name].system == UNKNOWN)
+        if states[node.name] in (PowerState.ON, PowerState.WAKING) and cluster.driver.netboots(node)
     }
+    answering = {name for name in netbooted & seen.keys() if seen[name].system != UNKNOWN}
     nodes = []
     for node in profile.nodes:
         address = profile.ray_address(node)
@@ -178,7 +177,7 @@ def status(cluster: Cluster) -> Status:
         note=note,
         nodes=nodes,
         choice=cluster.choice,
-        seen=look.seen(profile, cluster.diary, logs, booting),
+        seen=look.seen(profile, cluster.diary, logs, netbooted - answering, answering),
     )
 
 

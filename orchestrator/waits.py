@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
@@ -11,6 +12,7 @@ import httpx
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.machines import PowerState
+from orchestrator.netboot.state import LAYER_UNITS
 from orchestrator.profile import Node, Profile
 from orchestrator.progress import CLUSTER, Board
 from orchestrator.selection import Selection
@@ -26,6 +28,37 @@ POLL = 1.0
 HEALTH_TIMEOUT = 10.0
 #: A unit that ends so often while it is waited for will not come up by itself.
 ENDS = 3
+
+
+def wait_for_layers(cluster: Cluster, node: Node, board: Board, at: Callable[[], str]) -> None:
+    """Return when a node has all layers of its image; ``at`` tells what its boot is at.
+
+    Raises UserError that names the layer, with what its unit said last.
+    """
+    limit = cluster.driver.boot_timeout
+    deadline = time.monotonic() + limit
+    if not (unit := missing_layer(cluster, node)):
+        return
+    with board.step(node.name, "layers"):
+        while unit := missing_layer(cluster, node):
+            board.note(node.name, at() or unit)
+            must_have_power(cluster, node)
+            if time.monotonic() > deadline:
+                said = last_lines(cluster, node, unit, 1)
+                raise UserError(
+                    f"{node.name} does not have all layers of its image after {limit:g} s:"
+                    f" {unit}: {said}",
+                    f"orchestrate node ssh {node.name} -- journalctl -u {unit}",
+                )
+            time.sleep(POLL)
+
+
+def missing_layer(cluster: Cluster, node: Node) -> str:
+    """The unit of a layer that a node is still fetching; empty where it has all."""
+    argv = ["systemctl", "show", LAYER_UNITS, "--property=Id,ActiveState"]
+    said = cluster.remote(node).run(argv, what="looking for its layers").out
+    units = [dict(line.split("=", 1) for line in unit.split()) for unit in said.split("\n\n")]
+    return next((unit["Id"] for unit in units if unit and unit["ActiveState"] != "active"), "")
 
 
 def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:

@@ -13,7 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 TOOLS = Path(sys.executable).parent
 #: Written by programs, byte for byte what they wrote.
-GENERATED = "tests/golden/"
+GENERATED = "tests/data/golden/"
 LONGEST_FILE = 420
 #: Sent to nodes as one file.
 LONGER = {"orchestrator/agent.py": 680}

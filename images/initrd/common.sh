@@ -19,16 +19,15 @@ report() { # STEP STATUS TEXT
   read -r uptime _ </proc/uptime
   line="$1 $2 $uptime${3:+ $3}"
   say "$line"
-  if [ -p /run/pipe ]; then echo "$line" >&3; else echo "$line" >>/run/reports; fi
+  if [ -p "$scratch/pipe" ]; then echo "$line" >&3; else echo "$line" >>"$scratch/reports"; fi
 }
 
-begin_reports() {
-  who="mac=$mac&boot=$boot"
-  mkfifo /run/pipe
-  deliver </run/pipe &
+begin_reports() { # of who= the machine and its boot, in $scratch
+  mkfifo "$scratch/pipe"
+  deliver <"$scratch/pipe" &
   reporter=$!
-  exec 3>/run/pipe
-  cat /run/reports >&3
+  exec 3>"$scratch/pipe"
+  [ ! -e "$scratch/reports" ] || cat "$scratch/reports" >&3
 }
 
 deliver() {
@@ -41,6 +40,7 @@ deliver() {
 end_reports() { # when the last one is delivered
   exec 3>&-
   wait "$reporter"
+  rm "$scratch/pipe"
 }
 
 step() { # NAME COMMAND...: until it succeeds. It sets `cause` where it fails, `result` at will.

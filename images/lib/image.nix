@@ -24,30 +24,37 @@ let
     source = "${entry.source}";
   });
 
+  # What runs the image's python3.X.
+  interpreter =
+    let
+      names = [
+        "libc6"
+        "libexpat1"
+        "zlib1g"
+        "libpython${lock.python.version}-minimal"
+        "libpython${lock.python.version}-stdlib"
+        "python${lock.python.version}-minimal"
+      ];
+    in
+    builtins.filter (deb: builtins.elem deb.name names) (listed files.debs);
+
   # Debian packages, and by explicit steps what their maintainer scripts would do.
   base = tools.run {
     name = "${name}-base.squashfs";
     script = "base.py";
     modules = [
+      "bytecode.py"
+      "compiling.py"
       "deb.py"
       "system.py"
     ];
     spec = {
       inherit (lock) epoch system;
+      inherit interpreter;
       python = lock.python.version;
       debs = listed files.debs;
     };
   };
-
-  # What runs the image's python3.X.
-  interpreter = [
-    "libc6"
-    "libexpat1"
-    "zlib1g"
-    "libpython${lock.python.version}-minimal"
-    "libpython${lock.python.version}-stdlib"
-    "python${lock.python.version}-minimal"
-  ];
 
   # Wheels made from source distributions, by name.
   wheels = builtins.listToAttrs (
@@ -73,6 +80,7 @@ let
     script = "python.py";
     modules = [
       "bytecode.py"
+      "compiling.py"
       "deb.py"
       "wheel.py"
     ];
@@ -82,7 +90,7 @@ let
       owners = lock.system.owners or { };
       inherit wheels;
       # Only these of the base, so that a change there leaves this layer as it is.
-      interpreter = builtins.filter (deb: builtins.elem deb.name interpreter) (listed files.debs);
+      inherit interpreter;
     };
   };
 
@@ -148,7 +156,8 @@ let
     }
   ) stages;
 
-  # The layers, the first the lowest, with one or the other environment.
+  # The layers, the first the lowest, with one or the other environment. What lies all below one
+  # directory can be mounted there, after the others.
   layered = python: [
     {
       name = "base";
@@ -157,6 +166,7 @@ let
     {
       name = "python";
       stage = python;
+      mount = lock.system.environment;
     }
     {
       name = "config";
@@ -182,9 +192,13 @@ let
         inherit (lock) epoch;
         debs = lock.debs ++ loaders.debs;
         layers = map (
-          { name, stage }:
           {
-            inherit name;
+            name,
+            stage,
+            mount ? null,
+          }:
+          {
+            inherit name mount;
             path = "${stages.${stage}}";
             verity = "${verity.${stage}}";
           }

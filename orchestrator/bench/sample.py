@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator import metrics
 from orchestrator.bench.results import Series
 from orchestrator.cluster import Cluster
-from orchestrator.node_paths import VENV
+from orchestrator.node_paths import PYTHON
 from orchestrator.profile import Node
 from orchestrator.remote import Remote
 from orchestrator.run import streaming
@@ -50,7 +50,7 @@ def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     with ExitStack() as running:
         for node in nodes:
             url = metrics.url(profile) if node.name == profile.server.name else ""
-            argv = [f"{VENV}/bin/python", "-I", "-S", "-c", SAMPLER, url, WORKER_UNIT, SERVER_UNIT]
+            argv = [PYTHON, "-I", "-S", "-c", SAMPLER, url, WORKER_UNIT, SERVER_UNIT]
             running.enter_context(
                 streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.netboot.sources import DONE, FAILED
-from orchestrator.netboot.timeline import Boot, Netboot, Step
+from orchestrator.netboot.timeline import LATE, Boot, Netboot, Step, is_late
 
 #: Seconds without anything new after which a boot counts as stuck; firmware takes its time, and so
 #: does a kernel until the initrd has a network to report over.
@@ -47,13 +47,16 @@ class Sight:
 Rule = Callable[[Sight], Cause | None]
 
 
-def stuck(boot: Boot, netboot: Netboot, now: float) -> Cause | None:
+def stuck(boot: Boot, netboot: Netboot, now: float, *, answers: bool = False) -> Cause | None:
     """The likely cause where nothing was seen of a boot for a while, or a step failed last.
 
-    None for a boot that goes on, has ended well, or of which nothing is known.
+    None for a boot that goes on, has ended well, or of which nothing is known. Of a node that
+    ``answers`` over SSH only a late layer can fail.
     """
     at = boot.current
-    if at is None or boot.reached in BOOTED:
+    if at is None:
+        return None
+    if (answers or boot.reached in BOOTED) and not (is_late(at.step) and at.status == FAILED):
         return None
     patience = PATIENCE.get(boot.reached, PATIENCE_ELSE)
     if at.status != FAILED and now - boot.seen < patience:
@@ -132,7 +135,8 @@ def no_script(sight: Sight) -> Cause | None:
 
 def image_gone(sight: Sight) -> Cause | None:
     gone = r"HTTP 404|404 Not Found|no such file"
-    if not any(sight.failed(step, gone) for step in ("kernel", "initrd", "manifest", "layer")):
+    steps = ("kernel", "initrd", "manifest", "layer", LATE)
+    if not any(sight.failed(step, gone) for step in steps):
         return None
     return Cause(
         f"the image that it boots is not served (any more): {sight.at.text}",
@@ -175,7 +179,7 @@ def no_network(sight: Sight) -> Cause | None:
 
 
 def wrong_hash(sight: Sight) -> Cause | None:
-    steps = ("manifest", "layer")
+    steps = ("manifest", "layer", LATE)
     if not any(sight.failed(step, "not what the manifest says") for step in steps):
         return None
     what = sight.at.step.partition(":")[2] or sight.at.step

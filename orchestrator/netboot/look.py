@@ -16,7 +16,7 @@ from orchestrator.netboot import sources, state, timeline
 from orchestrator.netboot.causes import Cause, stuck
 from orchestrator.netboot.sources import FAILED, Event
 from orchestrator.netboot.timeline import Boot, Netboot, Place
-from orchestrator.node_paths import LASTING, VENV
+from orchestrator.node_paths import LASTING, PYTHON
 from orchestrator.remote import Remote
 from orchestrator.templating import render
 
@@ -81,16 +81,23 @@ def profile_lines(profile: Profile, mac: str) -> str:
 
 
 def seen(
-    profile: Profile, diary: Diary, logs: Mapping[str, Any] | None, booting: Container[str]
+    profile: Profile,
+    diary: Diary,
+    logs: Mapping[str, Any] | None,
+    booting: Container[str],
+    answering: Container[str] = (),
 ) -> Seen:
     """The boots, from the diary and the control node's logs (None: it cannot be asked).
 
-    ``booting`` names the nodes that have power and no SSH yet: only those can be stuck.
+    ``booting`` names the nodes that have power and no SSH yet, ``answering`` those that have both:
+    only their late layers can be stuck.
     """
     now = time.time()
     netboot = timeline.assemble(_places(profile), _events(diary, logs or {}), now)
     causes = {
-        name: stuck(boot, netboot, now) for name, boot in netboot.boots.items() if name in booting
+        name: stuck(boot, netboot, now, answers=name in answering)
+        for name, boot in netboot.boots.items()
+        if name in booting or name in answering
     }
     return Seen(
         netboot,
@@ -151,7 +158,7 @@ def fetch(control: Remote) -> dict[str, Any]:
         "events": state.EVENTS,
     }
     source = Path(__file__).with_name("probe_boot.py").read_text()
-    argv = [f"{VENV}/bin/python", "-I", "-", json.dumps(want)]
+    argv = [PYTHON, "-I", "-", json.dumps(want)]
     said = control.run(argv, what="reading the boot logs", stdin=source, timeout=TIMEOUT)
     logs: dict[str, Any] = json.loads(said.out)
     return logs

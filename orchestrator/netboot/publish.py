@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import paths
+from orchestrator.errors import UserError
+from orchestrator.machines.layers import layers_of
 from orchestrator.netboot import images
 from orchestrator.netboot.document import document, grub_cfg
-from orchestrator.netboot.images import Choice
+from orchestrator.netboot.images import Choice, Image
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -30,10 +32,12 @@ BOOT_FILES = ("kernel", "initrd")
 def publish(profile: Profile, choice: Choice, user_ca_public: str) -> bool:
     """Serve the chosen image to the profile's nodes; whether anything changed.
 
-    All is written beside, then a link is renamed: whoever asks gets the old or the new.
+    All is written beside, then a link is renamed: whoever asks gets the old or the new. Raises
+    UserError where the profile wants a late layer that the image does not have, or starts with.
     """
     assert choice.current is not None
     source = images.directory(profile.name, choice.current.id)
+    check_late_layers(profile, choice.current, source)
     texts = {DOCUMENT: _json(document(profile, choice, user_ca_public))}
     directory = f"images/{choice.current.id}"
     if profile.boot.secure:
@@ -60,6 +64,22 @@ def publish(profile: Profile, choice: Choice, user_ca_public: str) -> bool:
         if old != place:
             shutil.rmtree(old)
     return True
+
+
+def check_late_layers(profile: Profile, image: Image, source: Path) -> None:
+    """Raises UserError for a late layer that the image does not have, or starts with.
+
+    An image from before layers could be late starts with all of them, whatever the profile says.
+    """
+    layers = {str(layer["name"]): "mount" in layer for layer in layers_of(source)}
+    possible = [name for name, mounted in layers.items() if mounted]
+    for number, name in enumerate(profile.boot.late_layers):
+        if name not in layers or (possible and name not in possible):
+            raise UserError(
+                f"{profile.where('boot', 'late_layers', number)}: the image {image.name!r} has no"
+                f" layer {name!r} that can be late",
+                f"Layers that can: {', '.join(possible) or 'none'}",
+            )
 
 
 def _switch(link: Path, target: str) -> None:

@@ -31,6 +31,8 @@ HOST_CA = f"{ETC}/host_ca"
 ACCESS_LOG, EVENTS = "boot-access.jsonl", "events.jsonl"
 #: On a node that netbooted: the layers, as it fetched them.
 LAYERS = "/run/orchestrate/layers"
+#: There, the units that fetch late layers (images/initrd/late.sh writes them).
+LAYER_UNITS = "orchestrate-layer-*.service"
 
 
 def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:

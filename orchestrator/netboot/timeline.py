@@ -21,7 +21,8 @@ from orchestrator.netboot.sources import (
     Event,
 )
 
-#: The steps of a boot in order; `layer` stands for one of each layer (`layer:base`).
+#: The steps of a boot in order; `layer` stands for one of each layer (`layer:base`), `late` for one
+#: of each that the running system fetches, beside the steps before it.
 STEPS = (
     "power",
     "dhcp",
@@ -38,11 +39,13 @@ STEPS = (
     "switch",
     "sshd",
     "configured",
+    "late",
     "ray",
     "ready",
 )
 #: The step of kernel and initrd until the initrd has read its command line.
 INIT = "init"
+LATE = "late"
 #: How many of the last events are told of a boot that is stuck.
 LAST = 5
 
@@ -97,7 +100,9 @@ class Boot:
 
     @property
     def furthest(self) -> Step | None:
-        return max(self.steps, key=lambda step: order(step.step), default=None)
+        """Late layers apart: they come beside all else, and say nothing of it."""
+        steps = (step for step in self.steps if not is_late(step.step))
+        return max(steps, key=lambda step: order(step.step), default=None)
 
     @property
     def reached(self) -> str:
@@ -183,6 +188,11 @@ def order(step: str) -> int:
     return STEPS.index(name) if name in STEPS else -1
 
 
+def is_late(step: str) -> bool:
+    """Whether a step is the fetching of a late layer."""
+    return step.partition(":")[0] == LATE
+
+
 def _begins(event: Event, current: Sequence[Event]) -> bool:
     """Whether an event is of the next boot: power, or a sender of DHCP that is over by now.
 
@@ -218,7 +228,8 @@ def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
             status, end = DONE, max(end, after)
         elif status == STARTED:
             end = now
-        before = max(before, start if status == STARTED else end)
+        if not is_late(name):
+            before = max(before, start if status == STARTED else end)
         size = sum(event.bytes for event in seen)
         yield Step(name, status, start, round(max(end - start, 0.0), 3), size, final.text)
 

@@ -54,6 +54,8 @@ def command_line(profile: Profile, node: Node, image: str, boot: str = "") -> st
     words += [f"orchestrate.node={node.name}"]
     words += [f"orchestrate.boot={boot}"] if boot else []
     words += [f"orchestrate.peers={','.join(peers(profile, node))}"] if peers(profile, node) else []
+    late = profile.boot.late_layers
+    words += [f"orchestrate.late={','.join(late)}"] if late else []
     words += [f"BOOTIF=01-{profile.boot_link(node).mac.replace(':', '-')}"]
     words += [f"console={console}" for console in profile.boot.consoles]
     return " ".join([*words, *profile.boot.kernel_args])

@@ -119,6 +119,13 @@ class Boot(Section):
         default=False,
         description="Nodes that are up also give the image to those that boot.",
     )
+    late_layers: tuple[Name, ...] = Field(
+        default=("python",),
+        description="Layers of the image that a node fetches after its system has started, one "
+        "after the other: it answers over SSH before they are there, and what needs one waits for "
+        "it. Only a layer that lies below a directory of its own can be late. `[]`: the node "
+        "starts when all layers are there.",
+    )
 
 
 class Link(Section):

@@ -14,7 +14,7 @@ import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.errors import UserError
-from orchestrator.node_paths import RAY_ENV, VENV, WITH_ENVIRONMENT
+from orchestrator.node_paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
 from orchestrator.run import Result
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
@@ -64,7 +64,7 @@ def node(
         "accounts": [account.name for account in profile.users.accounts],
         "units": list(context.units.get(node.name, ())),
     }
-    argv = [f"{VENV}/bin/python", "-", json.dumps(want)]
+    argv = [PYTHON, "-", json.dumps(want)]
     before = clock()
     out = _output(context, node, argv, _source("probe_node"), NODE_TIMEOUT)
     after = clock()

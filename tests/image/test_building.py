@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Box
+from support.box import Box
 
 from orchestrator.image import spec
 from orchestrator.image.lockfile import Lock, text

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box
-from making import PREFIX, Making
+from support.box import Box
+from support.making import PREFIX, Making
 
 pytestmark = pytest.mark.nix
 

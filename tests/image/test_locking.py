@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Box, Site
-from suites import wheel
+from support.box import Box, Site
+from support.suites import wheel
 
 from orchestrator.image import spec
 

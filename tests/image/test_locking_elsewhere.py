@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box, Site
-from suites import Archive, wheel
+from support.box import Box, Site
+from support.suites import Archive, wheel
 
 from orchestrator.image import spec
 

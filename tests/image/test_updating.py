@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Box
-from suites import Archive, wheel
+from support.box import Box
+from support.suites import Archive, wheel
 
 pytestmark = pytest.mark.nix
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import generated
 import pytest
-from flake import Checkout, bring, built, nix
-from generated import File, as_locked
+from support import generated
+from support.flake import Checkout, bring, built, nix
+from support.generated import File, as_locked
 
 pytestmark = pytest.mark.nix
 

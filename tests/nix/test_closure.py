@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_image import IMAGES, PROJECT, built, tree
+from support.flake import IMAGES, PROJECT, built
 
 from orchestrator.image import libraries, loader, lockfile, spec, store
 from orchestrator.image.elf import Object
-
-__all__ = ["tree"]  # a fixture
 
 pytestmark = pytest.mark.nix
 

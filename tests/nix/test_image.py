@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from flake import PROJECT, Checkout, bring, built, evaluated, nix
+from support.flake import IMAGES, PROJECT, bring, built, evaluated, nix
 
 from orchestrator.image import lockfile
 
 pytestmark = pytest.mark.nix
 
-IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 LAYERS = ("base", "python", "config")
 PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")
 #: Of images that want files that no mirror has: without these, and with few of Python's packages,
@@ -80,12 +79,6 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture(scope="module")
 def image(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(f"{PROJECT}#{subject.attribute}", tmp_path_factory.mktemp("image") / "result")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of what the flake reads, to change."""
-    return Checkout.copy(tmp_path / "tree").root
 
 
 @pytest.fixture
@@ -277,13 +270,10 @@ def test_names_with_dots_are_nested_as_the_command_line_reads_them() -> None:
 
 
 def test_the_builder_knows_no_image_by_name() -> None:
-    for file in [
-        PROJECT / "flake.nix",
-        PROJECT / "images/default.nix",
-        *PROJECT.glob("images/lib/**/*"),
-    ]:
-        if file.is_file() and file.suffix in (".nix", ".py", ".sh"):
-            code = "\n".join(
-                x for x in file.read_text().splitlines() if not x.lstrip().startswith("#")
-            )
-            assert not any(f'"{image}"' in code for image in IMAGES), file
+    library = [file for file in PROJECT.glob("images/lib/**/*") if file.is_file()]
+    code = [file for file in library if file.suffix in (".nix", ".py", ".sh")]
+    assert code and IMAGES
+    for file in [PROJECT / "flake.nix", PROJECT / "images/default.nix", *code]:
+        lines = file.read_text().splitlines()
+        said = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+        assert not any(f'"{image}"' in said for image in IMAGES), file

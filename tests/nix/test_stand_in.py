@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import generated
 import pytest
-from flake import Checkout, bring, built
-from generated import File, as_locked
+from support import generated
+from support.flake import Checkout, bring, built
+from support.generated import File, as_locked
 
 from orchestrator.image import elf, libraries, spec
 

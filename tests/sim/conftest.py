@@ -1,16 +1,22 @@
 """One simulated cluster for all tests of this directory: real image, systemd, sshd, Ray and vLLM.
 
 It has a profile, a state directory and namespaces of its own: a demo that runs beside is not met.
+
+A test asks for the state of the cluster that it needs by a fixture, and leaves it in that state; so
+it runs alone as well as after others. Tests are sorted by that fixture, not by the names of files:
+then the cluster goes from one state to the next one, and few tests wait for the model to load.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from harness import NAME, SHIPPED, Sim
+from support.sim import ANYHOW, NAME, SHIPPED, Sim
 
 #: Loads that take seconds.
 LOADS = """
@@ -19,6 +25,47 @@ bench:
     brief: { prompt_tokens: 32, output_tokens: 8, requests: 4, concurrency: 2 }
     short: { prompt_tokens: 16, output_tokens: 48, requests: 4, concurrency: 2 }
 """
+#: Fixtures that say what state a test needs, in the order in which their tests run.
+ORDER = (
+    "pair",
+    "control",
+    "machines",
+    "base",
+    "ray",
+    "fresh",
+    "serving",
+    "spendable",
+    "running",
+    "without_compute1",
+    "down",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests of this directory by the state that they need; others stay where they are."""
+    here = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        asked = getattr(item, "fixturenames", ())
+        return max((ORDER.index(name) for name in ORDER if name in asked), default=-1)
+
+    places = [number for number, item in enumerate(items) if here in item.path.parents]
+    ranked = sorted((items[number] for number in places), key=rank)
+    for number, item in zip(places, ranked, strict=True):
+        items[number] = item
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Nobody knows how a failed test left the cluster: the next one begins from nothing."""
+    report = yield
+    sim = getattr(item, "funcargs", {}).get("sim")
+    if report.failed and isinstance(sim, Sim):
+        sim.end_started()
+        sim.spoiled = True
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -41,5 +88,89 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
         yield sim
     finally:
         sim.end_started()
-        sim.run("down", ok=None)
+        sim.run("down")
         assert sim.left() == []
+
+
+@pytest.fixture
+def down(sim: Sim) -> Sim:
+    """Nothing of the cluster runs, before the test and after it."""
+    sim.bring("down")
+    return sim
+
+
+@pytest.fixture
+def control(sim: Sim) -> Sim:
+    """The control node runs; whether others do is the test's own affair."""
+    sim.bring("control")
+    return sim
+
+
+@pytest.fixture
+def machines(sim: Sim) -> Sim:
+    """All machines run; what is on them is as they booted, or as tests of this state left it."""
+    sim.bring("machines")
+    return sim
+
+
+@pytest.fixture
+def base(sim: Sim) -> Sim:
+    """All machines are configured; no Ray, no model."""
+    sim.bring("base")
+    return sim
+
+
+@pytest.fixture
+def ray(sim: Sim) -> Sim:
+    """Ray runs on all machines; the model does not."""
+    sim.bring("ray")
+    return sim
+
+
+@pytest.fixture
+def fresh(sim: Sim) -> Iterator[Sim]:
+    """Nothing runs before the test; after it, the cluster serves."""
+    sim.bring("down")
+    yield sim
+    sim.state = "serving"
+
+
+@pytest.fixture
+def serving(sim: Sim) -> Sim:
+    """The cluster is up, verified, and answers."""
+    sim.bring("serving")
+    return sim
+
+
+@pytest.fixture
+def spendable(serving: Sim) -> Iterator[Sim]:
+    """The cluster serves; the test may leave it in any state."""
+    yield serving
+    serving.state = ANYHOW
+
+
+@pytest.fixture
+def running(sim: Sim) -> Iterator[Sim]:
+    """The cluster's machines run, whatever they do; the test may leave them in any state."""
+    if sim.state in ("down", "control"):
+        sim.bring("ray")
+    yield sim
+    sim.state = ANYHOW
+
+
+@pytest.fixture
+def without_compute1(sim: Sim) -> Iterator[Sim]:
+    """compute1 is off; the others are off too, or in any state. They may be so after the test."""
+    if sim.spoiled or not sim.runs("control"):
+        sim.bring("down")
+    else:
+        sim.run("node", "down", "compute1")
+    yield sim
+    sim.state = ANYHOW
+
+
+@pytest.fixture
+def probes(serving: Sim) -> Any:
+    """What a whole probe of the cluster finds; it is made once for all tests."""
+    serving.probed = serving.probed or serving.json("probe")
+    return serving.probed

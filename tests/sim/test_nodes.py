@@ -1,4 +1,4 @@
-"""`orchestrate node` on containers, in this order."""
+"""`orchestrate node` on containers: the control node runs, compute nodes come and go."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
-from harness import Sim
+from support.sim import Sim
 
 pytestmark = pytest.mark.sim
 
 
-@pytest.fixture(scope="module")
-def nodes(sim: Sim) -> Iterator[Sim]:
-    """Only the control node runs."""
-    sim.run("down")
-    refused = sim.run("node", "up", "0", ok=False)
+@pytest.fixture
+def nodes(control: Sim, request: pytest.FixtureRequest) -> Sim:
+    """These compute nodes run, beside the control node, and no others."""
+    for node in ("compute0", "compute1"):
+        if control.runs(node) and node not in request.param:
+            control.run("node", "down", node)
+        elif not control.runs(node) and node in request.param:
+            control.run("node", "up", node, "--wait")
+    return control
+
+
+def run(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("nodes", [names], indirect=True, ids=["-".join(names) or "none"])
+
+
+def test_no_node_goes_up_before_the_control_node(down: Sim) -> None:
+    refused = down.run("node", "up", "0", ok=False)
     assert "the control node (control) is off" in refused.stderr
-    sim.run("up", "--until", "control")
-    yield sim
-    sim.run("down")
 
 
+@run()
 def test_up_by_number_then_by_name(nodes: Sim) -> None:
     said = nodes.json("node", "up", "0", "--wait")
     assert [(one["node"], one["changed"], one["error"]) for one in said["nodes"]] == [
@@ -35,6 +44,7 @@ def test_up_by_number_then_by_name(nodes: Sim) -> None:
     assert nodes.run("node", "up", "compute0").stdout == "compute0: on already; nothing changed\n"
 
 
+@run("compute0")
 def test_status_changes_nothing(nodes: Sim) -> None:
     before = nodes.machine("compute0")
     rows = nodes.json("node", "status")["nodes"]
@@ -46,12 +56,14 @@ def test_status_changes_nothing(nodes: Sim) -> None:
     assert nodes.machine("compute0") == before
 
 
+@run("compute0")
 def test_ssh_passes_output_and_exit_code_on(nodes: Sim) -> None:
     argv = ["node", "ssh", "0", "--", "sh", "-c", "hostname; echo wrong >&2; exit 42"]
-    done = nodes.run(*argv, ok=None)
+    done = nodes.run(*argv, ok=False)
     assert (done.returncode, done.stdout, done.stderr) == (42, "compute0\n", "wrong\n")
 
 
+@run("compute0")
 def test_ssh_without_a_command_is_a_shell_on_a_terminal(nodes: Sim) -> None:
     ours, theirs = os.openpty()
     argv = nodes.argv("node", "ssh", "0")
@@ -67,6 +79,7 @@ def test_ssh_without_a_command_is_a_shell_on_a_terminal(nodes: Sim) -> None:
     assert b"root@compute0" in said
 
 
+@run("compute0")
 def test_a_node_that_does_not_come_is_told_in_time(nodes: Sim) -> None:
     begun = time.monotonic()
     failed = nodes.run("node", "wait", "--all", "--timeout", "2", ok=False)
@@ -75,6 +88,7 @@ def test_a_node_that_does_not_come_is_told_in_time(nodes: Sim) -> None:
     assert "compute1 (10.77.0.11): no SSH within 2 s" in failed.stderr
 
 
+@run("compute0")
 def test_restart_boots_anew(nodes: Sim) -> None:
     before = nodes.machine("compute0")
     said = nodes.run("node", "restart", "compute0", "1", "--wait").stdout
@@ -83,6 +97,7 @@ def test_restart_boots_anew(nodes: Sim) -> None:
     assert nodes.machine("compute0") != before
 
 
+@run("compute0", "compute1")
 def test_down_is_idempotent_and_says_so(nodes: Sim) -> None:
     assert nodes.run("node", "down", "--all").stdout == "compute0: off\ncompute1: off\n"
     again = nodes.run("node", "down", "1", "0").stdout

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_case import measured as made
-from report_case import story
+from support.report import measured as made
+from support.report import story
 
 from orchestrator import metrics
 from orchestrator.bench import history, load
@@ -47,6 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_loads_fit_into_the_profiles_limits(profile: Profile) -> None:
     found = scenarios(profile)
+    assert found
     for each in found:
         check(each, profile)
         assert each.prompt_tokens + each.output_tokens <= 256
@@ -296,9 +297,10 @@ def test_a_regression_is_named_with_what_came_with_it(run: Run) -> None:
 def test_two_repeats_show_nothing_and_small_changes_are_no_news(run: Run) -> None:
     few = [replace(slower(run, f), measured=(replace(run.measured[0], tpot_s=Spread(f, f, f, 2)),))
            for f in (1.0, 2.0)]  # fmt: skip
-    assert not any(each.significant for each in history.changes(*few))
-    near = history.changes(slower(run, 1.0), slower(run, 1.02))
-    assert not any(each.significant for each in near)
+    near = (slower(run, 1.0), slower(run, 1.02))
+    for two in (few, near):
+        compared = history.changes(*two)
+        assert compared and not any(each.significant for each in compared)
 
 
 def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from boot_service_case import (
+from support.boot_service import (
     ADDRESS,
     DOCUMENT,
     LIFETIME,

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from boot_service_case import (
-    ADDRESS,
+from support.boot_service import (
     DOCUMENT,
     MAC,
     OTHER_ADDRESS,
     OTHER_MAC,
-    STRANGE_MAC,
     Running,
     new_key,
 )
 
-from orchestrator.machines import netns
 from orchestrator.netboot import boot_service
-from orchestrator.run import run
-
-# Faults
 
 
 def test_it_goes_on_where_it_was_after_a_restart(service: Running, tmp_path: Path) -> None:
@@ -44,40 +34,6 @@ def test_boots_that_are_long_over_are_forgotten(service: Running) -> None:
         service.boot()
     boots = json.loads((service.state / "boots.json").read_text())
     assert len(boots[MAC]) == boot_service.REMEMBERED
-
-
-@contextlib.contextmanager
-def full_disk(directory: Path) -> Iterator[Callable[[], None]]:
-    """A file system of its own at ``directory``; the function that it gives fills it."""
-    run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory])
-
-    def fill() -> None:
-        with contextlib.suppress(OSError), (directory / "rest").open("wb", buffering=0) as file:
-            while True:
-                file.write(b"0" * 4096)
-
-    try:
-        yield fill
-    finally:
-        run(["umount", directory])
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root (mount)")
-def test_a_full_disk_hands_out_nothing_until_there_is_room(
-    stopped: Running, tmp_path: Path
-) -> None:
-    with full_disk(stopped.state) as fill:
-        stopped.start()
-        nonce, key = stopped.boot(), new_key(tmp_path)
-        fill()
-        assert stopped.script().status_code == 503
-        assert stopped.identity(nonce, key).status_code == 503
-        path = f"/boot/report?mac={MAC}&boot={nonce}"
-        assert stopped.ask("POST", path, body="network done 1").status_code == 204
-        (stopped.state / "rest").unlink()
-        assert stopped.identity(nonce, key).status_code == 200
-        assert stopped.identity(nonce, key).status_code == 409
-        assert "No space left" in stopped.stop()
 
 
 @pytest.mark.parametrize("text", ["", "{"])
@@ -108,45 +64,3 @@ def test_the_log_of_events_does_not_grow_for_ever(tmp_path: Path) -> None:
     sizes = [file.stat().st_size for file in tmp_path.iterdir()]
     assert len(sizes) == 2
     assert sum(sizes) < 2.1 * boot_service.EVENTS_SIZE
-
-
-# The kernel's own table of neighbours
-
-
-def knock(space: str, address: str) -> None:
-    """Let ``address`` see who is in the namespace: its refusal has to find the way back."""
-    with netns.entered(space), pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, 1), timeout=10)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root (network namespaces)")
-def test_who_asks_is_what_the_kernel_sees(stopped: Running, tmp_path: Path) -> None:
-    control, node = f"boot-test-{os.getpid()}-c", f"boot-test-{os.getpid()}-n"
-    try:
-        for space in (control, node):
-            netns.create(space)
-        peer = ["peer", "name", "eth0", "address", MAC, "netns", node]
-        run(["ip", "-n", control, "link", "add", "cluster0", "type", "veth", *peer])
-        for space, link, address in (
-            (control, "cluster0", "10.77.0.1/24"),
-            (node, "eth0", f"{ADDRESS}/24"),
-        ):
-            run(["ip", "-n", space, "addr", "add", address, "dev", link])
-            run(["ip", "-n", space, "link", "set", link, "up"])
-        stopped.prefix = ["ip", "netns", "exec", control]
-        stopped.start(neighbours=Path("/proc/net/arp"))
-        assert stopped.script().status_code == 403
-        knock(node, "10.77.0.1")
-        nonce = stopped.boot()
-        assert stopped.identity(nonce, new_key(tmp_path)).status_code == 200
-        # Another machine takes the address.
-        run(["ip", "-n", node, "link", "set", "eth0", "address", STRANGE_MAC])
-        run(["ip", "-n", control, "neigh", "flush", "dev", "cluster0"])
-        knock(node, "10.77.0.1")
-        assert stopped.script().status_code == 403
-        assert STRANGE_MAC in stopped.events("refused")[-1]["text"]
-    finally:
-        if stopped.process is not None:
-            stopped.stop()
-        for space in (control, node):
-            netns.delete(space)

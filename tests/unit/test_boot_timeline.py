@@ -1,4 +1,4 @@
-"""Where a boot is and why it is stuck: a file of tests/boots for each case.
+"""Where a boot is and why it is stuck: a file of tests/data/boots for each case.
 
 Their lines are those of a UEFI boot in QEMU (dnsmasq 2.90, nginx 1.22, OVMF, iPXE), cut where a
 fault would cut them; the initrd's are its own words. ``now`` is when they are read.
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support import DATA, PROJECT
 
 from orchestrator.netboot import causes, sources, timeline
 from orchestrator.netboot.look import profile_lines
@@ -21,15 +22,20 @@ from orchestrator.netboot.timeline import Netboot, Place, assemble
 from orchestrator.profile import load
 from orchestrator.status import told
 
-PROJECT = Path(__file__).resolve().parents[2]
-CASES = {path.stem: path for path in sorted((PROJECT / "tests/boots").glob("*.yml"))}
+CASES = {path.stem: path for path in sorted((DATA / "boots").glob("*.yml"))}
 NODE = Place("compute0", "02:00:0a:4d:00:10", "10.77.0.10")
 PLACES = [Place("control", "02:00:0a:4d:00:01", "10.77.0.1"), NODE,
           Place("compute1", "02:00:0a:4d:00:11", "10.77.0.11")]  # fmt: skip
 
 
+REQUIRED = {"about", "now", "up", "dnsmasq", "access", "events", "steps"}
+OPTIONAL = {"spans", "bytes", "told", "stuck", "hint", "refused", "unknown"}
+
+
 def case(name: str) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(CASES[name].read_text())
+    assert REQUIRED <= set(document) <= REQUIRED | OPTIONAL, "a key that no test reads"
+    assert ("stuck" in document) == ("hint" in document)
     return document
 
 

@@ -7,29 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from support.commands import leaves
 
 from orchestrator import pages
-from orchestrator.cli import orchestrate
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-def leaves(
-    group: click.Group = orchestrate, path: str = "orchestrate"
-) -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from leaves(command, f"{path} {name}")
-        else:
-            yield f"{path} {name}", command
 
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:

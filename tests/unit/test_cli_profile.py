@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

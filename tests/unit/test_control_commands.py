@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
-from test_cli_help import leaves
+from support.commands import leaves
 
 from orchestrator import control, paths
 from orchestrator.cli import orchestrate

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import models, paths
 from orchestrator.errors import UserError

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import LISTING, NEWEST, REPOSITORY, REVISION, Hub, serving
-from profile_cases import PROFILE, make_checkout
+from support.hub import LISTING, NEWEST, REPOSITORY, REVISION, Hub, serving
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import hub as hubs
 from orchestrator.hub_listing import RemoteFile, chosen

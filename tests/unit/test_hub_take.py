@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_server import NEWEST, REPOSITORY, REVISION, blob
+from support.hub import NEWEST, REPOSITORY, REVISION, blob
 
 from orchestrator import hub
 from orchestrator.errors import UserError

@@ -156,6 +156,7 @@ def test_the_locks_of_the_tree_are_current(name: str) -> None:
     assert len(stores) == len(set(stores))
     for files in (found.debs, found.wheels):
         assert list(files) == sorted(files, key=lambda file: file.name)
+    assert found.files
     assert all(lockfile.store_name(file.file) == file.store for file in found.files)
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_server import REPOSITORY, REVISION
-from profile_cases import PROFILE, make_checkout
+from support.hub import REPOSITORY, REVISION
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import hub, model_room, models, paths
 from orchestrator.cli.profile import _notes

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import DATA
 
 from orchestrator import paths
 from orchestrator.errors import UserError
@@ -20,7 +21,7 @@ from orchestrator.netboot.images import Choice, Image
 from orchestrator.netboot.publish import publish
 from orchestrator.profile import Profile, load
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+GOLDEN = DATA / "golden"
 Build = Callable[[str], Path]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from predict_cases import MISTRAL, collective, device, exactly, link, probes
-from profile_cases import PROFILE, make_checkout
 from pydantic import TypeAdapter
+from support.predict import MISTRAL, collective, device, exactly, link, probes
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import paths
 from orchestrator.cli.plan import plan

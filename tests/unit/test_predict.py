@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from predict_cases import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
+from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
 from orchestrator.predict.layout import Layout, candidates, place
 from orchestrator.predict.load import Limits, Load, forecast, predict
@@ -176,7 +176,9 @@ def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> N
 def test_parts_are_all_of_the_time(
     shape: ModelShape, layout: Layout, rates: Rates, load: Load
 ) -> None:
-    for one in predict(shape, layout, rates, load).values():
+    found = predict(shape, layout, rates, load)
+    assert {"prefill", "decode"} <= set(found)
+    for one in found.values():
         values = {each.name: getattr(one.parts, each.name) for each in fields(Parts)}
         assert min(values.values()) >= 0
         rest = sum(values.values()) - min(values["compute_s"], values["memory_s"])
@@ -187,7 +189,9 @@ def test_parts_are_all_of_the_time(
 @given(shapes, rates_, loads)
 def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: Load) -> None:
     alone = replace(rates, link=None, tensor_nodes=1, borders=0)
-    for one in predict(shape, ONE, alone, load).values():
+    found = predict(shape, ONE, alone, load)
+    assert {"prefill", "decode"} <= set(found)
+    for one in found.values():
         assert one.parts.link_latency_s == one.parts.link_bandwidth_s == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from predict_cases import FREE, MISTRAL, rates_, seconds, shape_of
+from support.predict import FREE, MISTRAL, rates_, seconds, shape_of
 
 from orchestrator.predict.calibration import Sample, calibrate, line, sample
 from orchestrator.predict.engine import Engine

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from predict_cases import MISTRAL, collective, device, exactly, link, probes
-from profile_cases import PROFILE, make_checkout
 from rich.console import Console
+from support.link import measured
+from support.predict import MISTRAL, collective, device, exactly, link, probes
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator.errors import BadInput, UserError
-from orchestrator.machines import netns
-from orchestrator.machines.switch import Switch, bits_per_s
+from orchestrator.machines.switch import bits_per_s
 from orchestrator.predict import inputs
 from orchestrator.probe import node_guard, node_link
 from orchestrator.probe.judge import odd, used, way
@@ -314,20 +312,6 @@ def port() -> int:
         return int(free.getsockname()[1])
 
 
-def measured(port: int, asked: list[str], served: list[str], addresses: tuple[str, str]) -> Any:
-    """What node_link measures; each end's command is what goes before Python."""
-    own, other = addresses
-    program = str(node_link.__file__)
-    with subprocess.Popen(
-        [*served, sys.executable, program, "serve", other, str(port)], stdout=subprocess.PIPE
-    ) as server:
-        ask = [*asked, sys.executable, program, "ask", other, str(port), own, "256,65536"]
-        done = subprocess.run(ask, capture_output=True, text=True, timeout=120, check=True)
-        server.communicate(timeout=60)
-    assert server.returncode == 0
-    return json.loads(done.stdout)
-
-
 def test_a_link_is_measured_by_two_processes_that_talk(port: int) -> None:
     found = measured(port, [], [], ("127.0.0.1", "127.0.0.1"))
     assert set(found["by_size_s"]) == {"256", "65536"}
@@ -358,47 +342,3 @@ def test_a_rate_is_bits_a_second(text: str, bits: int) -> None:
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="no rate of a cable"):
         bits_per_s(text)
-
-
-SPACES = "orchestrate-test-probe"
-
-
-@pytest.fixture
-def switch(profile: Profile) -> Iterator[Switch]:
-    """Both compute nodes' cables, with their addresses on the probed network."""
-    made = Switch(profile, SPACES)
-    made.remove()
-    try:
-        made.make()
-        for node in profile.compute_nodes:
-            space = made.plug_namespace(node)
-            card = node.links[PROBED].interface
-            netns.ip(space, "address", "add", f"{node.links[PROBED].address}/24", "dev", card)
-            netns.ip(space, "link", "set", card, "up")
-        yield made
-    finally:
-        made.remove()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-def test_a_throttled_cable_is_measured_as_it_is_and_set_free(
-    switch: Switch, profile: Profile, port: int
-) -> None:
-    left, right = profile.compute_nodes
-    ends = [["ip", "netns", "exec", switch.named(node.name)] for node in (left, right)]
-    addresses = (str(left.links[PROBED].address), str(right.links[PROBED].address))
-    for _ in range(2):  # a second time changes nothing
-        switch.throttle(right, PROBED, 10**8)
-    assert switch.throttled(right) == {PROBED: 10**8}
-    assert switch.throttled(left) == {}
-    # What the wire carries, less the heads of packets: 4 %.
-    rate = spread(measured(port, *ends, addresses)["bytes_per_s"]).median * 8
-    assert 0.85 * 10**8 < rate < 1.02 * 10**8
-    for _ in range(2):
-        switch.throttle(right, PROBED, None)
-    assert switch.throttled(right) == {}
-    assert spread(measured(port, *ends, addresses)["bytes_per_s"]).median * 8 > 1.5 * 10**8
-    switch.throttle(left, PROBED, 10**6)
-    switch.remove()
-    assert switch.throttled(left) == {}
-    assert not any(name.startswith(SPACES) for name in netns.names())

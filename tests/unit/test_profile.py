@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import models, paths
 from orchestrator.errors import BadInput

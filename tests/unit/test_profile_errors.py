@@ -1,6 +1,6 @@
 """Every mistake in a profile is named with file, line, key, what is wrong and what is allowed.
 
-The cases are in bad_profiles.yml.
+The cases are in data/bad_profiles.yml.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from profile_cases import PROFILE, make_checkout
+from support import DATA
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator.errors import BadInput
 from orchestrator.profile import load
 
-CASES = yaml.safe_load(Path(__file__).with_name("bad_profiles.yml").read_text())
+CASES = yaml.safe_load((DATA / "bad_profiles.yml").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["errors"][0] for case in CASES])

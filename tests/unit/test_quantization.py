@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from profile_cases import PROFILE, make_checkout
+from support.profiles import PROFILE, make_checkout
 
 from orchestrator import paths, quantization
 from orchestrator.errors import BadInput

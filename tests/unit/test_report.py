@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_case import HOSTILE, story
+from support.report import HOSTILE, story
 
 from orchestrator.bench.results import State
 from orchestrator.report.page import page

@@ -1,6 +1,6 @@
 """The keys of a rotation on disk, killed before each change that it makes there.
 
-What nodes see of a rotation is in tests/sim/test_3_trust.py.
+What nodes see of a rotation is in tests/sim/test_trust.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support import DATA
 
 from orchestrator.certificates import Certificate
 from orchestrator.errors import UserError
@@ -27,7 +28,7 @@ from orchestrator.trust import HOST_LIFETIME, PAIRS, Trust, open_trust
 
 #: What changes a disk, by its names in `os`; what the standard library is built on.
 CHANGES = ("mkdir", "open", "chmod", "fsync", "rename", "replace", "unlink", "rmdir")
-PROFILE = Path(__file__).resolve().parent.parent / "golden/sim/profile.yml"
+PROFILE = DATA / "golden/sim/profile.yml"
 #: More than a step of a rotation makes.
 MANY = 200
 

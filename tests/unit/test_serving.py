@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profile_cases import CONFIG, PROFILE, make_checkout
+from support.profiles import CONFIG, PROFILE, make_checkout
 
 from orchestrator.errors import BadInput
 from orchestrator.profile import Profile, load

@@ -1,11 +1,6 @@
-"""Trust with the real ssh-keygen, and SSH end to end against real sshds on loopback."""
+"""Trust with the real ssh-keygen; tests/host/test_ssh.py has real sshds."""
 
-import os
-import pwd
-import shutil
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,16 +8,12 @@ import pytest
 
 from orchestrator import trust as trust_module
 from orchestrator.remote import (
-    AccessDenied,
-    HostKeyRefused,
     Remote,
-    RemoteFailed,
     Unreachable,
 )
 from orchestrator.run import run
-from orchestrator.trust import HostIdentity, Secret, Trust, open_trust
+from orchestrator.trust import Secret, Trust, open_trust
 
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 HOSTILE = ["X; rm -rf ~", "$(id)", "a b", "'", '"', "*", "", "back\\slash", "new\nline"]
 
 
@@ -114,169 +105,12 @@ def test_the_control_socket_path_is_short_enough(trust: Trust) -> None:
     assert len(path.strip('"').replace("%C", "x" * 40)) + 17 < 108
 
 
-# End to end
-
-Serve = Callable[[HostIdentity, str], int]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start an sshd on loopback with that identity, trusting that user authority; its port."""
-    if SSHD is None or os.geteuid() != 0:
-        pytest.skip("needs sshd (Debian: openssh-server) and root")
-    try:
-        pwd.getpwnam("sshd")
-    except KeyError:
-        pytest.skip("needs the sshd account")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(identity: HostIdentity, user_ca: str) -> int:
-        home = tmp_path / f"sshd-{len(processes)}"
-        home.mkdir()
-        (home / "key").touch(mode=0o600)
-        (home / "key").write_text(identity.private.reveal())
-        (home / "cert.pub").write_text(identity.certificate)
-        (home / "user_ca.pub").write_text(user_ca)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        (home / "config").write_text(
-            f"HostKey {home}/key\nHostCertificate {home}/cert.pub\n"
-            f"TrustedUserCAKeys {home}/user_ca.pub\nAuthorizedKeysFile none\n"
-            f"ListenAddress 127.0.0.1:{port}\nPermitRootLogin prohibit-password\n"
-            f"PasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n"
-        )
-        process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", home / "config"], stderr=subprocess.PIPE, text=True
-        )
-        processes.append(process)
-        assert process.stderr
-        # It says so when it listens.
-        for line in process.stderr:
-            if "listening on" in line:
-                return port
-        raise AssertionError("sshd did not start")
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(timeout=30)
-        assert process.stderr
-        process.stderr.close()
-
-
-@pytest.fixture
-def remote(trust: Trust, serve: Serve) -> Iterator[Remote]:
-    port = serve(trust.host_identity(["node0"]), trust.user_ca_public)
-    remote = Remote("node0", "127.0.0.1", trust, port=port)
-    yield remote
-    remote.close()
-
-
-def test_the_right_node_lets_the_operator_in(remote: Remote) -> None:
-    remote.wait_for_ssh(30)
-    assert remote.run(["cat"], stdin="through\n").out == "through\n"
-    for word in HOSTILE:
-        assert remote.run(["printf", "%s", word]).out == word
-
-
-def test_a_failed_command_says_all_and_how_to_repeat_it(remote: Remote) -> None:
-    script = "echo to out; echo to err >&2; exit 3"
-    with pytest.raises(RemoteFailed) as caught:
-        remote.run(["sh", "-c", script], what="the example")
-    text = str(caught.value)
-    assert text.splitlines()[0] == "the example failed on node0"
-    for part in ("node0 (root@127.0.0.1)", script, "3", "to out", "to err"):
-        assert part in text
-    repeat = text.splitlines()[-1].split("repeat:")[1]
-    again = subprocess.run(repeat, shell=True, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stdout, again.stderr) == (3, "to out\n", "to err\n")
-    assert remote.run(["sh", "-c", script], ok=(3,)).code == 3
-
-
-def test_a_node_of_another_authority_is_refused_by_name(trust: Trust, serve: Serve) -> None:
-    other = open_trust("two")
-    port = serve(other.host_identity(["node0"]), trust.user_ca_public)
-    with pytest.raises(HostKeyRefused, match="node0"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-
-
-def test_another_node_at_the_address_is_refused(trust: Trust, serve: Serve) -> None:
-    port = serve(trust.host_identity(["node1", "127.0.0.1"]), trust.user_ca_public)
-    with pytest.raises(HostKeyRefused, match="node0"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-
-
-def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Serve) -> None:
-    port = serve(trust.host_identity(["node0"]), open_trust("two").user_ca_public)
-    with pytest.raises(AccessDenied, match=r"node0.*root is not let in"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-
-
-def test_a_node_whose_clock_is_a_year_ahead_lets_nobody_in_and_the_clock_is_named(
-    trust: Trust, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To such a node the operator's certificate ended long ago. Processes of one machine share its
-    clock, so here it is the certificate that is shifted."""
-    monkeypatch.setattr(
-        trust_module, "OPERATOR_LIFETIME", trust_module.OPERATOR_LIFETIME - timedelta(days=365)
-    )
-    (trust.directory / "operator-cert.pub").unlink()
-    port = serve(trust.host_identity(["node0"]), open_trust("one").user_ca_public)
-    with pytest.raises(AccessDenied, match=r"node0.*root is not let in.*\n.*its clock is past"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-
-
 def test_a_node_whose_clock_is_a_year_behind_lets_the_operator_in(trust: Trust) -> None:
     """No certificate begins: none is of that node's future."""
     (trust.directory / "host-cert.pub").write_text(trust.host_identity(["node0"]).certificate)
     for name in ("host-cert.pub", "operator-cert.pub"):
         shown = run(["ssh-keygen", "-L", "-f", trust.directory / name]).out
         assert "Valid: before " in shown, shown
-
-
-def test_a_host_certificate_that_has_ended_is_refused_and_said_to_have(
-    trust: Trust, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trust_module, "HOST_LIFETIME", -timedelta(hours=1))
-    port = serve(trust.host_identity(["node0"]), trust.user_ca_public)
-    with pytest.raises(HostKeyRefused, match=r"node0.*its host certificate has ended"):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-
-
-def test_an_operators_certificate_that_has_ended_opens_nothing_and_is_renewed(
-    trust: Trust, remote: Remote, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(trust_module, "OPERATOR_LIFETIME", -timedelta(hours=1))
-        trust.renew_operator()
-    assert trust.operator_until < datetime.now(UTC)
-    with pytest.raises(AccessDenied, match="node0"):
-        remote.wait_for_ssh(60)
-    open_trust("one")
-    remote.wait_for_ssh(60)
-
-
-def test_during_a_rotation_nodes_of_both_authorities_are_believed_and_let_the_operator_in(
-    trust: Trust, serve: Serve
-) -> None:
-    old = trust.host_identity(["node0"])
-    before = serve(old, trust.user_ca_public)
-    successor = trust.prepare_successor()
-    told = serve(old, trust.user_ca_public)
-    moved = serve(successor.host_identity(["node0"]), trust.user_ca_public)
-    for port in (before, told, moved):
-        Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
-    # What boots now gets the new one, so that it need not boot again when the old one is forgotten.
-    assert trust.host_ca == successor.host_ca
-    trust.take_over()
-    for port in (before, told, moved):
-        Remote("node0", "127.0.0.1", trust, port=port).close()
-    Remote("node0", "127.0.0.1", trust, port=moved).wait_for_ssh(60)
-    with pytest.raises(HostKeyRefused, match="node0"):
-        Remote("node0", "127.0.0.1", trust, port=told).wait_for_ssh(60)
-    Remote("node0", "127.0.0.1", trust, port=moved).close()
 
 
 def test_waiting_says_for_what_and_ends(trust: Trust) -> None:

@@ -1,6 +1,6 @@
 """Recorded machines against the profiles that describe them: which checks fail, and what they say.
 
-The machines are files of ``recorded/``; its README says where they come from.
+The machines are files of ``data/recorded/``; its README says where they come from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from support import DATA
 
 from orchestrator import paths
 from orchestrator.profile import Node, Profile, load
@@ -26,7 +27,7 @@ from orchestrator.verify.facts import HardwareFacts
 from orchestrator.verify.hardware import looks, size
 from orchestrator.verify.report import Check
 
-RECORDED = Path(__file__).with_name("recorded")
+RECORDED = DATA / "recorded"
 CASES = sorted(path.name for path in RECORDED.glob("*.yml"))
 PREFIX = "hardware: "
 

@@ -1,16 +1,19 @@
 """The base layer: Debian packages merged as tar streams, then what maintainer scripts would do.
 
+Among that is the bytecode of Python's standard library: agents run before any other layer is there.
 Owners and modes live in the tar headers only: the sandbox's one user could not set them on disk.
 """
 
 import io
 import re
+import subprocess
 import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import compiling
 import system
 from common import SPEC, finish_squashfs_of_tar, largest_first, say, squashfs_of_tar
 from deb import control, inner_tar
@@ -201,18 +204,31 @@ class Root:
         self.tree[path] = replace(self.tree[path], header=header)
 
 
+def start_compiling() -> list[subprocess.Popen]:
+    """Start to compile the standard library, in an image that has Python."""
+    if not SPEC["python"]:
+        return []
+    return compiling.start(
+        SPEC["python"], compiling.standard_library(SPEC["interpreter"], SPEC["python"])
+    )
+
+
 def main() -> None:
     say(f"unpacking {len(SPEC['debs'])} packages")
     with ProcessPoolExecutor() as pool:
         packages = list(pool.map(unpack, largest_first(SPEC["debs"])))
     packages.sort(key=lambda package: package.name)
-    say("merging")
+    processes = start_compiling()
+    say("merging, bytecode beside")
     root = Root(merge(packages))
     for directory in MERGED:
         root.link(directory, f"usr/{directory}")
     say("setting up the system")
     controls = [package.control for package in packages]
     system.apply(root, SPEC["system"], SPEC["python"], controls)
+    say("bytecode")
+    for path, content in compiling.compiled(processes):
+        root.file(path, content)
     say("writing squashfs")
     root.fill()
     write(root.tree)

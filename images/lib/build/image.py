@@ -63,13 +63,17 @@ def write_json(path: Path, document: dict) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
-def add_layer(name: str, path: str, verity: str) -> dict:
-    """Link a layer and its hash tree; both were hashed where the tree was made."""
+def add_layer(name: str, mount: str | None, path: str, verity: str) -> dict:
+    """Link a layer and its hash tree; both were hashed where the tree was made.
+
+    ``mount`` is the directory that all of it lies below, where there is one.
+    """
     facts = json.loads(Path(verity, "facts.json").read_text())
     file, tree = f"{name}.squashfs", f"{name}.verity"
     (OUT / file).symlink_to(path)
     (OUT / tree).symlink_to(Path(verity, "tree"))
-    return {"name": name, "file": file, **facts, "verity": {"file": tree, **facts["verity"]}}
+    layer = {"name": name, "file": file, **facts, "verity": {"file": tree, **facts["verity"]}}
+    return layer | ({"mount": mount} if mount else {})
 
 
 OUT.mkdir()

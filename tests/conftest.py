@@ -1,0 +1,53 @@
+"""Fixtures that tests of several directories use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.boot_service import DOCUMENT, NEIGHBOURS, Running
+from support.profiles import PROFILE, make_checkout
+
+from orchestrator.profile import Profile, load
+from orchestrator.run import run
+
+# Tests start the command line hundreds of times: compiled each time, that is minutes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Running]:
+    """A service with all that it needs, not started yet."""
+    service = Running(tmp_path)
+    service.state.mkdir()
+    service.publish(DOCUMENT)
+    (tmp_path / "arp").write_text(NEIGHBOURS)
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "host_ca"])
+    yield service
+    if service.process is not None:
+        service.stop()
+
+
+@pytest.fixture
+def service(stopped: Running) -> Running:
+    stopped.start()
+    return stopped
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Profile]:
+    """Loads the small profile with `machines: real` and this `power`."""
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    file = make_checkout(tmp_path)
+
+    def load_with(**power: Any) -> Profile:
+        text = PROFILE.replace("machines: manual", "machines: real")
+        file.write_text(text + yaml.safe_dump({"power": power}))
+        return load(file)
+
+    return load_with

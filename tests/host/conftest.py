@@ -1,0 +1,23 @@
+"""Tests of this directory need root: they make namespaces, mounts, control groups and accounts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.control import Pair, pair_at
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """A laptop, and a control host that its ssh reaches as root."""
+    with pair_at(tmp_path) as made:
+        yield made

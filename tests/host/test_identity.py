@@ -1,0 +1,46 @@
+"""What a node gets at boot is what a real sshd takes."""
+
+import pwd
+import shutil
+from pathlib import Path
+
+import pytest
+from support import DATA
+
+from orchestrator.identity import HOST_KEY, boot_files
+from orchestrator.profile import load
+from orchestrator.run import run
+from orchestrator.trust import open_trust
+
+PROFILE = DATA / "golden/two-networks/profile.yml"
+
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+
+
+def test_sshd_accepts_what_a_node_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if SSHD is None:
+        pytest.skip("needs sshd (Debian: openssh-server)")
+    try:
+        pwd.getpwnam("sshd")
+    except KeyError:
+        pytest.skip("needs the sshd account")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    profile = load(PROFILE)
+    trust = open_trust(profile.name)
+    identity = trust.host_identity(["node-a"])
+    root = tmp_path / "root"
+    node = profile.compute_nodes[0]
+    for path, file in boot_files(profile, node, identity, trust.user_ca_public).items():
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.content.replace("/etc/ssh/", f"{root}/etc/ssh/"))
+        target.chmod(file.mode)
+    config = root / "etc/ssh/sshd_config.d/50-orchestrate.conf"
+    shown = run([SSHD, "-T", "-f", config]).out
+    assert f"hostkey {root}{HOST_KEY}\n" in shown
+    assert f"hostcertificate {root}{HOST_KEY}-cert.pub\n" in shown
+    assert "listenaddress 192.168.10.100:22\n" in shown
+    for setting in ("passwordauthentication no", "allowtcpforwarding no", "permittunnel no"):
+        assert f"{setting}\n" in shown

@@ -1,0 +1,225 @@
+"""What the control node's web server gives, and what not: a real nginx in a network of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+
+import pytest
+from support.golden import GOLDEN, states
+
+from orchestrator.machines import netns
+from orchestrator.netboot.state import LAYERS, SOCKET
+from orchestrator.node_paths import FILES_ROOT, LASTING
+from orchestrator.profile import Profile, load
+from orchestrator.run import run
+from orchestrator.state import NodeState
+
+SBIN = "/usr/sbin:/usr/bin:/usr/local/sbin"
+NGINX, NFT = shutil.which("nginx", path=SBIN), shutil.which("nft", path=SBIN)
+SPACE = "nbtest-web"
+ID = "a" * 64
+
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian: nginx-light)")
+
+
+def text(state: NodeState, name: str) -> str:
+    """The content of a node's file, by its name."""
+    return next(file.content or "" for file in state.files if Path(file.path).name == name)
+
+
+@dataclass
+class Web:
+    """A web server at an address, with its files below ``root``."""
+
+    address: str
+    root: Path
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        """Status and body; the path goes out as it stands, dots and all."""
+        host, port = self.address.split(":")
+        with (
+            netns.entered(SPACE),
+            closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection,
+        ):
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def log(self) -> list[dict[str, object]]:
+        lines = (self.root / "boot-access.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+class BootService(BaseHTTPRequestHandler):
+    """Stands where the boot service does: says who asked, and for what."""
+
+    def do_GET(self) -> None:
+        said = f"{self.headers['X-Real-IP']} {self.path}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: a unix socket's other end has no address to print."""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[None]:
+    netns.delete(SPACE)
+    netns.create(SPACE)
+    try:
+        yield
+    finally:
+        netns.delete(SPACE)
+
+
+def start(profile: Profile, config: str, home: Path) -> subprocess.Popen[bytes]:
+    """nginx with a configuration as it is on a node, its paths moved below ``home``."""
+    for node in profile.nodes:
+        address = f"{profile.boot_link(node).address}/32"
+        run(["ip", "-n", SPACE, "address", "add", address, "dev", "lo"])
+    for path, place in ((FILES_ROOT, "files"), (LASTING, ""), (LAYERS, "layers")):
+        config = config.replace(path, str(home / place))
+    (home / "node.conf").write_text(config.replace(SOCKET, str(home / "socket")))
+    main = home / "nginx.conf"
+    main.write_text(
+        f"user root; worker_processes 1; pid {home}/pid; error_log {home}/error.log;\n"
+        f"events {{}} http {{ include {home}/node.conf; }}\n"
+    )
+    with netns.entered(SPACE):
+        run([str(NGINX), "-t", "-c", main])
+        return subprocess.Popen([str(NGINX), "-c", main, "-g", "daemon off;"])
+
+
+def until_it_listens(web: Web) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            web.get("/")
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError((web.root / "error.log").read_text())
+
+
+@pytest.fixture
+def web(tmp_path: Path, space: None) -> Iterator[Web]:
+    """The control node's, with an image, loaders, a model, the document, and something private."""
+    profile = load(GOLDEN / "sim/profile.yml")
+    contents = {
+        f"files/images/{ID}/base.squashfs": "0123456789",
+        "files/.netboot-1/loaders/ipxe.efi": "loader",
+        "files/.netboot-1/boot.json": "{}",
+        "files/models/tiny/config.json": "model",
+        "private": "private",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "files/netboot").symlink_to(".netboot-1")
+    service = ThreadingUnixStreamServer(str(tmp_path / "socket"), BootService)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    config = text(states(profile)[profile.control.name], "orchestrate.conf")
+    process = start(profile, config, tmp_path)
+    web = Web(profile.boot_server, tmp_path)
+    try:
+        until_it_listens(web)
+        yield web
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        service.shutdown()
+        service.server_close()
+
+
+@needs_nginx
+def test_what_is_served(web: Web) -> None:
+    layer = f"/images/{ID}/base.squashfs"
+    assert web.get(layer) == (200, b"0123456789")
+    assert web.get(layer, Range="bytes=4-") == (206, b"456789")
+    assert web.get("/loaders/ipxe.efi") == (200, b"loader")
+    assert web.get("/models/tiny/config.json") == (200, b"model")
+    status, said = web.get("/boot/ipxe?mac=02:00:0a:4d:00:10", **{"X-Real-IP": "6.6.6.6"})
+    assert (status, said) == (200, b"10.77.0.1 /boot/ipxe?mac=02:00:0a:4d:00:10")
+
+
+@needs_nginx
+def test_nothing_else_is(web: Web) -> None:
+    for path in (
+        "/", "/images", "/images/", f"/images/{ID}", f"/images/{ID}/", "/loaders", "/loaders/",
+        "/models/", "/netboot/boot.json", "/.netboot-1/boot.json", "/loaders/../boot.json",
+        "/loaders../boot.json", "/loaders/%2e%2e/boot.json", "/loaders/..%2fboot.json",
+        "/images/../../private", "/images/..%2f..%2fprivate", "/images/%2e%2e/%2e%2e/private",
+        "/models../private", "/private", "/boot.json", "//netboot/boot.json",
+    ):  # fmt: skip
+        status, said = web.get(path)
+        assert status in (301, 400, 403, 404), (path, said)
+        assert not any(word in said for word in (b"private", b"ipxe.efi", ID.encode())), path
+
+
+@needs_nginx
+def test_what_machines_fetch_is_written_down_without_secrets(web: Web) -> None:
+    web.get(f"/images/{ID}/base.squashfs", Range="bytes=4-")
+    web.get("/boot/ipxe?mac=02:00:0a:4d:00:10&boot=SECRET")
+    web.get("/models/tiny/config.json")
+    deadline = time.monotonic() + 5
+    while len(web.log()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    layer, script = web.log()
+    assert layer["uri"] == f"/images/{ID}/base.squashfs"
+    assert (layer["status"], layer["bytes"], layer["range"]) == (206, 6, "bytes=4-")
+    assert layer["address"] == "10.77.0.1"
+    assert abs(float(str(layer["time"])) - time.time()) < 60
+    assert script["uri"] == "/boot/ipxe"
+    assert "SECRET" not in (web.root / "boot-access.jsonl").read_text()
+
+
+@needs_nginx
+def test_a_node_gives_its_layers_to_its_peers(tmp_path: Path, space: None) -> None:
+    profile = load(GOLDEN / "proxy/profile.yml")
+    node = profile.compute_nodes[0]
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers/base.squashfs").write_text("layer")
+    (tmp_path / "private").write_text("private")
+    process = start(profile, text(states(profile)[node.name], "orchestrate.conf"), tmp_path)
+    web = Web(f"{profile.boot_link(node).address}:{profile.boot.http_port}", tmp_path)
+    try:
+        until_it_listens(web)
+        assert web.get(f"/images/{ID}/base.squashfs") == (200, b"layer")
+        for path in (
+            "/", "/images/", f"/images/{ID}/", f"/images/{ID}/../private",
+            f"/images/{ID}/..%2fprivate", "/images/x/base.squashfs", "/private",
+        ):  # fmt: skip
+            assert web.get(path)[0] in (403, 404), path
+        with pytest.raises(OSError), netns.entered(SPACE):  # on its boot address only
+            socket.create_connection(("127.0.0.1", profile.boot.http_port), timeout=2)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+@pytest.mark.skipif(NFT is None, reason="needs nft (Debian: nftables)")
+def test_nat_can_be_set_twice(tmp_path: Path, space: None) -> None:
+    profile = load(GOLDEN / "proxy/profile.yml")
+    rules = tmp_path / "nat.nft"
+    rules.write_text(text(states(profile)[profile.control.name], "nat.nft"))
+    argv = ["ip", "netns", "exec", SPACE, str(NFT)]
+    for _ in range(2):
+        run([*argv, "-f", rules])
+    shown = run([*argv, "list", "ruleset"]).out
+    assert shown.count("masquerade") == 1
+    assert "policy drop" in shown

@@ -1,0 +1,89 @@
+"""A short load on the cluster that serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from support.sim import NAME, NODES, Sim, wait_for
+
+pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("serving")]
+
+BRIEF = ("--scenario", "brief", "--repeats", "2")
+
+
+@pytest.mark.usefixtures("probes")  # what explains a run
+def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:
+    done = json.loads(sim.run("bench", "run", *BRIEF, "--target", "ttft=60000", "--json").stdout)
+    assert done["state"] == "complete" and done["loads"] == ["brief"]
+    shown = sim.json("bench", "show", "last")
+    (measured,) = shown["run"]["measured"]
+    assert measured["failed"] == 0 and measured["completed"] == 8
+    assert measured["goodput_per_s"]["median"] == measured["requests_per_s"]["median"]
+    assert measured["engine"]["generation_tokens_total"] >= 8 * 8
+    assert {each["node"] for each in shown["run"]["series"]} == set(NODES)
+    names = {each["name"] for each in shown["run"]["series"]}
+    assert {"processors", "cluster0 sent", "vLLM num_requests_running"} <= names
+    assert {(phase["scenario"], phase["phase"]) for phase in shown["phases"]} == {
+        ("brief", "prefill"),
+        ("brief", "decode"),
+    }
+    for phase in shown["phases"]:
+        parts = sum(phase["parts_s"].values())
+        assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
+        assert phase["cause"] and phase["why"]
+    file = tmp_path / "report.html"
+    sim.run("bench", "report", "last", "--out", str(file))
+    assert "brief" in file.read_text()
+    assert done["id"] in sim.run("bench", "ls").stdout
+
+
+def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
+    process = sim.start("bench", "run", "--scenario", "brief", "--repeats", "1")
+    wait_for(process, "brief")
+    key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
+    seen = []
+    while process.poll() is None:
+        lines = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True,
+                               check=True).stdout  # fmt: skip
+        seen.append("bench serve" in lines)
+        assert key not in lines
+        time.sleep(0.05)
+    process.communicate(timeout=60)
+    assert any(seen) and process.returncode == 0
+
+
+def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
+    """It is interrupted in its second load; the first one is kept, and not measured again."""
+    two = ("--scenario", "brief", "--scenario", "short", "--repeats", "1")
+    process = sim.start("bench", "run", *two)
+    wait_for(process, "short")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in said
+    (last,) = sim.json("bench", "ls")[-1:]
+    assert last["state"] == "interrupted" and last["loads"] == 1
+    for node in NODES:
+        assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
+    done = sim.run("bench", "run", *two, "--resume", last["id"], ok=False)
+    assert "leave out --scenario" in done.stderr
+    sim.run("bench", "run", "--resume", last["id"])
+    (last,) = sim.json("bench", "ls")[-1:]
+    assert last["state"] == "complete" and last["loads"] == 2
+
+
+def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
+    sim.shell("compute1", "sh", "-c", "echo 10.77.0.99 stranger >>/etc/hosts")
+    before = len(sim.json("bench", "ls"))
+    try:
+        done = sim.run("bench", "run", *BRIEF, ok=False)
+        assert "drift of compute1" in done.stderr and "Nothing was measured" in done.stderr
+    finally:
+        sim.run("up", "--node", "compute1", "--only", "base")
+    assert len(sim.json("bench", "ls")) == before

@@ -1,0 +1,35 @@
+"""The model on other numbers of nodes than the profile says, and back."""
+
+from __future__ import annotations
+
+import pytest
+from support.sim import ANYHOW, Sim, failed
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.mark.usefixtures("serving")
+def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
+    sim.run("bench", "run", "--scenario", "brief", "--repeats", "2", "--against-one-node")
+    alone, together = (run["id"] for run in sim.json("bench", "ls")[-2:])
+    compared = sim.run("bench", "compare", alone, together).stdout
+    assert "layout tensor 1" in compared and "to tensor 2" in compared
+    assert "Does clustering help? brief: " in sim.run("bench", "show", together).stdout
+    assert sim.json("verify")["ok"]
+
+
+@pytest.mark.usefixtures("ray")
+def test_two_stages_answer_as_two_halves_do(sim: Sim) -> None:
+    """Answers are known word for word, and verified. The model is not loaded otherwise before."""
+    before = sim.profile.read_text()
+    staged = before.replace("tensor_parallel: auto", "tensor_parallel: 1")
+    staged = staged.replace("pipeline_parallel: 1", "pipeline_parallel: 2")
+    assert staged.count("parallel: 2") == 1
+    sim.state = ANYHOW
+    try:
+        sim.profile.write_text(staged)
+        result = sim.json("up", ok=None)
+        assert result["ok"], result["failures"] or failed(result["verify"])
+        assert "--pipeline-parallel-size" in sim.shell("compute0", "ps", "axww", "-o", "args")
+    finally:
+        sim.profile.write_text(before)
