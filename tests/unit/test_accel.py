@@ -1,6 +1,6 @@
 """KVM or translation: what a try decides, what is remembered, and how a stopped guest is named.
 
-The QEMU that plays a KVM is a program of the tests' own (qemu_case.py); guests under translation
+The QEMU that plays a KVM is a program of the tests' own (support/qemu.py); guests under translation
 are real ones. No KVM and no root are needed.
 """
 
