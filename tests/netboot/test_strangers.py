@@ -1,4 +1,4 @@
-"""Who else is on the wire: machines of no profile, askers for others' identities, other networks."""
+"""Who else is on the wire: unknown machines, askers for another's identity, another network."""
 
 from __future__ import annotations
 

@@ -47,10 +47,25 @@ class Metal:
     hardware: Hardware
     #: Frames with a magic packet, as they came over the wire.
     packets: list[bytes] = dataclasses.field(default_factory=list)
+    #: "down", "control" (the control node alone), "up" (both configured), or something else.
+    state: str = "down"
 
     def write(self, power: dict[str, Any]) -> None:
         """Write the profile, with this way of switching the machine on."""
         self.profile.write_text(json.dumps(document(power), indent=1))  # YAML 1.2 takes JSON
+
+    def bring(self, state: str) -> Metal:
+        """Bring control node and machine to a state, where they are not in it; returns itself."""
+        if self.state != state:
+            if state == "up":
+                self.run("up", "--until", "base")
+            elif self.state == "down":
+                self.run("up", "--until", "control")
+            else:
+                self.run(*(("down",) if state == "down" else ("node", "down", "--all")))
+                self.waits_off()
+            self.state = state
+        return self
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start a verb in the host's namespace."""
