@@ -48,7 +48,7 @@ image: setup ## fetch and build the profile's image
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
 	@tools/step "end-to-end tests" $(PYTEST) tests/nix tests/sim
-	@tools/step "netboot tests" $(PYTEST) tests/netboot
+	@tools/step "netboot tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup tests/netboot
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)
