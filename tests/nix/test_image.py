@@ -137,6 +137,21 @@ def test_hash_trees_are_those_of_dm_verity(image: Path, tmp_path: Path, layer: s
         assert verify(tmp_path / "changed") != 0
 
 
+def test_a_layer_with_a_place_of_its_own_lies_all_below_it(subject: Subject, image: Path) -> None:
+    """So a node can mount it there after its system has started."""
+    layers = json.loads((image / "manifest.json").read_text())["layers"]
+    places = {layer["name"]: layer["mount"] for layer in layers if "mount" in layer}
+    assert places == {"python": subject.lock.system["environment"]}
+    argv = ["unsquashfs", "-lls", "-dest", "", image / "python.squashfs"]
+    listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    paths = [line.split(" -> ")[0].split(maxsplit=5)[5:] for line in listed.splitlines()]
+    inside = Path(places["python"])
+    above = {str(parent) for parent in inside.parents}
+    outside = {path for (path,) in filter(None, paths) if not Path(path).is_relative_to(inside)}
+    assert len(paths) > 100
+    assert outside <= above
+
+
 def test_bill_of_materials_is_cyclonedx_and_complete(subject: Subject, image: Path) -> None:
     text = (image / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None

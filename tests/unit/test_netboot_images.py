@@ -41,7 +41,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
             "loaders/shimx64.efi",
         ):
             (image / name).write_text(f"{name} {content}")
-        (image / "manifest.json").write_text(json.dumps({"name": content}))
+        layers = [{"name": "base"}, {"name": "python", "mount": "/opt/venvs/orchestrate"}]
+        manifest = {"name": content, "layers": layers}
+        (image / "manifest.json").write_text(json.dumps(manifest))
         return image
 
     return make
@@ -159,6 +161,30 @@ def test_a_change_of_the_nodes_is_published(build: Build, profile: Profile) -> N
     assert publish(fewer, choice, "CA")
     nodes = current(profile)["nodes"]
     assert isinstance(nodes, dict) and len(nodes) == 1
+
+
+@pytest.mark.parametrize("name", ["base", "pyhton"])
+def test_a_layer_that_cannot_be_late_is_refused_before_anything_is_served(
+    build: Build, profile: Profile, tmp_path: Path, name: str
+) -> None:
+    text = profile.path.read_text().replace("boot:\n", f"boot:\n  late_layers: [{name}]\n")
+    (tmp_path / "sim.yml").write_text(text)
+    changed = load(tmp_path / "sim.yml")
+    choice = Choice().moved(lay_out(changed, build("one")))
+    with pytest.raises(UserError, match=rf"late_layers.*'built-one' has no layer '{name}'") as told:
+        publish(changed, choice, "CA")
+    assert f"{tmp_path / 'sim.yml'}:" in told.value.message
+    assert told.value.hint == "Layers that can: python"
+    assert not (paths.served(changed.name) / "netboot").exists()
+
+
+def test_an_image_from_before_there_were_late_layers_is_served(
+    build: Build, profile: Profile
+) -> None:
+    old = build("old")
+    layers = [{"name": "base"}, {"name": "python"}]
+    (old / "manifest.json").write_text(json.dumps({"name": "old", "layers": layers}))
+    assert publish(profile, Choice().moved(lay_out(profile, old)), "CA")
 
 
 def test_secure_boots_files_are_below_the_tftp_root(build: Build) -> None:
