@@ -115,7 +115,7 @@ def test_the_control_node_restarts_and_inference_goes_on(
     assert engine(sim) == before
 
 
-@pytest.mark.usefixtures("serving")
+@pytest.mark.usefixtures("watch")
 def test_services_of_the_control_node_restart_and_inference_goes_on(sim: Sim) -> None:
     before = engine(sim)
     for unit in ("ray-head", "orchestrate-boot", "dnsmasq", "nginx"):
