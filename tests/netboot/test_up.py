@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
-from support.netboot import NAME, OUTSIDE, Net
+from support.netboot import NAME, OUTSIDE, Net, until
 
 from orchestrator import paths
 from orchestrator.machines.processes import Process
@@ -22,6 +24,26 @@ def test_nodes_reach_the_outside_and_give_layers_to_each_other(net: Net) -> None
         assert f"from http://{peer}:" in str(booting.reports("layer:base", "done"))
         assert f"from http://{peer}:" in str(booting.reports("late:python", "done"))
         booting.reaches_ssh("compute1")
+
+
+def test_a_machine_that_stops_is_named_and_started_anew(net: Net) -> None:
+    words = ("up", "--until", "ssh", "--node", "compute0")
+    machine = net.machine("compute0")
+    with net.started(*words) as first:
+        net.waits_for_console(machine, "Start PXE over IPv4")
+        machine.guest.qmp("stop")
+        _, said = first.communicate(timeout=120)
+    assert first.returncode == 1, said
+    assert "compute0 does not run: QEMU stopped the guest: paused" in said
+    assert str(machine.console) in said
+    before = machine.guest.process.pid()
+    with net.started(*words) as second:
+        until("another QEMU", 60, lambda: machine.guest.process.pid() not in (None, before), str)
+        net.waits_for_console(machine, "Start PXE over IPv4")
+        second.send_signal(signal.SIGINT)
+        second.communicate(timeout=120)
+    assert second.returncode == 130
+    assert before is not None and not machine.running()
 
 
 def test_down_leaves_nothing(net: Net) -> None:

@@ -62,9 +62,10 @@ T = TypeVar("T")
 
 
 def until(what: str, seconds: float, look: Callable[[], T | None], shown: Callable[[], str]) -> T:
-    """Wait until `look` finds something; at the deadline fail with what `shown` tells."""
+    """Wait until `look` finds something (neither None nor False); at the deadline fail with what
+    `shown` tells."""
     deadline = time.monotonic() + seconds
-    while (found := look()) is None:
+    while (found := look()) is None or found is False:
         assert time.monotonic() < deadline, f"{what}: not in {seconds:g} s\n{shown()}"
         time.sleep(POLL)
     return found
@@ -184,6 +185,17 @@ class Net:
         assert ok is None or (done.returncode == 0) == ok, shown
         return done
 
+    @contextlib.contextmanager
+    def started(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A verb that runs for the body; ended after it where it has not."""
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def status_says(self, pattern: str, seconds: float = 60) -> str:
         """Wait until `orchestrate status`, for people or as JSON, has a text."""
         last = ""
@@ -301,6 +313,20 @@ class Net:
 
     # Machines.
 
+    def machine(self, name: str) -> QemuMachine:
+        machine = self.driver.machines[name]
+        assert isinstance(machine, QemuMachine)
+        return machine
+
+    def waits_for_console(self, machine: QemuMachine, pattern: str) -> None:
+        """Wait until a machine that somebody else starts says something on its console."""
+
+        def text() -> str:
+            return machine.console.read_text(errors="replace") if machine.running() else ""
+
+        limit = machine.boot_timeout
+        until(f"console: {pattern}", limit, lambda: re.search(pattern, text()), text)
+
     def boot(
         self,
         name: str = "compute0",
@@ -310,8 +336,7 @@ class Net:
         change: Callable[[Hardware], Hardware] = lambda hardware: hardware,
     ) -> Booting:
         """Give a machine power, with other firmware or hardware than the profile's if asked."""
-        machine = self.driver.machines[name]
-        assert isinstance(machine, QemuMachine)
+        machine = self.machine(name)
         hardware = change(dataclasses.replace(machine.hardware(), extra=tuple(extra)))
         if firmware:
             hardware = dataclasses.replace(hardware, firmware=firmware)
