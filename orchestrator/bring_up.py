@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from threading import Event
 
 from orchestrator import certificates, configure
@@ -301,13 +300,13 @@ class Way:
 
     def wait_for_layers(self) -> None:
         """What Ray needs may still be on its way to a node that booted over the network."""
+
+        def waiting(unit: str) -> None:
+            self.result.board.note(self.node.name, self.course.watch.step(self.node.name) or unit)
+            self.must_run()
+
         if self.cluster.driver.netboots(self.node):
-            wait_for_layers(
-                self.cluster,
-                self.node,
-                self.result.board,
-                partial(self.course.watch.step, self.node.name),
-            )
+            wait_for_layers(self.cluster, self.node, self.result.board, waiting)
 
     def renew(self) -> None:
         """Of a node that has run for long, the host's certificate before it ends."""
@@ -322,6 +321,9 @@ class Way:
         self.result.changed.setdefault(name, []).append("certificate")
 
     def must_run(self) -> None:
+        """Raises UserError where waiting for the node is over."""
+        if self.course.slots.closed:
+            raise UserError(f"{self.node.name}: interrupted while it was waited for")
         must_have_power(self.cluster, self.node)
 
     def apply(self, step: Step) -> None:

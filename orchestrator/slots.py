@@ -29,6 +29,11 @@ class Slots:
         """Let nothing new begin: who waits for a slot, or asks for one, gets a UserError."""
         self._closed = True
 
+    @property
+    def closed(self) -> bool:
+        """Whether work has to end: who waits between two tries looks here."""
+        return self._closed
+
     @contextmanager
     def one(self) -> Iterator[None]:
         """Wait for a slot, and hold it while the body runs quickly. Raises UserError if closed."""

@@ -30,10 +30,13 @@ HEALTH_TIMEOUT = 10.0
 ENDS = 3
 
 
-def wait_for_layers(cluster: Cluster, node: Node, board: Board, at: Callable[[], str]) -> None:
-    """Return when a node has all layers of its image; ``at`` tells what its boot is at.
+def wait_for_layers(
+    cluster: Cluster, node: Node, board: Board, waiting: Callable[[str], None]
+) -> None:
+    """Return when a node has all layers of its image.
 
-    Raises UserError that names the layer, with what its unit said last.
+    ``waiting`` hears which unit is waited for, and ends the wait where it raises. Raises UserError
+    that names the layer, with what its unit said last.
     """
     limit = cluster.driver.boot_timeout
     deadline = time.monotonic() + limit
@@ -41,8 +44,7 @@ def wait_for_layers(cluster: Cluster, node: Node, board: Board, at: Callable[[],
         return
     with board.step(node.name, "layers"):
         while unit := missing_layer(cluster, node):
-            board.note(node.name, at() or unit)
-            must_have_power(cluster, node)
+            waiting(unit)
             if time.monotonic() > deadline:
                 said = last_lines(cluster, node, unit, 1)
                 raise UserError(
