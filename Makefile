@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PROFILE ?= sim
 PYTEST := .venv/bin/pytest
+E2E := tests/sim tests/nix tests/netboot
 LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
@@ -47,8 +48,7 @@ image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) tests/nix tests/sim
-	@tools/step "netboot tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup tests/netboot
+	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --durations 40 $(E2E)
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)

@@ -18,7 +18,7 @@ from support.flake import IMAGES, PROJECT, bring, built, evaluated, nix
 
 from orchestrator.image import lockfile
 
-pytestmark = pytest.mark.nix
+pytestmark = [pytest.mark.nix, pytest.mark.xdist_group("nix image")]
 
 LAYERS = ("base", "python", "config")
 PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")
