@@ -48,7 +48,7 @@ image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --durations 40 $(E2E)
+	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadfile --durations 40 $(E2E)
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)

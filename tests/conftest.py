@@ -9,14 +9,31 @@ from typing import Any
 
 import pytest
 import yaml
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 from support.boot_service import DOCUMENT, NEIGHBOURS, Running
 from support.profiles import PROFILE, make_checkout
 
 from orchestrator.profile import Profile, load
 from orchestrator.run import run
 
+SIM = "tests/sim/"
+
 # Tests start the command line hundreds of times: compiled each time, that is minutes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+class OneCluster(LoadFileScheduling):
+    """A worker takes a file at a time; all of tests/sim is one, since it has one cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return SIM if file.startswith(SIM) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneCluster | None:
+    """Where files are what workers take."""
+    return OneCluster(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from support.netboot import Net
 from orchestrator.machines import netns
 from orchestrator.machines.firmware import BIOS, UEFI, Firmware
 
-pytestmark = [pytest.mark.netboot, pytest.mark.xdist_group("proxy")]
+pytestmark = pytest.mark.netboot
 
 
 @pytest.fixture(scope="module")

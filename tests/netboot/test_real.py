@@ -15,7 +15,7 @@ from support.real import CARD, CARD_ADDRESS, NAME, Metal, metal
 
 from orchestrator.machines import netns
 
-pytestmark = [pytest.mark.netboot, pytest.mark.xdist_group("real")]
+pytestmark = pytest.mark.netboot
 
 
 @pytest.fixture(scope="module")

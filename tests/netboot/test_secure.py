@@ -9,7 +9,7 @@ from support.netboot import Net
 
 from orchestrator.machines.firmware import SECURE
 
-pytestmark = [pytest.mark.netboot, pytest.mark.xdist_group("secure")]
+pytestmark = pytest.mark.netboot
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
-"""Who else is on the wire: unknown machines, askers for another's identity, another network."""
+"""Who else is on the wire: an unknown machine, another network."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import socket
-import urllib.error
-import urllib.request
 from contextlib import suppress
 
 import pytest
-from support.netboot import OUTSIDE, STRANGE_MAC, Booting, Net, tells
+from support.netboot import OUTSIDE, STRANGE_MAC, Net, tells
 
 from orchestrator.machines import netns
 from orchestrator.machines.qemu import Hardware
@@ -27,40 +24,6 @@ def test_an_unknown_machine_gets_nothing(net: Net) -> None:
     net.status_says(rf"mac: \\?\"{STRANGE_MAC}")
     booting.stays_without_kernel()
     assert not any(tells(event, STRANGE_MAC, "identity") for event in net.events())
-
-
-@pytest.mark.xdist_group("booted")
-def test_identity_is_given_once_and_to_its_owner(net: Net, booted: Booting) -> None:
-    nonce = re.search(r"orchestrate\.boot=(\S+)", net.on("compute0", "cat", "/proc/cmdline"))
-    assert nonce is not None
-    url = f"{net.server}/boot/identity?mac={booted.mac}&boot={nonce[1]}"
-    link = net.node("compute0").links["cluster"]
-
-    other = url.replace(booted.mac, STRANGE_MAC)
-    with net.stranger("cluster", "10.77.0.99/24") as space:
-        assert ask(space, url) == 403  # the address is not the node's
-        assert ask(space, other) in (403, 404)  # nor is it one of the profile
-    with net.stranger("cluster", "10.77.0.99/24", STRANGE_MAC) as space:
-        assert ask(space, other) == 404
-    booted.power_off()
-    # Even who takes over address and hardware address gets no second one.
-    with net.stranger("cluster", f"{link.address}/24", link.mac) as space:
-        assert ask(space, url) == 409
-        assert ask(space, url.replace(nonce[1], "0" * len(nonce[1]))) == 410
-    net.status_says("handed out already")
-
-
-def ask(space: str, url: str) -> int:
-    """The status of an answer to a key of one's own."""
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43 + " stranger\n"
-    request = urllib.request.Request(url, data=key.encode(), method="POST")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with netns.entered(space):
-        try:
-            with opener.open(request, timeout=20) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
 
 
 def test_nothing_answers_on_another_network(net: Net) -> None:

@@ -10,7 +10,7 @@ from support import generated
 from support.flake import Checkout, bring, built, nix
 from support.generated import File, as_locked
 
-pytestmark = [pytest.mark.nix, pytest.mark.xdist_group("nix bad input")]
+pytestmark = pytest.mark.nix
 
 #: The image whose settings, and whose Python, the tests' images have.
 MODEL = "pxe-sim"

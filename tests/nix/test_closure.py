@@ -19,7 +19,7 @@ from support.flake import IMAGES, PROJECT, built
 from orchestrator.image import libraries, loader, lockfile, spec, store
 from orchestrator.image.elf import Object
 
-pytestmark = [pytest.mark.nix, pytest.mark.xdist_group("nix closure")]
+pytestmark = pytest.mark.nix
 
 SIM = "pxe-sim"
 

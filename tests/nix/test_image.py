@@ -18,7 +18,7 @@ from support.flake import IMAGES, PROJECT, bring, built, evaluated, nix
 
 from orchestrator.image import lockfile
 
-pytestmark = [pytest.mark.nix, pytest.mark.xdist_group("nix image")]
+pytestmark = pytest.mark.nix
 
 LAYERS = ("base", "python", "config")
 PARTS = (*LAYERS, *(f"verity.{layer}" for layer in LAYERS), "kernel", "initrd")

@@ -22,7 +22,7 @@ from support.generated import File, as_locked
 
 from orchestrator.image import elf, libraries, spec
 
-pytestmark = [pytest.mark.nix, pytest.mark.xdist_group("nix stand in")]
+pytestmark = pytest.mark.nix
 
 MODEL = "pxe-0.1"
 NAME = "test-image"

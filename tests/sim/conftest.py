@@ -51,8 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     places = [number for number, item in enumerate(items) if here in item.path.parents]
     ranked = sorted((items[number] for number in places), key=rank)
-    for item in ranked:
-        item.add_marker(pytest.mark.xdist_group("sim"))  # one cluster, so one worker
     for number, item in zip(places, ranked, strict=True):
         items[number] = item
 

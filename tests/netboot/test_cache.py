@@ -1,0 +1,59 @@
+"""The disk that keeps layers, and models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import images
+from support.netboot import Booting, Net
+
+from orchestrator.machines.qemu import make_disk
+from orchestrator.node_paths import CACHE, MODELS
+from orchestrator.state import MODELS_UNIT
+from orchestrator.templating import render
+
+pytestmark = pytest.mark.netboot
+
+
+def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:
+    disk = tmp_path / "cache.raw"
+    make_disk(disk, 1 << 30)
+
+    def source(booting: Booting, step: str = "layer:base") -> str:
+        return str(booting.reports(step, "done"))
+
+    booting = net.start_kernel(disk=disk)
+    assert "http://" in source(booting)
+    assert "http://" in source(booting, "late:python")
+    booting.reaches_ssh()
+    booting.shell("systemctl is-system-running --wait")  # the late layer is kept, too
+    booting.power_off()  # the plug: what was kept is on the disk
+
+    booting = net.start_kernel(disk=disk)
+    assert "cache" in source(booting)
+    assert "cache" in source(booting, "late:python")
+    booting.reaches_ssh()
+    weights = models_on_disk(booting)
+    booting.shell(f"echo weights >{weights}")
+    booting.power_off(120)
+
+    images.damage_in(disk, net.layer_size("base"), tmp_path / "mounted")
+    booting = net.start_kernel(disk=disk)
+    assert "http://" in source(booting)
+    booting.reports("switch", "done")
+    booting.power_off()
+
+    booting = net.start_kernel(disk=disk)  # it was put right there too
+    assert "cache" in source(booting)
+    booting.reaches_ssh()
+    models_on_disk(booting)
+    assert booting.shell(f"cat {weights}") == "weights\n"
+
+
+def models_on_disk(booting: Booting) -> str:
+    """Start the unit of `serving.model_cache: disk`; the path of a file of the served model."""
+    unit = render(MODELS_UNIT, cache=CACHE, models=MODELS)
+    booting.shell(f"cat >/run/systemd/system/{MODELS_UNIT}", unit)
+    booting.shell(f"systemctl start {MODELS_UNIT} && mkdir -p {MODELS}/served")
+    return f"{MODELS}/served/model.safetensors"
