@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,15 @@ def create(name: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove a namespace and the links in it, if it is there."""
+    """Remove a namespace and the links in it, if it is there.
+
+    Its cables go first, one by one: of a whole namespace the kernel removes them some time later,
+    and until then the names of their other ends are taken.
+    """
     if name in names():
+        shown = run(["ip", "-n", name, "-json", "link", "show", "type", "veth"], ok=None)
+        for link in json.loads(shown.out or "[]") if shown.code == 0 else []:
+            run(["ip", "-n", name, "link", "delete", link["ifname"]], ok=None)
         run(["ip", "netns", "delete", name], what=f"remove the network namespace {name}")
 
 
