@@ -21,7 +21,7 @@ $(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-g
 endef
 export NIX_CONFIG
 
-.PHONY: help setup demo check test lint unit image e2e down clean
+.PHONY: help setup demo check test lint unit image e2e mutants down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
@@ -49,6 +49,9 @@ image: setup ## fetch and build the profile's image
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
 	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadfile --durations 40 $(E2E)
+
+mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
+	@tools/step "mutants" .venv/bin/python tools/mutate.py
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)

@@ -7,6 +7,7 @@ not add up to is kept as it is, with its sign, and never spread over them.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -152,7 +153,7 @@ def _outlier(seen: Evidence, value: str, text: str) -> Iterator[tuple[Cause, str
         others = [getattr(one, value) for one in seen.nodes if one is not node]
         if own is None or None in others or min(own, *others) <= 0:
             continue
-        middle = sorted(others)[len(others) // 2]
+        middle = statistics.median(others)
         factor = own / middle if value == "work_s" else middle / own
         if factor >= SLOWER:
             times = factor if value == "work_s" else 1 / factor

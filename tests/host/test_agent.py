@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -319,3 +320,59 @@ def test_a_kernel_setting_of_the_network(root: Path, network: list[str]) -> None
     assert found["changes"] == ["value"]
     assert len(found["found"]["value"].split()) == 3
     assert "run" not in [path.name for path in root.iterdir()]
+
+
+def test_a_secret_is_its_owners_alone_already_while_it_is_written(root: Path) -> None:
+    leftover = root / ".key.new"  # of a run that was killed, with a mode that is too open
+    leftover.touch()
+    leftover.chmod(0o666)
+    seen = []
+
+    def content() -> Iterator[bytes]:
+        seen.append(stat.S_IMODE(leftover.stat().st_mode))
+        yield b"secret"
+
+    agent.replace(root / "key", content(), 0, 0, 0o640)
+    assert seen == [0o600]
+    assert stat.S_IMODE((root / "key").stat().st_mode) == 0o640
+
+
+def test_a_link_in_the_place_of_a_new_copy_is_not_written_through(root: Path) -> None:
+    target = root / "target"
+    target.write_text("keep\n")
+    (root / ".file.new").symlink_to(target)
+    wanted = state(File(Step.BASE, "/file", "new\n"))
+    assert statuses(ask("apply", root, wanted)) == {"file:/file": "failed"}
+    assert target.read_text() == "keep\n"
+    assert statuses(ask("apply", root, wanted)) == {"file:/file": "changed"}
+
+
+def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"name": "nosuch0", "addresses": [], "content": "x", "file": "/etc/10-x.network"}
+    state = root / "run/systemd/netif/state"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    (root / agent.MEMORY).parent.mkdir()
+    asked: list[list[str]] = []
+
+    def killed(argv: list[str]) -> str:
+        asked.append(argv)
+        raise KeyboardInterrupt
+
+    node = agent.Node(root)
+    changes = node.differs("links", wanted)
+    assert set(changes) == {"file", agent.ABSENT}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(agent, "command", killed)
+        node.apply("links", wanted, changes)
+    assert asked == [["networkctl", "reload"]]
+    node = agent.Node(root)
+    changes = node.differs("links", wanted)
+    assert set(changes) == {"reload", agent.ABSENT}
+    with monkeypatch.context() as patched:
+        patched.setattr(agent, "command", lambda argv: asked.append(argv) or "")
+        node.apply("links", wanted, changes)
+    assert len(asked) == 2
+    assert set(agent.Node(root).differs("links", wanted)) == {agent.ABSENT}

@@ -134,3 +134,17 @@ def test_what_an_earlier_boot_left_is_read_before_it_is_used_and_then_no_more(
     assert statuses(ask("apply", root, wanted))["file:/models/new/model"] == "unchanged"
     known = json.loads((root / agent.MEMORY).read_text())
     assert known["file:/models/new/model"]["stamp"] == agent.stamp(file.lstat())
+
+
+def test_room_in_memory_is_what_is_free_there_however_large_the_disk(root: Path) -> None:
+    assert 0 < agent.available_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wanted = state(
+        Directory(Step.SERVING, "/models/new", holds=(("a", 1 << 44),), shelf="/models",
+                  in_memory=True)
+    )  # fmt: skip
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100T", "tmpfs", root], check=True)
+    try:
+        error = ask("apply", root, wanted)["directory:/models/new"]["error"]
+    finally:
+        subprocess.run(["umount", root], check=True)
+    assert error.startswith("no room: 17592.2 GB to come")

@@ -1,6 +1,7 @@
 """Configuration of several nodes at once. Nodes are local processes in temporary roots, with this
 Python; SSH itself is tested with trust."""
 
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -197,3 +198,25 @@ def test_a_failed_resource_is_named(tmp_path: Path) -> None:
 def test_no_nodes_is_nothing_to_do() -> None:
     assert plan([]) == {}
     assert Outcome().ok
+
+
+def test_an_agent_ends_before_its_connection_does_and_has_time_to_report(tmp_path: Path) -> None:
+    asked: list[tuple[float, float]] = []
+
+    class Noting(Here):
+        def run(
+            self,
+            argv: Sequence[str],
+            *,
+            what: str = "",
+            stdin: str | None = None,
+            timeout: float = 60,
+        ) -> Result:
+            request = json.loads((stdin or "").encode()[int(argv[-1]) :])
+            asked.append((request["limit_s"], timeout))
+            return super().run(argv, what=what, stdin=stdin, timeout=timeout)
+
+    target = Target(Noting(), state("node0"), str(tmp_path))
+    for timeout in (1800.0, 60.0, 12.0):
+        assert apply([target], Step.BASE, timeout=timeout)["node0"].ok
+    assert asked == [(1790.0, 1800.0), (50.0, 60.0), (6.0, 12.0)]

@@ -242,3 +242,5 @@ def test_what_its_user_switches_off_meanwhile_ends_off(
         with pytest.raises(UserError, match="left was switched off meanwhile, and stays off"):
             way.power()
     assert (tmp_path / "profiles/record").read_text().split() == switched
+    # What an interrupt has to switch off again is known before it has power.
+    assert way.result.started == ([] if when == "before" else [node])

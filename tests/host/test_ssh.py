@@ -22,7 +22,7 @@ from orchestrator.trust import HostIdentity, Trust, open_trust
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
-HOSTILE = ["X; rm -rf ~", "$(id)", "a b", "'", '"', "*", "", "back\\slash", "new\nline"]
+HOSTILE = ["X; echo Y", "$(id)", "a b", "'", '"', "*", "", "back\\slash", "new\nline"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trust:
     return open_trust("one")
 
 
-Serve = Callable[[HostIdentity, str], int]
+Serve = Callable[..., int]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     Path("/run/sshd").mkdir(exist_ok=True)
     processes: list[subprocess.Popen[str]] = []
 
-    def start(identity: HostIdentity, user_ca: str) -> int:
+    def start(identity: HostIdentity, user_ca: str, port: int = 0) -> int:
         home = tmp_path / f"sshd-{len(processes)}"
         home.mkdir()
         (home / "key").touch(mode=0o600)
@@ -54,8 +54,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         (home / "cert.pub").write_text(identity.certificate)
         (home / "user_ca.pub").write_text(user_ca)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+            probe.bind(("127.0.0.1", port))
+            port = probe.getsockname()[1]
         (home / "config").write_text(
             f"HostKey {home}/key\nHostCertificate {home}/cert.pub\n"
             f"TrustedUserCAKeys {home}/user_ca.pub\nAuthorizedKeysFile none\n"
@@ -184,3 +184,21 @@ def test_during_a_rotation_nodes_of_both_authorities_are_believed_and_let_the_op
     with pytest.raises(HostKeyRefused, match="node0"):
         Remote("node0", "127.0.0.1", trust, port=told).wait_for_ssh(60)
     Remote("node0", "127.0.0.1", trust, port=moved).close()
+
+
+def test_a_node_that_is_not_up_yet_is_waited_for(trust: Trust, serve: Serve) -> None:
+    """Its sshd starts when the first try was in vain."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    remote = Remote("node0", "127.0.0.1", trust, port=port)
+    heard: list[str] = []
+
+    def start(reason: str) -> None:
+        heard.append(reason)
+        if len(heard) == 1:
+            serve(trust.host_identity(["node0"]), trust.user_ca_public, port)
+
+    remote.wait_for_ssh(60, start)
+    remote.close()
+    assert "Connection refused" in heard[0]

@@ -303,6 +303,16 @@ def test_two_repeats_show_nothing_and_small_changes_are_no_news(run: Run) -> Non
         assert compared and not any(each.significant for each in compared)
 
 
+def test_repeats_that_overlap_are_no_regression(run: Run) -> None:
+    def at(median: float, low: float, high: float) -> Run:
+        values = Spread(median, low, high, 4)
+        return replace(run, measured=(replace(run.measured[0], tpot_s=values),))
+
+    before, noisy, apart = at(0.02, 0.018, 0.025), at(0.03, 0.024, 0.035), at(0.03, 0.026, 0.035)
+    assert history.regressions(before, noisy) == []
+    assert "50% worse, significant" in history.regressions(before, apart)[0]
+
+
 def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
     history.store(replace(run, id="1", state=State.COMPLETE))
     history.store(replace(run, id="2", state=State.MARKED))
@@ -346,3 +356,42 @@ def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
     # A few repeats prove nothing, and five times less is not "no difference".
     (unsure,) = history.clusters_help(at(300, 2), at(60, 2))
     assert "it does not help, not significant with 2 and 2 repeats: 300" in unsure
+
+
+def test_the_client_is_told_what_the_load_is(profile: Profile) -> None:
+    argv = command(profile, SINGLE, "http://x:1", repeats=3, seed=7, targets_ms={})
+    told = {word: argv[number + 1] for number, word in enumerate(argv[:-1])}
+    wanted = {
+        "--random-input-len": "64", "--random-output-len": "32", "--max-concurrency": "1",
+        # Of all repeats, none of which has a prompt that was there before.
+        "--num-prompts": "12", "--seed": "7", "--num-warmups": "1", "--request-rate": "inf",
+    }  # fmt: skip
+    assert {key: told.get(key) for key in wanted} == wanted
+    assert "--ignore-eos" in argv and "--goodput" not in argv
+    often = replace(SINGLE, concurrency=None, rate=2.5)
+    argv = command(profile, often, "http://x:1", repeats=3, seed=8, targets_ms={})
+    assert argv[argv.index("--request-rate") + 1] == "2.5" and "--max-concurrency" not in argv
+    assert argv[argv.index("--num-warmups") + 1] == "2"
+
+
+def test_one_slow_request_shifts_no_median_and_is_the_slowest_percent() -> None:
+    ttfts = [0.1, 0.1, 0.1, 0.1, 0.9]
+    text = json.dumps(
+        {
+            "start_times": [0.0, 1.0, 2.0, 3.0, 4.0],
+            "ttfts": ttfts,
+            "itls": [[0.02] * 3] * 4 + [[0.5] * 3],
+            "errors": [""] * 5,
+        }
+    )
+    found = load.measured(text, SINGLE, 1, 0.0, {}, {"ttft": 200, "tpot": 30})
+    assert (found.ttft_s.median, found.ttft_p99_s.median) == (0.1, 0.9)
+    assert found.tpot_s.median == pytest.approx(0.02)
+    assert found.tpot_p99_s.median == pytest.approx(0.5)
+    seconds = 4.0 + 0.9 + 1.5
+    assert found.goodput_per_s is not None
+    assert found.goodput_per_s.median == pytest.approx(4 / seconds)
+
+
+def test_a_clock_that_was_set_forward_is_said_too() -> None:
+    assert len(moved({"a": 0.0}, {"a": 2.0})) == 1 == len(moved({"a": 0.0}, {"a": -2.0}))

@@ -258,3 +258,16 @@ def test_other_paths_and_methods(service: Running) -> None:
     assert service.ask("GET", f"/boot/identity?mac={MAC}").status_code in (404, 405)
     assert service.ask("DELETE", f"/boot/ipxe?mac={MAC}").status_code == 405
     assert service.ask("GET", "/boot/ipxe/../../boot.json").status_code in (400, 404)
+
+
+def test_nonces_are_the_services_own(service: Running) -> None:
+    """Those of boots that go on still buy an identity."""
+    service.boot()
+    assert (service.state / "boots.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_neighbour_that_never_answered_is_none(service: Running) -> None:
+    """The kernel keeps a row for whoever it looks for; only its mark says that somebody is there.
+    With another DHCP server nothing else tells."""
+    service.publish({**DOCUMENT, "leases": "foreign"})
+    assert service.script(MAC, SILENT_ADDRESS).status_code == 403

@@ -147,3 +147,39 @@ def test_the_lines_for_an_unknown_machine_make_a_profile_that_has_it(tmp_path: P
         "02:00:0a:4d:00:99",
         "10.77.0.12",
     )
+
+
+@pytest.mark.parametrize(
+    ("sender", "furthest", "begins"),
+    [
+        (sources.FIRMWARE, "loader", False),
+        (sources.FIRMWARE, "script", True),
+        (sources.LOADER, "script", False),
+        (sources.LOADER, "kernel", True),
+        (sources.SYSTEM, "sshd", False),
+    ],
+)
+def test_a_boot_begins_with_a_sender_that_was_over(
+    sender: str, furthest: str, begins: bool
+) -> None:
+    """Firmware asks before there is a script, a loader before there is a kernel."""
+    asked = {"step": "dhcp", "status": sources.STARTED, "mac": "m"}
+    events = [
+        sources.Event(1.0, sender=sources.FIRMWARE, **asked),
+        sources.Event(2.0, furthest, mac="m"),
+        sources.Event(3.0, sender=sender, **asked),
+    ]
+    boot = timeline.assemble([timeline.Place("a", "m", "x")], events, 4.0).boots["a"]
+    assert (boot.began == 3.0) == begins
+
+
+def test_a_step_that_failed_is_told_before_one_that_goes_on() -> None:
+    steps = (
+        timeline.Step("manifest", sources.DONE, 1.0, 1.0),
+        timeline.Step("layer:base", sources.STARTED, 2.0, 1.0),
+        timeline.Step("layer:python", sources.FAILED, 2.0, 1.0),
+    )
+    at = timeline.Boot("a", steps).current
+    assert at is not None and at.step == "layer:python"
+    assert told(timeline.Boot("a", steps)) == "layer:python failed"
+    assert told(timeline.Boot("a", steps[:2])) == "layer:base 1 s"

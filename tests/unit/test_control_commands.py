@@ -10,7 +10,7 @@ import click
 import pytest
 from support.commands import leaves
 
-from orchestrator import control, paths
+from orchestrator import cli, control, paths
 from orchestrator.cli import orchestrate
 from orchestrator.cli.control import READ_INPUT
 from orchestrator.errors import RunsThere, UserError
@@ -144,3 +144,28 @@ def test_where_git_refuses_nothing_is_sent(checkout: Path) -> None:
     (checkout / ".git").mkdir()  # no repository
     with pytest.raises(UserError, match="git does not say what belongs to"):
         sent(checkout)
+
+
+@pytest.mark.parametrize("mode", [0o710, 0o701, 0o770])
+def test_open_connections_are_not_kept_where_others_get_at_them(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    sockets = control._sockets()
+    assert sockets.stat().st_mode & 0o777 == 0o700
+    sockets.chmod(mode)
+    with pytest.raises(UserError, match="is not private to this user"):
+        control._sockets()
+
+
+def test_on_control_behind_two_dashes_is_another_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[list[str]] = []
+    there: list[list[str]] = []
+    monkeypatch.setattr(cli.orchestrate, "main", lambda args, **_: here.append(args))
+    monkeypatch.setattr(cli, "sent", lambda words: there.append(words) or 0)
+    words = ["node", "ssh", "compute0", "--", "x", "--on-control"]
+    cli.main(words.copy())
+    assert (here, there) == ([words], [])
+    with pytest.raises(SystemExit):
+        cli.main(["--on-control", *words])
+    assert (here, there) == ([words], [words])

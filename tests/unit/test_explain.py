@@ -141,3 +141,24 @@ def test_nothing_is_hidden(measured_s: float, parts: Parts, evidence: Evidence, 
     assert found.predicted_s + found.unexplained_s == pytest.approx(measured_s)
     assert found.unexplained_share == pytest.approx(1 - parts.seconds / measured_s)
     assert found.why
+
+
+def three(**values: tuple[float, float, float]) -> Evidence:
+    """Nodes a, b, c with a value each."""
+    ((name, each),) = values.items()
+    return Evidence(tuple(NodeEvidence(n, **{name: v}) for n, v in zip("abc", each, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [three(work_s=(0.01, 0.03, 0.01)), three(speed=(1, 0.4, 1)), three(throttled=(0, 0.6, 0))],
+)
+def test_the_slow_node_is_named(slow: Evidence) -> None:
+    found = explain(40e-3, MEMORY, slow)
+    assert found.cause is Cause.SLOW_NODE and found.why.startswith("b: ")
+
+
+def test_one_quick_node_makes_no_slow_ones() -> None:
+    """Of three, each has two others: their median lies between them."""
+    for evidence in (three(speed=(1, 1.3, 1)), three(work_s=(0.01, 0.0077, 0.01))):
+        assert explain(16e-3, MEMORY, evidence).cause is Cause.MEMORY

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import models, paths
+from orchestrator import hub, models, paths
 from orchestrator.errors import UserError
 from orchestrator.models import Answer, Model, missing_files
 from orchestrator.profile import load
@@ -80,3 +80,53 @@ def test_a_profiles_prompts_are_for_models_without_known_answers(
     assert models.served(profile).answers == model.answers
     (tmp_path / "models/tiny/answers.json").write_text('[{"question": "q", "answer": "a"}]')
     assert models.served(profile).answers == [Answer("q", "a")]
+
+
+# What is handed out of a directory, and what is left of a removal that was cut off
+
+
+def test_what_is_handed_out_follows_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    source, out = tmp_path / "source", paths.served("c") / "models/big"
+    source.mkdir()
+    for name, text in {"config.json": "{}", "weights": "one", "gone": "x", "private": "y"}.items():
+        (source / name).write_text(text)
+        (source / name).chmod(0o644)
+    (source / "private").chmod(0o600)
+    first = {file.path: file for file in publish(source, "c", "big")}
+    assert first.keys() == {"config.json", "weights", "gone", "private"}
+    # nginx is nobody in particular: it may read all of it, also what is its owner's alone.
+    assert (out / "private").stat().st_mode & 0o777 == 0o644
+    assert (source / "private").stat().st_mode & 0o777 == 0o600
+    assert (out / "weights").samefile(source / "weights")
+    (source / "gone").unlink()
+    (source / "new").write_text("two")
+    (source / "new").replace(source / "weights")  # another file of the same size
+    second = {file.path: file for file in publish(source, "c", "big")}
+    assert (out / "weights").read_text() == "two"
+    assert second["weights"].sha256 != first["weights"].sha256
+    assert second.keys() == {"config.json", "weights", "private"}
+    assert not (out / "gone").exists()
+    assert {file.path for file in published("c", "big")} == second.keys()
+
+
+def test_a_removal_that_is_cut_off_leaves_no_whole_model(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.directory.mkdir(parents=True)
+    (model.directory / "config.json").write_text("{}")
+    entry = {"size": 2, "sha256": "0" * 64}
+    hub.write_json(model.directory / hub.MANIFEST, {"files": {"config.json": entry}})
+    (held,) = hub.held()
+    assert held.state == "complete"
+
+    def cut_off(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub.shutil, "rmtree", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        hub.remove(held)
+    (held,) = hub.held()
+    assert held.state == "by hand"

@@ -363,3 +363,20 @@ FORMATS = {
 @pytest.mark.parametrize(("there", "brought"), FORMATS.values(), ids=FORMATS)
 def test_one_format_is_brought(there: list[str], brought: set[str]) -> None:
     assert {file.path for file in chosen([RemoteFile(name, 1) for name in there])} == brought
+
+
+def test_two_pulls_exclude_each_other(box: Box) -> None:
+    with hubs._alone(box.home):
+        assert "is at work" in box.pull().stderr
+    assert box.pull().returncode == 0
+
+
+def test_another_commit_than_the_one_asked_for_is_refused(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = box.hub.listing
+    moved = lambda revision: right(revision) | {"sha": NEWEST}  # noqa: E731
+    monkeypatch.setattr(box.hub, "listing", moved)
+    done = box.pull()
+    assert done.returncode == 1 and f"answers with commit {NEWEST}" in done.stderr
+    assert not box.home.exists()

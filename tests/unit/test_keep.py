@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from orchestrator import paths
+from orchestrator import keep, paths
 from orchestrator.configure import Outcome
 from orchestrator.errors import UserError
 from orchestrator.keep import FIRST_PAUSE, GOOD, LONGEST_PAUSE, Event, Keeper, Pauses, told
-from orchestrator.wanted import keep_off, kept_off, want_on
+from orchestrator.wanted import _one_at_a_time, keep_off, kept_off, want_on
 
 
 def test_pauses_double_up_to_a_limit_and_end_when_all_is_well() -> None:
@@ -70,3 +73,27 @@ def test_nodes_that_are_switched_at_once_are_all_remembered(
         assert kept_off("one") == set(names)
         list(pool.map(lambda name: want_on("one", [name]), names))
     assert kept_off("one") == frozenset()
+
+
+def test_what_its_user_switched_off_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    nodes = [SimpleNamespace(name=name) for name in ("head", "left", "right")]
+    cluster: Any = SimpleNamespace(profile=SimpleNamespace(name="small", nodes=nodes))
+    keep_off("small", ["left"])
+    assert keep.wanted(cluster) == ["head", "right"]
+    want_on("small", ["left"])
+    assert keep.wanted(cluster) == ["head", "left", "right"]
+
+
+def test_who_switches_nodes_excludes_others_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    with (
+        _one_at_a_time("small"),
+        (paths.cluster("small") / "kept-off.lock").open("w") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)

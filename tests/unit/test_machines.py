@@ -15,9 +15,11 @@ import pytest
 from orchestrator import bring_up
 from orchestrator.cli.cluster import STEPS
 from orchestrator.errors import BadInput, UserError
+from orchestrator.identity import BootFile
 from orchestrator.machines import accel, driver, qmp, simulator
 from orchestrator.machines.emulator import Hardware, argv
 from orchestrator.machines.firmware import BIOS, SECURE, UEFI, firmware
+from orchestrator.machines.nspawn import write_boot_files
 from orchestrator.machines.processes import Process, kill, start_time
 from orchestrator.machines.qemu import QemuMachine
 from orchestrator.machines.switch import Switch
@@ -176,3 +178,13 @@ def serving_qmp(home: Path, lines: list[bytes]) -> Iterator[None]:
 
 def test_up_offers_the_stops_that_it_has() -> None:
     assert STEPS == bring_up.STOPS
+
+
+def test_boot_files_have_their_modes_whatever_is_there(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/key").write_text("of before")
+    files = {"/etc/key": BootFile("secret", 0o600), "/etc/hosts": BootFile("127.0.0.1 localhost")}
+    write_boot_files(tmp_path, files)
+    assert (tmp_path / "etc/key").read_text() == "secret"
+    assert (tmp_path / "etc/key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "etc/hosts").stat().st_mode & 0o777 == 0o644

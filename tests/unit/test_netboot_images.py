@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support import DATA
 
 from orchestrator import paths
+from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.image import ident
 from orchestrator.netboot import images
@@ -228,3 +231,16 @@ def test_the_choice_is_kept(build: Build, profile: Profile) -> None:
     choice = Choice(Image("1" * 64, "a"), None, held=True)
     images.write(profile.name, choice)
     assert images.read(profile.name) == choice
+
+
+def test_what_was_built_is_served_unless_another_image_is_held(
+    build: Build, profile: Profile
+) -> None:
+    before, served = lay_out(profile, build("one")), []
+    cluster: Any = SimpleNamespace(profile=profile, image=build("two"), _serve=served.append)
+    for held in (True, False):
+        cluster.choice = Choice(current=before, held=held)
+        Cluster.publish_image(cluster)
+    kept, moved = served
+    assert kept.current == before and kept.held
+    assert moved.current != before and moved.previous == before

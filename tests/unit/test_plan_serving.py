@@ -18,6 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.predict.engine import Engine
 from orchestrator.predict.layout import Layout
 from orchestrator.predict.links import Link
+from orchestrator.predict.load import limits
 from orchestrator.predict.outlook import outlook
 from orchestrator.predict.rates import rates, what_if
 from orchestrator.probe.results import Probes
@@ -201,3 +202,19 @@ def test_what_was_not_measured_is_said(profile: Profile) -> None:
     assert "no link between left, right was measured on lan" in raised.value.message
     found = rates(probes(devices=(device("left"),)), profile, Layout(2))
     assert any("not measured: right" in note for note in found.notes)
+
+
+def test_a_worse_network_beside_it_does_not_count(profile: Profile) -> None:
+    other = link("left", "right", 1.0, 1e3, network="usb4")
+    both = probes(links=(other, link("right", "left", 50e-6, 100e6)))
+    assert rates(both, profile, Layout(2)).link == Link(50e-6, 100e6)
+
+
+def test_the_cache_on_processors_is_in_gibibytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    env = '  env: {VLLM_CPU_KVCACHE_SPACE: "1.5"}\n  args: {dtype: half}'
+    profile = load(make_checkout(tmp_path, PROFILE.replace("  args: {dtype: half}", env)))
+    assert limits(profile, synchronous=True).cache_bytes == 1.5 * 2**30
+    assert limits(profile, synchronous=False).cache_bytes is None

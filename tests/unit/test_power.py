@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from orchestrator import nodes
 from orchestrator.errors import BadInput, UserError
 from orchestrator.identity import node_files
 from orchestrator.machines import driver, wol
 from orchestrator.machines.power import supply
-from orchestrator.nodes import choose
+from orchestrator.nodes import choose, must_boot_others
 from orchestrator.profile import Profile
 
 MAC = "d8:bb:c1:a2:3e:a3"
@@ -94,3 +97,30 @@ def test_other_words_are_refused(
     with pytest.raises(BadInput) as told:
         choose(loaded(driver="manual"), words, everyone=everyone)
     assert says in str(told.value)
+
+
+# What nodes boot from, and when a boot is over.
+
+
+def test_nodes_boot_from_a_control_node_that_runs(loaded: Load) -> None:
+    profile = loaded(driver="manual")
+    cluster: Any = SimpleNamespace(profile=profile, driver=driver(profile))
+    with pytest.raises(UserError, match=r"the control node \(head\) is off, and nodes boot from"):
+        must_boot_others(cluster)
+
+
+@pytest.mark.parametrize("end", ["another boot", "no answer"])
+def test_a_boot_is_over_when_another_one_answers_or_nobody(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["this boot", "this boot", end, "this boot"]
+
+    def run(argv: list[str], timeout: float) -> SimpleNamespace:
+        if answers[0] == "no answer":
+            raise UserError("no answer")
+        return SimpleNamespace(out=answers.pop(0))
+
+    monkeypatch.setattr(nodes, "POLL", 0.0)
+    remote: Any = SimpleNamespace(name="left", run=run, close=lambda: None)
+    nodes._wait_until_gone(remote, "this boot")
+    assert "this boot" in answers and len(answers) <= 2

@@ -15,6 +15,7 @@ from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, sha
 from orchestrator.predict.layout import Layout, candidates, place
 from orchestrator.predict.load import Limits, Load, forecast, predict
 from orchestrator.predict.phase import Cause, Parts, Work, step
+from orchestrator.predict.rank import fit
 from orchestrator.predict.rates import Rates, what_if
 from orchestrator.predict.shape import ModelShape, read
 
@@ -306,3 +307,52 @@ def test_tokens_wait_for_the_prompts_of_those_that_come_meanwhile() -> None:
     alone = forecast(shape_of(MISTRAL), ONE, a770(1), Load(512, 32))
     waits = 31 * found.decode.parts.prefill_s
     assert waits == pytest.approx(found.running * alone.prefill.seconds, rel=0.15)
+
+
+# A rank's share, in figures
+
+
+def test_a_rank_holds_its_share_of_what_can_be_shared() -> None:
+    shape = shape_of(MISTRAL)
+    # Of eight key-value heads one on each of eight ranks; with more ranks there are copies.
+    assert shape.kv_bytes_per_token(8) == shape.kv_bytes_per_token() / 8
+    assert shape.kv_bytes_per_token(16) == shape.kv_bytes_per_token() / 8
+    # 56 layers in three stages: the fullest has 19, and the embedding or the head.
+    head = shape.head_weights * shape.dtype_bytes
+    decoder = shape.bytes_held() - 2 * head
+    assert shape.bytes_held(stages=3) == pytest.approx(decoder * 19 / 56 + head)
+
+
+def test_two_devices_share_the_arithmetic_of_a_prompt() -> None:
+    shape, slow = shape_of(MISTRAL), {"float16": 2e12}
+    alone = step(shape, ONE, a770(1, flops_per_s=slow), Work(512, 1, 256))
+    both = step(shape, TWO, a770(2, USB4, flops_per_s=slow), Work(512, 1, 256))
+    assert alone.bound is Cause.COMPUTE
+    assert both.compute_s == pytest.approx(alone.compute_s / 2)
+
+
+def test_launching_is_waited_for_unless_the_device_is_busy_meanwhile() -> None:
+    shape, engine = shape_of(MISTRAL), replace(FREE, per_layer_operations=14.0)
+    card = a770(1, operation_s=1e-5, engine=engine)
+    launches_s = 56 * 14 * 1e-5
+    found = step(shape, ONE, card, Work(1, 1, 0))
+    assert found.host_s == 0 and found.device_s > launches_s
+    processor = replace(card, synchronous=True)
+    assert step(shape, ONE, processor, Work(1, 1, 0)).host_s == pytest.approx(launches_s)
+    slow = replace(card, operation_s=1e-4)
+    assert step(shape, ONE, slow, Work(1, 1, 0)).seconds == pytest.approx(10 * launches_s)
+
+
+def test_messages_of_a_token_over_two_devices() -> None:
+    """113 all-reduces of a hidden state, then half of one with the logits; before, the word."""
+    parts = step(shape_of(MISTRAL), TWO, a770(2, GBE), Work(1, 1, 0))
+    sent = 113 * 6144 * 2 + 0.5 * 32768 * 2
+    assert parts.link_bandwidth_s == pytest.approx(sent / GBE.bytes_per_s)
+    assert parts.link_latency_s == pytest.approx((113 * 2 + 1 + 1) * GBE.latency_s)
+
+
+def test_weights_that_do_not_fit_do_not_run_also_where_the_context_is_unknown() -> None:
+    small = fit(shape_of(MISTRAL), ONE, 8e9, Limits(context=None))
+    assert small.sequences > 0 and not small.runs and not small.fits
+    assert str(small).startswith("does not fit: weights 12.15 GB of 7.36 GB")
+    assert fit(shape_of(MISTRAL), ONE, 16e9, Limits(context=None)).runs

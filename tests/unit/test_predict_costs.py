@@ -224,3 +224,10 @@ def test_a_slow_link_shows_where_the_library_hid_a_quick_one() -> None:
     now = all_reduce(2, 1e5, slow, flat)
     assert all_reduce(2, 1e5, quick, flat).seconds == pytest.approx(1e-3)
     assert now.bandwidth_s == pytest.approx(0.1) and now.seconds == pytest.approx(0.101, rel=1e-3)
+
+
+def test_beyond_the_largest_message_that_was_measured_the_last_line_goes_on() -> None:
+    curve = Curve(2, ((1e3, 1e-3), (2e3, 2e-3), (4e3, 6e-3)), Link(1e-5, 1e10))
+    assert [curve.at(size) for size in (0, 1e3, 1.5e3, 3e3, 6e3)] == pytest.approx(
+        [1e-3, 1e-3, 1.5e-3, 4e-3, 10e-3]
+    )

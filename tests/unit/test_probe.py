@@ -342,3 +342,9 @@ def test_a_rate_is_bits_a_second(text: str, bits: int) -> None:
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="no rate of a cable"):
         bits_per_s(text)
+
+
+def test_a_cable_that_carries_what_its_ends_negotiated_is_not_odd(profile: Profile) -> None:
+    (pair,) = by(("enp5s0", "enp6s0"))
+    good = replace(pair, bytes_per_s=exactly(117.5e6), negotiated_bits_per_s=(10**9, 10**9))
+    assert lines(profile, links=(good,)) == ""

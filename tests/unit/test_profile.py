@@ -239,3 +239,15 @@ def test_an_unknown_model_names_the_nearest(small: Path) -> None:
     with pytest.raises(BadInput) as raised:
         models.find("tini")
     assert raised.value.hint == "did you mean 'tiny'? (known: tiny)"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("7", 7), ("7B", 7), ("2kB", 2_000), ("2MB", 2_000_000), ("2 GB", 2_000_000_000),
+        ("2TB", 2_000_000_000_000), ("2KiB", 2_048), ("2MiB", 2_097_152),
+        ("1.5GiB", 1_610_612_736), ("2TiB", 2_199_023_255_552),
+    ],
+)  # fmt: skip
+def test_each_unit_of_a_size_is_what_its_name_says(text: str, size: int) -> None:
+    assert parse_size(text) == size

@@ -15,6 +15,7 @@ from support.profiles import PROFILE, make_checkout
 
 from orchestrator.errors import BadInput
 from orchestrator.profile import load
+from orchestrator.serving import MANAGED_VARIABLES
 
 CASES = yaml.safe_load((DATA / "bad_profiles.yml").read_text())
 
@@ -75,3 +76,28 @@ def test_a_directory_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path.parent)
     with pytest.raises(BadInput, match="cannot be read: is a directory"):
         load(tmp_path)
+
+
+SECRETS = {"VLLM_API_KEY", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS"}
+
+
+@pytest.mark.parametrize("section", ["ray", "serving"])
+@pytest.mark.parametrize("name", sorted(SECRETS | MANAGED_VARIABLES))
+def test_no_profile_sets_what_is_a_secret_or_the_clusters(
+    name: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = PROFILE.replace("  env: {}\n", "")
+    text = without.replace(f"{section}:\n", f"{section}:\n  env: {{{name}: mine}}\n")
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    with pytest.raises(BadInput, match=f"{section}.env.{name}: is not yours to set here"):
+        load(make_checkout(tmp_path, text))
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "0123456", "0" * 39, "0" * 41, "A" * 40])
+def test_what_may_be_another_commit_tomorrow_is_no_revision(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = f'models:\n  big: {{repository: owner/big, revision: "{revision}"}}\nserving:'
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    with pytest.raises(BadInput, match=r"models\.big\.revision: .* allowed: a commit"):
+        load(make_checkout(tmp_path, PROFILE.replace("serving:", big)))

@@ -8,14 +8,15 @@ import shlex
 import subprocess
 
 import pytest
+from jinja2 import UndefinedError
 from support.golden import CASES, GOLDEN, context, found, rendered, states
 
 from orchestrator.profile import load
 from orchestrator.resources import Step
 from orchestrator.state import desired
-from orchestrator.templating import env_value, exec_word
+from orchestrator.templating import env_value, exec_word, render
 
-HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; rm -rf ~", "#"]
+HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; echo Y", "#"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -83,3 +84,8 @@ def test_an_exec_word_stays_one_word(value: str) -> None:
     word = exec_word(value).replace("%%", "%").replace("$$", "$")
     assert shlex.split(word) == [value] or "$" in value or "`" in value
     assert "\n" not in exec_word(value + "\n")
+
+
+def test_a_template_without_one_of_its_values_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'address' is undefined"):
+        render("sshd.conf", host_key="a", host_certificate="b", user_ca="c")

@@ -1,5 +1,6 @@
 """Trust with the real ssh-keygen; tests/host/test_ssh.py has real sshds."""
 
+import fcntl
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,6 @@ from orchestrator.remote import (
 )
 from orchestrator.run import run
 from orchestrator.trust import Secret, Trust, open_trust
-
-HOSTILE = ["X; rm -rf ~", "$(id)", "a b", "'", '"', "*", "", "back\\slash", "new\nline"]
 
 
 @pytest.fixture
@@ -122,3 +121,43 @@ def test_waiting_says_for_what_and_ends(trust: Trust) -> None:
             remote.wait_for_ssh(0, heard.append)
     assert len(heard) == 1
     assert "Connection refused" in heard[0]
+
+
+def test_while_keys_are_made_nobody_else_makes_any(trust: Trust) -> None:
+    with (
+        trust._lock(),
+        (trust.directory / "lock").open("w") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_the_operators_certificate_opens_root_alone_and_forwards_nothing(trust: Trust) -> None:
+    shown = run(["ssh-keygen", "-L", "-f", trust.directory / "operator-cert.pub"]).out
+    head, _, options = shown.partition("Critical Options:")
+    assert head.partition("Principals:")[2].split() == ["root"]
+    assert options.split() == ["(none)", "Extensions:", "permit-pty"]
+
+
+def test_what_boots_during_a_rotation_is_of_the_new_authority(trust: Trust) -> None:
+    old = trust.host_ca.reveal()
+    successor = trust.prepare_successor()
+    assert trust.host_ca.reveal() == successor.host_ca.reveal() != old
+    assert trust.user_ca_public.splitlines() == [
+        (trust.directory / "user_ca.pub").read_text().strip(),
+        successor.user_ca_public.strip(),
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o710, 0o701, 0o770])
+def test_open_connections_are_not_kept_where_others_get_at_them(trust: Trust, mode: int) -> None:
+    words = trust.ssh_options("node0")
+    path = next(word for word in words if word.startswith("-oControlPath=")).split("=", 1)[1]
+    sockets = Path(path.strip('"')).parent
+    sockets.chmod(mode)
+    try:
+        with pytest.raises(trust_module.UserError, match="is not private to this user"):
+            trust.ssh_options("node0")
+    finally:
+        sockets.chmod(0o700)
+    assert trust.ssh_options("node0") == words

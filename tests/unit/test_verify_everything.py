@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.profile import Node, load
 from orchestrator.run import Result
 from orchestrator.serving import resolve
-from orchestrator.verify import Report, VerifyContext, judge, verify
+from orchestrator.verify import Report, VerifyContext, gather, judge, verify
 from orchestrator.verify.facts import NodeFacts, RayFacts, RayNode, RayWorker
 
 PROFILE = load(paths.checkout() / "profiles" / "sim.yml")
@@ -262,3 +263,14 @@ def test_an_endpoint_that_refuses_says_why_each_time() -> None:
     assert cluster.asked == len(ANSWERS) + 1
     assert len(report.failed) == len(ANSWERS) + 1
     assert all("HTTP 503" in check.seen for check in report.failed)
+
+
+def test_a_slow_answer_is_no_wrong_clock() -> None:
+    """A node says its time in the middle of a round trip of four seconds."""
+    node = PROFILE.compute_nodes[0]
+    facts = asdict(node_facts(node, {"nodes": [], "accounts": [], "units": []}))
+    said = Result((), 0, json.dumps(facts | {"time": 1002.0}), "")
+    context: Any = SimpleNamespace(units={}, run_on=lambda *words: said)
+    times = iter([1000.0, 1004.0])
+    _, clock = gather.node(context, PROFILE, node, lambda: next(times))
+    assert (clock.offset, clock.uncertainty) == (0.0, 2.0)

@@ -23,8 +23,8 @@ from orchestrator.profile.hardware import Command, Hardware, Sign
 from orchestrator.run import Result
 from orchestrator.serving import Layout
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
-from orchestrator.verify.facts import HardwareFacts
-from orchestrator.verify.hardware import looks, size
+from orchestrator.verify.facts import CommandFacts, HardwareFacts
+from orchestrator.verify.hardware import looks, output, size
 from orchestrator.verify.report import Check
 
 RECORDED = DATA / "recorded"
@@ -233,3 +233,14 @@ def test_an_answer_of_torch_without_torch_is_its_error() -> None:
 )
 def test_sizes_are_for_people(count: int, said: str) -> None:
     assert size(count) == said
+
+
+def test_a_command_has_to_end_well_whatever_it_printed() -> None:
+    command = Command(name="x", argv=("x",), matches="all is well", advice="look")
+    nothing: dict[str, Any] = {"memory": 0, "modules": {}, "devices": {}, "links": {}}
+    nothing |= {"pci": [], "signs": [], "level_zero": None, "torch": None}
+    for code, error in ((0, ""), (1, "exit code 1"), (None, "no end")):
+        ran = [CommandFacts(code, "first\nall is well\n", error)]
+        verdict = output(command, 0, HardwareFacts(**nothing, commands=ran))
+        assert verdict.ok == (code == 0)
+        assert verdict.seen == (error or "all is well")

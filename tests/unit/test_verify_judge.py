@@ -13,6 +13,7 @@ from orchestrator.profile import load
 from orchestrator.serving import Layout
 from orchestrator.verify import judge
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts, RayNode, RayWorker
+from orchestrator.verify.probe_node import loopback
 
 PROFILE = load(paths.checkout() / "profiles" / "sim.yml")
 COMPUTE0, COMPUTE1 = PROFILE.compute_nodes
@@ -261,3 +262,8 @@ def test_the_reference_lists_every_check() -> None:
     names = {rule.name for rule in [*rules, *judge.NODE_RULES]} | {"answer: QUESTION"}
     listed = {line.split("|")[1].strip() for line in reference.splitlines() if line[:3] == "| `"}
     assert listed == {f"`{name}`" for name in names}
+
+
+def test_names_on_loopback_are_those_that_count() -> None:
+    hosts = "127.0.0.1 localhost # compute-node\n#127.0.0.1 other\n127.0.0.1 third\n::1 six\n"
+    assert loopback(hosts) == ["localhost", "third"]

@@ -1,0 +1,59 @@
+"""What `orchestrate status` makes of what was seen: when all is up, and what needs a look."""
+
+from __future__ import annotations
+
+from orchestrator.netboot.causes import Cause
+from orchestrator.netboot.images import Choice
+from orchestrator.netboot.look import Seen
+from orchestrator.netboot.timeline import Boot, Netboot, Refusal, Step
+from orchestrator.status import UNKNOWN, NodeStatus, Status
+
+RUNS = {"ray-worker.service": "active", "chrony.service": "declined"}
+
+
+def node(name: str, system: str = "running", units: dict[str, str] | None = None) -> NodeStatus:
+    return NodeStatus(name, "10.0.0.1", "on", system, "abc", RUNS if units is None else units, "-")
+
+
+def status(*nodes: NodeStatus, seen: Seen | None = None) -> Status:
+    return Status(
+        profile="small",
+        image="pxe",
+        image_id="0" * 64,
+        layout={},
+        endpoint="http://10.0.0.1:8000",
+        model="model",
+        models=[],
+        note="",
+        nodes=list(nodes),
+        choice=Choice(),
+        seen=seen or Seen(Netboot({}), {}, {}),
+    )
+
+
+def test_all_is_up_when_every_node_answers_with_its_units() -> None:
+    assert status(node("a"), node("b", "degraded")).all_up
+    assert not status(node("a"), node("b", UNKNOWN, {})).all_up
+    assert not status(node("a"), node("b", units={"ray-worker.service": "failed"})).all_up
+
+
+def test_what_needs_a_look_is_told() -> None:
+    refused = Refusal("02:00:00:00:00:01", "10.0.0.9", "its nonce is not of the boot", 3, 1e9)
+    boot = Boot("a", (Step("script", "start", 0.0, 60.0),), last=("script start",))
+    found = Seen(
+        Netboot({"a": boot}, {"02:00:00:00:00:02": 1e9}, (refused,)),
+        {"a": Cause("it hangs", "look there")},
+        {"02:00:00:00:00:02": "- name: b"},
+    )
+    told = list(status(node("a"), seen=found).warnings())
+    assert told[:3] == [
+        ("a is stuck", "it hangs\nlook there"),
+        ("", "  script start"),
+        ("unknown machine", "add it to compute_nodes:\n- name: b"),
+    ]
+    kind, text = told[3]
+    assert kind == "refused"
+    assert text.startswith(
+        "10.0.0.9 in the name of 02:00:00:00:00:01: its nonce is not of the boot"
+    )
+    assert "3 times, last" in text
