@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 from support.boot_service import DOCUMENT, NEIGHBOURS, Running
 from support.profiles import PROFILE, make_checkout
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from orchestrator.profile import Profile, load
 from orchestrator.run import run
