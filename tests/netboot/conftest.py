@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from support import netboot
-from support.netboot import Booting, Net
+from support.booting import Booting
+from support.netboot import Net
 
 
 @pytest.fixture(scope="session")

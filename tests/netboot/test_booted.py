@@ -8,7 +8,8 @@ import urllib.error
 import urllib.request
 
 import pytest
-from support.netboot import STRANGE_MAC, Booting, Net
+from support.booting import Booting
+from support.netboot import STRANGE_MAC, Net
 
 from orchestrator.bench.sample import sampling, series
 from orchestrator.machines import netns

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from support import images
-from support.netboot import Booting, Net
+from support.booting import Booting
+from support.netboot import Net
 
 from orchestrator.machines.qemu import make_disk
 from orchestrator.node_paths import CACHE, MODELS

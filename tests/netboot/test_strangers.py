@@ -7,7 +7,8 @@ import socket
 from contextlib import suppress
 
 import pytest
-from support.netboot import OUTSIDE, STRANGE_MAC, Net, tells
+from support.booting import tells
+from support.netboot import OUTSIDE, STRANGE_MAC, Net
 
 from orchestrator.machines import netns
 from orchestrator.machines.qemu import Hardware

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 import pytest
-from support.netboot import NAME, OUTSIDE, Net, until
+from support.booting import until
+from support.netboot import NAME, OUTSIDE, Net
 
 from orchestrator import paths
 from orchestrator.machines.processes import Process

@@ -14,13 +14,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pytest
 import yaml
 
 from orchestrator import paths
@@ -36,6 +34,7 @@ from orchestrator.netboot import wire
 from orchestrator.netboot.state import ACCESS_LOG, EVENTS
 from orchestrator.profile import Node, load
 from orchestrator.remote import Remote
+from support.booting import Booting, until
 from support.images import PROJECT, build, copies, register, turn_bit
 
 SHIPPED = PROJECT / "profiles/sim.yml"
@@ -46,116 +45,13 @@ MINIMAL = "minimal"
 #: A network that the control node is on and does not serve.
 OUTSIDE = {"subnet": "10.78.0.0/24", "control": "10.78.0.1", "stranger": "10.78.0.9"}
 STRANGE_MAC = "02:00:0a:4d:00:99"
-#: Long enough for a machine that would go on, to have done so.
-STAYS = 20.0
-#: Seconds for a verb, and between two looks at what is waited for.
+#: Seconds for a verb.
 TIMEOUT = 900
-POLL = 0.2
 #: Firmware that asks for its loader over HTTP first: PXE is taken away from it.
 HTTP_FIRST = (
     "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n",
     "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n",
 )  # fmt: skip
-ESCAPES = re.compile(r"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
-
-T = TypeVar("T")
-
-
-def until(what: str, seconds: float, look: Callable[[], T | None], shown: Callable[[], str]) -> T:
-    """Wait until `look` finds something (neither None nor False); at the deadline fail with what
-    `shown` tells."""
-    deadline = time.monotonic() + seconds
-    while (found := look()) is None or found is False:
-        assert time.monotonic() < deadline, f"{what}: not in {seconds:g} s\n{shown()}"
-        time.sleep(POLL)
-    return found
-
-
-@dataclass
-class Booting:
-    """A QEMU machine from power on. `mark` is where this boot begins in the log of events."""
-
-    net: Net
-    machine: QemuMachine
-    mac: str
-    mark: int
-
-    @property
-    def console(self) -> str:
-        text = self.machine.console.read_text(errors="replace")
-        return ESCAPES.sub("", text.replace("\r", "\n"))
-
-    def sees(self, pattern: str, seconds: float | None = None) -> str:
-        """Wait for a line on the console; returns it."""
-
-        def look() -> str | None:
-            found = re.search(f".*(?:{pattern}).*", self.console)
-            assert found or self.machine.running(), f"QEMU ended:\n{self.tail()}"
-            return found[0] if found else None
-
-        return until(f"console: {pattern}", seconds or self.limit, look, self.tail)
-
-    def events(self) -> list[dict[str, Any]]:
-        """What the boot service has seen since this boot began."""
-        return self.net.events()[self.mark :]
-
-    def reports(self, step: str, status: str, *, text: str = "") -> dict[str, Any]:
-        """Wait for the node's report of a step that says `text`; returns it."""
-
-        def look() -> dict[str, Any] | None:
-            told = (event for event in self.events() if tells(event, self.mac, step, status))
-            return next((event for event in told if text in event["text"]), None)
-
-        return until(f"report: {step} {status} {text}", self.limit, look, self.tail)
-
-    def sees_event(self, kind: str) -> dict[str, Any]:
-        """Wait for the boot service to see this of the machine; returns it."""
-
-        def look() -> dict[str, Any] | None:
-            return next((event for event in self.events() if tells(event, self.mac, kind)), None)
-
-        return until(f"event: {kind}", self.limit, look, self.tail)
-
-    def reaches_ssh(self, name: str = "compute0") -> Remote:
-        """Wait for SSH with a host certificate of the cluster's authority, and the right image."""
-        remote = self.net.remote(name)
-        with self.net.driver.network():
-            try:
-                remote.wait_for_ssh(self.limit)
-            except Exception as error:
-                raise AssertionError(f"{error}\n{self.tail()}") from error
-        assert self.net.on(name, "hostname") == name
-        assert self.net.on(name, "cat", "/run/orchestrate/image-id") == self.net.image_id
-        return remote
-
-    def shell(self, script: str, stdin: str = "") -> str:
-        """What a script prints on the node. Raises UserError where it fails."""
-        with self.net.driver.network():
-            remote = self.net.remote(self.machine.node.name)
-            return remote.run(["sh", "-c", script], stdin=stdin, timeout=120).out
-
-    def stays_without_kernel(self) -> None:
-        """For a while, no kernel starts. A wait by time: nothing tells of what is not."""
-        with pytest.raises(AssertionError, match="Linux version"):
-            self.sees("Linux version", STAYS)
-
-    def power_off(self, timeout: float = 0) -> None:
-        """Pull the plug; with a timeout, in order."""
-        self.net.remote(self.machine.node.name).close()
-        self.machine.power_off(timeout)
-
-    @property
-    def limit(self) -> float:
-        return self.machine.boot_timeout
-
-    def tail(self) -> str:
-        told = "\n".join(json.dumps(event) for event in self.events()[-15:])
-        return f"console:\n{self.console[-3000:]}\nevents:\n{told}"
-
-
-def tells(event: dict[str, Any], *words: str) -> bool:
-    """Whether an event has all these words among its values."""
-    return set(words) <= {str(value) for value in event.values()}
 
 
 @dataclass
