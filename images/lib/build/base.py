@@ -206,11 +206,10 @@ class Root:
 
 def start_compiling() -> list[subprocess.Popen]:
     """Start to compile the standard library, in an image that has Python."""
-    if not SPEC["python"]:
+    version, interpreter = SPEC["python"], SPEC["interpreter"]
+    if f"python{version}-minimal" not in {deb["name"] for deb in interpreter}:
         return []
-    return compiling.start(
-        SPEC["python"], compiling.standard_library(SPEC["interpreter"], SPEC["python"])
-    )
+    return compiling.start(version, compiling.standard_library(interpreter, version))
 
 
 def main() -> None:
