@@ -214,14 +214,24 @@ class Net:
         assert isinstance(machine, QemuMachine)
         return machine
 
-    def waits_for_console(self, machine: QemuMachine, pattern: str) -> None:
-        """Wait until a machine that somebody else starts says something on its console."""
+    def sees(
+        self,
+        verb: subprocess.Popen[str],
+        machine: QemuMachine,
+        pattern: str,
+        other_than: int | None = None,
+    ) -> None:
+        """Wait until a machine that a running verb starts, as another process, says something."""
+
+        def look() -> bool:
+            assert verb.poll() is None, verb.communicate()
+            pid = machine.guest.process.pid()
+            return pid not in (None, other_than) and re.search(pattern, text()) is not None
 
         def text() -> str:
-            return machine.console.read_text(errors="replace") if machine.running() else ""
+            return machine.console.read_text(errors="replace")
 
-        limit = machine.boot_timeout
-        until(f"console: {pattern}", limit, lambda: re.search(pattern, text()), text)
+        until(f"console: {pattern}", machine.boot_timeout, look, text)
 
     def boot(
         self,
