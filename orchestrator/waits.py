@@ -40,7 +40,7 @@ def wait_for_layers(
     """
     limit = cluster.driver.boot_timeout
     deadline = time.monotonic() + limit
-    if not (unit := missing_layer(cluster, node)):
+    if not missing_layer(cluster, node):
         return
     with board.step(node.name, "layers"):
         while unit := missing_layer(cluster, node):
