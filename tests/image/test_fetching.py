@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -210,13 +211,20 @@ def test_ctrl_c_leaves_only_what_can_be_resumed(image: Box, site: Site) -> None:
     hold = site.holds["alpha.deb"] = Hold()
     argv = [sys.executable, "-m", "orchestrator", "image", "fetch", "demo"]
     process = subprocess.Popen(argv, env=image.env, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-    assert hold.reached.wait(60)
-    process.send_signal(signal.SIGINT)
-    hold.released.set()
-    _, said = process.communicate(timeout=60)
+    try:  # the rest is held back until the end: on a busy machine it could come before the signal
+        assert hold.reached.wait(60)
+        downloads = image.root / "cache/downloads"
+        while not any(file.stat().st_size for file in downloads.glob("alpha.deb*")):
+            time.sleep(0.01)  # at most as long as the server holds the reply: 60 s
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        hold.released.set()
+        process.kill()
     assert process.returncode != 0
     assert "Traceback" not in said
-    (left,) = (image.root / "cache/downloads").glob("alpha.deb*")  # it came half-way
+    (left,) = downloads.glob("alpha.deb*")  # it came half-way
     assert 0 < left.stat().st_size < len(content) and content.startswith(left.read_bytes())
     assert image.json("fetch", "demo")["files"] >= 1
     assert "alpha.deb" in image.stored()
