@@ -30,6 +30,16 @@ def test_uefi_over_tftp(net: Net, booted: Booting) -> None:
     assert booted.mac in document or "compute0" in document
 
 
+def test_what_a_node_never_needs_is_not_started(net: Net, booted: Booting) -> None:
+    """Two units that the image masks, and one that it does not."""
+    units = ("systemd-sysusers.service", "dev-mqueue.mount", "systemd-sysctl.service")
+    said = booted.shell(f"systemctl is-enabled {' '.join(units)} || true")
+    assert said.split() == ["masked", "masked", "static"]
+    started = booted.shell("systemctl list-units --plain --no-legend --state=active")
+    assert "systemd-sysctl.service" in started
+    assert not any(unit in started for unit in units[:2])
+
+
 def test_a_late_layer_lies_where_it_belongs(net: Net, booted: Booting) -> None:
     assert "http://" in str(booted.reports("late:python", "done"))
     wait = f"systemctl start $(systemd-escape --path --suffix=mount {VENV})"

@@ -23,6 +23,38 @@ ALTERNATIVES = {
     "usr/bin/which": "which.debianutils",
 }
 
+#: Units that Debian starts at each boot, for what a node started from the network does not have.
+#: With the generators below they are a quarter of the processor time from power to SSH.
+#: `system.enable` of image.yml keeps one.
+UNUSED = (
+    # Somebody at a console: passwords to ask for, a first boot, records of who was there.
+    *("systemd-ask-password-console.path", "systemd-ask-password-wall.path"),
+    *("systemd-firstboot.service", "systemd-update-utmp.service"),
+    *("systemd-update-utmp-runlevel.service", "systemd-initctl.socket"),
+    # A disk: partitions to grow, a journal, an id and a seed to keep there, its root in fstab.
+    *("systemd-repart.service", "systemd-remount-fs.service", "systemd-journal-flush.service"),
+    *("systemd-machine-id-commit.service", "systemd-random-seed.service"),
+    *("systemd-pcrphase.service", "systemd-pcrphase-sysinit.service"),
+    *("cryptsetup.target", "integritysetup.target", "veritysetup.target"),
+    *("systemd-tpm2-setup-early.service", "systemd-tpm2-setup.service"),
+    # Made by the build (`accounts`, `local_libraries`), or by a node's configuration (network).
+    *("systemd-sysusers.service", "ldconfig.service", "systemd-network-generator.service"),
+    # Once after each update of /usr, which to systemd is each boot.
+    *("systemd-hwdb-update.service", "systemd-journal-catalog-update.service"),
+    "systemd-update-done.service",
+    # File systems that nothing of ours asks for; each loads a module, and needs a process to mount.
+    *("proc-sys-fs-binfmt_misc.automount", "systemd-binfmt.service", "sys-kernel-config.mount"),
+    *("sys-fs-fuse-connections.mount", "sys-kernel-tracing.mount"),
+    *("dev-hugepages.mount", "dev-mqueue.mount"),
+)
+
+#: Programs that systemd starts at boot and at each `daemon-reload`, to make units of the same
+#: things; "ssh" would open a server of its own to whoever runs the node as a virtual machine.
+UNUSED_GENERATORS = (
+    *("cryptsetup", "getty", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local"),
+    *("run", "ssh", "system-update", "sysv", "tpm2", "veritysetup"),
+)
+
 #: What Debian's ld.so.conf adds to the directories that the loader has built in.
 LOCAL_LIBRARIES = ("usr/local/lib/x86_64-linux-gnu", "usr/local/lib")
 
@@ -49,6 +81,7 @@ def apply(root, settings: dict, python: str | None, controls: list[str]) -> None
     modules(root)
     package_database(root, controls)
     units(root, settings.get("enable", []), settings.get("mask", []))
+    unused(root, settings.get("enable", []))
 
 
 def accounts(root, users: dict, groups: dict) -> None:
@@ -202,6 +235,16 @@ def units(root, enabled: list[str], masked: list[str]) -> None:
                 units(root, [other], [])
     for unit in masked:
         root.link(f"etc/systemd/system/{unit}", "/dev/null")
+
+
+def unused(root, wanted: list[str]) -> None:
+    """Mask what is UNUSED, but for the units that are `wanted`."""
+    there = [unit for unit in UNUSED if f"usr/lib/systemd/system/{unit}" in root]
+    units(root, [], [unit for unit in there if unit not in wanted])
+    for name in UNUSED_GENERATORS:
+        path = f"systemd/system-generators/systemd-{name}-generator"
+        if f"usr/lib/{path}" in root:
+            root.link(f"etc/{path}", "/dev/null")
 
 
 def settings_of(text: str, key: str) -> list[str]:
