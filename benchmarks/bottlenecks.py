@@ -22,17 +22,17 @@ import measure
 from lab import LOADED, MODEL, Lab, busy, cable, served
 from measure import Goal, Report
 
-from orchestrator.bench.attribute import story
-from orchestrator.bench.history import Earlier
-from orchestrator.bench.results import Asked, Scenario
-from orchestrator.bench.run import loaded
-from orchestrator.bench.sample import SAMPLER, sampling
-from orchestrator.cluster import Cluster
-from orchestrator.console import err
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.phase import Cause
-from orchestrator.probe.results import Probes
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.core.console import err
+from orchestrator.performance.bench.history import Earlier
+from orchestrator.performance.bench.run import loaded
+from orchestrator.performance.bench.sample import SAMPLER, sampling
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.report.attribute import story
+from orchestrator.performance.results.bench import Asked, Scenario
+from orchestrator.performance.results.probe import Probes
 
 COLUMNS = ("built", "phase", "seconds", "predicted", "named", "right", "why")
 PLAIN = Scenario("plain", 64, 16, 2, 1)

@@ -17,15 +17,15 @@ from pathlib import Path
 import httpx
 from measure import ORCHESTRATE, Stage, timed
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster
-from orchestrator.errors import UserError
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.desired import SERVER_UNIT, NodeState, model_directory
+from orchestrator.cluster.readiness import POLL, SERVE_TIMEOUT
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import Result, run
+from orchestrator.models.serving import MANAGED_VARIABLES
+from orchestrator.node.resources import Step
 from orchestrator.profile import Node
-from orchestrator.resources import Step
-from orchestrator.run import Result, run
-from orchestrator.serving import MANAGED_VARIABLES
-from orchestrator.state import SERVER_UNIT, NodeState, model_directory
-from orchestrator.waits import POLL, SERVE_TIMEOUT
 
 #: Variables of the units that are not set by hand.
 TOKENS = MANAGED_VARIABLES - {"RAY_ADDRESS"}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import click
 import measure
 
-from orchestrator.run import run
+from orchestrator.core.run import run
 
 #: Seconds that the help may take.
 GOAL = 0.3

@@ -16,11 +16,11 @@ from typing import Any
 import pip
 from measure import Stage, measured
 
-from orchestrator import paths
+from orchestrator.core import paths
+from orchestrator.core.run import run
 from orchestrator.image import lockfile, spec, store
 from orchestrator.image.lockfile import Lock
-from orchestrator.run import run
-from orchestrator.served_model import sha256
+from orchestrator.models.publish import sha256
 
 TOOLS = ("mmdebstrap", "dpkg-deb", "mksquashfs", "unshare", "chroot")
 

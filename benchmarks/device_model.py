@@ -17,15 +17,15 @@ from typing import Any
 import click
 import measure
 
-from orchestrator.errors import UserError
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.links import curve
-from orchestrator.predict.phase import Work, step
-from orchestrator.predict.rates import Rates, link_of, of_devices
-from orchestrator.predict.shape import read
-from orchestrator.probe.results import CollectiveRates, by_size
-from orchestrator.probe.run import device_rates
+from orchestrator.core.errors import UserError
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.links import curve
+from orchestrator.performance.predict.phase import Work, step
+from orchestrator.performance.predict.rates import Rates, link_of, of_devices
+from orchestrator.performance.predict.shape import read
+from orchestrator.performance.probe.run import device_rates
+from orchestrator.performance.results.probe import CollectiveRates, by_size
 
 #: How far off a prediction may be: the goal of one request's phases on a cluster.
 GOAL = 0.15

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import (  # type: ignore[import-not-found, unu
     TorchDispatchMode,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "orchestrator/probe"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "orchestrator/performance/probe"))
 import node_collective  # type: ignore[import-not-found, unused-ignore]
 import node_device  # type: ignore[import-not-found, unused-ignore]
 

@@ -28,18 +28,19 @@ import yaml
 from fanout_state import Host
 from measure import Goal, Report, Stage
 
-from orchestrator import configure, paths
-from orchestrator.bring_up import SSH, up
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.configure import Target
-from orchestrator.console import err
-from orchestrator.errors import UserError
-from orchestrator.identity import HOST_KEY
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.cluster.down import down
+from orchestrator.cluster.up import SSH, up
+from orchestrator.core import paths
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.core.run import run
+from orchestrator.node import configure
+from orchestrator.node.configure import Target
+from orchestrator.node.resources import Step
 from orchestrator.profile import load
-from orchestrator.progress import Board
-from orchestrator.resources import Step
-from orchestrator.run import run
-from orchestrator.take_down import down
+from orchestrator.provision.identity import HOST_KEY
 
 BASE = "sim"
 HERE = Path(__file__).resolve()

@@ -12,11 +12,11 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from orchestrator.cluster import Cluster
-from orchestrator.identity import BootFile, boot_files, principals
-from orchestrator.machines.emulator import Hardware
-from orchestrator.machines.layers import layers_of
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.image.layers import layers_of
 from orchestrator.profile import Node
+from orchestrator.provision.identity import BootFile, boot_files, principals
+from orchestrator.provision.machines.emulator import Hardware
 
 #: Where the boot files lie in the initrd.
 FILES = "files"

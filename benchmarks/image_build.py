@@ -22,8 +22,8 @@ from conventional_image import Conventional
 from measure import Goal, Report, Stage, median_stage
 from rich.table import Table
 
-from orchestrator.console import err
-from orchestrator.errors import UserError
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
 from orchestrator.image import lockfile, store
 from orchestrator.image.build import require_inputs
 from orchestrator.profile import active, profile_option

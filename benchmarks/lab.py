@@ -14,26 +14,26 @@ from typing import Any
 import measure
 import yaml
 
-from orchestrator import paths
-from orchestrator.bench.against import fitted, served_as
-from orchestrator.bench.results import Asked, Run, Scenario
-from orchestrator.bench.run import bench
-from orchestrator.bring_up import up
 from orchestrator.cli.sim import switch_of
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.console import err
-from orchestrator.errors import UserError
-from orchestrator.machines import cgroup
-from orchestrator.machines.switch import Switch
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.shape import read
-from orchestrator.probe.results import Probes
-from orchestrator.probe.run import Kind, probe
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.cluster.down import down
+from orchestrator.cluster.up import up
+from orchestrator.core import paths
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.models.serving import Layout as Served
+from orchestrator.performance.bench.against import fitted, served_as
+from orchestrator.performance.bench.run import bench
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.shape import read
+from orchestrator.performance.probe.run import Kind, probe
+from orchestrator.performance.results.bench import Asked, Run, Scenario
+from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import Node, Profile, load
-from orchestrator.progress import Board
-from orchestrator.serving import Layout as Served
-from orchestrator.take_down import down
+from orchestrator.provision.machines import cgroup
+from orchestrator.provision.machines.switch import Switch
 
 BASE = "sim"
 #: One that computes for so long that messages and scheduling are not all there is.

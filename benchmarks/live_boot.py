@@ -15,17 +15,17 @@ from pathlib import Path
 
 from conventional_image import built_with
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster
-from orchestrator.console import err
-from orchestrator.errors import UserError
-from orchestrator.identity import boot_files, principals
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.core import paths
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run
 from orchestrator.image import apt, lockfile, spec
-from orchestrator.machines.layers import layers_of
-from orchestrator.netboot import wire
-from orchestrator.netboot.publish import CURRENT, DOCUMENT
+from orchestrator.image.layers import layers_of
 from orchestrator.profile import Node
-from orchestrator.run import run
+from orchestrator.provision.identity import boot_files, principals
+from orchestrator.provision.netboot import wire
+from orchestrator.provision.netboot.publish import CURRENT, DOCUMENT
 
 TOOLS = ("mmdebstrap", "mksquashfs", "unshare")
 #: Beside the images that are served.

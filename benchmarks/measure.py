@@ -22,10 +22,10 @@ from typing import Any
 import click
 from rich.table import Table
 
-from orchestrator import paths
-from orchestrator.console import out
-from orchestrator.errors import UserError
-from orchestrator.run import PACKAGE_OF, run
+from orchestrator.core import paths
+from orchestrator.core.console import out
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import PACKAGE_OF, run
 
 #: Seconds between two looks at the memory of all processes.
 SAMPLING = 0.2

@@ -26,17 +26,17 @@ import measure
 from floor import floor
 from measure import ORCHESTRATE, Goal, Report
 
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.console import err
-from orchestrator.errors import UserError
-from orchestrator.machines.accel import QEMU
-from orchestrator.machines.emulator import Hardware
-from orchestrator.machines.layers import layers_of
-from orchestrator.machines.qemu import QemuMachine, make_disk
-from orchestrator.machines.simulator import Simulator
-from orchestrator.node_paths import VENV
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run
+from orchestrator.image.layers import layers_of
+from orchestrator.node.paths import VENV
 from orchestrator.profile import active, profile_option
-from orchestrator.run import run
+from orchestrator.provision.machines.accel import QEMU
+from orchestrator.provision.machines.emulator import Hardware
+from orchestrator.provision.machines.qemu import QemuMachine, make_disk
+from orchestrator.provision.machines.simulator import Simulator
 
 #: Of the floor's seconds.
 RATIO_GOAL = 1.5

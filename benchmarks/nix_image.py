@@ -13,11 +13,12 @@ from pathlib import Path
 
 from measure import Stage, measured, timed
 
-from orchestrator import image, paths
-from orchestrator.errors import UserError
+from orchestrator import image
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run, stream
 from orchestrator.image import store
 from orchestrator.image.build import MAX_JOBS
-from orchestrator.run import run, stream
 
 #: The layer that holds the files of images/config, parts and images/NAME/config.
 CONFIG = "config"

@@ -20,13 +20,13 @@ import measure
 from lab import LOADED, MODEL, ONE_NODE, PIPELINE, SINGLE, TENSOR, Lab, cable, served
 from measure import Goal, Report
 
-from orchestrator.bench.results import Run, Scenario
-from orchestrator.console import err
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.load import Load, limits, predict
-from orchestrator.predict.rates import rates, what_if
-from orchestrator.probe.results import Probes
+from orchestrator.core.console import err
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.load import Load, limits, predict
+from orchestrator.performance.predict.rates import rates, what_if
+from orchestrator.performance.results.bench import Run, Scenario
+from orchestrator.performance.results.probe import Probes
 
 #: Of the cables, bits a second; None: as fast as they can.
 RATES = (None, 10**9, 200 * 10**6, 50 * 10**6)

@@ -26,18 +26,18 @@ import measure
 from measure import ORCHESTRATE, Goal, Report
 from netboot import refuse_running
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.console import err
-from orchestrator.errors import UserError
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.core import paths
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run
 from orchestrator.image import ident
-from orchestrator.machines import netns
-from orchestrator.machines.layers import layers_of
-from orchestrator.machines.simulator import Simulator
-from orchestrator.machines.switch import Switch
-from orchestrator.node_paths import FILES_ROOT
+from orchestrator.image.layers import layers_of
+from orchestrator.node.paths import FILES_ROOT
 from orchestrator.profile import active, profile_option
-from orchestrator.run import run
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.simulator import Simulator
+from orchestrator.provision.machines.switch import Switch
 
 #: Of by hand, in bytes per second; a goal is the most of a value, so it is turned over.
 RATE_GOAL = 0.95

@@ -21,13 +21,13 @@ import measure
 from by_hand import COPY, ByHand
 from measure import ORCHESTRATE, Goal, Report, Stage, median_stage
 
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.console import err
-from orchestrator.errors import UserError
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER
+from orchestrator.core.run import run
+from orchestrator.node.resources import Step
 from orchestrator.profile import Profile, active, profile_option
-from orchestrator.progress import CLUSTER
-from orchestrator.resources import Step
-from orchestrator.run import run
 
 #: Of the seconds by hand.
 RATIO_GOAL = 1.3

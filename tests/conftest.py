@@ -14,8 +14,8 @@ from support.profiles import PROFILE, make_checkout
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from orchestrator.core.run import run
 from orchestrator.profile import Profile, load
-from orchestrator.run import run
 
 SIM = "tests/sim/"
 

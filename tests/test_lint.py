@@ -16,7 +16,7 @@ TOOLS = Path(sys.executable).parent
 GENERATED = "tests/data/golden/"
 LONGEST_FILE = 420
 #: Sent to nodes as one file.
-LONGER = {"orchestrator/agent.py": 680}
+LONGER = {"orchestrator/node/agent.py": 680}
 
 
 def listed() -> list[Path]:

@@ -76,7 +76,7 @@ def orchestrate(on_control: bool) -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Run the command line: user errors become one message, bugs a log file."""
-    from orchestrator.errors import RunsThere, UserError
+    from orchestrator.core.errors import RunsThere, UserError
 
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> Any:
     except UserError as error:
         from rich.markup import escape
 
-        from orchestrator.console import err
+        from orchestrator.core.console import err
 
         err.print(f"[red]error:[/red] {escape(error.message)}")
         if error.hint:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.cluster import json_option, opened
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.bench.results import Asked, Run
-    from orchestrator.probe.results import Spread
+    from orchestrator.performance.report.story import Story
+    from orchestrator.performance.results.bench import Asked, Run
+    from orchestrator.performance.results.probe import Spread
     from orchestrator.profile import Profile
-    from orchestrator.report.story import Story
 
 
 @click.group()
@@ -57,9 +57,9 @@ def run_(profile: str | None, as_json: bool, **how: Any) -> None:
     Example: orchestrate bench run
     Example: orchestrate bench run --scenario "single stream" --repeats 8
     """
-    from orchestrator.bench.against import against_one_node
-    from orchestrator.bench.run import bench as measure
-    from orchestrator.progress import Board
+    from orchestrator.core.progress import Board
+    from orchestrator.performance.bench.against import against_one_node
+    from orchestrator.performance.bench.run import bench as measure
 
     cluster = opened(profile)
     resumed = None
@@ -84,8 +84,8 @@ def run_(profile: str | None, as_json: bool, **how: Any) -> None:
 
 def _begun(cluster: str, how: dict[str, Any]) -> Run:
     """The run to finish; what it measures was said when it began."""
-    from orchestrator.bench import history
-    from orchestrator.errors import BadInput
+    from orchestrator.core.errors import BadInput
+    from orchestrator.performance.bench import history
 
     others = [name for name, value in how.items() if value and name != "resume"]
     if others:
@@ -99,10 +99,10 @@ def _begun(cluster: str, how: dict[str, Any]) -> Run:
 
 def _asked(profile: Profile, how: dict[str, Any]) -> Asked:
     """What the options ask for, else the profile. Raises BadInput for a load that is not known."""
-    from orchestrator.bench.load import scenarios, targets
-    from orchestrator.bench.results import Asked
-    from orchestrator.errors import BadInput
-    from orchestrator.nearest import nearest
+    from orchestrator.core.errors import BadInput
+    from orchestrator.core.nearest import nearest
+    from orchestrator.performance.bench.load import scenarios, targets
+    from orchestrator.performance.results.bench import Asked
 
     names = how["scenario"]
     every = scenarios(profile)
@@ -139,7 +139,7 @@ def loads(profile: str | None, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from orchestrator.bench.load import scenarios
+    from orchestrator.performance.bench.load import scenarios
 
     every = scenarios(active(profile))
     if as_json:
@@ -161,7 +161,7 @@ def ls(profile: str | None, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.bench import history
+    from orchestrator.performance.bench import history
 
     name = active(profile).name
     runs = [history.load(name, each) for each in history.names(name)]
@@ -192,7 +192,7 @@ def show(profile: str | None, as_json: bool, run: str) -> None:
 
     Example: orchestrate bench show last
     """
-    from orchestrator.bench import history
+    from orchestrator.performance.bench import history
 
     found = history.load(active(profile).name, run)
     story = told(found, profile)
@@ -214,7 +214,7 @@ def compare(profile: str | None, as_json: bool, before: str, after: str) -> None
     """
     from dataclasses import asdict
 
-    from orchestrator.bench import history
+    from orchestrator.performance.bench import history
 
     name = active(profile).name
     old, new = history.load(name, before), history.load(name, after)
@@ -244,8 +244,8 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
 
     Example: orchestrate bench report last --out report.html
     """
-    from orchestrator.bench import history
-    from orchestrator.report.page import page
+    from orchestrator.performance.bench import history
+    from orchestrator.performance.report.page import page
 
     found = history.load(active(profile).name, run)
     if to == Path("-"):
@@ -260,12 +260,12 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
 
 def told(run: Run, profile: str | None = None) -> Story:
     """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
-    from orchestrator import models
-    from orchestrator.bench import history
-    from orchestrator.bench.against import layout_of
-    from orchestrator.bench.attribute import story
-    from orchestrator.errors import UserError
-    from orchestrator.predict import inputs
+    from orchestrator.core.errors import UserError
+    from orchestrator.models import catalog
+    from orchestrator.performance.bench import history
+    from orchestrator.performance.bench.against import layout_of
+    from orchestrator.performance.predict import inputs
+    from orchestrator.performance.report.attribute import story
 
     loaded = active(profile)
     try:
@@ -275,7 +275,7 @@ def told(run: Run, profile: str | None = None) -> Story:
     return story(
         run,
         loaded,
-        models.served(loaded).config,
+        catalog.served(loaded).config,
         layout_of(run),
         probes,
         inputs.engine(loaded.name),
@@ -292,7 +292,7 @@ def _spread(found: Spread, scale: float = 1.0) -> str:
 def _show(story: Story) -> None:
     from rich.table import Table
 
-    from orchestrator.bench.load import engine_times
+    from orchestrator.performance.bench.load import engine_times
 
     for line in story.verdict:
         out.print(line, markup=False)
@@ -329,8 +329,8 @@ def _show(story: Story) -> None:
 def _document(story: Story) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
-    from orchestrator.bench.load import engine_times
-    from orchestrator.bench.results import Run
+    from orchestrator.performance.bench.load import engine_times
+    from orchestrator.performance.results.bench import Run
 
     return {
         "verdict": story.verdict,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.cli import complete
-from orchestrator.resources import Step
-from orchestrator.slots import JOBS
+from orchestrator.core.slots import JOBS
+from orchestrator.node.resources import Step
 
 if TYPE_CHECKING:
+    from orchestrator.node.selection import Selection
     from orchestrator.profile import Profile
-    from orchestrator.selection import Selection
 
 Verb = Callable[..., Any]
 _Command = TypeVar("_Command", bound=Verb)
@@ -67,7 +67,7 @@ class Choice:
 
     def of(self, profile: Profile) -> Selection:
         """The nodes and steps. Raises BadInput for nodes that the profile does not have."""
-        from orchestrator.selection import select
+        from orchestrator.node.selection import select
 
         return select(profile, self.nodes, self.excluded, Step(self.only) if self.only else None)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.choice import Choice, choice_options
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
+    from orchestrator.cluster.cluster import Cluster
 
 #: As machines/accel.py has them.
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -35,7 +35,7 @@ STEPS = ("control", "ssh", "base", "ray", "serving")
 
 
 def opened(profile: str | None, machines: str | None = None, accel: str | None = None) -> Cluster:
-    from orchestrator.cluster import open_cluster
+    from orchestrator.cluster.cluster import open_cluster
 
     # Machines other than the profile's own are this computer's.
     return open_cluster(active(profile, anywhere=machines is not None), machines, accel)
@@ -79,11 +79,11 @@ def up(
     Example: orchestrate up --profile sim
     Example: orchestrate up --node compute1 --only base
     """
-    from orchestrator.bring_up import up as bring_up
-    from orchestrator.errors import UserError
-    from orchestrator.plan import outcomes_told
-    from orchestrator.progress import Board
-    from orchestrator.selection import ranges
+    from orchestrator.cluster.up import up as bring_up
+    from orchestrator.core.errors import UserError
+    from orchestrator.core.progress import Board
+    from orchestrator.node.plan import outcomes_told
+    from orchestrator.node.selection import ranges
 
     only = choice.only
     if only and until not in (STEPS[-1], only):
@@ -139,8 +139,8 @@ def down(profile: str | None) -> None:
 
     Example: orchestrate down --profile sim
     """
-    from orchestrator.progress import Board
-    from orchestrator.take_down import down as take_down
+    from orchestrator.cluster.down import down as take_down
+    from orchestrator.core.progress import Board
 
     cluster = opened(profile)
     with cluster.locked("down"), Board() as board:
@@ -159,8 +159,8 @@ def status(profile: str | None, as_json: bool, watch: bool) -> None:
 
     Example: orchestrate status --watch
     """
-    from orchestrator.status import status as look
-    from orchestrator.watch import watch as look_again
+    from orchestrator.cluster.status import status as look
+    from orchestrator.cluster.watch import watch as look_again
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: not together with --json")
@@ -198,7 +198,7 @@ def verify(
     Example: orchestrate verify --junit verify.xml
     Example: orchestrate verify --exclude control
     """
-    from orchestrator.served_model import published
+    from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
     cluster = opened(profile)
@@ -228,7 +228,7 @@ def ask(profile: str | None, as_json: bool, question: str) -> None:
     """
     import httpx
 
-    from orchestrator.errors import UserError
+    from orchestrator.core.errors import UserError
     from orchestrator.verify.gather import ask as put
 
     cluster = opened(profile)

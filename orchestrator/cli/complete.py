@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 
 #: (context, parameter, what is typed so far) -> words to choose from.
 Offer = Callable[[click.Context, click.Parameter, str], list[str]]
@@ -49,7 +49,7 @@ def _models(context: click.Context) -> Iterable[str]:
 
 
 def _topics(_context: click.Context) -> Iterable[str]:
-    from orchestrator import pages
+    from orchestrator.cli import pages
 
     return [page.topic for page in pages.pages()]
 

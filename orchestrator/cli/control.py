@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.cluster import json_option
 from orchestrator.cli.sim import replace_by
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def sync(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate control sync --profile 0.1
     """
-    from orchestrator.control import ControlHost
+    from orchestrator.cli.control_host import ControlHost
 
     host = ControlHost(active(profile, anywhere=True))
     done = host.sync(lambda line: err.print(line, markup=False))
@@ -60,7 +60,7 @@ def cmd(profile: str | None, words: tuple[str, ...]) -> None:
 
     Example: orchestrate control cmd -- journalctl -u orchestrate-watch -n 50
     """
-    from orchestrator.control import ControlHost
+    from orchestrator.cli.control_host import ControlHost
 
     replace_by(ControlHost(active(profile, anywhere=True)).shell_argv(words))
 
@@ -72,14 +72,14 @@ def ssh(profile: str | None) -> None:
 
     Example: orchestrate control ssh
     """
-    from orchestrator.control import ControlHost
+    from orchestrator.cli.control_host import ControlHost
 
     replace_by(ControlHost(active(profile, anywhere=True)).shell_argv())
 
 
 def run_there(profile: Profile, words: list[str]) -> int:
     """Sync, then run this very command on the control host; its exit code."""
-    from orchestrator.control import SSH_FAILED, ControlHost
+    from orchestrator.cli.control_host import SSH_FAILED, ControlHost
 
     host = ControlHost(profile)
     host.sync(lambda line: err.print(line, markup=False))

@@ -9,7 +9,7 @@ from itertools import groupby
 import click
 
 from orchestrator.cli import complete
-from orchestrator.console import out, print_json
+from orchestrator.core.console import out, print_json
 
 SHELLS = ("bash", "zsh", "fish")
 #: Where click looks for a shell's question, by the command's name.
@@ -30,7 +30,7 @@ def doc(topic: str | None, as_json: bool) -> None:
     Example: orchestrate doc
     Example: orchestrate doc first-cluster
     """
-    from orchestrator import pages
+    from orchestrator.cli import pages
 
     if topic is None:
         found = pages.pages()

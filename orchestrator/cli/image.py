@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import complete
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
 from orchestrator.profile import active, profile_option
 from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
     from orchestrator.image.inventory import State
-    from orchestrator.netboot.images import Choice
+    from orchestrator.provision.netboot.images import Choice
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 mirror_option = click.option(
@@ -235,7 +235,7 @@ def use(name: str, profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate image use pxe-sim
     """
-    from orchestrator.cluster import open_cluster
+    from orchestrator.cluster.cluster import open_cluster
 
     cluster = open_cluster(active(profile))
     with cluster.locked("image use"):
@@ -253,7 +253,7 @@ def rollback(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate image rollback
     """
-    from orchestrator.cluster import open_cluster
+    from orchestrator.cluster.cluster import open_cluster
 
     cluster = open_cluster(active(profile))
     with cluster.locked("image rollback"):

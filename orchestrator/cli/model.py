@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
-from orchestrator.console import out, print_json
+from orchestrator.core.console import out, print_json
 from orchestrator.profile import active, profile_option
 from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
-    from orchestrator.hub import Held
+    from orchestrator.models.hub import Held
     from orchestrator.profile import Profile
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -53,8 +53,8 @@ def pull(
     Example: orchestrate model pull mistral-small --profile 0.1
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
-    from orchestrator import hub, hub_listing
-    from orchestrator.errors import BadInput
+    from orchestrator.core.errors import BadInput
+    from orchestrator.models import hub, hub_listing
 
     loaded = active(profile)
     name = name or loaded.serving.model
@@ -119,9 +119,9 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
 
     Example: orchestrate model rm AMead10/Mistral-Small-Instruct-2409-awq
     """
-    from orchestrator import hub
-    from orchestrator.errors import BadInput, UserError
-    from orchestrator.served_model import withdraw
+    from orchestrator.core.errors import BadInput, UserError
+    from orchestrator.models import hub
+    from orchestrator.models.publish import withdraw
 
     go_to_its_host()
     names = _names()
@@ -155,7 +155,7 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
 def _names() -> dict[tuple[str, str], list[str]]:
     """By repository and commit, PROFILE:NAME of profiles that name it: of the checkout's, and of
     the active one."""
-    from orchestrator.errors import UserError
+    from orchestrator.core.errors import UserError
     from orchestrator.profile import choose, load
 
     files = [choose.locate(name).resolve() for name in choose.known()]
@@ -175,7 +175,7 @@ def _names() -> dict[tuple[str, str], list[str]]:
 
 def _rows() -> list[dict[str, Any]]:
     """What is here, then what profiles name and is not."""
-    from orchestrator import hub
+    from orchestrator.models import hub
 
     names = _names()
     rows = [
@@ -215,7 +215,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _serving(held: Held) -> list[str]:
     """The clusters of this machine that are up, or were when it went off, with this very model."""
-    from orchestrator.served_model import handed_out
+    from orchestrator.models.publish import handed_out
 
     return list(handed_out(held.directory))
 

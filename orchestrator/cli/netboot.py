@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.console import out, print_json
-from orchestrator.netboot import dhcp
+from orchestrator.core.console import out, print_json
 from orchestrator.profile import active, profile_option
+from orchestrator.provision.netboot import dhcp
 
 
 @click.group()

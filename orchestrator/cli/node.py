@@ -12,12 +12,12 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.cluster import json_option, opened
 from orchestrator.cli.sim import replace_by
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
-    from orchestrator.nodes import Outcome
+    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.cluster.nodes import Outcome
     from orchestrator.profile import Node
 
 nodes_argument = click.argument("node", nargs=-1, shell_complete=complete.nodes)
@@ -51,7 +51,7 @@ def up(
 
     Example: orchestrate node up 0 1 --wait
     """
-    from orchestrator.nodes import switch_on
+    from orchestrator.cluster.nodes import switch_on
 
     cluster = opened(profile)
     chosen = _chosen(cluster, node, everyone)
@@ -72,7 +72,7 @@ def down(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, ..
 
     Example: orchestrate node down compute1
     """
-    from orchestrator.nodes import switch_off
+    from orchestrator.cluster.nodes import switch_off
 
     cluster = opened(profile)
     chosen = _chosen(cluster, node, everyone)
@@ -92,7 +92,7 @@ def restart(
 
     Example: orchestrate node restart compute1 --wait
     """
-    from orchestrator.nodes import restart as again
+    from orchestrator.cluster.nodes import restart as again
 
     cluster = opened(profile)
     chosen = _chosen(cluster, node, everyone)
@@ -141,7 +141,7 @@ def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, 
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.nodes import look_at
+    from orchestrator.cluster.nodes import look_at
 
     cluster = opened(profile)
     whole = not (node or everyone)
@@ -186,7 +186,7 @@ def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 def _chosen(
     cluster: Cluster, words: Sequence[str], everyone: bool, *, control: bool = False
 ) -> list[Node]:
-    from orchestrator.nodes import choose
+    from orchestrator.cluster.nodes import choose
 
     return choose(cluster.profile, words, everyone=everyone, control=control)
 
@@ -198,7 +198,7 @@ def _is_manual(cluster: Cluster, node: Node) -> bool:
 def _changed(
     cluster: Cluster, verb: str, nodes: Sequence[Node], act: Callable[[Cluster, Node], Outcome]
 ) -> list[Outcome]:
-    from orchestrator.nodes import each
+    from orchestrator.cluster.nodes import each
 
     with cluster.locked(verb):
         return each(nodes, lambda node: act(cluster, node))
@@ -212,9 +212,9 @@ def _finish(
     limit: float | None = None,
 ) -> None:
     """Say what came of nodes, wait for those that are to be waited for, and exit by all of it."""
-    from orchestrator.nodes import wait as wait_for
-    from orchestrator.progress import Board
-    from orchestrator.watch import timeline
+    from orchestrator.cluster.nodes import wait as wait_for
+    from orchestrator.cluster.watch import timeline
+    from orchestrator.core.progress import Board
 
     failed = {outcome.node for outcome in outcomes if outcome.error}
     document: dict[str, Any] = {"nodes": [asdict(outcome) for outcome in outcomes]}

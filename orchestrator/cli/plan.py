@@ -10,12 +10,12 @@ import click
 
 from orchestrator.cli.choice import Choice, choice_options
 from orchestrator.cli.cluster import json_option, opened
-from orchestrator.console import out, print_json
+from orchestrator.core.console import out, print_json
 from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.predict.load import Load
-    from orchestrator.predict.outlook import Outlook
+    from orchestrator.performance.predict.load import Load
+    from orchestrator.performance.predict.outlook import Outlook
 
 #: Layouts that are shown; `--json` has all.
 SHOWN = 10
@@ -32,7 +32,7 @@ class Looking(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        from orchestrator.errors import UserError
+        from orchestrator.core.errors import UserError
 
         try:
             return super().invoke(ctx)
@@ -89,10 +89,10 @@ def plan(
         raise click.UsageError("--probes and --load belong to --serving")
     from rich.markup import escape
 
-    from orchestrator.console import err
-    from orchestrator.model_room import ADVICE
-    from orchestrator.plan import rendered
-    from orchestrator.served_model import published
+    from orchestrator.core.console import err
+    from orchestrator.models.capacity import ADVICE
+    from orchestrator.models.publish import published
+    from orchestrator.node.plan import rendered
 
     cluster = opened(profile)
     selection = choice.of(cluster.profile)
@@ -109,15 +109,15 @@ def plan(
 
 
 def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outlook:
-    from orchestrator import models, serving
-    from orchestrator.errors import BadInput
-    from orchestrator.predict import inputs
-    from orchestrator.predict.layout import Layout
-    from orchestrator.predict.outlook import outlook
+    from orchestrator.core.errors import BadInput
+    from orchestrator.models import catalog, serving
+    from orchestrator.performance.predict import inputs
+    from orchestrator.performance.predict.layout import Layout
+    from orchestrator.performance.predict.outlook import outlook
 
     asked = _load(load) if load else None
     loaded = active(profile)
-    model = models.served(loaded)
+    model = catalog.served(loaded)
     if model.repository and not model.config:
         raise BadInput(
             f"{loaded.where('serving', 'model')}: {model.name} is not on this machine yet",
@@ -135,7 +135,7 @@ def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outl
 
 
 def _load(text: str) -> Load:
-    from orchestrator.predict.load import Load
+    from orchestrator.performance.predict.load import Load
 
     words = text.split(",")
     if len(words) != 3 or not all(word.strip().isdigit() and int(word) for word in words):
@@ -148,9 +148,9 @@ def _show(found: Outlook, as_json: bool) -> None:
         return print_json(found.document())
     from rich.table import Table
 
-    from orchestrator.console import err
-    from orchestrator.predict.outlook import headings
-    from orchestrator.predict.rank import AS_IT_IS
+    from orchestrator.core.console import err
+    from orchestrator.performance.predict.outlook import headings
+    from orchestrator.performance.predict.rank import AS_IT_IS
 
     table = Table(*headings(found.load), box=None, pad_edge=False)
     rows = list(found.rows())

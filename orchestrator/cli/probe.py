@@ -9,11 +9,11 @@ import click
 
 from orchestrator.cli.choice import nodes_option
 from orchestrator.cli.cluster import json_option, opened
-from orchestrator.console import err, out, print_json
+from orchestrator.core.console import err, out, print_json
 from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
+    from orchestrator.cluster.cluster import Cluster
 
 KINDS = ("device", "link", "collective", "storage")
 
@@ -39,12 +39,12 @@ def probe(
     """
     from dataclasses import asdict
 
-    from orchestrator.probe.judge import odd
-    from orchestrator.probe.run import Kind, store
-    from orchestrator.probe.run import probe as measure
-    from orchestrator.probe.tables import tables
-    from orchestrator.progress import Board
-    from orchestrator.selection import select
+    from orchestrator.core.progress import Board
+    from orchestrator.node.selection import select
+    from orchestrator.performance.probe.judge import odd
+    from orchestrator.performance.probe.run import Kind, store
+    from orchestrator.performance.probe.run import probe as measure
+    from orchestrator.performance.probe.tables import tables
 
     cluster = opened(profile)
     chosen = select(cluster.profile, nodes)
@@ -73,8 +73,8 @@ def probe(
 def idle(cluster: Cluster, *, force: bool) -> float | None:
     """How many requests the model works on; None where it does not serve. Raises UserError where
     it works on some, unless forced."""
-    from orchestrator.errors import UserError
-    from orchestrator.probe.run import requests_in_work
+    from orchestrator.core.errors import UserError
+    from orchestrator.performance.probe.run import requests_in_work
 
     requests = requests_in_work(cluster)
     if requests and not force:

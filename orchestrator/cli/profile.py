@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
-from orchestrator.console import out, print_json
-from orchestrator.errors import BadInput
+from orchestrator.core.console import out, print_json
+from orchestrator.core.errors import BadInput
 from orchestrator.profile import choose
 
 if TYPE_CHECKING:
+    from orchestrator.models.serving import Layout
     from orchestrator.profile import Profile
-    from orchestrator.serving import Layout
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -123,7 +123,7 @@ def schema(reference: bool) -> None:
 
 def _resolved(path: Path) -> tuple[Profile, Layout]:
     """The profile and how its model lies on it: only both together show that it can be served."""
-    from orchestrator import serving
+    from orchestrator.models import serving
     from orchestrator.profile import load
 
     loaded = load(path)
@@ -132,14 +132,14 @@ def _resolved(path: Path) -> tuple[Profile, Layout]:
 
 def _notes(profile: Profile) -> Iterator[str]:
     """What is not wrong, but not all there is to know."""
-    from orchestrator import model_room, models
     from orchestrator.image import store
+    from orchestrator.models import capacity, catalog
 
-    model = models.served(profile)
-    size = model_room.of_model(model)
-    image = model_room.of_image(store.built(profile.image))
-    for text in model_room.misfits(profile, size, image, model_room.of_nodes(profile, {})):
-        yield f"{text}; {model_room.ADVICE}"
+    model = catalog.served(profile)
+    size = capacity.of_model(model)
+    image = capacity.of_image(store.built(profile.image))
+    for text in capacity.misfits(profile, size, image, capacity.of_nodes(profile, {})):
+        yield f"{text}; {capacity.ADVICE}"
     if model.repository and not model.config:
         yield (
             f"{model.name} is not on this machine yet: its sizes and its quantization are not"
@@ -147,7 +147,7 @@ def _notes(profile: Profile) -> Iterator[str]:
         )
     for name, hub in profile.models.items():
         if not hub.revision:
-            pin = models.how_to_pin(hub.repository)
+            pin = catalog.how_to_pin(hub.repository)
             yield f"models.{name} has no revision: before it is served, {pin}"
 
 

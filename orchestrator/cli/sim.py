@@ -11,12 +11,12 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.choice import nodes_option
 from orchestrator.cli.cluster import accel_option, json_option, machines_option, opened
-from orchestrator.console import out, print_json
+from orchestrator.core.console import out, print_json
 from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
-    from orchestrator.machines.switch import Switch
+    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.provision.machines.switch import Switch
 
 
 @click.group()
@@ -53,8 +53,8 @@ def down(profile: str | None) -> None:
 
     Example: orchestrate sim down --profile sim
     """
-    from orchestrator.progress import Board
-    from orchestrator.take_down import down as take_down
+    from orchestrator.cluster.down import down as take_down
+    from orchestrator.core.progress import Board
 
     cluster = opened(profile)
     with cluster.locked("sim down"), Board() as board:
@@ -111,10 +111,10 @@ def link(
     Example: orchestrate sim link --rate 100Mbit
     Example: orchestrate sim link --node compute1 --reset
     """
-    from orchestrator.errors import BadInput
-    from orchestrator.machines.switch import bits_per_s
-    from orchestrator.nearest import nearest
-    from orchestrator.selection import select
+    from orchestrator.core.errors import BadInput
+    from orchestrator.core.nearest import nearest
+    from orchestrator.node.selection import select
+    from orchestrator.provision.machines.switch import bits_per_s
 
     if bool(rate) == reset:
         raise click.UsageError("say either --rate or --reset")
@@ -140,8 +140,8 @@ def link(
 
 def switch_of(cluster: Cluster) -> Switch | None:
     """What connects simulated machines; None where the cables are real."""
-    from orchestrator.machines.cards import Cards
-    from orchestrator.machines.simulator import Simulator
+    from orchestrator.provision.machines.cards import Cards
+    from orchestrator.provision.machines.simulator import Simulator
 
     if isinstance(cluster.driver, Simulator) and not isinstance(cluster.driver.switch, Cards):
         return cluster.driver.switch
@@ -160,8 +160,8 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """
-    from orchestrator.errors import BadInput
-    from orchestrator.nearest import nearest
+    from orchestrator.core.errors import BadInput
+    from orchestrator.core.nearest import nearest
 
     cluster = opened(profile)
     by_name = {each.name: each for each in cluster.profile.nodes}
@@ -179,8 +179,8 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
 def replace_by(argv: list[str]) -> NoReturn:
     """Run a command in this one's place. Raises UserError where it is not installed."""
-    from orchestrator.errors import UserError
-    from orchestrator.run import PACKAGE_OF
+    from orchestrator.core.errors import UserError
+    from orchestrator.core.run import PACKAGE_OF
 
     try:
         os.execvp(argv[0], argv)

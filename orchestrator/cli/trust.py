@@ -6,7 +6,7 @@ import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.cluster import json_option, opened
-from orchestrator.console import out, print_json
+from orchestrator.core.console import out, print_json
 from orchestrator.profile import profile_option
 
 PARTS = ("ssh", "ray", "api")
@@ -25,7 +25,7 @@ def status(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate trust status
     """
-    from orchestrator.rotate import standing
+    from orchestrator.cluster.rotate import standing
 
     found = standing(opened(profile))
     if as_json:
@@ -79,10 +79,10 @@ def rotate(
     Example: orchestrate trust rotate
     Example: orchestrate trust rotate --only ssh
     """
-    from orchestrator.progress import Board
-    from orchestrator.rotate import Part
-    from orchestrator.rotate import rotate as renew_all
-    from orchestrator.selection import find, ranges
+    from orchestrator.cluster.rotate import Part
+    from orchestrator.cluster.rotate import rotate as renew_all
+    from orchestrator.core.progress import Board
+    from orchestrator.node.selection import find, ranges
 
     cluster = opened(profile)
     left_out = [find(cluster.profile, word).name for word in without]
@@ -106,9 +106,9 @@ def renew(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate trust renew
     """
-    from orchestrator.progress import Board
-    from orchestrator.rotate import renew as again
-    from orchestrator.selection import ranges
+    from orchestrator.cluster.rotate import renew as again
+    from orchestrator.core.progress import Board
+    from orchestrator.node.selection import ranges
 
     cluster = opened(profile)
     with cluster.locked("trust renew"), Board(quiet=as_json) as board:

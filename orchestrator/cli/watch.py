@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from orchestrator.cli.cluster import opened
-from orchestrator.console import out
+from orchestrator.core.console import out
 from orchestrator.profile import active, profile_option
 
 #: What a unit has to be told of this shell.
@@ -35,8 +35,8 @@ def watch(
     Example: orchestrate watch
     Example: orchestrate watch --unit >/etc/systemd/system/orchestrate-watch.service
     """
-    from orchestrator import keep
-    from orchestrator.keep import Event, Keeper
+    from orchestrator.cluster import reconcile
+    from orchestrator.cluster.reconcile import Event, Keeper
 
     if unit:
         out.print(_unit(profile), end="", markup=False)
@@ -53,11 +53,11 @@ def watch(
     if once:
         keeper.round()
         return
-    keep.keep(keeper, interval or keep.INTERVAL)
+    reconcile.keep(keeper, interval or reconcile.INTERVAL)
 
 
 def _unit(profile: str | None) -> str:
-    from orchestrator.templating import render
+    from orchestrator.core.templating import render
 
     loaded = active(profile)
     path = loaded.path.resolve()

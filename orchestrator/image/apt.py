@@ -7,12 +7,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from orchestrator import paths
-from orchestrator.errors import BadInput, UserError
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.run import CommandFailed, run
 from orchestrator.image import KEYRING_VARIABLE, MIRROR_VARIABLE
 from orchestrator.image.lockfile import Deb, store_name
 from orchestrator.image.spec import Debian, ElsewhereDeb
-from orchestrator.run import CommandFailed, run
 
 #: Where the package debian-archive-keyring puts the keys that suites are signed with.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -13,7 +13,7 @@ from pathlib import Path
 from debian.arfile import ArError
 from debian.debfile import DebError, DebFile
 
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 
 #: What python-debian runs for packages that are compressed with zstd, as Ubuntu's are.
 UNZSTD = "unzstd"

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import image, paths
-from orchestrator.errors import UserError
+from orchestrator import image
+from orchestrator.core import paths
+from orchestrator.core.download import existing_parent
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run, stream
 from orchestrator.image import lockfile, spec, store
-from orchestrator.image.download import existing_parent
 from orchestrator.image.lockfile import Lock
-from orchestrator.run import run, stream
 
 #: The first Nix with flakes.
 OLDEST_NIX = (2, 4)

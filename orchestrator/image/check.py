@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import paths
+from orchestrator.core import paths
 from orchestrator.image import (
     dependencies,
     findings,

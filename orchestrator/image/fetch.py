@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator import paths
-from orchestrator.errors import UserError
-from orchestrator.image import download, lockfile, seed, store
+from orchestrator.core import download, paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.transfers import Progress
+from orchestrator.image import lockfile, seed, store
 from orchestrator.image.lockfile import File, Lock
-from orchestrator.image.progress import Progress
 from orchestrator.image.sources import Sources
 
 #: How much may wait in the cache before it is copied into the store and removed: so the disk holds

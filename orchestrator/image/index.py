@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import parse_sdist_filename, parse_wheel_filename
 
-from orchestrator.run import run
+from orchestrator.core.run import run
 
 if TYPE_CHECKING:
     from unearth import PackageFinder

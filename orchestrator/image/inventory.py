@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator import image, paths
+from orchestrator import image
+from orchestrator.core import paths
 from orchestrator.image import fetch, lockfile, spec, store
 from orchestrator.image.lockfile import File
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator import paths
+from orchestrator.core import paths
 from orchestrator.image import elf, loader
 from orchestrator.image.elf import Content, Object
 from orchestrator.image.findings import Allowed, Finding

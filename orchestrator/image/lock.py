@@ -11,9 +11,9 @@ from urllib.parse import quote
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from orchestrator import paths
-from orchestrator.errors import BadInput, UserError
-from orchestrator.image import apt, download, lockfile, seed, spec, wheels
+from orchestrator.core import download, paths
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.image import apt, lockfile, seed, spec, wheels
 from orchestrator.image.lockfile import Deb, Lock, PythonPart
 from orchestrator.image.spec import Python, Spec
 from orchestrator.image.wheels import Resolved

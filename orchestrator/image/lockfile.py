@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 from orchestrator.image import spec, tags
 from orchestrator.image.spec import Rename, Spec
 

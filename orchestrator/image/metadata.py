@@ -14,7 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 from orchestrator.image import archives, dependencies, sdist, store
 from orchestrator.image.dependencies import Distribution, Package
 from orchestrator.image.findings import Finding

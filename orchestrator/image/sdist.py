@@ -14,9 +14,9 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from orchestrator import paths
-from orchestrator.errors import BadInput
-from orchestrator.image import download, index, lockfile, store
+from orchestrator.core import download, paths
+from orchestrator.core.errors import BadInput
+from orchestrator.image import index, lockfile, store
 from orchestrator.image.spec import Source
 
 #: The file of every source archive that says what the distribution is.

@@ -11,7 +11,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 
 #: The store's name of the directory, and the name of the file in it.
 STORE_NAME = "seed"

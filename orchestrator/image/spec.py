@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import paths
-from orchestrator.errors import BadInput, UserError
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import tags
 
 #: Locked like images, and part of the build of every one: its own tools, and the loaders.

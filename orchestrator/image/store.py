@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import paths
-from orchestrator.errors import UserError
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import CommandFailed, run
 from orchestrator.image import seed
-from orchestrator.run import CommandFailed, run
 
 if TYPE_CHECKING:
     from orchestrator.image.lockfile import File, Lock

@@ -17,13 +17,13 @@ import httpx
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from orchestrator import paths
-from orchestrator.errors import BadInput, UserError
-from orchestrator.image import download, index, sdist, stubs, tags
+from orchestrator.core import download, paths
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.run import CommandFailed, run
+from orchestrator.image import index, sdist, stubs, tags
 from orchestrator.image.closure import closure
 from orchestrator.image.lockfile import Deb, Source, Wheel, store_name
 from orchestrator.image.spec import Python, file_of
-from orchestrator.run import CommandFailed, run
 
 
 class Unsolvable(BadInput):

@@ -17,16 +17,7 @@ from orchestrator.profile.choose import active, known, locate, profile_option, u
 
 if TYPE_CHECKING:
     from orchestrator.profile.load import ProfileError, load
-    from orchestrator.profile.model import (
-        Account,
-        Boot,
-        Link,
-        Network,
-        Node,
-        Profile,
-        Ray,
-        Users,
-    )
+    from orchestrator.profile.model import Account, Boot, Link, Network, Node, Profile, Ray, Users
     from orchestrator.profile.serving import Serving
     from orchestrator.profile.verification import Verification
 

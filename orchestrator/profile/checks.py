@@ -14,10 +14,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from orchestrator import models as shelf
-from orchestrator import paths
-from orchestrator import serving as vllm
-from orchestrator.nearest import nearest
+from orchestrator.core import paths
+from orchestrator.core.nearest import nearest
+from orchestrator.models import catalog as shelf
+from orchestrator.models import serving as vllm
 from orchestrator.profile import power as power_keys
 from orchestrator.profile.bench import loads_are_loads
 from orchestrator.profile.hardware import Hardware

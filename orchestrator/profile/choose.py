@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator import paths
-from orchestrator.errors import BadInput
-from orchestrator.nearest import nearest
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import nearest
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -44,7 +44,7 @@ def active(option: str | None = None, *, anywhere: bool = False) -> Profile:
 
     profile = load(active_path(option))
     if profile.control_host and not anywhere:
-        from orchestrator.control import send_on
+        from orchestrator.cli.control_host import send_on
 
         send_on(profile)
     return profile

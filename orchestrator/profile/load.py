@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import BadInput
-from orchestrator.nearest import nearest
+from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import nearest
 from orchestrator.profile.checks import check
 from orchestrator.profile.model import Profile
 from orchestrator.profile.source import Loc, Problem, Source, display, read

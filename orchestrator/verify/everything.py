@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from orchestrator.errors import UserError
-from orchestrator.resources import Step
-from orchestrator.selection import Selection, everything
-from orchestrator.slots import JOBS, Slots
+from orchestrator.core.errors import UserError
+from orchestrator.core.slots import JOBS, Slots
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import Selection, everything
 from orchestrator.verify import gather, hardware, judge
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.report import Check, Report
 
 if TYPE_CHECKING:
-    from orchestrator.models import Answer
+    from orchestrator.models.catalog import Answer
     from orchestrator.profile import Node, Profile
 
 #: What a model without known answers is asked again and again.

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import TypeAdapter
 
-from orchestrator.errors import UserError
-from orchestrator.node_paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
-from orchestrator.run import Result
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import Result
+from orchestrator.node.paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
 if TYPE_CHECKING:
-    from orchestrator.models import Answer
+    from orchestrator.models.catalog import Answer
+    from orchestrator.models.serving import Layout
     from orchestrator.profile import Node, Profile
     from orchestrator.profile.hardware import Hardware
-    from orchestrator.serving import Layout
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"

@@ -16,9 +16,9 @@ from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
 from orchestrator.verify.report import Check
 
 if TYPE_CHECKING:
-    from orchestrator.models import Answer
+    from orchestrator.models.catalog import Answer
+    from orchestrator.models.serving import Layout
     from orchestrator.profile import Node, Profile
-    from orchestrator.serving import Layout
 
 #: The name that a compute node's own loopback address has.
 LOOPBACK_NAME = "compute-node"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from support.agent import MODEL, ask, serving, serving_model, state, statuses
 
-from orchestrator import agent
-from orchestrator.resources import Directory, File, Step
+from orchestrator.node import agent
+from orchestrator.node.resources import Directory, File, Step
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from support.boot_service import (
     new_key,
 )
 
-from orchestrator.machines import netns
-from orchestrator.run import run
+from orchestrator.core.run import run
+from orchestrator.provision.machines import netns
 
 
 @contextlib.contextmanager

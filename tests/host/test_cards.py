@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator.errors import UserError
-from orchestrator.machines import netns
-from orchestrator.machines.cards import Cards
+from orchestrator.core.errors import UserError
 from orchestrator.profile import load
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.cards import Cards
 
 HOST, AWAY = "orchestrate-test-host", "orchestrate-test-away"
 PREFIX = "orchestrate-test-cards"

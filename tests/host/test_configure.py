@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import slots
-from orchestrator.configure import Outcome, Target, apply, plan
-from orchestrator.errors import UserError
-from orchestrator.remote import Unreachable
-from orchestrator.resources import Directory, File, Step
-from orchestrator.run import Result, run
-from orchestrator.state import NodeState
+from orchestrator.cluster.desired import NodeState
+from orchestrator.core import slots
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import Result, run
+from orchestrator.node.configure import Outcome, Target, apply, plan
+from orchestrator.node.remote import Unreachable
+from orchestrator.node.resources import Directory, File, Step
 
 
 @dataclass

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from support.control import ADDRESS, SPACES, Pair
 
-from orchestrator import control as module
+from orchestrator.cli import control_host as module
 from orchestrator.cli.control import without_profile
-from orchestrator.control import archive, digest_of
-from orchestrator.machines import netns
+from orchestrator.cli.control_host import archive, digest_of
+from orchestrator.provision.machines import netns
 
 #: A command line that no other process has.
 LOOP = ("watch", "--interval", "0.517")

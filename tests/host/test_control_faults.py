@@ -17,7 +17,7 @@ import pytest
 from support.control import OTHER, Pair, pair_at
 from support.sync import TREES, found, packed, sh
 
-from orchestrator.control import TAKE, archive, cause
+from orchestrator.cli.control_host import TAKE, archive, cause
 
 
 def test_a_full_disk_is_said_and_leaves_the_old_tree(tmp_path: Path) -> None:
@@ -115,7 +115,9 @@ def test_input_reaches_what_reads_it_and_ends_with_its_reader(pair: Pair) -> Non
     pair.run("control", "sync")
 
     def through(*words: str) -> list[str]:
-        code = f"import sys; from orchestrator.on_control import run; run('input', {list(words)})"
+        code = (
+            f"import sys; from orchestrator.cli.on_control import run; run('input', {list(words)})"
+        )
         there = [".venv/bin/python", "-c", code]
         return ["control", "cmd", "--", *there]
 

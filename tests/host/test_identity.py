@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import DATA
 
-from orchestrator.identity import HOST_KEY, boot_files
+from orchestrator.core.run import run
+from orchestrator.node.trust import open_trust
 from orchestrator.profile import load
-from orchestrator.run import run
-from orchestrator.trust import open_trust
+from orchestrator.provision.identity import HOST_KEY, boot_files
 
 PROFILE = DATA / "golden/two-networks/profile.yml"
 

@@ -22,12 +22,12 @@ import pytest
 import yaml
 from support import DATA
 
-from orchestrator.machines import netns
-from orchestrator.netboot import dhcp
-from orchestrator.netboot.state import TFTP_ROOT, dnsmasq_conf
-from orchestrator.node_paths import LASTING
+from orchestrator.core.run import run
+from orchestrator.node.paths import LASTING
 from orchestrator.profile import Profile, load
-from orchestrator.run import run
+from orchestrator.provision.machines import netns
+from orchestrator.provision.netboot import dhcp
+from orchestrator.provision.netboot.state import TFTP_ROOT, dnsmasq_conf
 
 GOLDEN = DATA / "golden"
 DNSMASQ = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin:/usr/local/sbin")

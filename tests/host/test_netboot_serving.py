@@ -20,12 +20,12 @@ from socketserver import ThreadingUnixStreamServer
 import pytest
 from support.golden import GOLDEN, states
 
-from orchestrator.machines import netns
-from orchestrator.netboot.state import LAYERS, SOCKET
-from orchestrator.node_paths import FILES_ROOT, LASTING
+from orchestrator.cluster.desired import NodeState
+from orchestrator.core.run import run
+from orchestrator.node.paths import FILES_ROOT, LASTING
 from orchestrator.profile import Profile, load
-from orchestrator.run import run
-from orchestrator.state import NodeState
+from orchestrator.provision.machines import netns
+from orchestrator.provision.netboot.state import LAYERS, SOCKET
 
 SBIN = "/usr/sbin:/usr/bin:/usr/local/sbin"
 NGINX, NFT = shutil.which("nginx", path=SBIN), shutil.which("nft", path=SBIN)

@@ -15,18 +15,18 @@ from types import SimpleNamespace
 import pytest
 from support.profiles import PROFILE
 
-from orchestrator import paths
-from orchestrator.bring_up import Bringup, Way
-from orchestrator.errors import UserError
-from orchestrator.machines import PowerState, netns, power_states, wol
-from orchestrator.machines.power import supply
-from orchestrator.machines.processes import ended
-from orchestrator.machines.real import RealCluster, RealMachine
-from orchestrator.netboot.diary import Diary
+from orchestrator.cluster.power_intent import keep_off
+from orchestrator.cluster.up import Bringup, Way
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.core.run import CommandFailed
 from orchestrator.profile import Profile
-from orchestrator.progress import Board
-from orchestrator.run import CommandFailed
-from orchestrator.wanted import keep_off
+from orchestrator.provision.machines import PowerState, netns, power_states, wol
+from orchestrator.provision.machines.power import supply
+from orchestrator.provision.machines.processes import ended
+from orchestrator.provision.machines.real import RealCluster, RealMachine
+from orchestrator.provision.netboot.diary import Diary
 
 MAC = "d8:bb:c1:a2:3e:a3"
 MAGIC = b"\xff" * 6 + bytes.fromhex(MAC.replace(":", "")) * 16
@@ -212,7 +212,9 @@ def test_what_its_user_switches_off_meanwhile_ends_off(
     loaded: Load, tmp_path: Path, when: str, switched: list[str]
 ) -> None:
     """`watch` may be on its way to switch a node on when 'node down' comes."""
-    meanwhile = "from orchestrator.wanted import keep_off; keep_off('small', ['left'])"
+    meanwhile = (
+        "from orchestrator.cluster.power_intent import keep_off; keep_off('small', ['left'])"
+    )
     boots = f'[ "$1" = off ] || ORCHESTRATE_STATE=../state {sys.executable} -c "{meanwhile}"'
     body = ['echo "$1" >>record', boots if when == "while it boots" else "true"]
     switch = script(tmp_path, "\n".join(body))

@@ -10,11 +10,11 @@ import pytest
 from support.link import measured
 from support.profiles import make_checkout
 
-from orchestrator.machines import netns
-from orchestrator.machines.switch import Switch
-from orchestrator.probe.results import spread
+from orchestrator.performance.results.probe import spread
 from orchestrator.profile import Profile
 from orchestrator.profile import load as load_profile
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.switch import Switch
 
 PROBED = "lan"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.sample import series
-from orchestrator.machines.cgroup import MOUNT
+from orchestrator.performance.bench.sample import series
+from orchestrator.provision.machines.cgroup import MOUNT
 
 PROJECT = Path(__file__).resolve().parents[2]
 UNIT = f"orchestrate-test-{os.getpid()}.service"
@@ -44,7 +44,7 @@ def limited() -> Iterator[Path]:
     not (OLD / "cgroup.procs").exists(), reason="control groups are of the new kind here"
 )
 def test_a_services_quota_is_seen_in_control_groups_of_the_old_kind() -> None:
-    program = PROJECT / "orchestrator/bench/sampler.py"
+    program = PROJECT / "orchestrator/performance/bench/sampler.py"
     busy = [sys.executable, "-I", "-S", "-c", "while True: pass"]
     sampler = [sys.executable, "-I", "-S", program, "", UNIT]
     with limited() as group, subprocess.Popen(busy) as wants:

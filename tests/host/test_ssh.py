@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import trust as trust_module
-from orchestrator.remote import (
-    AccessDenied,
-    HostKeyRefused,
-    Remote,
-    RemoteFailed,
-)
-from orchestrator.trust import HostIdentity, Trust, open_trust
+from orchestrator.node import trust as trust_module
+from orchestrator.node.remote import AccessDenied, HostKeyRefused, Remote, RemoteFailed
+from orchestrator.node.trust import HostIdentity, Trust, open_trust
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 

@@ -11,11 +11,11 @@ import pytest
 from support.booting import Booting
 from support.netboot import STRANGE_MAC, Net
 
-from orchestrator.bench.sample import sampling, series
-from orchestrator.machines import netns
-from orchestrator.node_paths import VENV
-from orchestrator.state import WORKER_UNIT
-from orchestrator.waits import missing_layer
+from orchestrator.cluster.desired import WORKER_UNIT
+from orchestrator.cluster.readiness import missing_layer
+from orchestrator.node.paths import VENV
+from orchestrator.performance.bench.sample import sampling, series
+from orchestrator.provision.machines import netns
 
 pytestmark = pytest.mark.netboot
 

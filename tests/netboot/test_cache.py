@@ -9,10 +9,10 @@ from support import images
 from support.booting import Booting
 from support.netboot import Net
 
-from orchestrator.machines.qemu import make_disk
-from orchestrator.node_paths import CACHE, MODELS
-from orchestrator.state import MODELS_UNIT
-from orchestrator.templating import render
+from orchestrator.cluster.desired import MODELS_UNIT
+from orchestrator.core.templating import render
+from orchestrator.node.paths import CACHE, MODELS
+from orchestrator.provision.machines.qemu import make_disk
 
 pytestmark = pytest.mark.netboot
 

@@ -8,8 +8,8 @@ import re
 import pytest
 from support.netboot import HTTP_FIRST, STRANGE_MAC, Net
 
-from orchestrator.machines.firmware import BIOS
-from orchestrator.machines.qemu import Hardware
+from orchestrator.provision.machines.firmware import BIOS
+from orchestrator.provision.machines.qemu import Hardware
 
 pytestmark = pytest.mark.netboot
 

@@ -7,8 +7,8 @@ import re
 import pytest
 from support.netboot import Net
 
-from orchestrator.node_paths import VENV
-from orchestrator.waits import missing_layer
+from orchestrator.cluster.readiness import missing_layer
+from orchestrator.node.paths import VENV
 
 pytestmark = pytest.mark.netboot
 

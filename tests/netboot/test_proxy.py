@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.netboot import Net
 
-from orchestrator.machines import netns
-from orchestrator.machines.firmware import BIOS, UEFI, Firmware
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.firmware import BIOS, UEFI, Firmware
 
 pytestmark = pytest.mark.netboot
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from support.real import CARD, CARD_ADDRESS, NAME, Metal, metal
 
-from orchestrator.machines import netns
+from orchestrator.provision.machines import netns
 
 pytestmark = pytest.mark.netboot
 

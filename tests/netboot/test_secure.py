@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from support.netboot import Net
 
-from orchestrator.machines.firmware import SECURE
+from orchestrator.provision.machines.firmware import SECURE
 
 pytestmark = pytest.mark.netboot
 

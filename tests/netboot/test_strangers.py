@@ -10,8 +10,8 @@ import pytest
 from support.booting import tells
 from support.netboot import OUTSIDE, STRANGE_MAC, Net
 
-from orchestrator.machines import netns
-from orchestrator.machines.qemu import Hardware
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.qemu import Hardware
 
 pytestmark = pytest.mark.netboot
 

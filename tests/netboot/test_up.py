@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from support.netboot import MINIMAL, NAME, OUTSIDE, Net
 
-from orchestrator import paths
-from orchestrator.machines.processes import Process
+from orchestrator.core import paths
+from orchestrator.provision.machines.processes import Process
 
 pytestmark = pytest.mark.netboot
 

@@ -20,8 +20,8 @@ import httpx
 import pytest
 from support.sim import NAME, NODES, Sim
 
-from orchestrator.machines import netns
-from orchestrator.node_paths import SSH_PORT, VENV
+from orchestrator.node.paths import SSH_PORT, VENV
+from orchestrator.provision.machines import netns
 
 pytestmark = pytest.mark.sim
 

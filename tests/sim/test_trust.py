@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.sim import NAME, NODES, Sim, close_connections, failed, opened, wait_for
 
-from orchestrator import trust
-from orchestrator.certificates import certify
+from orchestrator.cluster.certificates import certify
+from orchestrator.node import trust
 
 pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("serving")]
 

@@ -14,9 +14,9 @@ from threading import Thread
 import pytest
 from support.sim import NODES, Sim, asking, cut, failed, wait_for
 
-from orchestrator.keep import GOOD
-from orchestrator.node_paths import LASTING, RAY_TABLES
-from orchestrator.state import HEAD_UNIT
+from orchestrator.cluster.desired import HEAD_UNIT
+from orchestrator.cluster.reconcile import GOOD
+from orchestrator.node.paths import LASTING, RAY_TABLES
 
 pytestmark = pytest.mark.sim
 

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import agent
-from orchestrator.resources import Directory, File
-from orchestrator.state import NodeState
+from orchestrator.cluster.desired import NodeState
+from orchestrator.node import agent
+from orchestrator.node.resources import Directory, File
 
 MODEL = bytes(range(256)) * 10_000
 

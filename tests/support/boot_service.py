@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 
-from orchestrator.identity import HOST_CERTIFICATE
-from orchestrator.netboot import boot_service_file
-from orchestrator.run import run
+from orchestrator.core.run import run
+from orchestrator.provision.identity import HOST_CERTIFICATE
+from orchestrator.provision.netboot import boot_service_file
 
 MAC, ADDRESS = "02:00:0a:4d:00:10", "10.77.0.10"
 OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "10.77.0.11"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from orchestrator.machines.qemu import QemuMachine
-from orchestrator.remote import Remote
+from orchestrator.node.remote import Remote
+from orchestrator.provision.machines.qemu import QemuMachine
 
 if TYPE_CHECKING:
     from support.netboot import Net

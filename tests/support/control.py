@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.machines import netns
+from orchestrator.provision.machines import netns
 from support import PROJECT
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")

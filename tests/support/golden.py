@@ -13,15 +13,15 @@ import json
 import shutil
 from pathlib import Path
 
-from orchestrator import wait_for_ray
-from orchestrator.identity import boot_files
-from orchestrator.netboot import boot_service_file, wire
-from orchestrator.netboot.document import document, grub_cfg
-from orchestrator.netboot.images import Choice, Image
+from orchestrator.cluster import wait_for_ray
+from orchestrator.cluster.desired import Context, ModelFile, NodeState, desired
+from orchestrator.models.serving import Layout
+from orchestrator.node.trust import HostIdentity, Secret
 from orchestrator.profile import Profile, load
-from orchestrator.serving import Layout
-from orchestrator.state import Context, ModelFile, NodeState, desired
-from orchestrator.trust import HostIdentity, Secret
+from orchestrator.provision.identity import boot_files
+from orchestrator.provision.netboot import boot_service_file, wire
+from orchestrator.provision.netboot.document import document, grub_cfg
+from orchestrator.provision.netboot.images import Choice, Image
 from support import DATA
 
 GOLDEN = DATA / "golden"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from orchestrator.probe import node_link
+from orchestrator.performance.probe import node_link
 
 
 def measured(port: int, asked: list[str], served: list[str], addresses: tuple[str, str]) -> Any:

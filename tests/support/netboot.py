@@ -21,19 +21,19 @@ from typing import Any
 
 import yaml
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster, open_cluster
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.core import paths
 from orchestrator.image import store
-from orchestrator.machines import netns
-from orchestrator.machines.firmware import BIOS, Firmware
-from orchestrator.machines.processes import start_time
-from orchestrator.machines.qemu import Hardware, QemuMachine
-from orchestrator.machines.simulator import Simulator
-from orchestrator.machines.switch import Switch
-from orchestrator.netboot import wire
-from orchestrator.netboot.state import ACCESS_LOG, EVENTS
+from orchestrator.node.remote import Remote
 from orchestrator.profile import Node, load
-from orchestrator.remote import Remote
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.firmware import BIOS, Firmware
+from orchestrator.provision.machines.processes import start_time
+from orchestrator.provision.machines.qemu import Hardware, QemuMachine
+from orchestrator.provision.machines.simulator import Simulator
+from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.netboot import wire
+from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
 from support.booting import Booting, until
 from support.images import PROJECT, build, copies, register, turn_bit
 

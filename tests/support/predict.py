@@ -6,11 +6,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.links import Link
-from orchestrator.predict.rates import Rates
-from orchestrator.predict.shape import ModelShape, read
-from orchestrator.probe.results import (
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.links import Link
+from orchestrator.performance.predict.rates import Rates
+from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
     LinkRates,

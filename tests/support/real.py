@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.machines import netns
-from orchestrator.machines.firmware import UEFI
-from orchestrator.machines.qemu import Guest, Hardware
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.firmware import UEFI
+from orchestrator.provision.machines.qemu import Guest, Hardware
 from support.images import PROJECT, build, register
 
 NAME = "metal"

@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from orchestrator.bench.results import Measured, Provenance, Run, Scenario, Series, State, Window
-from orchestrator.probe.results import (
+from orchestrator.performance.report.plots import Point
+from orchestrator.performance.report.story import Phase, Story
+from orchestrator.performance.results.bench import (
+    Measured,
+    Provenance,
+    Run,
+    Scenario,
+    Series,
+    State,
+    Window,
+)
+from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
     Failed,
@@ -15,8 +25,6 @@ from orchestrator.probe.results import (
     Spread,
     spread,
 )
-from orchestrator.report.plots import Point
-from orchestrator.report.story import Phase, Story
 
 NODES = ("control", "compute0", "compute1")
 #: A name that would break a page that does not escape it.

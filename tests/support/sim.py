@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.cluster import Cluster, open_cluster
-from orchestrator.errors import UserError
-from orchestrator.machines import netns
-from orchestrator.machines.processes import Process
+from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.core.errors import UserError
 from orchestrator.profile import load
+from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.processes import Process
 from orchestrator.verify import gather
 from support import PROJECT
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from orchestrator.control import archive
+from orchestrator.cli.control_host import archive
 
 TREES = {"old": {"a": "old", "gone": "old"}, "new": {"a": "new", "b": "new", "c/d": "new"}}
 

@@ -26,15 +26,15 @@ from support.qemu import (
 )
 
 from orchestrator.cli.cluster import ACCELERATORS
-from orchestrator.errors import BadInput, UserError
-from orchestrator.machines import accel, driver, health, simulator, trial
-from orchestrator.machines.accel import KVM, TCG, Decision
-from orchestrator.machines.emulator import Hardware
-from orchestrator.machines.firmware import BIOS, SECURE, UEFI
-from orchestrator.machines.qemu import Chosen, Guest, accel_record, booted_image, chosen
-from orchestrator.netboot import images
+from orchestrator.cluster.readiness import must_have_power
+from orchestrator.core.errors import BadInput, UserError
 from orchestrator.profile import Profile, load
-from orchestrator.waits import must_have_power
+from orchestrator.provision.machines import accel, driver, health, simulator, trial
+from orchestrator.provision.machines.accel import KVM, TCG, Decision
+from orchestrator.provision.machines.emulator import Hardware
+from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI
+from orchestrator.provision.machines.qemu import Chosen, Guest, accel_record, booted_image, chosen
+from orchestrator.provision.netboot import images
 
 PROJECT = Path(__file__).resolve().parents[2]
 MACHINE = Hardware("compute0", BIOS, 64 << 20, 1, {})

@@ -12,18 +12,25 @@ import pytest
 from support.report import measured as made
 from support.report import story
 
-from orchestrator import metrics
-from orchestrator.bench import history, load
-from orchestrator.bench.attribute import evidence
-from orchestrator.bench.attribute import story as explained
-from orchestrator.bench.load import RESULT, check, command, counters, differences, scenarios
-from orchestrator.bench.results import Run, Scenario, Series, State, Window
-from orchestrator.bench.run import moved
-from orchestrator.bench.sample import series
-from orchestrator.errors import BadInput
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.load import Limits
-from orchestrator.probe.results import Spread
+from orchestrator.core.errors import BadInput
+from orchestrator.performance import metrics
+from orchestrator.performance.bench import history, load
+from orchestrator.performance.bench.load import (
+    RESULT,
+    check,
+    command,
+    counters,
+    differences,
+    scenarios,
+)
+from orchestrator.performance.bench.run import moved
+from orchestrator.performance.bench.sample import series
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.load import Limits
+from orchestrator.performance.report.attribute import evidence
+from orchestrator.performance.report.attribute import story as explained
+from orchestrator.performance.results.bench import Run, Scenario, Series, State, Window
+from orchestrator.performance.results.probe import Spread
 from orchestrator.profile import Profile
 from orchestrator.profile import load as load_profile
 
@@ -192,7 +199,7 @@ def test_the_engines_own_times_are_means_over_requests() -> None:
 
 
 def test_a_sampler_says_a_line_and_ends_with_its_input() -> None:
-    program = PROJECT / "orchestrator/bench/sampler.py"
+    program = PROJECT / "orchestrator/performance/bench/sampler.py"
     done = subprocess.run(
         [sys.executable, "-I", "-S", program, "", "nosuch.service"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,

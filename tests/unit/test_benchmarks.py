@@ -26,12 +26,12 @@ import nix_image
 import serving
 import up
 
-from orchestrator.errors import UserError
-from orchestrator.identity import BootFile
-from orchestrator.node_paths import VENV
-from orchestrator.resources import File, Step
-from orchestrator.state import NodeState
-from orchestrator.templating import render
+from orchestrator.cluster.desired import NodeState
+from orchestrator.core.errors import UserError
+from orchestrator.core.templating import render
+from orchestrator.node.paths import VENV
+from orchestrator.node.resources import File, Step
+from orchestrator.provision.identity import BootFile
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOKEN = "RAY_AUTH_TOKEN_PATH"

@@ -25,9 +25,9 @@ from support.boot_service import (
     unpacked,
 )
 
-from orchestrator.identity import HOST_CERTIFICATE
-from orchestrator.run import run
-from orchestrator.trust import valid_until
+from orchestrator.core.run import run
+from orchestrator.node.trust import valid_until
+from orchestrator.provision.identity import HOST_CERTIFICATE
 
 # The way that a node goes
 

@@ -15,7 +15,7 @@ from support.boot_service import (
     new_key,
 )
 
-from orchestrator.netboot import boot_service
+from orchestrator.provision.netboot import boot_service
 
 
 def test_it_goes_on_where_it_was_after_a_restart(service: Running, tmp_path: Path) -> None:

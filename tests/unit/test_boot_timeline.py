@@ -16,11 +16,11 @@ import pytest
 import yaml
 from support import DATA, PROJECT
 
-from orchestrator.netboot import causes, sources, timeline
-from orchestrator.netboot.look import profile_lines
-from orchestrator.netboot.timeline import Netboot, Place, assemble
+from orchestrator.cluster.status import told
 from orchestrator.profile import load
-from orchestrator.status import told
+from orchestrator.provision.netboot import causes, sources, timeline
+from orchestrator.provision.netboot.look import profile_lines
+from orchestrator.provision.netboot.timeline import Netboot, Place, assemble
 
 CASES = {path.stem: path for path in sorted((DATA / "boots").glob("*.yml"))}
 NODE = Place("compute0", "02:00:0a:4d:00:10", "10.77.0.10")

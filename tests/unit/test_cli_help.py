@@ -13,7 +13,7 @@ import click
 import pytest
 from support.commands import leaves
 
-from orchestrator import pages
+from orchestrator.cli import pages
 
 PROJECT = Path(__file__).resolve().parents[2]
 

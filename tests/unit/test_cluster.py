@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster
-from orchestrator.errors import UserError
-from orchestrator.trust import Secret
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.node.trust import Secret
 
 
 @pytest.fixture

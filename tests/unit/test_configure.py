@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.configure import _applied
+from orchestrator.node.configure import _applied
 
 
 def test_what_only_time_makes_is_no_change_and_what_was_not_reached_is_a_failure() -> None:

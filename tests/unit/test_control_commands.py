@@ -10,13 +10,14 @@ import click
 import pytest
 from support.commands import leaves
 
-from orchestrator import cli, control, paths
-from orchestrator.cli import orchestrate
+from orchestrator import cli
+from orchestrator.cli import control_host, orchestrate
 from orchestrator.cli.control import READ_INPUT
-from orchestrator.errors import RunsThere, UserError
+from orchestrator.core import paths
+from orchestrator.core.errors import RunsThere, UserError
+from orchestrator.core.run import run
 from orchestrator.profile import load
 from orchestrator.profile.choose import VARIABLE
-from orchestrator.run import run
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: About the checkout that is edited here, or how to reach the other computer.
@@ -67,10 +68,10 @@ def test_what_came_by_a_sync_runs_where_it_is(
 ) -> None:
     profile = load(laptop)
     monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path / "checkout"))
-    assert not control.is_here(profile)
+    assert not control_host.is_here(profile)
     (tmp_path / "checkout.sync").mkdir()
     (tmp_path / "checkout.sync/tree").touch()
-    assert control.is_here(profile)
+    assert control_host.is_here(profile)
 
 
 #: What macOS lacks of Python's own modules, as far as one could want it.
@@ -93,7 +94,7 @@ def test_a_laptop_needs_nothing_of_linux(laptop: Path) -> None:
             "        vars(importlib.import_module(module)).pop(name, None)",
             "ctypes.CDLL = None",
             "from orchestrator.cli import main",
-            "from orchestrator.control import ControlHost",
+            "from orchestrator.cli.control_host import ControlHost",
             "ControlHost.sync = lambda *_: None",
             "ControlHost.run = lambda _, words, **__: print('sent', *words) or 0",
             f"for path in {[path for path, _ in GO if path not in OPTIONS]}:",
@@ -115,7 +116,7 @@ def test_commands_that_read_their_input_exist() -> None:
 
 
 def sent(checkout: Path) -> set[str]:
-    return set(dict(control.tree(checkout, checkout / "profiles/x.yml")))
+    return set(dict(control_host.tree(checkout, checkout / "profiles/x.yml")))
 
 
 @pytest.fixture
@@ -151,11 +152,11 @@ def test_open_connections_are_not_kept_where_others_get_at_them(
     mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    sockets = control._sockets()
+    sockets = control_host._sockets()
     assert sockets.stat().st_mode & 0o777 == 0o700
     sockets.chmod(mode)
     with pytest.raises(UserError, match="is not private to this user"):
-        control._sockets()
+        control_host._sockets()
 
 
 def test_on_control_behind_two_dashes_is_another_commands(monkeypatch: pytest.MonkeyPatch) -> None:

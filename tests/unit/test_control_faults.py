@@ -11,7 +11,7 @@ import pytest
 from support.control import PROJECT
 from support.sync import TREES, found, packed, sh
 
-from orchestrator.control import BUSY, END, LOCK_TIMEOUT, LOOK, TAKE
+from orchestrator.cli.control_host import BUSY, END, LOCK_TIMEOUT, LOOK, TAKE
 
 #: Programs that a sync runs, each of which can be the last.
 TOOLS = ("mkdir", "flock", "mv", "rm", "tar")

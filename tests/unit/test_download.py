@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator.image import download
-from orchestrator.image.download import Downloader, Unavailable, WrongHash
+from orchestrator.core import download
+from orchestrator.core.download import Downloader, Unavailable, WrongHash
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

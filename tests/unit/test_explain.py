@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.predict.explain import Evidence, NodeEvidence, explain
-from orchestrator.predict.load import Prediction
-from orchestrator.predict.phase import Cause, Parts
+from orchestrator.performance.predict.explain import Evidence, NodeEvidence, explain
+from orchestrator.performance.predict.load import Prediction
+from orchestrator.performance.predict.phase import Cause, Parts
 
 
 def predicted(phase: str = "decode", **parts: float) -> Prediction:

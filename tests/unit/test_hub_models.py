@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import hub, models, paths
-from orchestrator.errors import UserError
-from orchestrator.models import Answer, Model, missing_files
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.models import catalog, hub
+from orchestrator.models.catalog import Answer, Model, missing_files
+from orchestrator.models.publish import bring, publish, published
 from orchestrator.profile import load
-from orchestrator.served_model import bring, publish, published
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TEXT = PROFILE.replace(
@@ -25,7 +26,7 @@ TEXT = PROFILE.replace(
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
-    return models.served(load(make_checkout(tmp_path, TEXT)))
+    return catalog.served(load(make_checkout(tmp_path, TEXT)))
 
 
 def test_it_is_known_without_its_files(model: Model) -> None:
@@ -77,9 +78,9 @@ def test_a_profiles_prompts_are_for_models_without_known_answers(
     file = tmp_path / "profiles/small.yml"
     file.write_text(TEXT.replace("model: big", "model: tiny"))
     profile = load(file)
-    assert models.served(profile).answers == model.answers
+    assert catalog.served(profile).answers == model.answers
     (tmp_path / "models/tiny/answers.json").write_text('[{"question": "q", "answer": "a"}]')
-    assert models.served(profile).answers == [Answer("q", "a")]
+    assert catalog.served(profile).answers == [Answer("q", "a")]
 
 
 # What is handed out of a directory, and what is left of a removal that was cut off

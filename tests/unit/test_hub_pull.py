@@ -17,9 +17,9 @@ import pytest
 from support.hub import LISTING, NEWEST, REPOSITORY, REVISION, Hub, serving
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import hub as hubs
-from orchestrator.hub_listing import RemoteFile, chosen
-from orchestrator.served_model import handed_out, publish, published
+from orchestrator.models import hub as hubs
+from orchestrator.models.hub_listing import RemoteFile, chosen
+from orchestrator.models.publish import handed_out, publish, published
 
 PROJECT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 from support.hub import NEWEST, REPOSITORY, REVISION, blob
 
-from orchestrator import hub
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
+from orchestrator.models import hub
 
 WEIGHTS = "model.safetensors"
 FILES = {"config.json": b"{}", WEIGHTS: os.urandom(100_000)}

@@ -2,14 +2,14 @@
 
 from support import DATA, PROJECT
 
-from orchestrator.identity import HOST_KEY, boot_files, hosts, node_files, principals
 from orchestrator.profile import load
+from orchestrator.provision.identity import HOST_KEY, boot_files, hosts, node_files, principals
 
 PROFILE = DATA / "golden/two-networks/profile.yml"
 
 
 def test_private_keys_are_private_and_not_shown() -> None:
-    from orchestrator.trust import HostIdentity, Secret
+    from orchestrator.node.trust import HostIdentity, Secret
 
     profile = load(PROFILE)
     identity = HostIdentity(Secret("hunter2"), "public", "certificate")

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import BadInput, UserError
+from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import apt, index, lockfile, sdist, spec, tags, wheels
 from orchestrator.image.lockfile import Deb, Lock, Source, Wheel
 from orchestrator.image.spec import Spec

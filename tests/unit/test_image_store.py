@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import image
-from orchestrator.errors import UserError
+from orchestrator.core.errors import UserError
 from orchestrator.image import seed, store
 from orchestrator.image.lockfile import Deb
 

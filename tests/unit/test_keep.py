@@ -10,11 +10,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator import keep, paths
-from orchestrator.configure import Outcome
-from orchestrator.errors import UserError
-from orchestrator.keep import FIRST_PAUSE, GOOD, LONGEST_PAUSE, Event, Keeper, Pauses, told
-from orchestrator.wanted import _one_at_a_time, keep_off, kept_off, want_on
+from orchestrator.cluster import reconcile
+from orchestrator.cluster.power_intent import _one_at_a_time, keep_off, kept_off, want_on
+from orchestrator.cluster.reconcile import (
+    FIRST_PAUSE,
+    GOOD,
+    LONGEST_PAUSE,
+    Event,
+    Keeper,
+    Pauses,
+    told,
+)
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.node.configure import Outcome
 
 
 def test_pauses_double_up_to_a_limit_and_end_when_all_is_well() -> None:
@@ -82,9 +91,9 @@ def test_what_its_user_switched_off_is_not_wanted(
     nodes = [SimpleNamespace(name=name) for name in ("head", "left", "right")]
     cluster: Any = SimpleNamespace(profile=SimpleNamespace(name="small", nodes=nodes))
     keep_off("small", ["left"])
-    assert keep.wanted(cluster) == ["head", "right"]
+    assert reconcile.wanted(cluster) == ["head", "right"]
     want_on("small", ["left"])
-    assert keep.wanted(cluster) == ["head", "left", "right"]
+    assert reconcile.wanted(cluster) == ["head", "left", "right"]
 
 
 def test_who_switches_nodes_excludes_others_meanwhile(

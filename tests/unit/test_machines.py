@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import bring_up
 from orchestrator.cli.cluster import STEPS
-from orchestrator.errors import BadInput, UserError
-from orchestrator.identity import BootFile
-from orchestrator.machines import accel, driver, qmp, simulator
-from orchestrator.machines.emulator import Hardware, argv
-from orchestrator.machines.firmware import BIOS, SECURE, UEFI, firmware
-from orchestrator.machines.nspawn import write_boot_files
-from orchestrator.machines.processes import Process, kill, start_time
-from orchestrator.machines.qemu import QemuMachine
-from orchestrator.machines.switch import Switch
+from orchestrator.cluster import up
+from orchestrator.core.errors import BadInput, UserError
 from orchestrator.profile import Profile, load
+from orchestrator.provision.identity import BootFile
+from orchestrator.provision.machines import accel, driver, qmp, simulator
+from orchestrator.provision.machines.emulator import Hardware, argv
+from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI, firmware
+from orchestrator.provision.machines.nspawn import write_boot_files
+from orchestrator.provision.machines.processes import Process, kill, start_time
+from orchestrator.provision.machines.qemu import QemuMachine
+from orchestrator.provision.machines.switch import Switch
 
 PROJECT = Path(__file__).resolve().parents[2]
 HARDWARE = Hardware("n", UEFI, 1 << 30, 2, {"tap0": "02:00:00:00:00:01", "tap1": "02::2"})
@@ -177,7 +177,7 @@ def serving_qmp(home: Path, lines: list[bytes]) -> Iterator[None]:
 
 
 def test_up_offers_the_stops_that_it_has() -> None:
-    assert STEPS == bring_up.STOPS
+    assert STEPS == up.STOPS
 
 
 def test_boot_files_have_their_modes_whatever_is_there(tmp_path: Path) -> None:

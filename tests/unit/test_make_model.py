@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import models, paths
+from orchestrator.core import paths
+from orchestrator.models import catalog
 from orchestrator.profile import load
 
 MADE = [
     name
-    for name in models.known()
-    if "training" in json.loads((models.find(name).directory / "model.json").read_text())
+    for name in catalog.known()
+    if "training" in json.loads((catalog.find(name).directory / "model.json").read_text())
 ]
 PROFILES = sorted((paths.checkout() / "profiles").glob("*.yml"))
 #: One token a byte, END, PAD: make.py's tokenizer.
@@ -44,7 +45,7 @@ def test_there_are_models_to_make() -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_the_tokens_are_where_the_tokenizer_puts_them(name: str) -> None:
-    config = models.find(name).config
+    config = catalog.find(name).config
     assert (config["eos_token_id"], config["pad_token_id"]) == (BYTES, BYTES + 1)
     assert config["vocab_size"] >= BYTES + SPECIAL
     assert config["vocab_size"] % 8 == 0  # cut in equal parts by tensor parallelism
@@ -52,14 +53,14 @@ def test_the_tokens_are_where_the_tokenizer_puts_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_the_heads_are_of_a_size_that_vllm_computes_on_a_cpu(name: str) -> None:
-    config = models.find(name).config
+    config = catalog.find(name).config
     assert config["head_dim"] % 32 == 0
     assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_the_image_that_makes_it_exists(name: str) -> None:
-    description = json.loads((models.find(name).directory / "model.json").read_text())
+    description = json.loads((catalog.find(name).directory / "model.json").read_text())
     assert (paths.checkout() / "images" / description["image"] / "image.yml").is_file()
 
 
@@ -72,7 +73,7 @@ def test_known_answers_fit_what_the_profile_allows(path: Path) -> None:
     profile = load(path)
     longest = int(profile.serving.args.get("max-model-len", 0)) or None
     form = constants()
-    answers = models.find(profile.serving.model).answers
+    answers = catalog.find(profile.serving.model).answers
     assert answers
     for known in answers:
         said = len(known.answer.encode()) + 1  # END is a token too
@@ -83,5 +84,5 @@ def test_known_answers_fit_what_the_profile_allows(path: Path) -> None:
 
 def test_no_question_is_asked_twice() -> None:
     for name in MADE:
-        questions = [known.question for known in models.find(name).answers]
+        questions = [known.question for known in catalog.find(name).answers]
         assert len(questions) == len(set(questions))

@@ -9,8 +9,9 @@ import pytest
 from support.hub import REPOSITORY, REVISION
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import hub, model_room, models, paths
 from orchestrator.cli.profile import _notes
+from orchestrator.core import paths
+from orchestrator.models import capacity, catalog, hub
 from orchestrator.profile import Profile, load
 
 GB = 10**9
@@ -47,14 +48,14 @@ SAID = {
 
 @pytest.mark.parametrize(("sizes", "said"), SAID.values(), ids=SAID)
 def test_what_is_said(profile: Profile, sizes: tuple[int, int], said: list[str]) -> None:
-    memory = model_room.of_nodes(profile, {})
-    assert list(model_room.misfits(profile, *sizes, memory)) == said
+    memory = capacity.of_nodes(profile, {})
+    assert list(capacity.misfits(profile, *sizes, memory)) == said
 
 
 def test_what_a_node_says_of_itself_counts_first(profile: Profile) -> None:
-    memory = model_room.of_nodes(profile, {"right": 64 * GB})
+    memory = capacity.of_nodes(profile, {"right": 64 * GB})
     assert memory == {"left": 16 << 30, "right": 64 * GB}
-    (line,) = model_room.misfits(profile, 9 * GB, 0, memory)
+    (line,) = capacity.misfits(profile, 9 * GB, 0, memory)
     assert line.startswith("left: ")
 
 
@@ -62,7 +63,7 @@ def test_on_a_disk_it_takes_no_memory(tmp_path: Path, profile: Profile) -> None:
     file = tmp_path / "profiles/small.yml"
     file.write_text(file.read_text().replace("model: big", "model: big\n  model_cache: disk"))
     other = load(file)
-    assert list(model_room.misfits(other, 90 * GB, 0, model_room.of_nodes(other, {}))) == []
+    assert list(capacity.misfits(other, 90 * GB, 0, capacity.of_nodes(other, {}))) == []
 
 
 def test_a_check_knows_the_sizes_of_what_is_here(
@@ -77,7 +78,7 @@ def test_a_check_knows_the_sizes_of_what_is_here(
     entries = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64}
                for path in home.iterdir()}  # fmt: skip
     hub.write_json(home / hub.MANIFEST, {"files": entries})
-    assert model_room.of_model(models.served(profile)) == 8 * GB + 2
+    assert capacity.of_model(catalog.served(profile)) == 8 * GB + 2
     assert not any("memory" in note for note in _notes(profile))
 
     built = tmp_path / "built"

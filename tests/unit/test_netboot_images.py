@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from support import DATA
 
-from orchestrator import paths
-from orchestrator.cluster import Cluster
-from orchestrator.errors import UserError
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
 from orchestrator.image import ident
-from orchestrator.netboot import images
-from orchestrator.netboot import publish as publishing
-from orchestrator.netboot.images import Choice, Image
-from orchestrator.netboot.publish import publish
 from orchestrator.profile import Profile, load
+from orchestrator.provision.netboot import images
+from orchestrator.provision.netboot import publish as publishing
+from orchestrator.provision.netboot.images import Choice, Image
+from orchestrator.provision.netboot.publish import publish
 
 GOLDEN = DATA / "golden"
 Build = Callable[[str], Path]

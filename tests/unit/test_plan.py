@@ -12,12 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.configure import Outcome
-from orchestrator.differences import Difference, found, unified
-from orchestrator.errors import UserError
-from orchestrator.plan import DIFFERS, SAME, UNKNOWN, Plan, alike, outcomes_told, rendered, visible
-from orchestrator.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
-from orchestrator.state import NodeState
+from orchestrator.cluster.desired import NodeState
+from orchestrator.core.errors import UserError
+from orchestrator.node.configure import Outcome
+from orchestrator.node.differences import Difference, found, unified
+from orchestrator.node.plan import (
+    DIFFERS,
+    SAME,
+    UNKNOWN,
+    Plan,
+    alike,
+    outcomes_told,
+    rendered,
+    visible,
+)
+from orchestrator.node.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
 
 SECRET = "hunter2"
 HOSTS = Difference("file:/etc/hosts", ("content",), ("content",), "--- a\n+++ b\n@@\n-x\n+y")

@@ -12,16 +12,16 @@ from pydantic import TypeAdapter
 from support.predict import MISTRAL, collective, device, exactly, link, probes
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import paths
 from orchestrator.cli.plan import plan
-from orchestrator.errors import UserError
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.links import Link
-from orchestrator.predict.load import limits
-from orchestrator.predict.outlook import outlook
-from orchestrator.predict.rates import rates, what_if
-from orchestrator.probe.results import Probes
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.links import Link
+from orchestrator.performance.predict.load import limits
+from orchestrator.performance.predict.outlook import outlook
+from orchestrator.performance.predict.rates import rates, what_if
+from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import load
 from orchestrator.profile.model import Profile
 

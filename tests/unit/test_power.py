@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import nodes
-from orchestrator.errors import BadInput, UserError
-from orchestrator.identity import node_files
-from orchestrator.machines import driver, wol
-from orchestrator.machines.power import supply
-from orchestrator.nodes import choose, must_boot_others
+from orchestrator.cluster import nodes
+from orchestrator.cluster.nodes import choose, must_boot_others
+from orchestrator.core.errors import BadInput, UserError
 from orchestrator.profile import Profile
+from orchestrator.provision.identity import node_files
+from orchestrator.provision.machines import driver, wol
+from orchestrator.provision.machines.power import supply
 
 MAC = "d8:bb:c1:a2:3e:a3"
 #: A namespace that no test here enters.

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
-from orchestrator.predict.layout import Layout, candidates, place
-from orchestrator.predict.load import Limits, Load, forecast, predict
-from orchestrator.predict.phase import Cause, Parts, Work, step
-from orchestrator.predict.rank import fit
-from orchestrator.predict.rates import Rates, what_if
-from orchestrator.predict.shape import ModelShape, read
+from orchestrator.performance.predict.layout import Layout, candidates, place
+from orchestrator.performance.predict.load import Limits, Load, forecast, predict
+from orchestrator.performance.predict.phase import Cause, Parts, Work, step
+from orchestrator.performance.predict.rank import fit
+from orchestrator.performance.predict.rates import Rates, what_if
+from orchestrator.performance.predict.shape import ModelShape, read
 
 ONE = Layout()
 TWO = Layout(tensor=2)

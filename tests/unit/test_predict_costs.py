@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.predict import FREE, MISTRAL, rates_, seconds, shape_of
 
-from orchestrator.predict.calibration import Sample, calibrate, line, sample
-from orchestrator.predict.engine import Engine
-from orchestrator.predict.layout import Layout
-from orchestrator.predict.links import Curve, Link, all_reduce, rising, send
-from orchestrator.predict.load import Load, forecast
-from orchestrator.predict.phase import Cause, Work, step
-from orchestrator.predict.rates import Rates
+from orchestrator.performance.predict.calibration import Sample, calibrate, line, sample
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.links import Curve, Link, all_reduce, rising, send
+from orchestrator.performance.predict.load import Load, forecast
+from orchestrator.performance.predict.phase import Cause, Work, step
+from orchestrator.performance.predict.rates import Rates
 
 ONE = Layout()
 PROJECT = Path(__file__).resolve().parents[2]

@@ -17,19 +17,27 @@ from support.link import measured
 from support.predict import MISTRAL, collective, device, exactly, link, probes
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator.errors import BadInput, UserError
-from orchestrator.machines.switch import bits_per_s
-from orchestrator.predict import inputs
-from orchestrator.probe import node_guard, node_link
-from orchestrator.probe.judge import odd, used, way
-from orchestrator.probe.node_state import cards, negotiated
-from orchestrator.probe.nodes import environment, source
-from orchestrator.probe.plan import AT_ONCE, BETWEEN, TURNS, between, left_out, sizes, turns
-from orchestrator.probe.results import Before, Probes, Spread, StorageRates, spread
-from orchestrator.probe.run import PARTS, store
-from orchestrator.probe.tables import tables
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.performance.predict import inputs
+from orchestrator.performance.probe import node_guard, node_link
+from orchestrator.performance.probe.judge import odd, used, way
+from orchestrator.performance.probe.node_state import cards, negotiated
+from orchestrator.performance.probe.nodes import environment, source
+from orchestrator.performance.probe.plan import (
+    AT_ONCE,
+    BETWEEN,
+    TURNS,
+    between,
+    left_out,
+    sizes,
+    turns,
+)
+from orchestrator.performance.probe.run import PARTS, store
+from orchestrator.performance.probe.tables import tables
+from orchestrator.performance.results.probe import Before, Probes, Spread, StorageRates, spread
 from orchestrator.profile import Node, Profile
 from orchestrator.profile import load as load_profile
+from orchestrator.provision.machines.switch import bits_per_s
 
 #: The small profile, with a cable between its compute nodes that carries what lan has between them.
 CARRYING = PROFILE.replace("10.0.1.0/30}", "10.0.1.0/30, carries: lan}")

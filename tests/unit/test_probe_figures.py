@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.probe import node_link
+from orchestrator.performance.probe import node_link
 
 
 def test_latency_is_half_of_a_round_trip(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import models, paths
-from orchestrator.errors import BadInput
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.models import catalog
 from orchestrator.profile import Profile, active, known, load, locate, use
 from orchestrator.profile.schema import reference, schema_text
 from orchestrator.profile.types import UNITS, parse_size
@@ -199,7 +200,7 @@ def test_every_key_is_described() -> None:
 
 
 def test_choosing_does_not_import_pydantic() -> None:
-    """'--help' of every verb imports the option; it must not wait for the models."""
+    """'--help' of every verb imports the option; it must not wait for the catalog."""
     code = "import sys, orchestrator.cli.profile; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -210,12 +211,12 @@ def test_a_model_is_found_with_its_answers(small: Path, tmp_path: Path) -> None:
     (directory / "model.json").write_text('{"description": "large"}')
     (directory / "config.json").write_text('{"num_hidden_layers": 2}')
     (directory / "answers.json").write_text('[{"question": "q", "answer": "a"}]')
-    assert models.known() == ["owner/big", "tiny"]
-    model = models.find("owner/big")
+    assert catalog.known() == ["owner/big", "tiny"]
+    model = catalog.find("owner/big")
     assert model.description == "large"
     assert model.config == {"num_hidden_layers": 2}
-    assert model.answers == [models.Answer("q", "a")]
-    assert models.find("tiny").answers == []
+    assert model.answers == [catalog.Answer("q", "a")]
+    assert catalog.find("tiny").answers == []
 
 
 @pytest.mark.parametrize(
@@ -232,12 +233,12 @@ def test_a_models_broken_file_is_named(
 ) -> None:
     (tmp_path / "models/tiny" / file).write_text(content)
     with pytest.raises(BadInput, match=expected):
-        models.find("tiny")
+        catalog.find("tiny")
 
 
 def test_an_unknown_model_names_the_nearest(small: Path) -> None:
     with pytest.raises(BadInput) as raised:
-        models.find("tini")
+        catalog.find("tini")
     assert raised.value.hint == "did you mean 'tiny'? (known: tiny)"
 
 

@@ -13,9 +13,9 @@ import yaml
 from support import DATA
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator.errors import BadInput
+from orchestrator.core.errors import BadInput
+from orchestrator.models.serving import MANAGED_VARIABLES
 from orchestrator.profile import load
-from orchestrator.serving import MANAGED_VARIABLES
 
 CASES = yaml.safe_load((DATA / "bad_profiles.yml").read_text())
 

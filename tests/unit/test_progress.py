@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.progress import Board
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
 
 
 def test_a_step_ends_as_it_came_to_an_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from support.profiles import PROFILE, make_checkout
 
-from orchestrator import paths, quantization
-from orchestrator.errors import BadInput
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.models import quantization
+from orchestrator.models.serving import resolve
 from orchestrator.profile import Profile, load
-from orchestrator.serving import resolve
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 HUB = f"models:\n  big: {{repository: owner/big, revision: {REVISION}}}\nserving:\n"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from support.report import HOSTILE, story
 
-from orchestrator.bench.results import State
-from orchestrator.report.page import page
-from orchestrator.report.plots import Cable, cables, waterfall
-from orchestrator.report.story import Story
+from orchestrator.performance.report.page import page
+from orchestrator.performance.report.plots import Cable, cables, waterfall
+from orchestrator.performance.report.story import Story
+from orchestrator.performance.results.bench import State
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/report_pictures.py"
 CHROMIUM = f"{runpy.run_path(str(TOOL))['CHROMIUM']} --enable-logging=stderr"

@@ -16,15 +16,15 @@ from types import SimpleNamespace
 import pytest
 from support import DATA
 
-from orchestrator.certificates import Certificate
-from orchestrator.errors import UserError
-from orchestrator.machines import PowerState
+from orchestrator.cluster.certificates import Certificate
+from orchestrator.cluster.rotate import Part
+from orchestrator.cluster.rotate import rotate as rotate_cluster
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.core.run import run
+from orchestrator.node.trust import HOST_LIFETIME, PAIRS, Trust, open_trust
 from orchestrator.profile import load
-from orchestrator.progress import Board
-from orchestrator.rotate import Part
-from orchestrator.rotate import rotate as rotate_cluster
-from orchestrator.run import run
-from orchestrator.trust import HOST_LIFETIME, PAIRS, Trust, open_trust
+from orchestrator.provision.machines import PowerState
 
 #: What changes a disk, by its names in `os`; what the standard library is built on.
 CHANGES = ("mkdir", "open", "chmod", "fsync", "rename", "replace", "unlink", "rmdir")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.run import CommandFailed, run, stream, streaming
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import CommandFailed, run, stream, streaming
 
 FAILS = ["sh", "-c", 'echo "to stdout"; echo "to stderr" >&2; exit 1']
 

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import paths
-from orchestrator.errors import BadInput
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import everything, find, grouped, ranges, select
 from orchestrator.profile import Profile, load
-from orchestrator.resources import Step
-from orchestrator.selection import everything, find, grouped, ranges, select
 
 SIM = paths.checkout() / "profiles" / "sim.yml"
 PROFILE = load(SIM)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.profiles import CONFIG, PROFILE, make_checkout
 
-from orchestrator.errors import BadInput
+from orchestrator.core.errors import BadInput
+from orchestrator.models.serving import Layout, layout, resolve, vllm_argv
 from orchestrator.profile import Profile, load
-from orchestrator.serving import Layout, layout, resolve, vllm_argv
 
 EXPERTS = {**CONFIG, "num_local_experts": 8}
 CANNOT = {"no_expert_parallel": "no collectives for it"}

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.slots import Slots
+from orchestrator.core.errors import UserError
+from orchestrator.core.slots import Slots
 
 
 def test_no_more_than_the_limit_at_once() -> None:

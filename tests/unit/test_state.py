@@ -11,10 +11,10 @@ import pytest
 from jinja2 import UndefinedError
 from support.golden import CASES, GOLDEN, context, found, rendered, states
 
+from orchestrator.cluster.desired import desired
+from orchestrator.core.templating import env_value, exec_word, render
+from orchestrator.node.resources import Step
 from orchestrator.profile import load
-from orchestrator.resources import Step
-from orchestrator.state import desired
-from orchestrator.templating import env_value, exec_word, render
 
 HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; echo Y", "#"]
 

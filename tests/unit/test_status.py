@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from orchestrator.netboot.causes import Cause
-from orchestrator.netboot.images import Choice
-from orchestrator.netboot.look import Seen
-from orchestrator.netboot.timeline import Boot, Netboot, Refusal, Step
-from orchestrator.status import UNKNOWN, NodeStatus, Status
+from orchestrator.cluster.status import UNKNOWN, NodeStatus, Status
+from orchestrator.provision.netboot.causes import Cause
+from orchestrator.provision.netboot.images import Choice
+from orchestrator.provision.netboot.look import Seen
+from orchestrator.provision.netboot.timeline import Boot, Netboot, Refusal, Step
 
 RUNS = {"ray-worker.service": "active", "chrony.service": "declined"}
 

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import trust as trust_module
-from orchestrator.remote import (
-    Remote,
-    Unreachable,
-)
-from orchestrator.run import run
-from orchestrator.trust import Secret, Trust, open_trust
+from orchestrator.core.run import run
+from orchestrator.node import trust as trust_module
+from orchestrator.node.remote import Remote, Unreachable
+from orchestrator.node.trust import Secret, Trust, open_trust
 
 
 @pytest.fixture

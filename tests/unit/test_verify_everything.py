@@ -14,16 +14,17 @@ from typing import Any
 
 import httpx
 
-from orchestrator import models, paths
-from orchestrator.errors import UserError
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import Result
+from orchestrator.models import catalog
+from orchestrator.models.serving import resolve
 from orchestrator.profile import Node, load
-from orchestrator.run import Result
-from orchestrator.serving import resolve
 from orchestrator.verify import Report, VerifyContext, gather, judge, verify
 from orchestrator.verify.facts import NodeFacts, RayFacts, RayNode, RayWorker
 
 PROFILE = load(paths.checkout() / "profiles" / "sim.yml")
-ANSWERS = models.find(PROFILE.serving.model).answers
+ANSWERS = catalog.find(PROFILE.serving.model).answers
 KEY = "the-key"
 IMAGE = "0123abcd"
 

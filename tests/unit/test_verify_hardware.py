@@ -17,11 +17,11 @@ import yaml
 from pydantic import TypeAdapter
 from support import DATA
 
-from orchestrator import paths
+from orchestrator.core import paths
+from orchestrator.core.run import Result
+from orchestrator.models.serving import Layout
 from orchestrator.profile import Node, Profile, load
 from orchestrator.profile.hardware import Command, Hardware, Sign
-from orchestrator.run import Result
-from orchestrator.serving import Layout
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
 from orchestrator.verify.facts import CommandFacts, HardwareFacts
 from orchestrator.verify.hardware import looks, output, size

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import paths
-from orchestrator.models import Answer
+from orchestrator.core import paths
+from orchestrator.models.catalog import Answer
+from orchestrator.models.serving import Layout
 from orchestrator.profile import load
-from orchestrator.serving import Layout
 from orchestrator.verify import judge
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts, RayNode, RayWorker
 from orchestrator.verify.probe_node import loopback

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
-from orchestrator.progress import Board
-from orchestrator.waits import missing_layer, wait_for_layers
+from orchestrator.cluster.readiness import missing_layer, wait_for_layers
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
 
 NODE: Any = SimpleNamespace(name="compute0")
 Says = Callable[[str], Any]

@@ -1,0 +1,1 @@
+"""All nodes together: bring up, take down, reconcile, status, key rotation."""

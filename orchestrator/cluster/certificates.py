@@ -1,0 +1,93 @@
+"""Host certificates of running nodes: how long they last, and new ones before they end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from orchestrator.core.errors import UserError
+from orchestrator.node.remote import HostKeyRefused, Remote, Unreachable
+from orchestrator.node.trust import HOST_RENEWAL, Trust, valid_until
+from orchestrator.provision.identity import HOST_CERTIFICATE, HOST_KEY, principals
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.profile import Node
+
+#: Seconds in which sshd has to show its new certificate.
+RELOAD_TIMEOUT = 30.0
+POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate in use. ``node``: empty for the operator's; ``problem``: why it is unknown."""
+
+    node: str
+    until: datetime | None
+    problem: str = ""
+
+    @property
+    def left(self) -> timedelta | None:
+        """How long it lasts from now; less than nothing where it has ended."""
+        return self.until - datetime.now(UTC) if self.until else None
+
+    @property
+    def ends_soon(self) -> bool:
+        """Of a host: it is to be renewed. (The operator's is, whenever it is used.)"""
+        return bool(self.node) and self.left is not None and self.left < HOST_RENEWAL
+
+    @property
+    def told(self) -> str:
+        """Until when, in words."""
+        if self.left is None:
+            return self.problem
+        return f"{self.until:%Y-%m-%d}, in {self.left.days} days"
+
+
+def shown_by(cluster: Cluster, node: Node) -> Certificate:
+    """The certificate that a node has. From the cluster's network; changes nothing."""
+    try:
+        text = cluster.remote(node).run(["cat", HOST_CERTIFICATE], what="reading it").out
+        return Certificate(node.name, valid_until(text))
+    except (UserError, ValueError) as error:
+        return Certificate(node.name, None, str(error).splitlines()[0])
+
+
+def certify(cluster: Cluster, node: Node, authority: Trust) -> None:
+    """Have a node show a new certificate of ``authority`` for the key that it has.
+
+    From the cluster's network. Raises UserError where it does not within RELOAD_TIMEOUT.
+    """
+    remote = cluster.remote(node)
+    public = remote.run(["ssh-keygen", "-y", "-f", HOST_KEY], what="reading the host key").out
+    certificate = authority.host_certificate(public, principals(node))
+    script = 'umask 022; cat >"$0.new" && mv "$0.new" "$0" && systemctl reload ssh.service'
+    remote.run(["sh", "-c", script, HOST_CERTIFICATE], stdin=certificate, what="certifying it")
+    reach = as_seen_by(cluster, node, authority)
+    reach.close()
+    end = time.monotonic() + RELOAD_TIMEOUT
+    while not answers(reach):
+        if time.monotonic() > end:
+            raise UserError(
+                f"{node.name}: sshd does not show its new certificate after {RELOAD_TIMEOUT:g} s",
+                f"On it: systemctl status ssh; sshd -T | grep -i {HOST_CERTIFICATE}",
+            )
+        time.sleep(POLL)
+
+
+def answers(remote: Remote) -> bool:
+    """Whether the node's certificate is of that authority, and its operator is let in."""
+    try:
+        remote.run(["true"], what="connecting")
+    except (HostKeyRefused, Unreachable):
+        return False
+    return True
+
+
+def as_seen_by(cluster: Cluster, node: Node, trust: Trust) -> Remote:
+    """The node as seen by who has another authority."""
+    remote = cluster.remote(node)
+    return Remote(remote.name, remote.address, trust)

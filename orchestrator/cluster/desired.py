@@ -1,0 +1,366 @@
+"""The desired state of a node: what has to be on it and run on it, computed from the profile.
+
+Pure: the same profile and context give the same documents. The agent (agent.py) makes a node so;
+a resource's ``step`` lets ``up`` bring first the base everywhere, then Ray, then serving.
+Nothing is undone by leaving it out: a node's root is thrown away at its next boot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster import wait_for_ray
+from orchestrator.core.templating import render
+from orchestrator.models.serving import Layout, vllm_argv
+from orchestrator.node.firewall import guard
+from orchestrator.node.paths import (
+    CACHE,
+    ETC,
+    FILES_ROOT,
+    LASTING,
+    MODELS,
+    RAY_ENV,
+    RAY_TABLES,
+    RAY_TOKEN,
+    VENV,
+    VLLM_ENV,
+    WITH_ENVIRONMENT,
+)
+from orchestrator.node.resources import (
+    Directory,
+    File,
+    Link,
+    Resource,
+    Step,
+    Sysctl,
+    Unit,
+    User,
+    service,
+)
+from orchestrator.node.trust import Secret
+from orchestrator.provision.identity import USER_CA, hosts, network_file
+from orchestrator.provision.netboot import state as netboot
+from orchestrator.provision.netboot import wire
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+
+#: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
+SERVER_UNIT = "vllm.service"
+FRONT_UNIT = "nginx.service"
+MODELS_UNIT = "orchestrate-models.service"
+WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
+HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
+
+#: Seconds that Ray's workers, and vLLM with them, go on without a head. Theirs comes back with its
+#: tables; another one refuses them at once. So this only has to be longer than a repair takes.
+HEAD_AWAY = 24 * 3600
+
+#: Groups that own accelerators' devices, where an image has them.
+DEVICE_GROUPS = ("render", "video")
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node's document."""
+
+    node: str
+    sysctls: tuple[Sysctl, ...] = ()
+    links: tuple[Link, ...] = ()
+    users: tuple[User, ...] = ()
+    directories: tuple[Directory, ...] = ()
+    files: tuple[File, ...] = ()
+    units: tuple[Unit, ...] = ()
+
+    def only(self, *steps: Step) -> NodeState:
+        """The part that belongs to these steps."""
+        parts = {
+            kind.name: tuple(item for item in getattr(self, kind.name) if item.step in steps)
+            for kind in fields(self)
+            if kind.name != "node"
+        }
+        return NodeState(self.node, **parts)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """All of it, in the order in which it is made."""
+        return (
+            *self.sysctls,
+            *self.links,
+            *self.users,
+            *self.directories,
+            *self.files,
+            *self.units,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON types, secrets in clear: for the node's agent, not for people."""
+        document = asdict(self)
+        document["files"] = [
+            {key: value for key, value in file.items() if value is not None}
+            for file in document["files"]
+        ]
+        return document
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of the served model: its path inside the model's directory, its size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a node's state depends on beside the profile."""
+
+    operator_public: str
+    ray_token: Secret
+    api_key: Secret
+    host_ca: Secret
+    user_ca_public: str
+    layout: Layout
+    model_files: tuple[ModelFile, ...] = ()
+
+
+def model_directory(profile: Profile) -> str:
+    """Where the served model lies on compute nodes."""
+    return f"{MODELS}/{profile.serving.model}"
+
+
+def desired(profile: Profile, node: Node, context: Context) -> NodeState:
+    """The state that ``node`` has to be in."""
+    items: list[Resource] = [
+        *_kernel(profile),
+        *_links(profile, node),
+        *_accounts(profile, context),
+        *_base_files(profile, node, context),
+        *_clock(profile, node),
+        *guard(profile, node),
+        *_ray(profile, node, context),
+    ]
+    if profile.is_control(node):
+        items += netboot.control(profile, context.host_ca)
+        items += _front(profile)
+    else:
+        items += netboot.compute(profile, node, FRONT_UNIT)
+        items += _model_cache(profile)
+        items += _model(profile, context)
+    if node.name == profile.server.name:
+        items += _server(profile, context)
+    files = tuple(item for item in items if isinstance(item, File))
+    return NodeState(
+        node=node.name,
+        sysctls=tuple(item for item in items if isinstance(item, Sysctl)),
+        links=tuple(item for item in items if isinstance(item, Link)),
+        users=tuple(item for item in items if isinstance(item, User)),
+        directories=tuple(item for item in items if isinstance(item, Directory)),
+        files=files,
+        units=tuple(_revised(item, files) for item in items if isinstance(item, Unit)),
+    )
+
+
+def _kernel(profile: Profile) -> Iterable[Resource]:
+    for name, value in profile.sysctls.items():
+        yield Sysctl(Step.BASE, name, str(value))
+
+
+def _links(profile: Profile, node: Node) -> Iterable[Resource]:
+    """Each link as it was at boot; one that the profile got since comes without a boot."""
+    for network, link in node.links.items():
+        path, content = network_file(profile, node, network)
+        address = f"{link.address}/{profile.networks[network].subnet.prefixlen}"
+        yield Link(Step.BASE, link.interface, (address,), path, content)
+
+
+def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
+    for account in profile.users.accounts:
+        is_service = account.name == profile.users.service
+        groups = DEVICE_GROUPS if is_service else ()
+        yield User(Step.BASE, account.name, account.uid, groups=groups)
+        ssh = f"/home/{account.name}/.ssh"
+        name = account.name
+        yield Directory(Step.BASE, ssh, owner=name, group=name, mode="0700")
+        keys = "".join(f"{key.strip()}\n" for key in (*account.keys, context.operator_public))
+        path = f"{ssh}/authorized_keys"
+        yield File(Step.BASE, path, keys, owner=name, group=name, mode="0600")
+
+
+def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
+    yield Directory(Step.BASE, ETC)
+    # As it was at boot, but for a rotation. sshd reads it whenever somebody knocks.
+    yield File(Step.BASE, USER_CA, context.user_ca_public)
+    yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
+    text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))
+    yield File(Step.BASE, "/etc/profile.d/orchestrate.sh", text)
+
+
+def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
+    """Nodes follow the control node's clock, which its own host keeps.
+
+    Where the node is a container without the right to set a clock, Debian's unit declines to
+    start, which is right: the host's clock is its clock. The control node's serves all the same.
+    """
+    control = profile.is_control(node)
+    unit = "chrony.service"
+    files = {
+        "/etc/chrony/chrony.conf": render(
+            "chrony.conf",
+            control=control,
+            server=profile.boot_link(profile.control).address,
+            subnets=[network.subnet for network in profile.networks.values()],
+        )
+    }
+    if control:
+        files[f"/etc/systemd/system/{unit}.d/50-orchestrate.conf"] = render("chrony-serve.conf")
+    yield from service(Step.BASE, unit, files)
+
+
+def _front(profile: Profile) -> Iterable[Resource]:
+    """The control node's web server: the endpoint, and the files that nodes fetch."""
+    text = render(
+        "nginx.conf",
+        endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
+        server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
+        files=profile.boot_server,
+        root=FILES_ROOT,
+        loaders=netboot.TFTP_ROOT,
+        access_log=f"{LASTING}/{netboot.ACCESS_LOG}",
+        boot_socket=netboot.SOCKET,
+    )
+    yield Directory(Step.BASE, FILES_ROOT)
+    yield from service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
+
+
+def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
+    account = profile.users.service
+    yield File(Step.RAY, RAY_ENV, _environment(_ray_environment(profile, node)))
+    yield File(
+        Step.RAY,
+        RAY_TOKEN,
+        context.ray_token.reveal(),
+        owner=account,
+        group=account,
+        mode="0600",
+        secret=True,
+    )
+    if profile.is_control(node):
+        path = f"{LASTING}/{RAY_TABLES}"
+        yield Directory(Step.RAY, path, owner=account, group=account, mode="0700")
+    unit = HEAD_UNIT if profile.is_control(node) else WORKER_UNIT
+    text = render(
+        unit,
+        venv=VENV,
+        with_environment=WITH_ENVIRONMENT,
+        user=account,
+        environment=RAY_ENV,
+        address=profile.ray_address(node),
+        head=_ray_address(profile),
+        accelerators=node.accelerators,
+        ray=profile.ray,
+    )
+    yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
+
+
+def _model_cache(profile: Profile) -> Iterable[Resource]:
+    """Before the model's files come: where they lie."""
+    if profile.serving.model_cache == "disk":
+        text = render(MODELS_UNIT, cache=CACHE, models=MODELS)
+        yield from service(Step.BASE, MODELS_UNIT, {f"/etc/systemd/system/{MODELS_UNIT}": text})
+
+
+def _model(profile: Profile, context: Context) -> Iterable[Resource]:
+    if context.model_files:
+        yield Directory(
+            Step.SERVING,
+            model_directory(profile),
+            holds=tuple((file.path, file.size) for file in context.model_files),
+            shelf=MODELS,
+            in_memory=profile.serving.model_cache == "memory",
+        )
+    base = f"{wire.server(profile)}/models/{profile.serving.model}"
+    for file in context.model_files:
+        yield File(
+            Step.SERVING,
+            f"{model_directory(profile)}/{file.path}",
+            url=f"{base}/{file.path}",
+            sha256=file.sha256,
+        )
+
+
+def _server(profile: Profile, context: Context) -> Iterable[Resource]:
+    environment = {
+        "RAY_ADDRESS": _ray_address(profile),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **profile.serving_env(),
+        "VLLM_API_KEY": context.api_key.reveal(),
+    }
+    yield File(Step.SERVING, VLLM_ENV, _environment(environment), mode="0600", secret=True)
+    unit = SERVER_UNIT
+    text = render(
+        unit,
+        venv=VENV,
+        user=profile.users.service,
+        model=profile.serving.model,
+        environments=[RAY_ENV, VLLM_ENV],
+        argv=[
+            WITH_ENVIRONMENT,
+            *(f"{VENV}/bin/python", WAIT_FOR_RAY, _ray_address(profile), str(context.layout.used)),
+            f"{VENV}/bin/vllm",
+            *vllm_argv(profile, model_directory(profile), context.layout),
+        ],
+    )
+    model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
+    waiter = Path(wait_for_ray.__file__).read_text(encoding="utf-8")
+    files = {f"/etc/systemd/system/{unit}": text, WAIT_FOR_RAY: waiter}
+    yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
+
+
+def _revised(unit: Unit, files: Sequence[File]) -> Unit:
+    read = [
+        (file.path, file.digest, file.owner, file.group, file.mode)
+        for file in files
+        if file.path in unit.restart_on
+    ]
+    return replace(unit, revision=hashlib.sha256(json.dumps(sorted(read)).encode()).hexdigest())
+
+
+def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
+    """What Ray's processes inherit, and vLLM's workers from them: set before `ray start`."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": RAY_TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Nothing is drained to another node; a stop would only take 30 s longer.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY),
+        # Ray runs workers as nice as 15. The model's ranks are such, and wait for each other at
+        # each layer: whatever else a node does would hold up all of them.
+        "RAY_worker_niceness": "0",
+        **(_head_tables() if profile.is_control(node) else {}),
+        "VLLM_HOST_IP": profile.ray_address(node),
+        "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
+        **profile.ray_env(node),
+    }
+
+
+def _head_tables() -> dict[str, str]:
+    """The head keeps its tables on the control host's disk: it restarts, its workers do not."""
+    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{LASTING}/{RAY_TABLES}"}
+
+
+def _environment(variables: Mapping[str, str]) -> str:
+    return render("environment", variables=variables)
+
+
+def _ray_address(profile: Profile) -> str:
+    return f"{profile.ray_address(profile.control)}:{profile.ray.port}"

@@ -1,0 +1,79 @@
+"""`orchestrate down`, and what an interrupted `up` takes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.power_intent import keep_off
+from orchestrator.core import paths
+from orchestrator.core.console import err
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.models.publish import withdraw
+from orchestrator.node.paths import RAY_TABLES
+from orchestrator.profile import Node
+from orchestrator.provision.machines import PowerState, power_states
+
+
+def down(cluster: Cluster, board: Board) -> bool:
+    """Power all nodes off and remove what they shared; False where nothing was there."""
+    nodes = cluster.profile.nodes
+    states = power_states(cluster.driver, nodes)
+    running = [n for n in nodes if states[n.name] in (PowerState.ON, PowerState.WAKING)]
+    for node in nodes:
+        cluster.remote(node).close()
+
+    def off(node: Node) -> None:
+        with board.step(node.name, "power"):
+            cluster.driver.power_off(node)
+
+    # The control node is the way to the others: it goes last.
+    control = [node for node in running if cluster.profile.is_control(node)]
+    others = [node for node in running if node not in control]
+    failures: dict[str, UserError] = {}
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        ends = {node.name: pool.submit(off, node) for node in others}
+        for name, end in ends.items():
+            try:
+                end.result()
+            except UserError as error:
+                failures[name] = error
+    for node in control:
+        off(node)
+    cluster.driver.cleanup()
+    if failures:
+        raise UserError(
+            "\n".join(error.message for error in failures.values()),
+            next(iter(failures.values())).hint,
+        )
+    withdraw(cluster.profile.name)
+    # Nothing that they tell of runs any more.
+    shutil.rmtree(paths.lasting(cluster.profile.name) / RAY_TABLES, ignore_errors=True)
+    keep_off(cluster.profile.name, [node.name for node in nodes])
+    return bool(running)
+
+
+def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
+    """After an interrupt: these machines off at once; with `shared`, networks and mounts too."""
+    end_children()
+    for node in started:
+        cluster.remote(node).close()
+        try:
+            cluster.driver.power_off(node, timeout=0)
+        except UserError as error:
+            err.print(str(error), markup=False)
+    if shared:
+        cluster.driver.cleanup()
+
+
+def end_children() -> None:
+    """End the processes that this one started and that still run in its session (ssh, nix)."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if os.getsid(int(pid)) == os.getsid(0):
+                os.kill(int(pid), signal.SIGTERM)

@@ -1,0 +1,254 @@
+"""Single nodes: power, the wait until they are up, and how they are. For `orchestrate node`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.power_intent import keep_off, want_on
+from orchestrator.cluster.status import told
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.nearest import nearest
+from orchestrator.core.progress import Board
+from orchestrator.node.remote import PROBE_TIMEOUT, Remote
+from orchestrator.profile import Node, Profile
+from orchestrator.provision.machines import PowerState, power_states
+from orchestrator.provision.netboot import look
+from orchestrator.provision.netboot.causes import BOOTED
+from orchestrator.provision.netboot.look import Seen, Watch
+
+#: Seconds for a machine that was told to restart to be gone, and between two looks.
+GONE_TIMEOUT, POLL = 120.0, 1.0
+BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one node. `error` is for people, empty where it went well."""
+
+    node: str
+    text: str = ""
+    changed: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class NodeLook:
+    """How a node is; "-" for what cannot be known now. `index` is None for the control node."""
+
+    node: str
+    index: int | None
+    address: str
+    power: str
+    boot: str
+    system: str
+
+
+def choose(
+    profile: Profile, words: Sequence[str], *, everyone: bool, control: bool = False
+) -> list[Node]:
+    """The nodes that words name: by name, or by their place in `compute_nodes`, from 0 on.
+
+    `everyone`: all compute nodes; `control`: the control node may be named too. Raises BadInput.
+    """
+    if everyone == bool(words):
+        raise BadInput(
+            "name nodes, or say --all, not both" if words else "which nodes?",
+            f"Compute nodes: {_listed(profile)}, or --all for all of them.",
+        )
+    if everyone:
+        return list(profile.compute_nodes)
+    by_name = {node.name: node for node in profile.nodes}
+    chosen = []
+    for word in words:
+        if word in by_name:
+            node = by_name[word]
+        elif word.isdecimal() and int(word) < len(profile.compute_nodes):
+            node = profile.compute_nodes[int(word)]
+        elif word.isdecimal():
+            raise BadInput(f"there is no compute node {word}", f"There are: {_listed(profile)}")
+        else:
+            raise BadInput(f"there is no node {word!r}", nearest(word, list(by_name)))
+        if profile.is_control(node) and not control:
+            raise BadInput(
+                f"{node.name} is the control node, which the others boot from",
+                "'orchestrate up' and 'orchestrate down' switch it.",
+            )
+        if node not in chosen:
+            chosen.append(node)
+    return chosen
+
+
+def _listed(profile: Profile) -> str:
+    return ", ".join(f"{number} {node.name}" for number, node in enumerate(profile.compute_nodes))
+
+
+def each(nodes: Sequence[Node], act: Callable[[Node], Outcome]) -> list[Outcome]:
+    """Do it to all nodes side by side; one that fails does not hold the others."""
+
+    def one(node: Node) -> Outcome:
+        try:
+            return act(node)
+        except UserError as error:
+            return Outcome(node.name, error=str(error))
+
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        return list(pool.map(one, nodes))
+
+
+def switch_on(cluster: Cluster, node: Node) -> Outcome:
+    """Give a node power; one that has it stays as it is. Raises UserError where that fails."""
+    want_on(cluster.profile.name, [node.name])
+    if cluster.driver.state(node) == PowerState.ON:
+        return Outcome(node.name, "on already; nothing changed")
+    must_boot_others(cluster)
+    _power_on(cluster, node)
+    return Outcome(node.name, "switched on", changed=True)
+
+
+def switch_off(cluster: Cluster, node: Node) -> Outcome:
+    """Shut a node down. Raises UserError where it stays on."""
+    keep_off(cluster.profile.name, [node.name])
+    if cluster.driver.state(node) == PowerState.OFF:
+        return Outcome(node.name, "off already; nothing changed")
+    cluster.remote(node).close()
+    cluster.driver.power_off(node)
+    return Outcome(node.name, "off", changed=True)
+
+
+def restart(cluster: Cluster, node: Node) -> Outcome:
+    """Boot a node anew: over SSH where it netboots and answers, else by its power.
+
+    Raises UserError where neither is possible.
+    """
+    want_on(cluster.profile.name, [node.name])
+    must_boot_others(cluster)
+    remote = cluster.remote(node)
+    remote.close()
+    if cluster.driver.state(node) == PowerState.OFF:
+        _power_on(cluster, node)
+        return Outcome(node.name, "was off; switched on", changed=True)
+    if cluster.driver.netboots(node):
+        with cluster.driver.network(), suppress(UserError):
+            before = remote.run(BOOT_ID, timeout=PROBE_TIMEOUT).out
+            cluster.diary.add(node.name, "power")
+            with suppress(UserError):  # the connection may end before the command does
+                remote.run(["systemctl", "reboot"], timeout=PROBE_TIMEOUT)
+            remote.close()
+            _wait_until_gone(remote, before)
+            return Outcome(node.name, "restarts", changed=True)
+    cluster.driver.power_off(node)
+    _power_on(cluster, node)
+    return Outcome(node.name, "switched off and on", changed=True)
+
+
+def must_boot_others(cluster: Cluster) -> None:
+    """Raises UserError where the control node is off: nodes boot from it."""
+    if not cluster.driver.running(cluster.profile.control):
+        raise UserError(
+            f"the control node ({cluster.profile.control.name}) is off, and nodes boot from it",
+            "Run: orchestrate up, or up --until control for the control node alone",
+        )
+
+
+def _power_on(cluster: Cluster, node: Node) -> None:
+    cluster.diary.add(node.name, "power")
+    cluster.boot(node)
+
+
+def _wait_until_gone(remote: Remote, boot_id: str) -> None:
+    """Return when the boot is over. Raises UserError where it goes on."""
+    deadline = time.monotonic() + GONE_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            now = remote.run(BOOT_ID, timeout=PROBE_TIMEOUT).out
+        except UserError:
+            return
+        finally:
+            remote.close()
+        if now != boot_id:
+            return
+        time.sleep(POLL)
+    raise UserError(f"{remote.name} was told to restart, and still runs")
+
+
+def wait(
+    cluster: Cluster, nodes: Sequence[Node], board: Board, limit: float | None = None
+) -> tuple[list[Outcome], Seen]:
+    """Wait until nodes let the operator in over SSH, for at most `limit` seconds (the driver's).
+
+    Returns what came of each, and the boots. Raises UserError where the control node is off.
+    """
+    must_boot_others(cluster)
+    profile, driver = cluster.profile, cluster.driver
+    control = cluster.remote(profile.control)
+    watch = Watch(profile, cluster.diary, control)
+    patience = driver.boot_timeout if limit is None else limit
+    answered: dict[str, float] = {}
+
+    def until_up(node: Node) -> Outcome:
+        begun = time.monotonic()
+
+        def waiting(reason: str) -> None:
+            step = watch.step(node.name) if driver.netboots(node) else ""
+            board.note(node.name, step or reason.splitlines()[0])
+            if trouble := driver.trouble(node):
+                raise trouble
+
+        with board.step(node.name, "ssh"):
+            cluster.remote(node).wait_for_ssh(patience, waiting)
+        answered[node.name] = time.time()
+        return Outcome(node.name, f"answers after {time.monotonic() - begun:.0f} s")
+
+    with driver.network():
+        outcomes = each(nodes, until_up)
+        failed = {outcome.node for outcome in outcomes if outcome.error}
+        logs = None
+        with suppress(UserError):
+            logs = look.fetch(control)
+    seen = look.seen(profile, cluster.diary, logs, failed)
+    for name, when in answered.items():
+        if seen.netboot.boots[name].reached not in BOOTED:
+            cluster.diary.add(name, "sshd", when=when)
+    return outcomes, look.seen(profile, cluster.diary, logs, failed)
+
+
+def look_at(cluster: Cluster, nodes: Sequence[Node]) -> list[NodeLook]:
+    """How nodes are. Changes nothing."""
+    profile, driver = cluster.profile, cluster.driver
+    states = power_states(driver, nodes)
+    systems: dict[str, str] = {}
+    logs = None
+    if driver.running(profile.control):
+        on = [node for node in nodes if states[node.name] == PowerState.ON]
+        with driver.network(), ThreadPoolExecutor(len(nodes)) as pool:
+            asked = pool.map(lambda node: system(cluster.remote(node)), on)
+            systems = {node.name: said for node, said in zip(on, asked, strict=True)}
+            with suppress(UserError):
+                logs = look.fetch(cluster.remote(profile.control))
+    boots = look.seen(profile, cluster.diary, logs, ()).netboot.boots
+    compute = list(profile.compute_nodes)
+    return [
+        NodeLook(
+            node.name,
+            compute.index(node) if node in compute else None,
+            str(profile.boot_link(node).address),
+            states[node.name],
+            "-" if states[node.name] == PowerState.OFF else told(boots[node.name]),
+            systems.get(node.name, "-"),
+        )
+        for node in nodes
+    ]
+
+
+def system(remote: Remote) -> str:
+    """systemd's word for a node's state; "-" where it does not let the operator in."""
+    try:
+        argv = ["systemctl", "is-system-running"]
+        return remote.run(argv, ok=None, timeout=PROBE_TIMEOUT).out.strip() or "-"
+    except UserError:
+        return "-"

@@ -1,0 +1,173 @@
+"""What `up` waits for once nodes are configured: Ray has them, the endpoint serves the model."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT, SERVER_UNIT, WORKER_UNIT
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.node.selection import Selection
+from orchestrator.profile import Node, Profile
+from orchestrator.provision.machines import PowerState
+from orchestrator.provision.netboot.state import LAYER_UNITS
+from orchestrator.verify import gather
+from orchestrator.verify.gather import VerifyContext
+
+#: Seconds for the model from start to first answer.
+SERVE_TIMEOUT = 1200.0
+#: Seconds between two looks at the model while it loads.
+POLL = 1.0
+#: Seconds in which the endpoint says whether it serves.
+HEALTH_TIMEOUT = 10.0
+#: A unit that ends so often while it is waited for will not come up by itself.
+ENDS = 3
+
+
+def wait_for_layers(
+    cluster: Cluster, node: Node, board: Board, waiting: Callable[[str], None]
+) -> None:
+    """Return when a node has all layers of its image.
+
+    ``waiting`` hears which unit is waited for, and ends the wait where it raises. Raises UserError
+    that names the layer, with what its unit said last.
+    """
+    limit = cluster.driver.boot_timeout
+    deadline = time.monotonic() + limit
+    if not missing_layer(cluster, node):
+        return
+    with board.step(node.name, "layers"):
+        while unit := missing_layer(cluster, node):
+            waiting(unit)
+            if time.monotonic() > deadline:
+                said = last_lines(cluster, node, unit, 1)
+                raise UserError(
+                    f"{node.name} does not have all layers of its image after {limit:g} s:"
+                    f" {unit}: {said}",
+                    f"orchestrate node ssh {node.name} -- journalctl -u {unit}",
+                )
+            time.sleep(POLL)
+
+
+def missing_layer(cluster: Cluster, node: Node) -> str:
+    """The unit of a layer that a node is still fetching; empty where it has all."""
+    argv = ["systemctl", "show", LAYER_UNITS, "--property=Id,ActiveState"]
+    said = cluster.remote(node).run(argv, what="looking for its layers").out
+    units = [dict(line.split("=", 1) for line in unit.split()) for unit in said.split("\n\n")]
+    return next((unit["Id"] for unit in units if unit and unit["ActiveState"] != "active"), "")
+
+
+def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
+    """Return when every chosen node has joined: its unit may run while it is on its way there.
+
+    (A model's answer says it of workers only: the head may have been away meanwhile.) Raises
+    UserError that names who is missing, or has no power.
+    """
+    profile, limit = cluster.profile, cluster.driver.boot_timeout
+    context = cluster.verify_context(())
+    deadline = time.monotonic() + limit
+    with board.step(CLUSTER, "ray"):
+        while reason := not_joined(context, profile, chosen):
+            board.note(CLUSTER, reason.splitlines()[0])
+            for node in chosen.nodes:
+                must_have_power(cluster, node)
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"after {limit:g} s: {reason}",
+                    f"orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
+                )
+            time.sleep(POLL)
+
+
+def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> str:
+    """Which of the chosen nodes Ray does not have, or has twice, or why it does not answer; empty
+    for none. (A head that kept its tables takes a while to know that it was another one before.)"""
+    try:
+        there = Counter(node.address for node in gather.ray(context, profile).nodes)
+    except UserError as error:
+        return f"Ray does not answer: {error.message}"
+    counts = {node.name: there[profile.ray_address(node)] for node in chosen.nodes}
+    if missing := [name for name, count in counts.items() if not count]:
+        return f"Ray does not have {', '.join(missing)}"
+    twice = [name for name, count in counts.items() if count > 1]
+    return f"Ray still has {', '.join(twice)} as before a restart, too" if twice else ""
+
+
+def wait_for_model(cluster: Cluster, board: Board) -> None:
+    """Return when the endpoint serves the model; end early if one of its services ended."""
+    profile = cluster.profile
+    behind = [
+        Service(cluster, profile.server, SERVER_UNIT),
+        Service(cluster, profile.control, FRONT_UNIT),
+    ]
+    deadline = time.monotonic() + SERVE_TIMEOUT
+    with board.step(CLUSTER, "serving"), cluster.client() as client:
+        while reason := why_not(client):
+            for node in profile.nodes:
+                must_have_power(cluster, node)
+            for service in behind:
+                service.must_come_up()
+            said = last_lines(cluster, profile.server, SERVER_UNIT, 1)
+            board.note(CLUSTER, f"{reason}; vLLM: {said[-90:]}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
+                    f"vLLM's last line on {profile.server.name}: {said}",
+                )
+            time.sleep(POLL)
+
+
+def why_not(client: httpx.Client) -> str:
+    """Why the endpoint does not serve yet; empty when it does."""
+    try:
+        response = client.get("/health", timeout=HEALTH_TIMEOUT)
+    except httpx.TransportError as error:
+        return f"endpoint: {error}"
+    return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"
+
+
+def must_have_power(cluster: Cluster, node: Node) -> None:
+    """Raises UserError where a node is off that was on, or its machine will not go on."""
+    if trouble := cluster.driver.trouble(node):
+        raise trouble
+    if cluster.driver.state(node) == PowerState.OFF:
+        console = cluster.driver.console(node)
+        raise UserError(f"{node.name} has lost power", f"Its console: {console}")
+
+
+@dataclass
+class Service:
+    """A unit that is waited for. systemd starts it again whenever it ends, for ever."""
+
+    cluster: Cluster
+    node: Node
+    unit: str
+    restarts: int | None = None
+
+    def must_come_up(self) -> None:
+        """Raises UserError, with its log's end, where it ended for good or ends again and again."""
+        asked = [f"--property={name}" for name in ("ActiveState", "NRestarts")]
+        argv = ["systemctl", "show", self.unit, *asked]
+        said = self.cluster.remote(self.node).run(argv, ok=None).out.splitlines()
+        found = dict(line.split("=", 1) for line in said if "=" in line)
+        now = int(found.get("NRestarts", 0))
+        # The count begins anew where `up` itself starts it.
+        self.restarts = now if self.restarts is None else min(self.restarts, now)
+        if found.get("ActiveState") in ("failed", "inactive") or now - self.restarts >= ENDS:
+            lines = last_lines(self.cluster, self.node, self.unit, 20)
+            hint = f"orchestrate node ssh {self.node.name} -- journalctl -u {self.unit}"
+            raise UserError(
+                f"{self.unit} ended on {self.node.name}:\n{lines}", f"Its whole log: {hint}"
+            )
+
+
+def last_lines(cluster: Cluster, node: Node, unit: str, count: int) -> str:
+    """The end of a unit's log."""
+    argv = ["journalctl", f"--unit={unit}", "--output=cat", "--no-pager", f"--lines={count}"]
+    return cluster.remote(node).run(argv, ok=None).out.strip()

@@ -1,0 +1,195 @@
+"""`orchestrate watch`: look at a cluster again and again, and put right what is not right.
+
+One look at all nodes, then `up` for those that need it: also where a host's certificate ends soon.
+What cannot be put right is tried again after ever longer pauses. What its user switched off stays
+off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from orchestrator.cluster.certificates import shown_by
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.power_intent import kept_off
+from orchestrator.cluster.readiness import why_not
+from orchestrator.cluster.up import bring
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.core.slots import JOBS
+from orchestrator.models.publish import published
+from orchestrator.node.configure import Outcome
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import Selection
+from orchestrator.profile import Node
+
+#: Seconds between two looks; before the second try, doubled for each further one; and at most.
+INTERVAL, FIRST_PAUSE, LONGEST_PAUSE = 10.0, 10.0, 600.0
+#: Seconds between two looks at certificates, which last for months.
+CERTIFICATES = 3600.0
+#: Resources that are named in a line.
+NAMED = 3
+GOOD = "as it should be"
+#: What the model's events stand under, beside the nodes' and the cluster's.
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell. ``kind``: seen, acting, done or failed."""
+
+    node: str
+    kind: str
+    text: str
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass
+class Pauses:
+    """When each node may be tried again. Times are ``clock``'s."""
+
+    clock: Callable[[], float] = time.monotonic
+    tries: dict[str, int] = field(default_factory=dict)
+    until: dict[str, float] = field(default_factory=dict)
+
+    def due(self, names: Sequence[str]) -> list[str]:
+        """Those that may be tried now."""
+        return [name for name in names if self.until.get(name, 0.0) <= self.clock()]
+
+    def failed(self, name: str) -> float:
+        """Note a failure; the seconds until the next try."""
+        pause = min(FIRST_PAUSE * 2.0 ** self.tries.get(name, 0), LONGEST_PAUSE)
+        self.tries[name] = self.tries.get(name, 0) + 1
+        self.until[name] = self.clock() + pause
+        return pause
+
+    def well(self, name: str) -> None:
+        """It is as it should be: the next trouble is a new one."""
+        self.tries.pop(name, None)
+        self.until.pop(name, None)
+
+
+@dataclass
+class Keeper:
+    """The loop's state. ``opened`` gives the cluster anew each round: profiles are edited."""
+
+    opened: Callable[[], Cluster]
+    tell: Callable[[Event], None]
+    pauses: Pauses = field(default_factory=Pauses)
+    before: dict[str, str] = field(default_factory=dict)
+    certificates_at: float = 0.0
+
+    def round(self) -> None:
+        """One look, and what it asks for. Raises nothing that a later round could do better."""
+        try:
+            cluster = self.opened()
+            nodes = wanted(cluster)
+            self._seen(CLUSTER, GOOD if nodes else "down: waiting for 'orchestrate up'")
+            seen = looked(cluster, nodes) if nodes else {}
+            if nodes:
+                self._seen(MODEL, answering(cluster))
+            if self.pauses.clock() >= self.certificates_at:
+                self.certificates_at = self.pauses.clock() + CERTIFICATES
+                good = [name for name, text in seen.items() if text == GOOD]
+                seen = {**seen, **ending(cluster, good)}
+        except UserError as error:
+            self._seen(CLUSTER, str(error).splitlines()[0])
+            return
+        for name, text in seen.items():
+            self._seen(name, text)
+            if text == GOOD:
+                self.pauses.well(name)
+        if due := self.pauses.due([name for name, text in seen.items() if text != GOOD]):
+            self._put_right(cluster, due)
+
+    def _put_right(self, cluster: Cluster, names: Sequence[str]) -> None:
+        for name in names:
+            self.tell(Event(name, "acting", "bringing it up"))
+        try:
+            with cluster.locked("watch"), Board(quiet=True) as board:
+                # Who had the lock until now may have switched some off.
+                names = [name for name in wanted(cluster) if name in names]
+                if not names:
+                    return
+                chosen = tuple(node for node in cluster.profile.nodes if node.name in names)
+                result = bring(cluster, board, Step.SERVING, Selection(chosen, whole=False))
+            failures = {name: str(error) for name, error in result.failures.items()}
+            if result.report and not result.report.ok:
+                failures[CLUSTER] = f"{len(result.report.failed)} checks fail: orchestrate verify"
+            changed = result.changed
+        except UserError as error:
+            failures, changed = dict.fromkeys(names, str(error)), {}
+        for name in [*names, *(failures.keys() - set(names))]:
+            if reason := failures.get(name):
+                pause = self.pauses.failed(name)
+                first = reason.splitlines()[0]
+                self.tell(Event(name, "failed", f"{first}; again in {pause:.0f} s"))
+            else:
+                self.tell(Event(name, "done", f"{len(changed.get(name, ()))} changed"))
+
+    def _seen(self, name: str, text: str) -> None:
+        """Tell what is new."""
+        known = self.before.get(name)
+        self.before[name] = text
+        if text != known and not (known is None and text == GOOD):
+            self.tell(Event(name, "seen", text))
+
+
+def wanted(cluster: Cluster) -> list[str]:
+    """The names of the nodes that are to be on."""
+    off = kept_off(cluster.profile.name)
+    return [node.name for node in cluster.profile.nodes if node.name not in off]
+
+
+def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
+    """By node, how it is, in a line. Changes nothing."""
+    profile = cluster.profile
+    files = published(profile.name, profile.serving.model)
+    nodes = tuple(node for node in profile.nodes if node.name in names)
+    plan = cluster.plan(files, Selection(nodes, whole=nodes == profile.nodes))
+    return {name: "off" if name in plan.off else told(plan.outcomes[name]) for name in names}
+
+
+def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
+    """Those whose host certificate is to be renewed, each with a line. Changes nothing."""
+
+    def look(node: Node) -> str:
+        with cluster.driver.network():
+            found = shown_by(cluster, node)
+        return f"its certificate ends {found.told}" if found.ends_soon else ""
+
+    nodes = [node for node in cluster.profile.nodes if node.name in names]
+    with ThreadPoolExecutor(max(1, min(JOBS, len(nodes)))) as pool:
+        lines = zip((node.name for node in nodes), pool.map(look, nodes), strict=True)
+        return {name: line for name, line in lines if line}
+
+
+def answering(cluster: Cluster) -> str:
+    """Whether the endpoint serves the model, in a line. It comes back once its nodes are there."""
+    if not cluster.driver.running(cluster.profile.control):
+        return "does not answer: the control node is off"
+    with cluster.driver.network(), cluster.client() as client:
+        reason = why_not(client)
+    return f"does not answer: {reason}" if reason else GOOD
+
+
+def told(outcome: Outcome) -> str:
+    """What a look found on a node."""
+    if outcome.error:
+        return f"does not answer: {outcome.error.splitlines()[0]}"
+    found = [item.resource for item in outcome.differences]
+    if not found:
+        return GOOD
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"differs: {', '.join(found[:NAMED])}{more}"
+
+
+def keep(keeper: Keeper, interval: float = INTERVAL) -> None:
+    """Round after round, until interrupted."""
+    while True:
+        keeper.round()
+        time.sleep(interval)

@@ -1,0 +1,164 @@
+"""New keys for a running cluster, without locking anyone out; and how it stands with them.
+
+SSH's keys go in steps that can each be interrupted: both authorities are believed, on nodes and
+here; every node shows a certificate of the new one and lets its operator in; only then does the
+new one take over and is the old one forgotten. Nodes are told by their desired state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.cluster.certificates import Certificate, answers, as_seen_by, certify, shown_by
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.up import Bringup, up
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.models.publish import published
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import Selection, ranges
+from orchestrator.node.trust import API_KEY, PAIRS, RAY_TOKEN
+from orchestrator.profile import Node
+from orchestrator.provision.machines import PowerState, power_states
+
+
+class Part(StrEnum):
+    """What can be rotated by itself."""
+
+    SSH = "ssh"
+    RAY = "ray"
+    API = "api"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Fingerprints by key, certificates, and whether a rotation was interrupted."""
+
+    fingerprints: dict[str, str]
+    certificates: tuple[Certificate, ...]
+    rotating: bool
+
+
+def rotate(
+    cluster: Cluster, board: Board, parts: Collection[Part], without: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Put new keys in place of those of ``parts``; returns the names of the nodes that have them.
+
+    Nodes that are off need nothing: they get the new ones when they boot. A node that is on and
+    does not answer holds the rotation, unless it is named in ``without``: it then has to boot
+    again. Raises UserError where a node holds it, or could not be told; to be run again.
+    """
+    on = _on(cluster, without)
+    if Part.SSH in parts:
+        _rotate_ssh(cluster, board, on)
+    for part, name in ((Part.RAY, RAY_TOKEN), (Part.API, API_KEY)):
+        if part in parts:
+            with board.step(CLUSTER, f"{part} token"):
+                cluster.trust.renew_token(name)
+    if set(parts) != {Part.SSH}:
+        serves = published(cluster.profile.name, cluster.profile.serving.model)
+        _apply(cluster, board, on, Step.SERVING if serves else Step.RAY)
+    return tuple(node.name for node in on)
+
+
+def renew(cluster: Cluster, board: Board) -> tuple[str, ...]:
+    """New certificates of the same authorities, for the operator and all nodes that are on."""
+    cluster.trust.renew_operator()
+    states = power_states(cluster.driver, cluster.profile.nodes)
+    on = [node for node in cluster.profile.nodes if states[node.name] is PowerState.ON]
+    _on_each(cluster, board, on, lambda node: certify(cluster, node, cluster.trust))
+    return tuple(node.name for node in on)
+
+
+def standing(cluster: Cluster) -> Standing:
+    """What keys there are, and how long certificates last; changes nothing."""
+    trust = cluster.trust
+    states = power_states(cluster.driver, cluster.profile.nodes)
+    on = [node for node in cluster.profile.nodes if states[node.name] is PowerState.ON]
+
+    def look(node: Node) -> Certificate:
+        with cluster.driver.network():
+            return shown_by(cluster, node)
+
+    with ThreadPoolExecutor(max(1, len(on))) as pool:
+        hosts = list(pool.map(look, on))
+    return Standing(
+        fingerprints={name: trust.fingerprint(name) for name in PAIRS},
+        certificates=(Certificate("", trust.operator_until), *hosts),
+        rotating=trust.successor is not None,
+    )
+
+
+def _on(cluster: Cluster, without: Collection[str]) -> list[Node]:
+    """The nodes that are told. Raises UserError for such as nobody knows to be on or off.
+
+    `up` would switch these on, which is nobody's wish here.
+    """
+    states = power_states(cluster.driver, cluster.profile.nodes)
+    asked = [node for node in cluster.profile.nodes if node.name not in without]
+    unknown = [n.name for n in asked if states[n.name] not in (PowerState.ON, PowerState.OFF)]
+    if unknown:
+        raise UserError(
+            f"not known to be on, nor to be off: {ranges(unknown)}; nothing is changed",
+            "Wait until they answer (orchestrate node wait), switch them off (orchestrate node "
+            "down), or leave them out with --without NODE: they then have to boot again.",
+        )
+    return [node for node in asked if states[node.name] is PowerState.ON]
+
+
+def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
+    trust = cluster.trust
+    with board.step(CLUSTER, "new authorities"):
+        successor = trust.prepare_successor()
+    _apply(cluster, board, on, Step.BASE)  # nodes let the operator of either in
+
+    def move(node: Node) -> None:
+        if not answers(as_seen_by(cluster, node, successor)):
+            certify(cluster, node, successor)
+
+    _on_each(cluster, board, on, move)
+    for node in on:
+        cluster.remote(node).close()
+        as_seen_by(cluster, node, successor).close()
+    with board.step(CLUSTER, "the new ones take over"):
+        trust.take_over()
+    _apply(cluster, board, on, Step.BASE)  # nodes forget the old one
+
+
+def _apply(cluster: Cluster, board: Board, on: Sequence[Node], until: Step) -> None:
+    """Tell the nodes, as `orchestrate up` does."""
+    if not on:
+        return
+    whole = tuple(on) == cluster.profile.nodes
+    done: Bringup = up(cluster, board, until, Selection(tuple(on), whole=whole))
+    if done.failures or (done.report and not done.report.ok):
+        reasons = [str(error) for error in done.failures.values()]
+        raise UserError(
+            "\n".join(reasons or ["the cluster does not pass its checks: orchestrate verify"]),
+            "Nobody is locked out: what is believed now is believed by all who were told. Mend it "
+            "and run the same again; or leave a node out with --without NODE and boot it later.",
+        )
+
+
+def _on_each(
+    cluster: Cluster, board: Board, nodes: Sequence[Node], action: Callable[[Node], None]
+) -> None:
+    def one(node: Node) -> None:
+        with cluster.driver.network(), board.step(node.name, "certificate"):
+            action(node)
+
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+        jobs = {node.name: pool.submit(one, node) for node in nodes}
+    failed = {name: error for name, job in jobs.items() if (error := job.exception())}
+    for error in failed.values():
+        if not isinstance(error, UserError):
+            raise error
+    if failed:
+        raise UserError(
+            "\n".join(str(error) for error in failed.values()),
+            "Nobody is locked out: both authorities are believed. Run it again when "
+            f"{', '.join(failed)} answers, or with --without, and boot it later.",
+        )

@@ -1,0 +1,351 @@
+"""`orchestrate up`: power, SSH, base, Ray, vLLM, answer; nodes side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Event
+
+from orchestrator.cluster import certificates
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.desired import ModelFile
+from orchestrator.cluster.down import end_children, undo
+from orchestrator.cluster.power_intent import kept_off, want_on
+from orchestrator.cluster.readiness import (
+    must_have_power,
+    wait_for_layers,
+    wait_for_model,
+    wait_for_ray,
+)
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.core.slots import JOBS, Slots
+from orchestrator.node import configure
+from orchestrator.node.configure import Target
+from orchestrator.node.remote import PROBE_TIMEOUT
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import Selection, everything
+from orchestrator.profile import Node
+from orchestrator.provision.netboot.look import Watch
+from orchestrator.verify.everything import verify
+from orchestrator.verify.report import Report
+
+#: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
+CONTROL, SSH = "control", "ssh"
+STOPS = (CONTROL, SSH, *Step)
+#: A step of `up` as the boot timeline calls its end.
+REACHED = {Step.BASE: "configured", Step.RAY: "ray"}
+
+
+@dataclass
+class Bringup:
+    """What came of one `up`: failures by node, and what was changed. `until` is its last step."""
+
+    board: Board
+    until: str = Step.SERVING
+    started: list[Node] = field(default_factory=list)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    failures: dict[str, UserError] = field(default_factory=dict)
+    report: Report | None = None
+
+    @property
+    def ok(self) -> bool:
+        if self.failures:
+            return False
+        return self.report.ok if self.report else self.until != Step.SERVING
+
+    @property
+    def nothing_changed(self) -> bool:
+        return self.ok and not self.started and not any(self.changed.values())
+
+
+def up(
+    cluster: Cluster,
+    board: Board,
+    until: str = Step.SERVING,
+    chosen: Selection | None = None,
+    jobs: int = JOBS,
+) -> Bringup:
+    """Bring the chosen nodes up and verify them; a failing node does not hold the others.
+
+    It stops after the step `until`, one of STOPS; only what serves is verified, and the endpoint
+    only with all nodes. Interrupted, it powers off what it started, and leaves what ran before.
+    """
+    chosen = chosen or everything(cluster.profile)
+    want_on(cluster.profile.name, chosen.names)
+    return bring(cluster, board, until, chosen, jobs)
+
+
+def bring(
+    cluster: Cluster, board: Board, until: str, chosen: Selection, jobs: int = JOBS
+) -> Bringup:
+    """`up` without its user's word that these nodes are to be on: one switched off stays off."""
+    whole = chosen.nodes == cluster.profile.nodes
+    result = Bringup(board, until)
+    serves = until == Step.SERVING
+    found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
+    try:
+        files = prepare(cluster, board, serves=serves)
+        # Threads and processes started in here are in the cluster's network too.
+        with cluster.driver.network():
+            configure_nodes(cluster, cluster.targets(files), result, chosen, Slots(jobs))
+            if (until == Step.RAY or (serves and whole)) and not result.failures:
+                attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
+            if serves and whole and not result.failures:
+                attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))
+                if not result.failures:
+                    for node in result.started:
+                        cluster.diary.add(node.name, "ready")
+            if serves and not result.failures:
+                with board.step(CLUSTER, "verify") as done:
+                    context = cluster.verify_context(files, chosen, jobs)
+                    # Part of a cluster cannot promise what all of it does together.
+                    judged = chosen if whole else replace(chosen, steps=(Step.BASE,))
+                    result.report = verify(cluster.profile, context, judged, jobs)
+                    done.failed = not result.report.ok
+                    done.detail = (
+                        f"{len(result.report.failed)} of {len(result.report.checks)} failed"
+                    )
+    except BaseException:
+        undo(cluster, result.started, shared=not found_running)
+        raise
+    return result
+
+
+def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile, ...]:
+    """What nodes will ask for, and their networks; returns the model's files if one is served."""
+    files: tuple[ModelFile, ...] = ()
+    if serves:
+        with board.step(CLUSTER, "model") as done:
+            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
+            done.detail = "; ".join(cluster.short_of_memory())
+    with board.step(CLUSTER, "image") as done:
+        changed = cluster.publish_image()
+        held = ", held: see orchestrate status" if cluster.choice.held else ""
+        done.detail = f"{cluster.image_id[:12]} {'served' if changed else 'is served'}{held}"
+    with board.step(CLUSTER, "machines"):
+        cluster.driver.prepare(cluster.image)
+    return files
+
+
+def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
+    """Note a user error as the failure of `name`, and go on."""
+    try:
+        action()
+    except UserError as error:
+        result.failures[name] = error
+
+
+def configure_nodes(
+    cluster: Cluster, targets: dict[str, Target], result: Bringup, chosen: Selection, slots: Slots
+) -> None:
+    """Power to configured services, all chosen nodes at once."""
+    control = Gates()
+    if cluster.profile.control not in chosen:
+        control.open()
+    watch = Watch(cluster.profile, cluster.diary, cluster.remote(cluster.profile.control))
+    # A thread each: the most of it is waiting.
+    with ThreadPoolExecutor(len(chosen.nodes)) as pool:
+        ways = {
+            node.name: pool.submit(
+                Way(
+                    cluster, node, targets[node.name], result, Course(chosen, control, slots, watch)
+                ).go
+            )
+            for node in chosen.nodes
+        }
+        try:
+            for name, way in ways.items():
+                attempt(result, name, way.result)
+        except KeyboardInterrupt:
+            # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
+            control.open()
+            slots.close()
+            end_children()
+            raise
+    result.changed = {n: result.changed[n] for n in chosen.names if n in result.changed}
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What compute nodes wait for: the control node boots others, its Ray takes workers."""
+
+    boots_others: Event = field(default_factory=Event)
+    has_ray: Event = field(default_factory=Event)
+
+    def open(self) -> None:
+        """Let all through: the control node has come as far as it will."""
+        self.boots_others.set()
+        self.has_ray.set()
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all ways of one `up` share."""
+
+    chosen: Selection
+    control: Gates
+    slots: Slots
+    watch: Watch
+
+
+@dataclass
+class Way:
+    """One node's way from power to its services."""
+
+    cluster: Cluster
+    node: Node
+    target: Target
+    result: Bringup
+    course: Course
+
+    @property
+    def control(self) -> Gates:
+        return self.course.control
+
+    def go(self) -> None:
+        if self.cluster.profile.is_control(self.node):
+            self.go_first()
+        elif self.result.until != CONTROL:
+            self.go_after()
+
+    def go_first(self) -> None:
+        """The control node's way. Others boot from it, so it is made ready for that in any case."""
+        try:
+            self.reach()
+            if Step.BASE in self.course.chosen.steps:
+                self.renew()
+                self.apply(Step.BASE)
+            self.control.boots_others.set()
+            if self.wanted(Step.RAY):
+                self.apply(Step.RAY)
+        finally:
+            self.control.open()
+        if self.wanted(Step.SERVING):
+            self.apply(Step.SERVING)
+
+    def go_after(self) -> None:
+        """A compute node's way."""
+        if self.cluster.driver.netboots(self.node):
+            self.wait(self.control.boots_others)
+        self.reach()
+        if self.wanted(Step.BASE):
+            self.renew()
+            self.apply(Step.BASE)
+        if self.wanted(Step.RAY):
+            self.wait_for_layers()
+            self.wait(self.control.has_ray)
+            self.apply(Step.RAY)
+        if self.wanted(Step.SERVING):
+            self.apply(Step.SERVING)
+
+    def wanted(self, step: Step) -> bool:
+        in_time = STOPS.index(step) <= STOPS.index(self.result.until)
+        return in_time and step in self.course.chosen.steps
+
+    def wait(self, gate: Event) -> None:
+        limit = self.cluster.driver.boot_timeout
+        if not gate.wait(limit):
+            raise UserError(f"{self.node.name}: the control node was not ready in {limit:g} s")
+
+    def reach(self) -> None:
+        """Power, then SSH."""
+        board, name = self.result.board, self.node.name
+        with board.step(name, "power") as done, self.course.slots.one():
+            done.detail = self.power()
+        with board.step(name, SSH):
+            self.wait_for_ssh()
+        self.reached("sshd")
+
+    def reached(self, step: str) -> None:
+        """Write down how far this boot is; what ran already is not booting."""
+        if self.node in self.result.started:
+            self.cluster.diary.add(self.node.name, step)
+
+    def power(self) -> str:
+        if self.cluster.driver.running(self.node):
+            if not self.hopeless():
+                return "on already"
+            self.cluster.driver.power_off(self.node, timeout=0)
+        self.must_be_wanted()
+        self.result.started.append(self.node)
+        self.cluster.diary.add(self.node.name, "power")
+        self.cluster.boot(self.node)
+        try:
+            # 'node down' notes its wish, then looks for power: it saw this boot, or this sees it.
+            self.must_be_wanted()
+        except UserError:
+            self.cluster.driver.power_off(self.node)
+            raise
+        return ""
+
+    def hopeless(self) -> bool:
+        """Whether a machine that has power will never come up; one that answers is fine."""
+        if self.cluster.driver.trouble(self.node) is None:
+            return False
+        try:
+            self.cluster.remote(self.node).run(["true"], timeout=PROBE_TIMEOUT)
+        except UserError:
+            return True
+        return False
+
+    def must_be_wanted(self) -> None:
+        if self.node.name in kept_off(self.cluster.profile.name):
+            raise UserError(f"{self.node.name} was switched off meanwhile, and stays off")
+
+    def wait_for_ssh(self) -> None:
+        def waiting(reason: str) -> None:
+            step = self.course.watch.step(self.node.name) if netboots else ""
+            self.result.board.note(self.node.name, step or reason.splitlines()[0])
+            self.must_run()
+
+        netboots = self.cluster.driver.netboots(self.node)
+        limit = self.cluster.driver.boot_timeout
+        self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
+
+    def wait_for_layers(self) -> None:
+        """What Ray needs may still be on its way to a node that booted over the network."""
+
+        def waiting(unit: str) -> None:
+            self.result.board.note(self.node.name, self.course.watch.step(self.node.name) or unit)
+            self.must_run()
+
+        if self.cluster.driver.netboots(self.node):
+            wait_for_layers(self.cluster, self.node, self.result.board, waiting)
+
+    def renew(self) -> None:
+        """Of a node that has run for long, the host's certificate before it ends."""
+        name = self.node.name
+        if self.node in self.result.started:
+            return
+        with self.course.slots.one():
+            if not certificates.shown_by(self.cluster, self.node).ends_soon:
+                return
+            with self.result.board.step(name, "certificate"):
+                certificates.certify(self.cluster, self.node, self.cluster.trust)
+        self.result.changed.setdefault(name, []).append("certificate")
+
+    def must_run(self) -> None:
+        """Raises UserError where waiting for the node is over."""
+        if self.course.slots.closed:
+            raise UserError(f"{self.node.name}: interrupted while it was waited for")
+        must_have_power(self.cluster, self.node)
+
+    def apply(self, step: Step) -> None:
+        """Make the node what it should be in one step. Raises UserError if it is not after it."""
+        part = self.target.state.only(step)
+        if not part.resources:
+            return
+        name = self.node.name
+        with self.course.slots.one(), self.result.board.step(name, step) as done:
+            outcome = configure.apply([self.target], step)[name]
+            self.result.changed.setdefault(name, []).extend(outcome.changed)
+            done.detail = outcome.summary
+            if outcome.error:
+                self.must_run()
+                raise UserError(outcome.error)
+            if outcome.failed:
+                raise UserError("\n".join(f"{what}: {why}" for what, why in outcome.failed))
+        if step in REACHED:
+            self.reached(REACHED[step])

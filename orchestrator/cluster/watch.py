@@ -1,0 +1,78 @@
+"""`orchestrate status --watch`: again and again, live on a terminal, else as lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.status import Status, status
+from orchestrator.core.console import out
+from orchestrator.provision.netboot.timeline import Boot
+
+#: Seconds between two looks; a look itself takes longer where a node does not answer.
+INTERVAL = 1.0
+
+
+def watch(cluster: Cluster) -> None:
+    """Show the status until every node is up, or until Ctrl-C."""
+    try:
+        if out.is_terminal:
+            with Live(console=out, auto_refresh=False) as live:
+                until_up(cluster, lambda seen: live.update(Group(*seen.tables()), refresh=True))
+        else:
+            until_up(cluster, Lines(out.print).show)
+    except KeyboardInterrupt:
+        return
+
+
+def until_up(cluster: Cluster, show: Callable[[Status], None]) -> None:
+    while True:
+        seen = status(cluster)
+        show(seen)
+        if seen.all_up:
+            return
+        time.sleep(INTERVAL)
+
+
+class Lines:
+    """A line for each node whose step, power or system changed, and for each new warning."""
+
+    def __init__(self, write: Callable[..., None]) -> None:
+        self.write = write
+        self.shown: set[tuple[str, ...]] = set()
+        self.before: dict[str, tuple[str, ...]] = {}
+
+    def show(self, seen: Status) -> None:
+        for node in seen.nodes:
+            at = seen.seen.netboot.boots[node.name].current
+            step = (at.step, at.status) if at else ("-", "")
+            now = (node.power, *step, node.system)
+            if self.before.get(node.name) != now:
+                self.before[node.name] = now
+                boot = seen.boot_of(node.name)
+                self._line(f"{node.name:<10} power {node.power}, boot {boot}, system {node.system}")
+        for kind, text in seen.warnings():
+            if kind and (kind, text) not in self.shown:
+                self.shown.add((kind, text))
+                self._line(f"{kind}: {text}")
+
+    def _line(self, text: str) -> None:
+        self.write(f"{time.strftime('%T')}  {text}", markup=False)
+
+
+def timeline(boots: Iterable[Boot]) -> Table:
+    """The steps of boots: when each began after the boot's first, and how long it took."""
+    table = Table("node", "step", "at", "took", "MB", "", box=None, pad_edge=False)
+    for boot in boots:
+        for number, step in enumerate(boot.steps):
+            size = f"{step.bytes / 1e6:.1f}" if step.bytes else ""
+            times = (f"{step.start - boot.began:.1f} s", f"{step.seconds:.1f} s")
+            cells = ["" if number else boot.node, step.step, *times, size, step.text]
+            table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -1,0 +1,1 @@
+"""Used by every room: errors, paths, processes, downloads, progress. Knows no cluster."""

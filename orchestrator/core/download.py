@@ -1,0 +1,216 @@
+"""One file over HTTP or from a directory: whole, checked, resumed where it was cut off."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from orchestrator.core.errors import UserError
+
+#: Seconds to wait before each further attempt.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
+#: The most seconds that a server's wish to be asked later is heeded.
+PATIENCE = 60.0
+#: Seconds without a byte before a connection counts as broken: it is then taken up again where it
+#: stopped, so a short time costs little. Ctrl-C may have to wait for it.
+TIMEOUT = httpx.Timeout(20)
+CHUNK = 1 << 20
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C: what is there stays, for the next time."""
+
+
+class WrongHash(UserError):
+    """The bytes are not the locked ones."""
+
+
+class Unavailable(UserError):
+    """This source does not have the file, or not after several attempts. ``status``: HTTP's."""
+
+    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class Incomplete(Exception):
+    """The connection ended before the file did."""
+
+
+def client() -> httpx.Client:
+    """One client for all files, so that connections are used again."""
+    return httpx.Client(follow_redirects=True, timeout=TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Downloader:
+    """Brings files. ``advance`` gets the bytes gained (negative where some were thrown away);
+    setting ``stop`` ends all downloads soon; ``pauses`` are the seconds before further attempts."""
+
+    web: httpx.Client
+    advance: Callable[[int], None] = lambda _: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    pauses: Sequence[float] = PAUSES
+
+    def fetch(
+        self,
+        url: str,
+        target: Path,
+        size: int | None,
+        expected: str,
+        hashed: Callable[[Path], str] | None = None,
+    ) -> None:
+        """Bring ``url`` to ``target``, which then has exactly this hash: sha256, or ``hashed``'s.
+
+        What came so far is kept as TARGET.part; the next attempt, or the next run, asks for the
+        rest (where ``size`` is None: for all of it, since a rest could not be told from nothing).
+        Raises WrongHash (nothing is kept then), Unavailable, Stopped, or UserError where the disk
+        is full.
+        """
+        part = _part(target)
+        self.advance(_size(part))
+        for pause in (*self.pauses, None):
+            wished = 0.0
+            try:
+                with disk_errors(part):
+                    self._attempt(url, part, size)
+                break
+            except httpx.HTTPStatusError as error:
+                code = error.response.status_code
+                if pause is None or (code < 500 and code != 429):
+                    self.advance(-_size(part))
+                    said = f"HTTP {code} {error.response.reason_phrase}"
+                    raise Unavailable(f"{url}: {said}", status=code) from None
+                wished = _retry_after(error.response)
+            except (httpx.TransportError, Incomplete) as error:
+                if pause is None:
+                    self.advance(-_size(part))
+                    raise Unavailable(f"{url}: {error or type(error).__name__}") from None
+            if self.stop.wait(max(pause, wished)):
+                raise Stopped
+        self._accept(part, target, expected, (hashed or digest)(part), url)
+
+    def _attempt(self, url: str, part: Path, size: int | None) -> None:
+        """Append what is missing to ``part``."""
+        have = _size(part)
+        if size is None and have:
+            self.advance(-have)
+            part.unlink()
+            have = 0
+        if size is not None and have >= size:
+            return
+        if source := local_path(url):
+            self.advance(-have)
+            with source.open("rb") as stream, part.open("wb") as out:
+                self._copy(iter(lambda: stream.read(CHUNK), b""), out.write)
+            return
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with self.web.stream("GET", url, headers=headers) as reply:
+            reply.raise_for_status()
+            again = have and reply.status_code != httpx.codes.PARTIAL_CONTENT
+            if again:  # the server sends it all
+                self.advance(-have)
+            with part.open("wb" if again else "ab") as out:
+                # As it comes: bytes gathered to a larger chunk are lost when the connection ends.
+                self._copy(reply.iter_raw(), out.write)
+        if size is not None and _size(part) < size:
+            raise Incomplete(f"the connection ended after {_size(part)} of {size} bytes")
+
+    def _copy(self, chunks: Iterator[bytes], write: Callable[[bytes], int]) -> None:
+        for chunk in chunks:
+            write(chunk)
+            self.advance(len(chunk))
+            if self.stop.is_set():
+                raise Stopped
+
+    def _accept(self, part: Path, target: Path, expected: str, seen: str, url: str) -> None:
+        """Give a whole file its name if its hash is right, else remove it."""
+        if seen == expected:
+            part.replace(target)
+            return
+        self.advance(-_size(part))
+        part.unlink()
+        raise WrongHash(
+            f"{target.name}: wrong content\n    expected {expected}\n"
+            f"    got      {seen}\n    from     {url}"
+        )
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size_at(web: httpx.Client, url: str) -> int | None:
+    """How many bytes ``url`` has; None where nobody says so, or where it cannot be reached."""
+    if path := local_path(url):
+        return path.stat().st_size
+    try:
+        reply = web.head(url, headers={"Accept-Encoding": "identity"}).raise_for_status()
+    except httpx.HTTPError:
+        return None
+    told = reply.headers.get("content-length", "")
+    return int(told) if told.isdigit() else None
+
+
+def existing_parent(path: Path) -> Path:
+    """``path``, or the nearest directory above it that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a file:// address; None for all others."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn 'no space left' and its like, while ``path`` is written, into words for people."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"no space left while writing {path}",
+                "Make room and run it again: it goes on where it stopped.",
+            ) from None
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    """Seconds that a busy server wants to be left alone; 0 where it does not say a number."""
+    told = reply.headers.get("retry-after", "")
+    return min(float(told), PATIENCE) if told.isdigit() else 0.0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def plain(web: httpx.Client, url: str, target: Path) -> None:
+    """Bring a file whose hash nobody knows yet: only locking does this."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(target)
+    try:
+        with disk_errors(part), web.stream("GET", url) as reply, part.open("wb") as out:
+            reply.raise_for_status()
+            for chunk in reply.iter_raw():
+                out.write(chunk)
+    except httpx.HTTPError as error:
+        part.unlink(missing_ok=True)
+        raise Unavailable(f"{url}: {error or type(error).__name__}") from None
+    part.replace(target)

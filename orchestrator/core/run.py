@@ -1,0 +1,183 @@
+"""The one place where commands of this machine are run (through plumbum)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
+from threading import Thread
+from typing import Any
+
+from plumbum import local
+from plumbum.commands.processes import CommandNotFound, ProcessTimedOut
+
+from orchestrator.core.errors import UserError
+
+#: Which Debian package brings a command, for the hint when it is missing.
+PACKAGE_OF = {
+    "nix": "nix-bin",
+    "nix-store": "nix-bin",
+    "apt-get": "apt",
+    "systemd-nspawn": "systemd-container",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mkfs.ext4": "e2fsprogs",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "mount": "mount",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+    "umount": "mount",
+    "tc": "iproute2",
+}
+
+
+#: Seconds for a command to end when its standard input has.
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code and its two streams as text."""
+
+    argv: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+
+class CommandFailed(UserError):
+    """A command ended with an exit code that was not expected; the text shows how to repeat it."""
+
+    def __init__(self, result: Result, what: str) -> None:
+        self.result = result
+        parts = [f"{what} failed", f"  command: {shlex.join(result.argv)}"]
+        parts.append(f"  exit code: {result.code}")
+        for label, text in (("stdout", result.out), ("stderr", result.err)):
+            lines = text.strip().splitlines()
+            parts += [f"  {label}: {line}" for line in lines[-15:]]
+        super().__init__("\n".join(parts))
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    what: str = "",
+    ok: Sequence[int] | None = (0,),
+    stdin: str | bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+) -> Result:
+    """Run ``argv`` to its end and return what it left.
+
+    ``what`` names the step in errors; ``ok`` lists the exit codes that are fine (None: any);
+    ``timeout`` is in seconds. Raises CommandFailed, or UserError where the command is not
+    installed or took too long.
+    """
+    words = tuple(str(word) for word in argv)
+    what = what or words[0]
+    command = _command(words, what)
+    if stdin is not None:
+        command = command << (stdin.encode() if isinstance(stdin, str) else stdin)
+    try:
+        code, out, err = command.run(
+            env=dict(env) if env else None,
+            cwd=str(cwd) if cwd else None,
+            timeout=timeout,
+            retcode=None,
+        )
+    except ProcessTimedOut:
+        raise UserError(
+            f"{what}: no end after {timeout:g} s", f"To repeat: {shlex.join(words)}"
+        ) from None
+    result = Result(words, int(code), str(out), str(err))
+    if ok is not None and result.code not in ok:
+        raise CommandFailed(result, what)
+    return result
+
+
+def stream(argv: Sequence[str | Path], line: Callable[[str], None], *, what: str = "") -> Result:
+    """Run ``argv`` and hand each line that it writes, on either stream, to ``line`` at once.
+
+    The result's ``err`` holds both streams. Raises as ``run`` does.
+    """
+    words = tuple(str(word) for word in argv)
+    what = what or words[0]
+    process = _command(words, what).popen(stderr=STDOUT)
+    said = []
+    for raw in process.stdout:
+        said.append(raw.decode(errors="replace").rstrip("\n"))
+        line(said[-1])
+    result = Result(words, int(process.wait()), "", "\n".join(said))
+    if result.code != 0:
+        raise CommandFailed(result, what)
+    return result
+
+
+def attached(argv: Sequence[str], *, what: str = "") -> int:
+    """Run ``argv`` with this process's own streams; its exit code."""
+    return int(
+        _command(tuple(argv), what or argv[0]).popen(stdin=None, stdout=None, stderr=None).wait()
+    )
+
+
+def with_lifeline(argv: Sequence[str], *, what: str = "") -> int:
+    """Run ``argv``, which ends when its standard input does; its exit code.
+
+    Ctrl-C ends the input, and not ``argv``: what it says until it has ended is still heard.
+    """
+    words = tuple(argv)
+    process = _command(words, what or words[0]).popen(
+        stdin=PIPE, stdout=None, stderr=None, start_new_session=True
+    )
+    try:
+        return int(process.wait())
+    except KeyboardInterrupt:
+        process.stdin.close()
+        return int(process.wait())
+
+
+@contextmanager
+def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None]:
+    """``argv`` runs for the body; each line that it prints is handed to ``line``, in a thread.
+
+    Its standard input ends with the body, by which it has to end; after PATIENCE seconds it is
+    killed.
+    """
+    words = tuple(argv)
+    process = _command(words, words[0]).popen(stdin=PIPE, stderr=DEVNULL)
+
+    def read() -> None:
+        for raw in process.stdout:
+            line(raw.decode(errors="replace").rstrip("\n"))
+
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(PATIENCE)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+def _command(words: tuple[str, ...], what: str) -> Any:
+    """The command, for plumbum. Raises UserError where it is not installed."""
+    try:
+        return local[words[0]][words[1:]]
+    except CommandNotFound:
+        package = PACKAGE_OF.get(words[0], words[0])
+        raise UserError(
+            f"{what}: the command {words[0]!r} is not installed",
+            f"On Debian: apt-get install {package}",
+        ) from None

@@ -1,0 +1,182 @@
+"""The models that a profile can name: directories of ``models/``, and those of the hub.
+
+In a directory of ``models/``, ``model.json`` describes one, ``config.json`` is its Hugging Face
+configuration, and ``answers.json``, where there is one, holds questions whose answers are known.
+A model of the hub is named by the profile; its files are in the state directory, by commit.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import nearest
+
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
+DESCRIPTION = "model.json"
+CONFIG = "config.json"
+#: Weights that vLLM reads -> which of them is in which file, where they are in more than one.
+INDEXES = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json"}
+#: Where models carry their quantization when it is not in config.json -> its method.
+QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model must say at temperature 0: word for word, or (not ``whole``) among others."""
+
+    question: str
+    answer: str
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's small files; its weights are elsewhere.
+
+    Of a model of the hub, ``repository`` and ``revision`` say which; ``config`` is empty as long
+    as its files are not on this machine, and ``pull`` is the command that brings them.
+    """
+
+    name: str
+    description: str
+    directory: Path
+    config: dict[str, Any]
+    answers: list[Answer]
+    repository: str = ""
+    revision: str = ""
+    pull: str = ""
+
+
+def served(profile: Profile) -> Model:
+    """The model that a profile serves. Raises BadInput as ``find`` does."""
+    prompts = [Answer(one.question, one.contains, False) for one in profile.verification.prompts]
+    hub = profile.models.get(profile.serving.model)
+    if hub is None:
+        model = find(profile.serving.model)
+        return model if model.answers else replace(model, answers=prompts)
+    revision = hub.revision or ""  # a profile that loads has one: profile.checks
+    directory = paths.hub() / hub.repository / revision
+    return Model(
+        name=profile.serving.model,
+        description=f"{hub.repository} at {revision}",
+        directory=directory,
+        config=_hub_config(directory),
+        answers=prompts,
+        repository=hub.repository,
+        revision=revision,
+        pull=how_to_pull(profile),
+    )
+
+
+def missing_files(model: Model) -> list[str]:
+    """What a model of the hub lacks on this machine, to be served; empty where all is there."""
+    if not (model.directory / CONFIG).is_file():
+        return [CONFIG]
+    names = {path.name for path in model.directory.iterdir() if path.is_file()}
+    return lacking_weights(model.directory, names)
+
+
+def lacking_weights(directory: Path, names: Collection[str]) -> list[str]:
+    """Which weights are not among ``names``, by the directory's index of them; of a model without
+    an index, those that vLLM would look for first, where there are none at all."""
+    formats = [pattern for pattern in INDEXES if any(fnmatch(name, pattern) for name in names)]
+    pattern = formats[0] if formats else next(iter(INDEXES))
+    index = directory / INDEXES[pattern]
+    if index.name in names and index.is_file():
+        return sorted(set(_object(index).get("weight_map", {}).values()) - set(names))
+    return [] if formats else [pattern]
+
+
+def how_to_pull(profile: Profile) -> str:
+    """The command that brings the profile's model, as it has to be typed on this machine."""
+    from orchestrator.profile import choose
+
+    words = f"orchestrate model pull {profile.serving.model}"
+    return words if choose.is_active(profile.path) else f"{words} --profile {_named(profile)}"
+
+
+def _named(profile: Profile) -> str:
+    """As ``--profile`` takes it."""
+    shelved = profile.path.absolute().parent == paths.checkout() / "profiles"
+    return shlex.quote(profile.path.stem if shelved else str(profile.path))
+
+
+def how_to_pin(repository: str) -> str:
+    """The command that prints a repository's newest commit."""
+    return f"take the commit that 'git ls-remote https://huggingface.co/{repository} HEAD' prints"
+
+
+def known() -> list[str]:
+    """The names of the checkout's models: NAME or OWNER/NAME."""
+    shelf = _shelf()
+    files = [*shelf.glob(f"*/{DESCRIPTION}"), *shelf.glob(f"*/*/{DESCRIPTION}")]
+    return sorted(str(file.parent.relative_to(shelf)) for file in files)
+
+
+def find(name: str) -> Model:
+    """Read ``models/NAME``. Raises BadInput where it is unknown or one of its files is wrong."""
+    if name not in known():
+        raise BadInput(f"there is no models/{name}/{DESCRIPTION}", nearest(name, known()))
+    directory = _shelf() / name
+    answers = directory / "answers.json"
+    return Model(
+        name=name,
+        description=str(_object(directory / DESCRIPTION).get("description", "")),
+        directory=directory,
+        config=_object(directory / CONFIG),
+        answers=_answers(answers) if answers.is_file() else [],
+    )
+
+
+def _hub_config(directory: Path) -> dict[str, Any]:
+    """config.json with the quantization, which older models have in a file of its own."""
+    if not (directory / CONFIG).is_file():
+        return {}
+    config = _object(directory / CONFIG)
+    for name, method in QUANTIZATION_FILES.items():
+        if "quantization_config" not in config and (directory / name).is_file():
+            config["quantization_config"] = {"quant_method": method, **_object(directory / name)}
+    return config
+
+
+def _answers(path: Path) -> list[Answer]:
+    found = _json(path)
+    try:
+        return [Answer(str(one["question"]), str(one["answer"])) for one in found]
+    except (TypeError, KeyError):
+        raise BadInput(
+            f"{path}:1: does not hold questions with answers",
+            'Allowed: [{"question": "...", "answer": "..."}, ...]',
+        ) from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}:1: does not hold an object", 'Allowed: {"key": value, ...}')
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}:{error.lineno}: is not JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}:1: is not UTF-8 text") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _shelf() -> Path:
+    return paths.checkout() / "models"

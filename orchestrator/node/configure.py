@@ -1,0 +1,236 @@
+"""Configuration of all nodes at once: look at each, or change each, over SSH, in parallel.
+
+One round trip per node and call. A node that does not answer ends its own thread only, and does
+not keep the others waiting. Only a look is tried again; an agent that changes things runs once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.cluster.desired import NodeState
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import Result
+from orchestrator.core.slots import JOBS, Slots
+from orchestrator.node import agent
+from orchestrator.node.differences import Difference, found
+from orchestrator.node.paths import PYTHON
+from orchestrator.node.remote import Unreachable
+from orchestrator.node.resources import Step
+
+#: Seconds for one node: long enough for a model's files over the slowest network in use.
+LOOK_TIMEOUT = 120.0
+APPLY_TIMEOUT = 1800.0
+#: Seconds before that in which an agent ends by itself, to report how far it came.
+REPORT_TIME = 10.0
+#: Seconds in which a look is tried again where the connection fails at once, and between tries.
+RETRY_TIME = 5.0
+RETRY_PAUSE = 1.0
+
+#: Reads the agent from the first ARGV[1] bytes of stdin; the request follows.
+LOADER = (
+    "import sys; source = sys.stdin.buffer.read(int(sys.argv[1]));"
+    " exec(compile(source, 'agent.py', 'exec'))"
+)
+
+#: (node, step, status, detail); status is "start", "done" or "failed". Called in the threads.
+OnEvent = Callable[[str, str, str, str], None]
+
+
+class Runner(Protocol):
+    """Where an agent runs: remote.Remote."""
+
+    def run(
+        self, argv: Sequence[str], *, what: str = "", stdin: str | None = None, timeout: float = 60
+    ) -> Result: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A node, and what it has to be."""
+
+    runner: Runner
+    state: NodeState
+    root: str = "/"
+
+    @property
+    def name(self) -> str:
+        return self.state.node
+
+    def only(self, steps: Sequence[Step]) -> Target:
+        """The same node, and what it has to be in these steps."""
+        return replace(self, state=self.state.only(*steps))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one node. ``error``: it could not be asked at all; ``failed``: resource and
+    reason."""
+
+    changed: tuple[str, ...] = ()
+    unchanged: int = 0
+    failed: tuple[tuple[str, str], ...] = ()
+    error: str = ""
+    #: What only time can make: links whose interface is not there yet.
+    pending: tuple[str, ...] = ()
+    #: Of a plan only.
+    differences: tuple[Difference, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.error and not self.failed
+
+    @property
+    def summary(self) -> str:
+        """In one line, for progress."""
+        if self.error:
+            return self.error
+        parts = [f"{len(self.changed)} changed", f"{self.unchanged} unchanged"]
+        if self.pending:
+            parts.append(f"{len(self.pending)} pending: {', '.join(self.pending)}")
+        if self.failed:
+            parts.append(f"{len(self.failed)} failed: {self.failed[0][0]}: {self.failed[0][1]}")
+        return ", ".join(parts)
+
+
+def ignore(node: str, step: str, status: str, detail: str) -> None:
+    """The on_event of those who do not care."""
+
+
+def plan(
+    targets: Sequence[Target],
+    *,
+    jobs: int = JOBS,
+    on_event: OnEvent = ignore,
+    initializer: Callable[[], None] | None = None,
+    timeout: float = LOOK_TIMEOUT,
+) -> dict[str, Outcome]:
+    """What an apply of every step would change, by node; changes nothing.
+
+    ``jobs`` are looked at at once. ``initializer`` is called first in each thread (to enter a
+    network namespace).
+    """
+
+    def ask(target: Target) -> Outcome:
+        return _planned(target.state, _looked(target, timeout))
+
+    return _on_all(targets, ask, "look", on_event, initializer, Slots(jobs))
+
+
+def apply(
+    targets: Sequence[Target],
+    step: Step,
+    *,
+    jobs: int = JOBS,
+    on_event: OnEvent = ignore,
+    initializer: Callable[[], None] | None = None,
+    timeout: float = APPLY_TIMEOUT,
+) -> dict[str, Outcome]:
+    """Make each node what its state says, of one step, by node; changes only what differs."""
+
+    def ask(target: Target) -> Outcome:
+        return _applied(_agent(target.only([step]), "apply", timeout))
+
+    return _on_all(targets, ask, step, on_event, initializer, Slots(jobs))
+
+
+def _on_all(
+    targets: Sequence[Target],
+    ask: Callable[[Target], Outcome],
+    step: str,
+    on_event: OnEvent,
+    initializer: Callable[[], None] | None,
+    slots: Slots,
+) -> dict[str, Outcome]:
+    def one(target: Target) -> Outcome:
+        with slots.one():
+            on_event(target.name, step, "start", "")
+            try:
+                outcome = ask(target)
+            except UserError as error:
+                outcome = Outcome(error=str(error))
+            on_event(target.name, step, "done" if outcome.ok else "failed", outcome.summary)
+            return outcome
+
+    if not targets:
+        return {}
+    # A thread each: what limits them is slots, which a slow node gives back.
+    with ThreadPoolExecutor(len(targets), initializer=initializer or _nothing) as pool:
+        try:
+            outcomes = list(pool.map(one, targets))
+        except BaseException:
+            slots.close()
+            raise
+    return {target.name: outcome for target, outcome in zip(targets, outcomes, strict=True)}
+
+
+def _nothing() -> None:
+    """The initializer of threads that stay where they are."""
+
+
+def _looked(target: Target, timeout: float) -> dict[str, Any]:
+    """The report of a look, tried again where the connection was refused or lost at once."""
+    end = time.monotonic() + RETRY_TIME
+    while True:
+        try:
+            return _agent(target, "look", timeout)
+        except Unreachable:
+            if time.monotonic() + RETRY_PAUSE > end:
+                raise
+            time.sleep(RETRY_PAUSE)
+
+
+def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
+    """Run the agent on the node and return its report."""
+    source = Path(agent.__file__).read_text()
+    request = {
+        "verb": verb,
+        "root": target.root,
+        "limit_s": max(timeout - REPORT_TIME, timeout / 2),
+        "state": target.state.document(),
+    }
+    # -I -S: nothing but the standard library, whatever the environment says.
+    argv = [PYTHON, "-I", "-S", "-c", LOADER, str(len(source.encode()))]
+    result = target.runner.run(
+        argv,
+        what=f"the agent ({verb})",
+        stdin=source + json.dumps(request),
+        timeout=timeout,
+    )
+    try:
+        report: dict[str, Any] = json.loads(result.out)
+    except ValueError:
+        raise UserError(
+            f"{target.name}: the agent's report cannot be read: {result.out[:200]!r}",
+            "Something prints on login there; see /etc/bash.bashrc and /root/.bashrc.",
+        ) from None
+    return report
+
+
+def _planned(state: NodeState, report: Mapping[str, Any]) -> Outcome:
+    differences = found(state, report["resources"])
+    return Outcome(
+        changed=tuple(item.resource for item in differences if not item.error),
+        unchanged=len(report["resources"]) - len(differences),
+        failed=tuple((item.resource, item.error) for item in differences if item.error),
+        differences=differences,
+        facts=report["facts"],
+    )
+
+
+def _applied(report: Mapping[str, Any]) -> Outcome:
+    entries = report["resources"]
+    return Outcome(
+        changed=tuple(entry["id"] for entry in entries if entry["status"] == "changed"),
+        unchanged=sum(entry["status"] == "unchanged" for entry in entries),
+        failed=tuple((entry["id"], entry["error"]) for entry in entries if "error" in entry),
+        pending=tuple(entry["id"] for entry in entries if entry["status"] == "pending"),
+        facts=report["facts"],
+    )

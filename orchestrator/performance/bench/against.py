@@ -1,0 +1,126 @@
+"""One node against all: the same model and load, on one accelerator and on the profile's layout.
+
+The run on one also tells what the engine itself costs, beside the device's work: predictions take
+that from then on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.readiness import wait_for_model
+from orchestrator.cluster.up import up
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import Board
+from orchestrator.models.hub import write_json
+from orchestrator.models.serving import Layout
+from orchestrator.node.resources import Step
+from orchestrator.node.selection import Selection
+from orchestrator.performance.bench.run import bench
+from orchestrator.performance.predict import inputs
+from orchestrator.performance.predict.calibration import calibrate, sample
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout as Spread
+from orchestrator.performance.predict.load import Load, limits
+from orchestrator.performance.predict.rates import rates
+from orchestrator.performance.predict.shape import read
+from orchestrator.performance.results.bench import Asked, Run
+from orchestrator.performance.results.probe import Probes
+
+
+@dataclass(frozen=True)
+class Against:
+    """Both runs. ``engine``: fitted to the one on one node; None where nothing was probed."""
+
+    alone: Run
+    together: Run
+    engine: Engine | None
+
+
+def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
+    """Measure on one node, then on the profile's layout, which serves again in any case."""
+    with served_as(cluster, board, one(cluster.layout)) as single:
+        alone = bench(single, board, asked)
+    engine = fit(cluster, alone)
+    return Against(alone, bench(cluster, board, asked), engine)
+
+
+def one(layout: Layout) -> Layout:
+    """All of the model on one accelerator."""
+    return Layout(tensor=1, pipeline=1, expert=False, accelerators=layout.accelerators)
+
+
+@contextmanager
+def served_as(cluster: Cluster, board: Board, layout: Layout) -> Iterator[Cluster]:
+    """The model lies so for the body, and as the profile says after it."""
+    other = replace(cluster, layout=layout)
+    try:
+        _serve(other, board)
+        yield other
+    finally:
+        _serve(cluster, board)
+
+
+def _serve(cluster: Cluster, board: Board) -> None:
+    server = Selection((cluster.profile.server,), (Step.SERVING,), whole=False)
+    done = up(cluster, board, Step.SERVING, server)
+    if done.failures:
+        raise UserError("\n".join(str(error) for error in done.failures.values()))
+    with cluster.driver.network():
+        wait_for_model(cluster, board)
+
+
+def fit(cluster: Cluster, alone: Run) -> Engine | None:
+    """What the engine costs beside the device, from a run on one node; kept for predictions."""
+    profile = cluster.profile
+    try:
+        probes = inputs.probes(profile.name)
+        engine = fitted(alone, cluster.model.config, probes, cluster)
+    except UserError:
+        return None
+    if engine:
+        path = paths.measured(profile.name) / inputs.ENGINE
+        write_json(path, TypeAdapter(Engine).dump_python(engine, mode="json"))
+    return engine
+
+
+def fitted(
+    alone: Run, config: dict[str, object], probes: Probes, cluster: Cluster
+) -> Engine | None:
+    """The engine that fits the loads with a number of requests at once; None where the model's
+    shape is not known."""
+    shape, _ = read(config)
+    if shape is None:
+        return None
+    known = rates(probes, cluster.profile, Spread())
+    allowed = limits(cluster.profile, known.synchronous)
+    return calibrate(
+        [
+            sample(
+                shape,
+                known,
+                Load(
+                    each.scenario.prompt_tokens,
+                    each.scenario.output_tokens,
+                    each.scenario.concurrency,
+                ),
+                (each.ttft_s.median, each.tpot_s.median),
+                allowed,
+            )
+            for each in alone.measured
+            if each.scenario.concurrency
+        ]
+    )
+
+
+def layout_of(run: Run) -> Spread:
+    """How the model lay in a run."""
+    sizes = [int(number) for number in re.findall(r"\d+", run.provenance.layout)]
+    return Spread(*sizes)

@@ -1,0 +1,232 @@
+"""Runs that are kept, what two of them differ in, and whether the newest is worse than before."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput
+from orchestrator.core.nearest import nearest
+from orchestrator.models.hub import write_json
+from orchestrator.performance.results.bench import Measured, Provenance, Run, State, layout_text
+
+RUNS = "runs"
+#: How the model lies on one accelerator.
+ONE = layout_text(1, 1)
+#: What gets worse when it grows, and when it falls.
+LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
+RATES = {"tokens a second": "output_tokens_per_s"}
+#: What is significant happens by chance less often than this.
+CHANCE = 0.05
+#: Changes below this are not worth a word, whatever the repeats say.
+NOTABLE = 0.05
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of one scenario, before and after. ``share``: of before; ``significant``: the
+    repeats of the two do not overlap, and there are enough of them to say so."""
+
+    scenario: str
+    figure: str
+    before: float
+    after: float
+    share: float
+    significant: bool
+    worse: bool
+    repeats: tuple[int, int]
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        figures = f"{self.scenario}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
+        if abs(self.share) < 0.005:
+            return f"{figures}, the same"
+        way = "worse" if self.worse else "better"
+        return f"{figures}, {abs(self.share):.0%} {way}, {self.sure}"
+
+    @property
+    def sure(self) -> str:
+        """How sure that is."""
+        if self.significant:
+            return "significant"
+        if chance(*self.repeats) >= CHANCE:
+            return f"not significant with {' and '.join(map(str, self.repeats))} repeats"
+        return "not significant"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Runs before one: the last good one of its layout, and one on one node."""
+
+    good: Run | None = None
+    on_one_node: Run | None = None
+
+
+def earlier(cluster: str, run: Run) -> Earlier:
+    """What a run is to be compared with: the newest complete runs before it that have a load in
+    common with it. One is of its layout; one had the same model, by the same image, on one
+    accelerator, where this one has more."""
+    mine = run.provenance
+    good = on_one_node = None
+    for other in _before(cluster, run):
+        its = other.provenance
+        if its.layout == mine.layout:
+            good = good or other
+        elif its.layout == ONE and _served(its) == _served(mine):
+            on_one_node = on_one_node or other
+        if good and (on_one_node or mine.layout == ONE):
+            break
+    return Earlier(good, on_one_node)
+
+
+def _served(found: Provenance) -> tuple[str, ...]:
+    """What answered: the model and the software."""
+    return (found.model, str(found.model_revision), found.image_id)
+
+
+def store(run: Run) -> Path:
+    """Keep a run; what was kept of it before is replaced."""
+    path = _home(run.provenance.profile) / f"{run.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, TypeAdapter(Run).dump_python(run, mode="json"))
+    return path
+
+
+def names(cluster: str) -> list[str]:
+    """The ids of the cluster's runs, the oldest first."""
+    return sorted(path.stem for path in _home(cluster).glob("*.json"))
+
+
+def load(cluster: str, name: str) -> Run:
+    """A run by its id, or the beginning of one; "last" is the newest. Raises BadInput."""
+    known = names(cluster)
+    found = known[-1:] if name == "last" else [each for each in known if each.startswith(name)]
+    if len(found) != 1:
+        problem = "no run" if not found else "more than one run"
+        raise BadInput(f"there is {problem} {name!r} of {cluster}", nearest(name, known))
+    path = _home(cluster) / f"{found[0]}.json"
+    try:
+        return TypeAdapter(Run).validate_json(path.read_bytes())
+    except ValidationError:
+        raise BadInput(f"{path}: does not hold a run", "Remove it, or restore it.") from None
+
+
+def _before(cluster: str, run: Run) -> Iterator[Run]:
+    """Complete runs before this one with a load in common with it, the newest first."""
+    mine = {each.scenario for each in run.measured}
+    for name in reversed([each for each in names(cluster) if each < run.id]):
+        other = load(cluster, name)
+        if other.state is State.COMPLETE and mine & {each.scenario for each in other.measured}:
+            yield other
+
+
+def goes_on(begun: Run, now: Run) -> Run:
+    """The run that was begun, to be finished. ``now``: what a new one would be.
+
+    Raises BadInput where it is finished, or the cluster is another one by now.
+    """
+    if begun.state is not State.INTERRUPTED:
+        reason = f": {begun.note}" if begun.note else ""
+        raise BadInput(f"the run {begun.id} is {begun.state}{reason}", "Begin a new one.")
+    if came := differences(begun, now):
+        raise BadInput(
+            f"the run {begun.id} cannot go on, since {'; '.join(came)}",
+            "Its figures would be of two clusters: begin a new one.",
+        )
+    return replace(begun, state=now.state, note=now.note)
+
+
+def changes(before: Run, after: Run) -> list[Change]:
+    """Figures of the loads that both runs had."""
+    known = {each.scenario: each for each in before.measured}
+    return [
+        change
+        for each in after.measured
+        if each.scenario in known
+        for change in _changes(known[each.scenario], each)
+    ]
+
+
+def _changes(before: Measured, after: Measured) -> Iterator[Change]:
+    for figure, key in {**LATENCIES, **RATES}.items():
+        old, new = getattr(before, key), getattr(after, key)
+        share = (new.median - old.median) / old.median if old.median else 0.0
+        apart = old.high < new.low or new.high < old.low
+        yield Change(
+            scenario=before.scenario.name,
+            figure=figure,
+            before=old.median,
+            after=new.median,
+            share=share,
+            significant=apart and chance(old.n, new.n) < CHANCE and abs(share) >= NOTABLE,
+            worse=(share > 0) == (figure in LATENCIES),
+            repeats=(old.n, new.n),
+        )
+
+
+def chance(old: int, new: int) -> float:
+    """How likely all repeats of one run are above all of the other's where nothing changed (Mann
+    and Whitney, 1947): the C(n + m, n) orders are equally likely, two of them are so."""
+    return 2 / math.comb(old + new, old)
+
+
+def regressions(before: Run, after: Run) -> list[str]:
+    """What became worse, and what came with it."""
+    worse = [each for each in changes(before, after) if each.significant and each.worse]
+    if not worse:
+        return []
+    came = differences(before, after)
+    since = "; ".join(came) if came else "nothing that is written down changed"
+    return [*(each.line for each in worse), f"since {before.id}: {since}"]
+
+
+def differences(before: Run, after: Run) -> list[str]:
+    """What is different in what the runs were measured on."""
+    old, new = before.provenance, after.provenance
+    found = []
+    if old.image_id != new.image_id:
+        found.append(f"image {old.image_id[:12]} to {new.image_id[:12]}")
+    for name in sorted(old.versions.keys() | new.versions.keys()):
+        if old.versions.get(name) != new.versions.get(name):
+            found.append(f"{name} {old.versions.get(name)} to {new.versions.get(name)}")
+    for what in ("model", "model_revision", "layout", "machine"):
+        if getattr(old, what) != getattr(new, what):
+            found.append(f"{what} {getattr(old, what)} to {getattr(new, what)}")
+    return found + _profile_lines(old.profile_text, new.profile_text)
+
+
+def _profile_lines(old: str, new: str) -> list[str]:
+    """The profile's lines that came and went."""
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
+    told = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    return [f"profile {line[0]} {line[1:].strip()}" for line in told]
+
+
+def clusters_help(alone: Run, together: Run) -> list[str]:
+    """ "Does clustering help?": a line for each load that both had."""
+    return [
+        f"{each.scenario}: {_verdict(each)}"
+        for each in changes(alone, together)
+        if each.figure in RATES
+    ]
+
+
+def _verdict(change: Change) -> str:
+    figures = f"{change.before:.4g} tokens a second on one node, {change.after:.4g} on all"
+    answer = "it does not help" if change.worse else "it helps"
+    if change.significant:
+        return f"{answer}: {figures}"
+    if chance(*change.repeats) >= CHANCE and abs(change.share) >= NOTABLE:
+        return f"{answer}, {change.sure}: {figures}"
+    return f"no difference that the repeats show: {figures}"
+
+
+def _home(cluster: str) -> Path:
+    return paths.measured(cluster) / RUNS

@@ -1,0 +1,228 @@
+"""Loads, by vLLM's own benchmark client against the endpoint. Pure."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.errors import BadInput
+from orchestrator.node.paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
+from orchestrator.performance import metrics
+from orchestrator.performance.predict.load import limits
+from orchestrator.performance.results.bench import Measured, Scenario, Window
+from orchestrator.performance.results.probe import spread
+from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUESTS
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+
+#: Tokens of a request where the profile does not bound them.
+CONTEXT = 2048
+#: The largest concurrency of the sweep, where the profile does not bound it.
+MOST = 32
+#: Of what the largest concurrency was served at: the rates of the sweep.
+RATE_SHARES = (0.25, 0.5, 0.75)
+#: Ends of names of what only grows.
+COUNTED = ("_total", "_sum", "_count")
+#: Where the client leaves its result, on the control node.
+RESULT = "/run/orchestrate/bench.json"
+#: The API key comes on standard input: neither a command line nor a file has it.
+#: Its process id is written down, since it does not end with the connection.
+PID = "/run/orchestrate/bench.pid"
+WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec "$@"'
+#: Ends it. What is no client any more may be another process by now.
+END = f"pid=$(cat {PID}) && grep -qa bench /proc/$pid/cmdline && kill $pid; rm -f {PID}"
+
+
+def scenarios(profile: Profile) -> list[Scenario]:
+    """The loads that a profile's limits have room for, then its own, which replace those of the
+    same name. The rate sweep comes later: its rates are shares of what was served."""
+    allowed = limits(profile)
+    context = min(allowed.context or CONTEXT, CONTEXT)
+    most = min(allowed.sequences, MOST)
+    half, short = context // 2, max(8, context // 16)
+    found = [Scenario("single stream", half, half - short, 4, 1)]
+    at_once = 2
+    while at_once <= most:
+        found.append(Scenario(f"{at_once} at once", half, half - short, 2 * at_once, at_once))
+        at_once *= 2
+    few = max(1, min(2, most))
+    found.append(Scenario("prefill-heavy", context - 2 * short, short, 4 * few, few))
+    found.append(Scenario("decode-heavy", short, context - 2 * short, 4 * few, few))
+    own = [
+        Scenario(name, load.prompt_tokens, load.output_tokens, load.requests,
+                 load.concurrency, load.rate)
+        for name, load in profile.bench.loads.items()
+    ]  # fmt: skip
+    return list({each.name: each for each in (*found, *own)}.values())
+
+
+def targets(profile: Profile) -> dict[str, float]:
+    """The profile's latency targets in milliseconds, by the client's name of each."""
+    given = profile.bench.targets.model_dump(exclude_none=True)
+    return {name.removesuffix("_ms"): float(value) for name, value in given.items()}
+
+
+def rate_scenarios(done: Sequence[Measured]) -> list[Scenario]:
+    """A sweep over rates below what the largest concurrency was served at."""
+    swept = [each for each in done if each.scenario.name.endswith("at once")]
+    if not swept:
+        return []
+    best = max(swept, key=lambda each: each.requests_per_s.median)
+    size = best.scenario
+    return [
+        Scenario(
+            f"{share:.0%} of the most", size.prompt_tokens, size.output_tokens, size.requests,
+            None, round(best.requests_per_s.median * share, 4),
+        )
+        for share in RATE_SHARES
+    ]  # fmt: skip
+
+
+def check(scenario: Scenario, profile: Profile) -> None:
+    """Raises BadInput for a load that is none, or that cannot be meant."""
+    context = limits(profile).context
+    wrong = {
+        "requests": not 0 < scenario.requests <= MOST_REQUESTS,
+        "tokens": min(scenario.prompt_tokens, scenario.output_tokens) < 1,
+        "concurrency": scenario.concurrency is not None
+        and not 0 < scenario.concurrency <= MOST_CONCURRENCY,
+        "rate": scenario.rate is not None and not 0 < scenario.rate <= MOST_RATE,
+    }
+    if bad := [name for name, is_bad in wrong.items() if is_bad]:
+        raise BadInput(
+            f"the load {scenario.name!r} cannot be: {', '.join(bad)}",
+            f"Allowed: 1 to {MOST_REQUESTS} requests, 1 or more tokens, up to {MOST_CONCURRENCY} "
+            f"at once, up to {MOST_RATE:g} a second.",
+        )
+    if context and scenario.prompt_tokens + scenario.output_tokens > context:
+        raise BadInput(
+            f"the load {scenario.name!r} has {scenario.prompt_tokens} + {scenario.output_tokens} "
+            f"tokens, the profile's max-model-len is {context}",
+            "Make it shorter, or serving.args.max-model-len longer.",
+        )
+
+
+def command(
+    profile: Profile,
+    scenario: Scenario,
+    endpoint: str,
+    *,
+    repeats: int,
+    seed: int,
+    targets_ms: Mapping[str, float],
+) -> list[str]:
+    """What is run on the control node. All repeats are one run of the client, told apart by their
+    order: its start takes longer than most loads. Seeds differ, so that no prompt is known yet."""
+    model = profile.serving.model
+    words = [f"{VENV}/bin/vllm", "bench", "serve", "--backend", "openai"]
+    words += ["--base-url", endpoint, "--endpoint", "/v1/completions", "--model", model]
+    words += ["--tokenizer", f"{FILES_ROOT}/models/{model}", "--dataset-name", "random"]
+    words += ["--random-input-len", str(scenario.prompt_tokens)]
+    words += ["--random-output-len", str(scenario.output_tokens), "--ignore-eos"]
+    words += ["--temperature", "0", "--seed", str(seed)]
+    words += ["--num-prompts", str(scenario.requests * repeats)]
+    words += ["--num-warmups", str(min(2, scenario.concurrency or 2))]
+    words += ["--request-rate", str(scenario.rate) if scenario.rate is not None else "inf"]
+    if scenario.concurrency is not None:
+        words += ["--max-concurrency", str(scenario.concurrency)]
+    if targets_ms:
+        words += ["--goodput", *(f"{name}:{value:g}" for name, value in targets_ms.items())]
+    words += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--disable-tqdm"]
+    words += ["--save-result", "--save-detailed"]
+    words += ["--result-dir", RESULT.rpartition("/")[0]]
+    words += ["--result-filename", RESULT.rpartition("/")[2]]
+    offline = ["env", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "OMP_NUM_THREADS=1"]
+    return ["sh", "-c", WITH_KEY, "sh", *offline, WITH_ENVIRONMENT, *words]
+
+
+def measured(
+    text: str,
+    scenario: Scenario,
+    repeats: int,
+    clock: float,
+    engine: Mapping[str, float],
+    targets_ms: Mapping[str, float],
+) -> Measured:
+    """The client's result, in repeats by the order in which requests were sent.
+
+    ``clock``: wall clock minus monotonic clock of the control node. Raises ValueError for other
+    texts.
+    """
+    found = json.loads(text)
+    requests = [
+        (start, ttft, sum(gaps), len(gaps) + 1)
+        for start, ttft, gaps, error in zip(
+            found["start_times"], found["ttfts"], found["itls"], found["errors"], strict=True
+        )
+        if not error
+    ]
+    if len(requests) < repeats:
+        raise ValueError(f"{len(requests)} requests were answered of {len(found['errors'])}")
+    requests.sort()
+    size = len(requests) // repeats
+    batches = [requests[size * number : size * (number + 1)] for number in range(repeats)]
+    ends = [max(start + ttft + rest for start, ttft, rest, _ in each) for each in batches]
+    begins = [each[0][0] for each in batches]
+    seconds = [max(end - begin, 1e-9) for begin, end in zip(begins, ends, strict=True)]
+    tokens = [sum(count for *_, count in each) for each in batches]
+    tpot = [[rest / (count - 1) for *_, rest, count in each if count > 1] for each in batches]
+    ttft = [[first for _, first, _, _ in each] for each in batches]
+    good = [
+        sum(_good(first, rest, count, targets_ms) for _, first, rest, count in each)
+        for each in batches
+    ]
+    rates = list(zip(tokens, good, seconds, batches, strict=True))
+    return Measured(
+        scenario=scenario,
+        ttft_s=spread([statistics.median(each) for each in ttft]),
+        ttft_p99_s=spread([_p99(each) for each in ttft]),
+        tpot_s=spread([statistics.median(each) if each else 0.0 for each in tpot]),
+        tpot_p99_s=spread([_p99(each) if each else 0.0 for each in tpot]),
+        output_tokens_per_s=spread([count / took for count, _, took, _ in rates]),
+        requests_per_s=spread([len(each) / took for _, _, took, each in rates]),
+        goodput_per_s=spread([fit / took for _, fit, took, _ in rates]) if targets_ms else None,
+        completed=len(requests),
+        failed=len(found["errors"]) - len(requests),
+        windows=tuple(
+            Window(begin + clock, end + clock) for begin, end in zip(begins, ends, strict=True)
+        ),
+        engine=dict(engine),
+    )
+
+
+def _good(first: float, rest: float, count: int, targets_ms: Mapping[str, float]) -> bool:
+    """Whether a request keeps every target."""
+    seen = {"ttft": first, "tpot": rest / (count - 1) if count > 1 else 0.0, "e2el": first + rest}
+    return all(seen[name] * 1e3 <= most for name, most in targets_ms.items())
+
+
+def _p99(values: Sequence[float]) -> float:
+    """The smallest value that 99 % are not above."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, -(-99 * len(ordered) // 100) - 1)]
+
+
+def counters(page: str) -> dict[str, float]:
+    """vLLM's counters and sums of histograms, added over engines: name without prefix -> value."""
+    found = metrics.values(page)
+    return {name: each for name, each in found.items() if name.endswith(COUNTED)}
+
+
+def differences(before: Mapping[str, float], after: Mapping[str, Any]) -> dict[str, float]:
+    """What was added in between, where something was."""
+    found = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return {name: value for name, value in found.items() if value > 0}
+
+
+def engine_times(engine: Mapping[str, float]) -> dict[str, float]:
+    """Of a request, mean seconds by vLLM's own clocks: "queue", "prefill", "decode", where it
+    counted them."""
+    found = {}
+    for phase in ("queue", "prefill", "decode"):
+        name = f"request_{phase}_time_seconds"
+        if count := engine.get(f"{name}_count"):
+            found[phase] = engine.get(f"{name}_sum", 0.0) / count
+    return found

@@ -1,0 +1,211 @@
+"""`orchestrate bench run`: a verified cluster, samplers on every node, one load after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.core.errors import UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.models.publish import published
+from orchestrator.node.paths import VENV
+from orchestrator.performance import metrics
+from orchestrator.performance.bench import history
+from orchestrator.performance.bench.load import (
+    END,
+    RESULT,
+    check,
+    command,
+    counters,
+    differences,
+    measured,
+    rate_scenarios,
+)
+from orchestrator.performance.bench.sample import clocks, sampling, series
+from orchestrator.performance.bench.watch import gone, told, watched
+from orchestrator.performance.predict import inputs
+from orchestrator.performance.results.bench import (
+    Asked,
+    Measured,
+    Provenance,
+    Run,
+    Scenario,
+    State,
+    layout_text,
+)
+from orchestrator.verify.everything import verify
+
+#: Seconds for one load; a cluster that answers nothing would hold it up for ever.
+LOAD_TIMEOUT = 3600.0
+#: Seconds by which a clock may move during a run: about a sample.
+CLOCK_MOVED = 0.5
+MONOTONIC = "import time; print(time.time() - time.perf_counter())"
+VERSIONS = (
+    "import importlib.metadata as m, json, platform;"
+    " print(json.dumps({n: m.version(n) for n in ('vllm', 'ray', 'torch')} |"
+    " {'python': platform.python_version(), 'kernel': platform.release()}))"
+)
+
+
+def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = None) -> Run:
+    """Measure what is asked; of a run that is resumed, what is not there yet.
+
+    What is finished is stored after each load, whatever comes then. Raises UserError where the
+    cluster does not pass its checks: no figures from a stack that may give wrong answers. A lost
+    node marks the run.
+    """
+    for scenario in asked.scenarios:
+        check(scenario, cluster.profile)
+    _must_be_right(cluster, board)
+    with cluster.driver.network():
+        run = _begun(cluster, asked)
+        return _sampled(cluster, board, history.goes_on(resumed, run) if resumed else run)
+
+
+def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
+    """The loads, with samplers on every node."""
+    nodes = cluster.profile.nodes
+    skews = clocks(cluster, nodes)
+    run = replace(begun, clocks_s=skews)
+    history.store(run)
+    state, note, warnings = run.state, run.note, run.warnings
+    with (
+        sampling(cluster, nodes) as heard,
+        watched(cluster, nodes, heard, lambda: _end_client(cluster)) as lost,
+    ):
+        try:
+            for more in _loads(cluster, board, run):
+                run = more
+                history.store(run)
+                if lost:
+                    break
+            else:
+                warnings += moved(skews, clocks(cluster, nodes))
+                state, note = State.COMPLETE, ""
+        except UserError as error:
+            note = error.message.splitlines()[0]
+            lost.update(gone(cluster, nodes, heard))
+            if not lost:
+                raise
+        finally:
+            if lost:
+                state, note = State.MARKED, f"{told(lost)}; {note}"
+            found = (*run.series, *series(heard.lines, skews))
+            run = replace(run, state=state, note=note, series=found, warnings=warnings)
+            history.store(run)
+    return run
+
+
+def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
+    """A line for each clock that moved while samples were taken by it."""
+    changes = {name: after[name] - before[name] for name in before}
+    return tuple(
+        f"the clock of {name} moved by {change:+.2f} s: its series may be off by that"
+        for name, change in changes.items()
+        if abs(change) > CLOCK_MOVED
+    )
+
+
+def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
+    """One load after the other, each with what came before."""
+    asked = run.asked or Asked(())
+    done = {each.scenario.name for each in run.measured}
+    for scenario in asked.scenarios:
+        if scenario.name not in done:
+            run = _with(cluster, board, asked, run, scenario)
+            yield run
+    for scenario in rate_scenarios(run.measured) if asked.rates else ():
+        if scenario.name not in done:
+            run = _with(cluster, board, asked, run, scenario)
+            yield run
+
+
+def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, scenario: Scenario) -> Run:
+    with board.step(CLUSTER, scenario.name) as step:
+        found = loaded(cluster, asked, scenario, int(time.time()))
+        step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
+        if found.failed:
+            step.detail += f", {found.failed} requests failed"
+    return replace(run, measured=(*run.measured, found))
+
+
+def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measured:
+    """One load, in the cluster's network. Raises UserError where it gave no figures."""
+    control = cluster.remote(cluster.profile.control)
+    argv = command(
+        cluster.profile, scenario, cluster.endpoint,
+        repeats=asked.repeats, seed=seed, targets_ms=asked.targets_ms,
+    )  # fmt: skip
+    before = counters(metrics.page(cluster))
+    try:
+        control.run(
+            argv,
+            what=f"the load {scenario.name!r}",
+            stdin=cluster.trust.api_key.reveal() + "\n",
+            timeout=LOAD_TIMEOUT,
+        )
+    except BaseException:
+        _end_client(cluster)
+        raise
+    after = counters(metrics.page(cluster))
+    clock = float(control.run([f"{VENV}/bin/python", "-c", MONOTONIC]).out)
+    text = control.run(["cat", RESULT], what="the client's result").out
+    try:
+        found = differences(before, after)
+        return measured(text, scenario, asked.repeats, clock, found, asked.targets_ms)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"the load {scenario.name!r} gave no figures: {error}",
+            "The endpoint refused it, or broke off: orchestrate verify; orchestrate status",
+        ) from None
+
+
+def _end_client(cluster: Cluster) -> None:
+    with suppress(UserError):
+        cluster.remote(cluster.profile.control).run(["sh", "-c", END], ok=None)
+
+
+def _must_be_right(cluster: Cluster, board: Board) -> None:
+    with board.step(CLUSTER, "verify"):
+        files = published(cluster.profile.name, cluster.profile.serving.model)
+        report = verify(cluster.profile, cluster.verify_context(files))
+        if not report.ok:
+            first = report.failed[0]
+            raise UserError(
+                f"the cluster does not pass its checks: {first.name} of {first.node}: {first.seen}",
+                "Nothing was measured. See all of them: orchestrate verify",
+            )
+
+
+def _begun(cluster: Cluster, asked: Asked) -> Run:
+    profile = cluster.profile
+    try:
+        probed = inputs.probes(profile.name).time
+    except UserError:
+        probed = ""
+    versions = json.loads(
+        cluster.remote(profile.server).run([f"{VENV}/bin/python", "-c", VERSIONS]).out
+    )
+    return Run(
+        id=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
+        provenance=Provenance(
+            profile=profile.name,
+            profile_sha256=profile.sha256,
+            profile_text=profile.path.read_text(encoding="utf-8"),
+            image_id=cluster.image_id,
+            versions=versions,
+            model=profile.serving.model,
+            model_revision=cluster.model.revision,
+            layout=layout_text(cluster.layout.tensor, cluster.layout.pipeline),
+            probes=probed,
+            machine=profile.machines,
+        ),
+        state=State.INTERRUPTED,
+        note="it was interrupted",
+        asked=asked,
+    )

@@ -1,0 +1,50 @@
+"""What predictions are made from, as it lies on this machine: probes, and a fitted engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.core import paths
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.results.probe import Probes
+
+#: Below a cluster's ``measured/``.
+PROBES = "probes"
+ENGINE = "engine.json"
+
+T = TypeVar("T")
+
+
+def probes(cluster: str, named: Path | None = None) -> Probes:
+    """The probes in the named file, else the cluster's newest.
+
+    Raises UserError where there are none, BadInput where the file does not hold any.
+    """
+    if named is not None:
+        return _read(named, Probes)
+    found = sorted((paths.measured(cluster) / PROBES).glob("*.json"))
+    if not found:
+        raise UserError(f"nothing was measured yet on {cluster}", "Run: orchestrate probe")
+    return _read(found[-1], Probes)
+
+
+def engine(cluster: str) -> Engine | None:
+    """What was fitted to runs on one node; None where there were none."""
+    file = paths.measured(cluster) / ENGINE
+    return _read(file, Engine) if file.is_file() else None
+
+
+def _read(file: Path, kind: type[T]) -> T:
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        text = f"{file}: does not hold {kind.__name__.lower()}: {where}: {first['msg']}"
+        raise BadInput(text, "Run: orchestrate probe") from None

@@ -1,0 +1,137 @@
+"""What a message between ranks costs: by a formula, or as it was measured.
+
+Ring all-reduce of m bytes over N ranks: 2 (N-1) steps of m/N bytes, so 2 (N-1) a + 2 (N-1)/N m/b
+with latency a and bandwidth b of the slowest link (Thakur, Rabenseifner, Gropp, "Optimization of
+Collective Communication Operations in MPICH", 2005, section 4; Patarasuk and Yuan, 2009). It is the
+least that any algorithm moves; measured times are taken where there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from orchestrator.performance.results.probe import Spread
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way between two nodes: seconds that the first byte takes, bytes a second after it."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of messages: the link's latency, its bandwidth, and the library's own work."""
+
+    latency_s: float = 0.0
+    bandwidth_s: float = 0.0
+    library_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.latency_s + self.bandwidth_s + self.library_s
+
+    def times(self, count: float) -> Cost:
+        """The cost of ``count`` of them, one after the other."""
+        return Cost(self.latency_s * count, self.bandwidth_s * count, self.library_s * count)
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(
+            self.latency_s + other.latency_s,
+            self.bandwidth_s + other.bandwidth_s,
+            self.library_s + other.library_s,
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured seconds of one operation between ``ranks``, by a message's bytes, ascending.
+
+    ``link``: the link as it was then.
+    """
+
+    ranks: int
+    points: tuple[tuple[float, float], ...]
+    link: Link
+
+    def at(self, size: float) -> float:
+        """Seconds of ``size`` bytes: straight lines between points, the first one's time below it,
+        the last line goes on above. A larger message never takes less."""
+        if size <= self.points[0][0] or len(self.points) == 1:
+            above = max(size - self.points[0][0], 0.0)
+            return self.points[0][1] + above / self.link.bytes_per_s
+        pairs = list(pairwise(self.points))
+        (x0, y0), (x1, y1) = next((p for p in pairs if size <= p[1][0]), pairs[-1])
+        return y0 + (size - x0) * (y1 - y0) / (x1 - x0)
+
+
+def curve(ranks: int, by_size: Mapping[int, Spread], link: Link) -> Curve | None:
+    """A curve through the medians; None where nothing was measured."""
+    sizes = sorted(by_size)
+    seconds = rising(by_size[size].median for size in sizes)
+    points = tuple(zip(map(float, sizes), seconds, strict=True))
+    return Curve(ranks, points, link) if points else None
+
+
+def rising(values: Iterable[float]) -> list[float]:
+    """The nearest values, by least squares, of which none is below the one before it: those that
+    are become their mean (Ayer and others, "An empirical distribution function for sampling with
+    incomplete information", 1955)."""
+    means: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while means and means[-1][0] > mean:
+            before, of = means.pop()
+            mean, count = (mean * count + before * of) / (count + of), count + of
+        means.append((mean, count))
+    return [mean for mean, count in means for _ in range(count)]
+
+
+def all_reduce(ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+    """One all-reduce of ``size`` bytes."""
+    return _cost(_ring(ranks, size, link), ranks, size, link, measured)
+
+
+def all_gather(ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+    """One all-gather to ``size`` bytes on each rank: the second half of a ring all-reduce."""
+    return all_reduce(ranks, size, link, measured).times(0.5)
+
+
+def send(size: float, link: Link, measured: Curve | None) -> Cost:
+    """One message from a rank to another."""
+    plain = Cost(link.latency_s, size / link.bytes_per_s)
+    if measured is None:
+        return plain
+    then = Cost(measured.link.latency_s, size / measured.link.bytes_per_s)
+    return _decomposed(plain, then, measured.at(size))
+
+
+def _ring(ranks: int, size: float, link: Link) -> Cost:
+    steps = 2 * (ranks - 1)
+    return Cost(steps * link.latency_s, steps / ranks * size / link.bytes_per_s)
+
+
+def _cost(now: Cost, ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+    if measured is None or ranks == 1:
+        return now if ranks > 1 else Cost()
+    # Measured with another number of ranks: each share grows as it does in a ring.
+    floor = measured.at(0) * (ranks - 1) / (measured.ranks - 1)
+    share = (ranks - 1) / ranks / ((measured.ranks - 1) / measured.ranks)
+    whole = floor + (measured.at(size) - measured.at(0)) * share
+    return _decomposed(now, _ring(ranks, size, measured.link), whole)
+
+
+def _decomposed(now: Cost, then: Cost, whole: float) -> Cost:
+    """Measured seconds cut into the link's share, as the link is now, and the library's.
+
+    ``whole``: as measured; ``then``: what the formula gives with the link as it was measured. What
+    the link does not account for is the library's; the link's share grows as the link gets slower.
+    """
+    link = then.latency_s + then.bandwidth_s
+    if whole < link:
+        return Cost(now.latency_s, now.bandwidth_s).times(whole / link)
+    return Cost(now.latency_s, now.bandwidth_s, whole - link)

@@ -1,0 +1,226 @@
+"""Many requests at once: what one of them waits for, and how many tokens all get.
+
+Rounds: with r requests running, each one's stay is its prompt, the others' prompts and its own
+tokens. Prompts share steps as far as ``max-num-batched-tokens`` lets them, and a step with a prompt
+in it also gives every running request its next token (vLLM's chunked prefill:
+v1/core/sched/scheduler.py). Requests of one length that start as others end stay in step, but the
+engine does not wait for all of them: the first prompt goes alone. With a rate they come one by one,
+and how many run is Little's law (r = rate x stay). Limits:
+docs/explanation/performance-model.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.phase import Cause, Parts, Work, step
+from orchestrator.performance.predict.rates import Rates
+from orchestrator.performance.predict.shape import ModelShape
+
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
+#: vLLM 0.30's own values where flags are missing (engine/arg_utils.py, config/cache.py). The first
+#: two are larger on large cards, and with more ranks on CPU.
+DEFAULT_SEQUENCES = 256
+DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_MEMORY_SHARE = 0.92
+#: GiB for keys and values, of vLLM on CPU, where it is not the share above.
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Load:
+    """``concurrency`` requests at once; with ``rate_per_s`` as many as come, ``concurrency`` at
+    most."""
+
+    prompt_tokens: int
+    output_tokens: int
+    concurrency: float = 1.0
+    rate_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the profile allows. ``sequences``: at once at most; ``wanted``: how many have to have
+    room, where the profile says it; ``context``: tokens of one request, None where the model
+    decides; ``cache_bytes``: for keys and values, where it is not what the share leaves."""
+
+    sequences: int = DEFAULT_SEQUENCES
+    wanted: int = 1
+    batched_tokens: int = DEFAULT_BATCHED_TOKENS
+    context: int | None = None
+    memory_share: float = DEFAULT_MEMORY_SHARE
+    cache_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A phase: "prefill" is the time to the first token, "decode" that of each further one,
+    "request" all of a request. ``seconds`` is the sum of the parts."""
+
+    phase: str
+    seconds: float
+    parts: Parts
+    bound: Cause
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A load on a layout. ``running``: requests in the engine, of all copies together; ``waiting``:
+    those that wait for a place. ``saturated``: more come than can be served, so that the queue
+    grows as long as the load lasts; then no time in it is predicted."""
+
+    prefill: Prediction
+    decode: Prediction
+    request: Prediction
+    running: float
+    waiting: float
+    requests_per_s: float
+    output_tokens_per_s: float
+    saturated: bool = False
+
+
+def limits(profile: Profile, synchronous: bool = False) -> Limits:
+    """The limits in the flags of ``vllm serve``; ``synchronous``: on CPU."""
+    args = {key.replace("_", "-"): value for key, value in profile.serving.args.items()}
+    share = args.get("gpu-memory-utilization")
+    cache = profile.serving_env().get(CPU_CACHE, "") if synchronous else ""
+    return Limits(
+        sequences=_whole(args.get("max-num-seqs")) or DEFAULT_SEQUENCES,
+        wanted=_whole(args.get("max-num-seqs")) or 1,
+        batched_tokens=_whole(args.get("max-num-batched-tokens")) or DEFAULT_BATCHED_TOKENS,
+        context=_whole(args.get("max-model-len")),
+        memory_share=float(share) if isinstance(share, int | float) else DEFAULT_MEMORY_SHARE,
+        cache_bytes=float(cache) * 2**30 if cache.replace(".", "", 1).isdigit() else None,
+    )
+
+
+def _whole(value: object) -> int | None:
+    return int(str(value)) if str(value).isdigit() and int(str(value)) > 0 else None
+
+
+def predict(
+    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits | None = None
+) -> dict[str, Prediction]:
+    """Each phase of a request under a load: "prefill", "decode", "request"."""
+    found = forecast(shape, layout, rates, load, limits)
+    return {each.phase: each for each in (found.prefill, found.decode, found.request)}
+
+
+def forecast(
+    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits | None = None
+) -> Forecast:
+    """A load on a layout: its copies share it evenly."""
+    allowed = limits or Limits()
+    copies = layout.data if load.rate_per_s else min(layout.data, max(load.concurrency, 1.0))
+    at_once = max(load.concurrency / copies, 1.0)
+    most = min(at_once, float(allowed.sequences))
+
+    def at(running: float) -> _Round:
+        return _round(shape, layout, rates, replace(load, concurrency=running), allowed)
+
+    if load.rate_per_s is None:
+        found = at(most)
+        throughput = found.running / found.stay_s
+        waiting = at_once - most
+        return _forecast(found, load, copies, throughput, waiting, False)
+    rate = load.rate_per_s / copies
+
+    def among(running: float) -> _Round:
+        """Who comes as it likes meets as many as run on average, and is one more (Wolff, "Poisson
+        arrivals see time averages", 1982)."""
+        return at(min(running + 1, most))
+
+    running = _little(rate, most, among)
+    found = among(running)
+    saturated = running >= most and rate > most / found.stay_s
+    throughput = min(rate, most / found.stay_s)
+    return _forecast(replace(found, running=running), load, copies, throughput, 0.0, saturated)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One copy with ``running`` requests in it; without any that wait for a place."""
+
+    running: float
+    first: Parts
+    further: Parts
+    stay_s: float
+
+
+def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float:
+    """How many run when ``rate`` come: the least r with r = rate x stay(r), or ``most``."""
+    low, high = 0.0, most
+    if rate * among(high).stay_s >= high:
+        return most
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rate * among(middle).stay_s > middle else (low, middle)
+    return high
+
+
+def _round(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits) -> _Round:
+    """One request's stay, among ``load.concurrency`` that run."""
+    prompt, output = load.prompt_tokens, load.output_tokens
+    in_flight = min(float(layout.pipeline), load.concurrency)
+    together = max(load.concurrency / layout.pipeline, 1.0)  # of one batch in the stages
+    own = max(1, math.ceil(prompt / limits.batched_tokens))
+
+    def prompts(count: float, steps: float) -> Parts:
+        """One of the steps that prompts share."""
+        tokens = count * prompt / steps
+        found = step(shape, layout, rates, Work(tokens, count, prompt / 2), in_flight)
+        return found.plus(host_s=rates.engine.per_token_s * tokens)
+
+    if load.rate_per_s is not None:
+        waits_s, steps = 0.0, together * own
+        mixed = prompts(together, steps)
+    else:
+        # The engine begins with the prompt that comes first; the others share the steps after it,
+        # as few as the budget allows. Of two requests one waits for it, of more the median does:
+        # until the first stage is free.
+        share = min((load.concurrency - 1) / 2, 1.0)
+        waits_s = share * own * prompts(1, own).seconds / layout.pipeline
+        rest = max(load.concurrency - 1, 1.0)
+        steps = max(own, rest * prompt / limits.batched_tokens)
+        mixed = prompts(rest, steps)
+    plain = step(shape, layout, rates, Work(together, together, prompt + output / 2), in_flight)
+    others, further = steps - own, output - 1
+    during = min(others, float(further))  # others' prompts while this one's tokens come
+    first = mixed.times(own).plus(
+        host_s=rates.engine.request_s, prefill_s=waits_s + (others - during) * mixed.seconds
+    )
+    each = plain
+    if further:
+        each = plain.times((further - during) / further)
+        each = each.plus(prefill_s=during / further * mixed.seconds)
+    return _Round(load.concurrency, first, each, first.seconds + further * each.seconds)
+
+
+def _forecast(
+    found: _Round, load: Load, copies: float, throughput: float, waiting: float, saturated: bool
+) -> Forecast:
+    first = found.first.plus(queue_s=waiting / throughput)
+    further = load.output_tokens - 1
+    prompts = first.seconds - first.queue_s + further * found.further.prefill_s
+    whole = replace(found.further.times(further), prefill_s=prompts, queue_s=first.queue_s)
+    return Forecast(
+        prefill=_prediction("prefill", first),
+        decode=_prediction("decode", found.further),
+        request=_prediction("request", whole),
+        running=found.running * copies,
+        waiting=waiting * copies,
+        requests_per_s=throughput * copies,
+        output_tokens_per_s=throughput * copies * load.output_tokens,
+        saturated=saturated,
+    )
+
+
+def _prediction(phase: str, parts: Parts) -> Prediction:
+    return Prediction(phase, parts.seconds, parts, parts.bound)

@@ -1,0 +1,185 @@
+"""All that is predicted of a profile's model on its cluster, as one document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.models.serving import number
+from orchestrator.performance.predict import rank
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout, accelerators, candidates
+from orchestrator.performance.predict.load import Limits, Load, limits
+from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.predict.rates import SYNCHRONOUS, Rates, rates
+from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.results.probe import Probes
+
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
+#: A load to rank by, where none is given; cut to what the profile's context has room for.
+USUAL = Load(prompt_tokens=512, output_tokens=128, concurrency=8)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Layouts, the best first. ``warnings``: what speaks against the profile's choice;
+    ``counterfactuals``: tokens a second of one request on ``compared``, if one thing differed;
+    ``unpredicted``: what of the model could not be read; ``assumed``: constants nobody measured."""
+
+    model: str
+    probes: str
+    chosen: Layout
+    load: Load
+    limits: Limits
+    ranked: tuple[rank.Ranked, ...]
+    answer: str
+    warnings: tuple[str, ...]
+    compared: Layout
+    counterfactuals: dict[str, float]
+    unpredicted: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON types."""
+        found: dict[str, Any] = TypeAdapter(Outlook).dump_python(self, mode="json")
+        for row, one in zip(found["ranked"], self.ranked, strict=True):
+            row["name"] = str(one.layout)
+            row["single_tokens_per_s"] = one.single_tokens_per_s
+            row["fit"] |= {"fits": one.fit.fits, "runs": one.fit.runs, "text": str(one.fit)}
+        return found
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """A table's cells, under ``HEADINGS``."""
+        for one in self.ranked:
+            chosen = one.layout == self.chosen
+            yield (
+                f"{one.layout}{' (the profile)' if chosen else ''}",
+                f"{one.single_tokens_per_s:.3g}" if one.fit.runs else "-",
+                _milliseconds(one.loaded.prefill.seconds) if one.fit.runs else "-",
+                _milliseconds(one.loaded.decode.seconds) if one.fit.runs else "-",
+                f"{one.loaded.output_tokens_per_s:.3g}" if one.fit.runs else "-",
+                str(one.single.decode.bound),
+                str(one.fit),
+            )
+
+
+def headings(load: Load) -> tuple[str, ...]:
+    """Of the table's columns: tokens a second of one request, then the load's."""
+    many = f"{load.concurrency:g} at once"
+    return (
+        "layout",
+        "one request, tokens/s",
+        f"{many}: first token",
+        "each further",
+        "all, tokens/s",
+        "most of the time",
+        "memory",
+    )
+
+
+def outlook(
+    profile: Profile,
+    config: dict[str, Any],
+    chosen: Layout,
+    probes: Probes,
+    engine: Engine | None = None,
+    load: Load | None = None,
+) -> Outlook:
+    """Rank all layouts that the probes suffice for.
+
+    Raises BadInput where config.json does not say what the model is, UserError where no device was
+    measured.
+    """
+    dtype = str(profile.serving.args.get("dtype", "auto"))
+    shape, unpredicted = read(config, dtype)
+    if shape is None:
+        where = profile.where("serving", "model")
+        raise BadInput(f"{where}: {profile.serving.model}: {'; '.join(unpredicted)}")
+    devices = accelerators(profile)
+    on_cpu = any(device.device == SYNCHRONOUS for device in probes.devices)
+    allowed = limits(profile, on_cpu)
+    if allowed.context is None:
+        text = config.get("text_config", config)
+        allowed = replace(allowed, context=number(text, "max_position_embeddings"))
+    asked = load or _cut(USUAL, allowed.context)
+    known, missing = _known(probes, profile, candidates(config, len(devices)), engine)
+    ranked = rank.rank(shape, known, known.__getitem__, asked, allowed)
+    compared = chosen if chosen in known and not chosen.one else _widest(list(known))
+    return Outlook(
+        model=profile.serving.model,
+        probes=probes.time,
+        chosen=chosen,
+        load=asked,
+        limits=allowed,
+        ranked=tuple(ranked),
+        answer=rank.does_clustering_help(ranked, asked),
+        warnings=(*missing, *_warnings(profile, ranked, chosen, probes)),
+        compared=compared,
+        counterfactuals=rank.counterfactuals(shape, compared, known[compared], asked, allowed),
+        unpredicted=tuple(_unpredicted(shape, unpredicted, known[compared].flops_per_s)),
+        assumed=(engine or Engine()).assumed,
+    )
+
+
+def _known(
+    probes: Probes, profile: Profile, layouts: list[Layout], engine: Engine | None
+) -> tuple[dict[Layout, Rates], tuple[str, ...]]:
+    """The rates of each layout that was measured enough for, and what the others lack."""
+    found, missing = {}, {}
+    for layout in layouts:
+        try:
+            found[layout] = rates(probes, profile, layout, engine)
+        except UserError as error:
+            missing[f"not predicted: {layout}: {error.message}. {error.hint}"] = error
+    if not found:
+        raise next(iter(missing.values()))
+    return found, tuple(missing)
+
+
+def _cut(load: Load, context: int | None) -> Load:
+    if context is None or load.prompt_tokens + load.output_tokens <= context:
+        return load
+    output = max(1, min(load.output_tokens, context // 4))
+    return Load(max(1, context // 2), output, load.concurrency)
+
+
+def _widest(layouts: list[Layout]) -> Layout:
+    """Of a single copy, over the most accelerators; spread by tensors where there is a choice."""
+    one_copy = [layout for layout in layouts if layout.data == 1]
+    return max(one_copy, key=lambda layout: (layout.ranks, layout.tensor))
+
+
+def _warnings(
+    profile: Profile, ranked: list[rank.Ranked], chosen: Layout, probes: Probes
+) -> Iterator[str]:
+    if probes.profile != profile.name:
+        yield f"the probes are of the profile {probes.profile}, not of {profile.name}"
+    if text := rank.loses(ranked, chosen):
+        yield text
+    mine = next((one for one in ranked if one.layout == chosen), None)
+    if mine and not mine.fit.fits:
+        yield f"the profile's layout ({chosen}) {mine.fit}"
+    if mine and mine.fit.fits and mine.loaded.request.bound is Cause.BATCH_LIMIT:
+        yield f"requests wait most of the time: max-num-seqs lets {mine.loaded.running:g} run"
+    yield from mine.notes if mine else ()
+    for failed in probes.failed:
+        yield f"the probe {failed.probe} of {failed.where} gave nothing: {failed.reason}"
+
+
+def _unpredicted(
+    shape: ModelShape, unread: tuple[str, ...], flops: dict[str, float]
+) -> Iterator[str]:
+    yield from unread
+    if shape.dtype not in flops:
+        taken = ", ".join(sorted(flops))
+        yield f"no matrix rate of {shape.dtype} was measured: that of {taken} is taken"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -1,0 +1,188 @@
+"""One step of the engine: how long it takes, part by part.
+
+Reading weights and computing overlap, so the larger of the two counts and both are kept (Williams,
+Waterman, Patterson, "Roofline", 2009). The rest adds. Counted from vLLM 0.30.0: per layer two
+all-reduces for tensor parallelism (after attention and after the MLP: models/llama.py), one for the
+embedding (layers/vocab_parallel_embedding.py), one all-gather of logits
+(layers/logits_processor.py); per border between stages one message that describes and two tensors,
+hidden states and residual (v1/worker/gpu_worker.py), and the sampled tokens back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.links import Cost, Link, all_gather, all_reduce, send
+from orchestrator.performance.predict.rates import Rates
+from orchestrator.performance.predict.shape import ModelShape
+
+#: Operations of a border between stages: four messages (two describe), and one of sampled tokens.
+BORDER_OPERATIONS = 5
+#: Bytes of a sampled token.
+TOKEN_BYTES = 8
+
+
+class Cause(StrEnum):
+    """What a time is spent on, or is longer for."""
+
+    COMPUTE = "compute"
+    MEMORY = "memory"
+    LINK_LATENCY = "link latency"
+    LINK_BANDWIDTH = "link bandwidth"
+    SCHEDULING = "scheduling"
+    HOST = "host"
+    LONG_PREFILL = "long prefill"
+    BATCH_LIMIT = "batch limit"
+    SLOW_NODE = "slow node"
+    UNEXPLAINED = "unexplained"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds, by what they are spent on. ``compute_s`` and ``memory_s`` overlap.
+
+    ``host_s``: operations that the device waits for, and the collectives' library. ``prefill_s``:
+    prompts: other requests' ones, or of a whole request its own too. ``queue_s``: waiting for a
+    place among ``max-num-seqs``.
+    """
+
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+    link_latency_s: float = 0.0
+    link_bandwidth_s: float = 0.0
+    scheduling_s: float = 0.0
+    host_s: float = 0.0
+    prefill_s: float = 0.0
+    queue_s: float = 0.0
+
+    @property
+    def device_s(self) -> float:
+        """Of what overlaps, the larger."""
+        return max(self.compute_s, self.memory_s)
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.device_s + sum(self.added().values())
+
+    def added(self) -> dict[Cause, float]:
+        """What adds to the device's time, by its name as a cause."""
+        return {
+            Cause.LINK_LATENCY: self.link_latency_s,
+            Cause.LINK_BANDWIDTH: self.link_bandwidth_s,
+            Cause.SCHEDULING: self.scheduling_s,
+            Cause.HOST: self.host_s,
+            Cause.LONG_PREFILL: self.prefill_s,
+            Cause.BATCH_LIMIT: self.queue_s,
+        }
+
+    def shares(self) -> dict[Cause, float]:
+        """All that adds up to ``seconds``: of what overlaps, the larger by its name."""
+        bound = Cause.COMPUTE if self.compute_s > self.memory_s else Cause.MEMORY
+        return {bound: self.device_s, **self.added()}
+
+    @property
+    def bound(self) -> Cause:
+        """The largest."""
+        shares = self.shares()
+        return max(shares, key=lambda cause: shares[cause])
+
+    def times(self, factor: float) -> Parts:
+        return Parts(*(getattr(self, each.name) * factor for each in fields(self)))
+
+    def plus(self, **more: float) -> Parts:
+        """With some parts longer."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Parts(**{name: value + more.get(name, 0.0) for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes: ``tokens`` new ones in all, of ``sequences`` whose next token is
+    sampled, each new one after ``context`` others on average."""
+
+    tokens: float
+    sequences: float
+    context: float
+
+
+def step(
+    shape: ModelShape, layout: Layout, rates: Rates, work: Work, in_flight: float = 1.0
+) -> Parts:
+    """One step of one batch through all stages. ``in_flight``: how many batches share the engine:
+    where scheduling them takes longer than one's way through the stages, that is what counts."""
+    compute_s, memory_s = device(shape, layout, rates, work)
+    messages = traffic(shape, layout, rates, work)
+    operations = shape.layers * rates.engine.per_layer_operations
+    launches = (operations + rates.borders * BORDER_OPERATIONS) * rates.operation_s
+    if not rates.synchronous:
+        # The host runs ahead of the device: only what exceeds the device's time is waited for.
+        launches = max(0.0, launches - max(compute_s, memory_s))
+    scheduling = rates.engine.step_s + rates.engine.per_sequence_s * work.sequences
+    parts = Parts(
+        compute_s=compute_s,
+        memory_s=memory_s,
+        link_latency_s=messages.latency_s,
+        link_bandwidth_s=messages.bandwidth_s,
+        scheduling_s=scheduling,
+        host_s=launches + messages.library_s,
+    )
+    return parts.plus(scheduling_s=max(0.0, in_flight * scheduling - parts.seconds))
+
+
+def device(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> tuple[float, float]:
+    """Seconds of arithmetic and of reading, which overlap.
+
+    The roofline says which of the two bounds a product. How long it then takes was measured, where
+    the weights are as those that were: dense and not quantized. Then attention's arithmetic and its
+    reading of the cache add, since they are other operations.
+    """
+    flops, read = rates.flops(shape.dtype), rates.memory_bytes_per_s
+    compute_s = shape.flops(work.tokens, work.context, work.sequences) / layout.tensor / flops
+    weights = shape.bytes_read(work.tokens, layout.tensor)
+    cache_s = work.sequences * work.context * shape.kv_bytes_per_token(layout.tensor) / read
+    head = shape.head_weights * shape.dtype_bytes / layout.tensor
+    layers_s = rates.product_s(weights - head, work.tokens)
+    head_s = rates.product_s(head, work.sequences)
+    if not shape.plain or layers_s is None or head_s is None:
+        return compute_s, weights / read + cache_s
+    measured = layers_s + head_s
+    products_s = shape.flops(work.tokens, 0, work.sequences) / layout.tensor / flops
+    slower = measured / max(products_s, weights / read)
+    attention_s = compute_s - products_s
+    if products_s > weights / read:
+        return products_s * slower + attention_s + cache_s, weights / read + cache_s
+    return compute_s, weights / read * slower + cache_s + attention_s
+
+
+def traffic(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> Cost:
+    """All messages of a step, on the way that nobody overtakes."""
+    if rates.link is None:
+        return Cost()
+    hidden = work.tokens * shape.hidden * shape.dtype_bytes
+    cost = _to_workers(rates.link)
+    if rates.tensor_nodes > 1:
+        nodes = rates.tensor_nodes
+        each = all_reduce(nodes, hidden, rates.link, rates.all_reduce)
+        logits = work.sequences * shape.vocabulary * shape.dtype_bytes
+        cost = cost.plus(each.times(all_reduces(shape)))
+        cost = cost.plus(all_gather(nodes, logits, rates.link, rates.all_reduce))
+    if rates.borders:
+        # With tensor parallelism too, each rank sends its slice; all of them over the same link.
+        # Of the messages of a border only the last is waited for: latency counts once.
+        border = send(2 * hidden, rates.link, rates.send)
+        cost = cost.plus(border.times(rates.borders))
+        cost = cost.plus(send(work.sequences * TOKEN_BYTES, rates.link, rates.send))
+    return cost
+
+
+def all_reduces(shape: ModelShape) -> int:
+    """Of one step with tensor parallelism."""
+    return 2 * shape.layers + 1
+
+
+def _to_workers(link: Link) -> Cost:
+    """The engine tells workers on other nodes what to do: one message."""
+    return Cost(latency_s=link.latency_s)

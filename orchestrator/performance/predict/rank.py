@@ -1,0 +1,206 @@
+"""Which layout is best, whether more nodes help at all, and what would change that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.load import Forecast, Limits, Load, Prediction, forecast
+from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.predict.rates import Rates, what_if
+from orchestrator.performance.predict.shape import ModelShape
+
+#: A difference that is less than this share is none: no model of this kind is better.
+SAME = 0.05
+#: Of counterfactuals, the one that is none.
+AS_IT_IS = "as it is"
+#: Links that people buy: name -> bytes a second of one TCP stream (of Ethernet 94 % of the bits,
+#: what headers leave; of USB4 what is reported of thunderbolt_net).
+LINKS = {
+    "2.5 GbE": 2.5e9 / 8 * 0.94,
+    "10 GbE": 10e9 / 8 * 0.94,
+    "USB4": 9.5e9 / 8,
+    "25 GbE": 25e9 / 8 * 0.94,
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a layout fits a device's memory, of the fullest rank. Bytes.
+
+    ``sequences``: how many requests of the longest context have room at once, of those that are
+    allowed; ``wanted``: how many the profile asks for.
+    """
+
+    weight_bytes: float
+    cache_bytes_per_sequence: float
+    usable_bytes: float
+    cache_bytes: float
+    sequences: int
+    wanted: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether at least one request of the longest context has room."""
+        return self.weight_bytes <= self.usable_bytes and self.sequences >= 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether all that the profile allows have room."""
+        return self.runs and self.sequences >= self.wanted
+
+    def __str__(self) -> str:
+        held = f"weights {_gb(self.weight_bytes)} of {_gb(self.usable_bytes)}"
+        if self.weight_bytes > self.usable_bytes:
+            return f"does not fit: {held}"
+        word = "fits" if self.fits else "does not fit"
+        each = f"{_gb(self.cache_bytes_per_sequence)} each"
+        return f"{word}: {held}, room for {self.sequences} requests, {each}"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layout with its forecasts: of a single request at a time, and under the load."""
+
+    layout: Layout
+    fit: Fit
+    single: Forecast
+    loaded: Forecast
+    notes: tuple[str, ...]
+
+    @property
+    def single_tokens_per_s(self) -> float:
+        """Tokens a second while one request decodes."""
+        return 1 / self.single.decode.seconds
+
+
+RatesOf = Callable[[Layout], Rates]
+
+
+def fit(shape: ModelShape, layout: Layout, memory_bytes: float, limits: Limits) -> Fit:
+    """Weights and the cache of keys and values against a device's memory.
+
+    Buffers of a step are not counted: vLLM measures them itself, and they take room of the cache.
+    """
+    usable = memory_bytes * (1.0 if limits.cache_bytes else limits.memory_share)
+    weights = shape.bytes_held(layout.tensor, layout.pipeline)
+    left = max(usable - weights, 0.0)
+    cache = left if limits.cache_bytes is None else min(limits.cache_bytes, left)
+    stage = -(-shape.layers // layout.pipeline) / shape.layers
+    each = shape.kv_bytes_per_token(layout.tensor) * stage * (limits.context or 0)
+    room = min(int(cache / each) if each else limits.sequences, limits.sequences)
+    return Fit(weights, each, usable, cache, room, limits.wanted)
+
+
+def rank(
+    shape: ModelShape, layouts: Iterable[Layout], rates_of: RatesOf, load: Load, limits: Limits
+) -> list[Ranked]:
+    """Layouts by tokens a second of a single request, those that fit first."""
+    found = [_ranked(shape, layout, rates_of(layout), load, limits) for layout in layouts]
+    return sorted(found, key=lambda one: (not one.fit.fits, not one.fit.runs, -_speed(one)))
+
+
+def _speed(one: Ranked) -> float:
+    return one.single_tokens_per_s
+
+
+def _ranked(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits) -> Ranked:
+    room = fit(shape, layout, rates.memory_bytes, limits)
+    # What has no room waits; where nothing has, the figures say how fast it would be.
+    places = max(1, room.sequences)
+    allowed = replace(limits, sequences=places)
+    single = forecast(shape, layout, rates, replace(load, concurrency=1, rate_per_s=None), allowed)
+    loaded = forecast(shape, layout, rates, load, allowed)
+    return Ranked(layout, room, single, loaded, rates.notes)
+
+
+def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | None:
+    """The quickest of those that run by ``of``, of equals the one with the fewest accelerators."""
+    running = [one for one in ranked if one.fit.runs]
+    if not running:
+        return None
+    most = max(map(of, running))
+    good = (one for one in running if of(one) >= most * (1 - 1e-9))
+    return min(good, key=lambda one: one.layout.ranks)
+
+
+def throughput(one: Ranked) -> float:
+    """Tokens a second of all requests of the load."""
+    return one.loaded.output_tokens_per_s
+
+
+def loses(ranked: Sequence[Ranked], chosen: Layout) -> str:
+    """Why the chosen layout is worse than one device; empty where it is not, or one cannot run."""
+    one, mine = _of(ranked, Layout()), _of(ranked, chosen)
+    if one is None or mine is None or not one.fit.runs or chosen.one:
+        return ""
+    alone, spread = one.single_tokens_per_s, mine.single_tokens_per_s
+    if spread >= alone * (1 - SAME):
+        return ""
+    return (
+        f"the profile's layout ({chosen}) is predicted to be slower than one device for a single "
+        f"request: {spread:.3g} tokens/s, alone {alone:.3g}; what it adds most of is "
+        f"{_added(one.single.decode, mine.single.decode)}"
+    )
+
+
+def _added(alone: Prediction, spread: Prediction) -> Cause:
+    """The part that grows most from one layout to the other."""
+    before, after = alone.parts.shares(), spread.parts.shares()
+    return max(after, key=lambda cause: after[cause] - before.get(cause, 0.0))
+
+
+def does_clustering_help(ranked: Sequence[Ranked], load: Load) -> str:
+    """The answer in one line, with figures, of layouts of one copy."""
+    one = _of(ranked, Layout())
+    several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
+    if one is None or not several:
+        return "Does clustering help? Only one device can be predicted."
+    if best(several, _speed) is None:
+        return f"Does clustering help? No layout of several devices runs: {several[0].fit}"
+    if not one.fit.runs:
+        return f"Does clustering help? It is what makes the model run: alone it {one.fit}"
+    at = f"{load.rate_per_s:g} requests/s" if load.rate_per_s else f"{load.concurrency:g} at once"
+    return "Does clustering help? " + "; ".join(
+        _answer(name, one, best(several, of), of)
+        for name, of in (("one request", _speed), (at, throughput))
+    )
+
+
+def _answer(name: str, one: Ranked, other: Ranked | None, of: Callable[[Ranked], float]) -> str:
+    assert other is not None
+    alone, together = of(one), of(other)
+    word = "no difference" if abs(together - alone) <= SAME * alone else ""
+    word = word or ("yes" if together > alone else "no")
+    return f"{name}: {word}, {together:.3g} tokens/s ({other.layout}), alone {alone:.3g}"
+
+
+def counterfactuals(
+    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits
+) -> dict[str, float]:
+    """Tokens a second of a single request, if one thing differed: what -> tokens a second."""
+    alone = replace(load, concurrency=1, rate_per_s=None)
+
+    def speed(changed: Rates) -> float:
+        return 1 / forecast(shape, layout, changed, alone, limits).decode.seconds
+
+    found = {AS_IT_IS: speed(rates)}
+    if rates.link is not None:
+        found |= {
+            f"with a {name} link": speed(what_if(rates, link_bytes_per_s=bytes_per_s))
+            for name, bytes_per_s in LINKS.items()
+            if bytes_per_s > rates.link.bytes_per_s * (1 + SAME)
+        }
+        found["with half the latency"] = speed(what_if(rates, latency_factor=0.5))
+    found["with twice the memory bandwidth"] = speed(what_if(rates, memory_factor=2.0))
+    found["with a host twice as fast"] = speed(what_if(rates, host_factor=0.5))
+    return found
+
+
+def _of(ranked: Sequence[Ranked], layout: Layout) -> Ranked | None:
+    return next((one for one in ranked if one.layout == layout), None)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -1,0 +1,228 @@
+"""The figures that a layout is predicted with, from what probes measured; and if they differed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
+
+from orchestrator.core.errors import UserError
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Layout, Placement, accelerators, place
+from orchestrator.performance.predict.links import Curve, Link, curve
+from orchestrator.performance.results.probe import (
+    CollectiveRates,
+    DeviceRates,
+    LinkRates,
+    Probes,
+    Spread,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.profile.model import Profile
+
+#: A device that computes while its host goes on has a queue of its own; torch's "cpu" has none.
+SYNCHRONOUS = "cpu"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of the slowest device and link of a layout's first copy; all copies' are taken alike.
+
+    ``flops_per_s``: by torch's name of the number format. ``tensor_nodes``, ``borders``: between
+    how many nodes tensor-parallel ranks lie, and how many borders between stages are between nodes.
+    ``products``: of dense matrix products, bytes of weights a second by the input's rows,
+    ascending; empty where nobody measured. ``link``: None where the layout needs none.
+    ``all_reduce``, ``send``: as measured, else None, and the formula is taken. ``notes``: what was
+    not measured, and what stands for it.
+    """
+
+    memory_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    operation_s: float
+    memory_bytes: int
+    synchronous: bool = False
+    products: tuple[tuple[float, float], ...] = ()
+    tensor_nodes: int = 1
+    borders: int = 0
+    link: Link | None = None
+    all_reduce: Curve | None = None
+    send: Curve | None = None
+    engine: Engine = field(default_factory=Engine)
+    notes: tuple[str, ...] = ()
+
+    def flops(self, dtype: str) -> float:
+        """The matrix rate of a number format; of another one where it was not measured."""
+        return self.flops_per_s.get(dtype) or min(self.flops_per_s.values())
+
+    def product_s(self, weight_bytes: float, rows: float) -> float | None:
+        """Seconds of products with so many bytes of weights, as measured: straight lines in seconds
+        a byte between the rows that were, the last one's proportion above. None where none was."""
+        if not self.products:
+            return None
+        points = [(count, 1 / rate) for count, rate in self.products]
+        most, longest = points[-1]
+        if rows >= most:
+            return weight_bytes * longest * rows / most
+        if rows <= points[0][0]:
+            return weight_bytes * points[0][1]
+        (x0, y0), (x1, y1) = next(pair for pair in pairwise(points) if rows <= pair[1][0])
+        return weight_bytes * (y0 + (rows - x0) * (y1 - y0) / (x1 - x0))
+
+
+def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | None = None) -> Rates:
+    """The rates of a layout on the profile's accelerators.
+
+    Raises UserError where no device was measured, or the layout needs a link and neither a link nor
+    a collective was.
+    """
+    copies = place(accelerators(profile), layout)
+    notes: list[str] = []
+    names = dict.fromkeys(node for copy in copies for node in copy.nodes)
+    devices = _devices(probes, tuple(names), notes)
+    found = replace(of_devices(devices), engine=engine or Engine())
+    return replace(_linked(found, probes, profile, copies[0], notes), notes=tuple(notes))
+
+
+def of_devices(devices: Sequence[DeviceRates]) -> Rates:
+    """The rates of the slowest of at least one device, with no link."""
+    return Rates(
+        memory_bytes_per_s=_slowest(devices, lambda each: each.memory_bytes_per_s),
+        flops_per_s={
+            dtype: min(
+                each.matrix_flops_per_s[dtype].median
+                for each in devices
+                if dtype in each.matrix_flops_per_s
+            )
+            for dtype in sorted({name for each in devices for name in each.matrix_flops_per_s})
+        },
+        operation_s=max(each.operation_s.median for each in devices),
+        memory_bytes=min(each.memory_total_bytes for each in devices),
+        synchronous=any(each.device == SYNCHRONOUS for each in devices),
+        products=_products(devices),
+    )
+
+
+def what_if(
+    rates: Rates,
+    *,
+    link_bytes_per_s: float | None = None,
+    latency_factor: float = 1.0,
+    memory_factor: float = 1.0,
+    host_factor: float = 1.0,
+) -> Rates:
+    """The rates with another link, memory or host. What was measured of collectives keeps the
+    library's share: only the link's own changes with it."""
+    link = rates.link and Link(
+        rates.link.latency_s * latency_factor, link_bytes_per_s or rates.link.bytes_per_s
+    )
+    engine = replace(
+        rates.engine,
+        step_s=rates.engine.step_s * host_factor,
+        per_sequence_s=rates.engine.per_sequence_s * host_factor,
+        request_s=rates.engine.request_s * host_factor,
+        per_token_s=rates.engine.per_token_s * host_factor,
+    )
+    return replace(
+        rates,
+        link=link,
+        memory_bytes_per_s=rates.memory_bytes_per_s * memory_factor,
+        operation_s=rates.operation_s * host_factor,
+        engine=engine,
+    )
+
+
+def _devices(probes: Probes, nodes: Sequence[str], notes: list[str]) -> list[DeviceRates]:
+    known = {device.node: device for device in probes.devices if device.matrix_flops_per_s}
+    if not known:
+        raise UserError("no device was measured", "Run: orchestrate probe")
+    missing = [node for node in nodes if node not in known]
+    if missing:
+        notes.append(f"not measured: {', '.join(missing)}; taken to be like the slowest measured")
+    return [known[node] for node in nodes if node in known] or list(known.values())
+
+
+def _products(devices: Sequence[DeviceRates]) -> tuple[tuple[float, float], ...]:
+    """The slowest device's at each number of rows that all have."""
+    common = set.intersection(*(set(each.product_bytes_per_s) for each in devices))
+    return tuple(
+        (float(rows), min(each.product_bytes_per_s[rows].median for each in devices))
+        for rows in sorted(common)
+    )
+
+
+def _slowest(devices: Sequence[DeviceRates], of: Callable[[DeviceRates], Spread]) -> float:
+    return min(of(each).median for each in devices)
+
+
+def _linked(
+    found: Rates, probes: Probes, profile: Profile, copy: Placement, notes: list[str]
+) -> Rates:
+    """With what lies between a copy's nodes. Ranks on one node are taken to send no message."""
+    ranks = max(len(stage) for stage in copy.stages)
+    if ranks > len(copy.tensor_nodes):
+        notes.append("messages between accelerators of one node are not counted")
+    if len(copy.nodes) == 1:
+        return found
+    link = _link(probes, profile.ray.network, copy.nodes)
+    group = _collective(probes.collectives, copy.tensor_nodes)
+    if link is None and group is None:
+        raise UserError(
+            f"no link between {', '.join(copy.nodes)} was measured on {profile.ray.network}",
+            "Run: orchestrate probe",
+        )
+    if link is None:
+        assert group is not None
+        notes.append("no link was measured: latency and bandwidth are the collective's own")
+        link = link_of(group)
+    if group is None:
+        notes.append(
+            "no collective was measured: the formula of a ring is taken, which is the least"
+        )
+    return replace(
+        found,
+        tensor_nodes=len(copy.tensor_nodes),
+        borders=copy.borders,
+        link=link,
+        all_reduce=curve(len(group.nodes), group.all_reduce_s, link) if group else None,
+        send=curve(2, group.send_s, link) if group else None,
+    )
+
+
+def _link(probes: Probes, network: str, nodes: Sequence[str]) -> Link | None:
+    """The worst of the links between any two of the nodes."""
+    pairs = {frozenset(pair) for pair in combinations(nodes, 2)}
+    found: list[LinkRates] = [
+        each
+        for each in probes.links
+        if each.network == network and frozenset((each.a, each.b)) in pairs
+    ]
+    if not found:
+        return None
+    return Link(
+        max(each.latency_s.median for each in found), min(each.bytes_per_s.median for each in found)
+    )
+
+
+def _collective(
+    measured: Sequence[CollectiveRates], nodes: Sequence[str]
+) -> CollectiveRates | None:
+    """What was measured between these nodes, or the fewest that hold them, or any."""
+    wanted = set(nodes)
+    usable = [each for each in measured if len(each.nodes) > 1 and (each.all_reduce_s)]
+    return min(
+        usable,
+        key=lambda each: (not wanted <= set(each.nodes), len(each.nodes), each.nodes),
+        default=None,
+    )
+
+
+def link_of(group: CollectiveRates) -> Link:
+    """A link that makes a ring's formula give what was measured."""
+    sizes = sorted(group.all_reduce_s)
+    least, most = (group.all_reduce_s[size].median for size in (sizes[0], sizes[-1]))
+    ranks = len(group.nodes)
+    moved = 2 * (ranks - 1) / ranks * (sizes[-1] - sizes[0])
+    rate = moved / (most - least) if most > least and moved else float("inf")
+    return Link(least / (2 * (ranks - 1)), rate)

@@ -1,0 +1,83 @@
+"""Programs of this directory, run on nodes: each has a limit, and what it leaves is JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.errors import UserError
+from orchestrator.node.paths import VENV, WITH_ENVIRONMENT
+from orchestrator.performance.probe.node_guard import LATE
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.profile import Node, Profile
+
+#: Seconds after which a node ends what hangs by itself, before this end gives up.
+GRACE = 10.0
+PYTHON = f"{VENV}/bin/python"
+
+
+def state(cluster: Cluster, node: Node, *words: str) -> Any:
+    """What `node_state.py` prints."""
+    return _run(cluster, node, [PYTHON, "-I", "-", *words], "node_state", 30.0)
+
+
+def plain(cluster: Cluster, node: Node, program: str, words: Sequence[str], timeout: float) -> Any:
+    """Run a program that needs Python alone; what it prints."""
+    return _run(cluster, node, [PYTHON, "-I", "-", *words], program, timeout)
+
+
+def with_torch(
+    cluster: Cluster, node: Node, program: str, asked: Mapping[str, Any], timeout: float
+) -> Any:
+    """Run a program in the environment that vLLM has there; what it prints."""
+    variables = (f"{k}={v}" for k, v in environment(cluster.profile, node).items())
+    argv = ["env", *variables, WITH_ENVIRONMENT, PYTHON, "-", json.dumps(asked)]
+    return _run(cluster, node, argv, program, timeout)
+
+
+def environment(profile: Profile, node: Node) -> dict[str, str]:
+    """The variables of vLLM's process on a node: the server's, and on other nodes those of their
+    own Ray first, since vLLM gives the server's to its workers where they have none."""
+    own = {"GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface}
+    if node.name == profile.server.name:
+        return own | profile.serving_env()
+    return profile.serving_env() | own | profile.ray_env(node)
+
+
+def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeout: float) -> Any:
+    """What a program prints last, as JSON; it comes on standard input. Raises UserError where it
+    fails, prints none, or is not done in time: it has ended then, with all that it started."""
+    limit = timeout - GRACE
+    guard = [PYTHON, "-I", "-S", "-c", source("node_guard"), f"{limit:g}"]
+    result = cluster.remote(node).run(
+        [*guard, *argv],
+        what=f"the probe {program}",
+        stdin=source(program),
+        timeout=timeout + GRACE,
+        ok=None,
+    )
+    if result.code == LATE:
+        raise UserError(
+            f"{node.name}: {program}: no end after {limit:g} s, so it was ended",
+            f"By hand, there: {shlex.join(argv)} <{program}.py",
+        )
+    if result.code != 0:
+        last = (result.err.strip() or f"exit code {result.code}, no output").splitlines()[-1]
+        raise UserError(f"{node.name}: {last}")
+    try:
+        # What a library says on stdout comes before.
+        return json.loads(result.out.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        raise UserError(
+            f"{node.name}: {program} printed no figures: {result.out[-200:]!r}"
+        ) from None
+
+
+def source(program: str) -> str:
+    """The text of a program of this directory."""
+    return Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")

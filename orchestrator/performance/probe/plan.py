@@ -1,0 +1,89 @@
+"""What is probed between whom, in which order, and at which sizes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.performance.predict.phase import all_reduces
+from orchestrator.performance.predict.shape import read
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+
+#: Tokens of a step that are passed between ranks at once: a stream, batches, prompts.
+TOKENS = (1, 4, 8, 32, 128, 512, 2048)
+#: Bytes of one activation, and what is probed where the model's width is not known.
+DTYPE_BYTES, HIDDEN = 2, 4096
+LARGEST = 16 << 20
+#: Bytes of weights that a rank goes through between two messages, where that is not known.
+BETWEEN = 8 << 20
+#: Turns of some 4 s each: two minutes at most, also for a hundred nodes.
+TURNS = 30
+#: Pairs in one turn, where there are too many for one at a time.
+AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two nodes with a link each on one network."""
+
+    a: Node
+    b: Node
+    network: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.a.name}, {self.b.name} over {self.network}"
+
+
+def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Bytes of the messages that a model's ranks exchange: tokens times its width."""
+    text = config.get("text_config", config)
+    hidden = text.get("hidden_size") if isinstance(text, Mapping) else None
+    width = hidden if isinstance(hidden, int) and hidden > 0 else HIDDEN
+    found = {tokens * width * DTYPE_BYTES for tokens in TOKENS}
+    return tuple(sorted(size for size in found if size <= LARGEST))
+
+
+def between(config: Mapping[str, Any], ranks: int) -> int:
+    """Bytes of weights that a rank of a model goes through between two all-reduces."""
+    shape, _ = read(config)
+    if shape is None:
+        return BETWEEN
+    return round(shape.bytes_read(1, ranks) / all_reduces(shape))
+
+
+def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
+    """The pairs of each turn. One pair a turn, so that nothing disturbs it, as long as there are
+    TURNS; else pairs that share no node, and of all pairs a part in which every node is."""
+    rounds = [list(_rounds(network, nodes)) for network in profile.networks]
+    found = [pair for each in zip_longest(*rounds, fillvalue=()) for part in each for pair in part]
+    if len(found) <= TURNS:
+        return [(pair,) for pair in found]
+    mixed = [part for each in zip_longest(*rounds, fillvalue=()) for part in each]
+    several = (
+        part[start : start + AT_ONCE] for part in mixed for start in range(0, len(part), AT_ONCE)
+    )
+    return [part for part, _ in zip(several, range(TURNS), strict=False)]
+
+
+def left_out(profile: Profile, nodes: Sequence[Node]) -> int:
+    """How many pairs `turns` leaves out."""
+    every = sum(len(part) for network in profile.networks for part in _rounds(network, nodes))
+    return every - sum(map(len, turns(profile, nodes)))
+
+
+def _rounds(network: str, nodes: Sequence[Node]) -> Iterator[tuple[Pair, ...]]:
+    """All pairs on a network, in rounds in which no node is twice: as a tournament has them, one
+    stays and the others move on by a seat."""
+    seats: list[Node | None] = [node for node in nodes if network in node.links]
+    if len(seats) % 2:
+        seats.append(None)
+    for _ in range(len(seats) - 1):
+        opposite = zip(seats, reversed(seats), strict=True)
+        facing = [pair for pair, _ in zip(opposite, range(len(seats) // 2), strict=False)]
+        yield tuple(Pair(a, b, network) for a, b in facing if a and b)
+        seats = [seats[0], seats[-1], *seats[1:-1]]

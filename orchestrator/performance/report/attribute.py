@@ -1,0 +1,220 @@
+"""Each measured phase beside its prediction and what was counted meanwhile: the report's story."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.errors import UserError
+from orchestrator.performance.bench.history import (
+    Earlier,
+    changes,
+    clusters_help,
+    differences,
+    regressions,
+)
+from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
+from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.load import Limits, Load, limits, predict
+from orchestrator.performance.predict.rates import Rates, rates
+from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.report.plots import Point
+from orchestrator.performance.report.story import Phase, Story
+from orchestrator.performance.results.bench import Measured, Run, Series
+from orchestrator.performance.results.probe import Probes
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+
+#: Requests at once that a load with a rate may come to.
+MANY = 256
+#: Parts that no counter of a machine shows.
+MODELLED = ("compute", "memory")
+
+
+def story(
+    run: Run,
+    profile: Profile,
+    config: dict[str, Any],
+    layout: Layout,
+    probes: Probes | None,
+    engine: Engine | None,
+    earlier: Earlier,
+) -> Story:
+    """All that a report tells of a run. Without probes nothing is explained, and it says so."""
+    alone = earlier.on_one_node
+    compared = _compared(earlier.good, run) if earlier.good else ()
+    wanted = run.asked.targets_ms if run.asked else {}
+    helps = [f"Does clustering help? {line}" for line in clusters_help(alone, run)] if alone else []
+    first = (*helps, _fastest(run))
+    plain = Story(run, first, probes, (), _targets(wanted), compared)
+    if probes is None:
+        text = "Not explained: nothing was probed. Run: orchestrate probe"
+        return replace(plain, verdict=(*plain.verdict, text))
+    shape, unread = read(config)
+    if shape is None:
+        return replace(plain, verdict=(*plain.verdict, *unread))
+    try:
+        found = rates(probes, profile, layout, engine)
+    except UserError as error:
+        return replace(plain, verdict=(*plain.verdict, f"Not explained: {error.message}"))
+    allowed = limits(profile, found.synchronous)
+    phases = tuple(
+        phase
+        for each in run.measured
+        for phase in _phases(each, run.series, shape, layout, found, allowed, probes)
+    )
+    told = [*first, *_causes(phases)]
+    told += [f"Not predicted: {', '.join(unread)}"] if unread else []
+    return replace(plain, verdict=tuple(told), phases=phases)
+
+
+def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
+    """Seconds, by a latency's name in the report."""
+    names = {"ttft": "time to first token", "tpot": "time per output token"}
+    return {name: wanted_ms[key] / 1e3 for key, name in names.items() if key in wanted_ms}
+
+
+def _compared(before: Run, run: Run) -> tuple[str, ...]:
+    worse = regressions(before, run)
+    notable = [each.line for each in changes(before, run) if each.significant]
+    same = [f"nothing significant against {before.id}"] if not notable else []
+    return tuple(worse or [*notable, *same, *differences(before, run)])
+
+
+def _fastest(run: Run) -> str:
+    single = [each for each in run.measured if each.scenario.concurrency == 1]
+    most = max(run.measured, key=lambda each: each.output_tokens_per_s.median, default=None)
+    parts = []
+    if single:
+        speed = 1 / single[0].tpot_s.median if single[0].tpot_s.median else 0.0
+        parts.append(f"{speed:.3g} tokens a second for one request")
+    if most:
+        parts.append(f"{most.output_tokens_per_s.median:.3g} for all at {most.scenario.load}")
+    return ", ".join(parts) or "Nothing was measured."
+
+
+def _causes(phases: Sequence[Phase]) -> Iterator[str]:
+    """The cause of each phase, those of the same cause together."""
+    by_cause: dict[tuple[str, str], list[str]] = {}
+    for phase in phases:
+        by_cause.setdefault((phase.name, phase.cause), []).append(phase.scenario)
+    for (name, cause), scenarios in by_cause.items():
+        yield f"{name}: {cause} ({', '.join(scenarios)})"
+
+
+def _phases(
+    found: Measured,
+    series: Sequence[Series],
+    shape: ModelShape,
+    layout: Layout,
+    known: Rates,
+    allowed: Limits,
+    probes: Probes,
+) -> Iterator[Phase]:
+    scenario = found.scenario
+    load = Load(
+        scenario.prompt_tokens,
+        scenario.output_tokens,
+        scenario.concurrency or MANY,
+        scenario.rate,
+    )
+    predictions = predict(shape, layout, known, load, allowed)
+    seen = evidence(found, series, allowed, probes)
+    for name, measured in (("prefill", found.ttft_s), ("decode", found.tpot_s)):
+        told = explain(measured.median, predictions[name], seen)
+        yield Phase(
+            scenario=scenario.name,
+            name=name,
+            measured_s=measured.median,
+            parts={str(cause): each for cause, each in told.parts.shares().items() if each},
+            unexplained_s=told.unexplained_s,
+            cause=str(told.cause),
+            why=f"{told.why[:1].upper()}{told.why[1:]} ({told.basis}).",
+            modelled=MODELLED,
+            point=_point(told, shape, scenario.prompt_tokens),
+        )
+
+
+def _point(told: Explained, shape: ModelShape, prompt: int) -> Point | None:
+    """Where the phase is under the roof: its FLOPs over the weights that it reads."""
+    tokens = prompt if told.phase == "prefill" else 1
+    flops, weights = shape.flops(tokens, prompt / 2, 1), shape.bytes_read(tokens)
+    if not told.measured_s or not weights:
+        return None
+    return Point(told.phase, flops / weights, flops / told.measured_s)
+
+
+def evidence(
+    found: Measured, series: Sequence[Series], allowed: Limits, probes: Probes
+) -> Evidence:
+    """What was counted while the load ran. Pure."""
+    spans = [(window.start, window.end) for window in found.windows]
+    by_node: dict[str, dict[str, float]] = {}
+    for each in series:
+        values = [
+            value
+            for time, value in zip(each.times, each.values, strict=True)
+            if any(start <= time <= end for start, end in spans)
+        ]
+        if values:
+            by_node.setdefault(each.node, {})[each.name] = statistics.fmean(values)
+    devices = {device.node: device for device in probes.devices}
+    speeds = {
+        name: min(each.memory_bytes_per_s.median, max(each.matrix_flops_per_s.values(),
+                  key=lambda rate: rate.median).median)
+        for name, each in devices.items() if each.matrix_flops_per_s
+    }  # fmt: skip
+    middle = statistics.median(speeds.values()) if speeds else 0.0
+    nodes = tuple(
+        NodeEvidence(
+            node=name,
+            busy=_share(counted, "processors"),
+            throttled=_share(counted, "quota"),
+            stalled=_share(counted, "waiting for a processor"),
+            speed=speeds[name] / middle if middle else None,
+        )
+        for name, counted in by_node.items()
+        if name in speeds
+    )
+    server = next((each for each in by_node.values() if "vLLM num_requests_running" in each), {})
+    return Evidence(
+        nodes=nodes,
+        links=_links(by_node, probes) or None,
+        running=server.get("vLLM num_requests_running"),
+        waiting=server.get("vLLM num_requests_waiting"),
+        max_running=allowed.sequences,
+        prefill_share=_prefill_share(found.engine),
+    )
+
+
+def _share(counted: Mapping[str, float], name: str) -> float | None:
+    value = counted.get(name)
+    return None if value is None else value / 100
+
+
+def _links(by_node: Mapping[str, Mapping[str, float]], probes: Probes) -> dict[str, float]:
+    """By "NODE INTERFACE", the share of its probed rate that is in use, the busier way."""
+    fastest: dict[str, float] = {}
+    for link in probes.links:
+        for node, card in zip((link.a, link.b), link.interfaces, strict=True):
+            key = f"{node} {card}"
+            fastest[key] = max(fastest.get(key, 0.0), link.bytes_per_s.median)
+    return {
+        key: max(counted.get(f"{card} {way}", 0.0) for way in ("sent", "received")) / rate
+        for key, rate in fastest.items()
+        for node, _, card in [key.partition(" ")]
+        if rate and (counted := by_node.get(node))
+    }
+
+
+def _prefill_share(engine: Mapping[str, float]) -> float | None:
+    """Of the time that requests were computed, what was their prompts: vLLM's own histograms."""
+    prompts = engine.get("request_prefill_time_seconds_sum")
+    answers = engine.get("request_decode_time_seconds_sum")
+    if prompts is None or answers is None or prompts + answers <= 0:
+        return None
+    return prompts / (prompts + answers)

@@ -1,0 +1,237 @@
+"""One HTML file from a story: opens offline, loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from plotly.offline import get_plotlyjs
+
+from orchestrator.core.templating import render
+from orchestrator.performance.report import plots
+from orchestrator.performance.report.plots import Cable, Curve, Lane, Point, Roof, Span
+from orchestrator.performance.report.story import Phase, Story
+from orchestrator.performance.results.bench import Measured, Run, Series, State
+from orchestrator.performance.results.probe import LinkRates, Probes, Spread
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TTFT, TPOT = "time to first token", "time per output token"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A plot on the page: its element, its heading, and what to see in it."""
+
+    id: str
+    title: str
+    caption: str
+    figure: go.Figure
+
+
+def page(story: Story) -> str:
+    """The whole file."""
+    drawn = list(_drawn(story))
+    figures = {each.id: json.loads(each.figure.to_json()) for each in drawn}
+    # Inside <script> only this sequence would end it.
+    embedded = json.dumps(figures, separators=(",", ":")).replace("</", "<\\/")
+    return render(
+        "report.html",
+        run=story.run,
+        complete=story.run.state is State.COMPLETE,
+        verdict=story.verdict,
+        compared=story.compared,
+        phases=story.phases,
+        drawn=drawn,
+        rows=[_row(each) for each in story.run.measured],
+        links=[_link(each) for each in story.probes.links] if story.probes else [],
+        failed=story.probes.failed if story.probes else (),
+        facts=_facts(story),
+        figures=embedded,
+        script=get_plotlyjs(),
+    )
+
+
+def milliseconds(spread: Spread | None) -> str:
+    """``12.3 ms (11.9 to 13.0)``."""
+    if spread is None:
+        return ""
+    values = (f"{value * 1e3:.3g}" for value in (spread.median, spread.low, spread.high))
+    return "{} ms ({} to {})".format(*values)
+
+
+def bits(bytes_per_s: float) -> str:
+    """A rate as networks give it: ``0.94 Gb/s``."""
+    amount = bytes_per_s * 8
+    for unit, name in ((1e9, "Gb/s"), (1e6, "Mb/s"), (1e3, "kb/s")):
+        if amount >= unit:
+            return f"{amount / unit:.3g} {name}"
+    return f"{amount:.3g} b/s"
+
+
+def _drawn(story: Story) -> Iterator[Drawn]:
+    for number, phase in enumerate(story.phases):
+        yield Drawn(
+            f"phase-{number}",
+            f"{phase.name} of {phase.scenario}: {phase.cause}",
+            "From the predicted parts to what was measured; grey is what no part explains.",
+            plots.waterfall(phase.parts, phase.measured_s),
+        )
+    if story.probes and story.probes.devices:
+        yield Drawn(
+            "roofline",
+            "Roofline",
+            "Lines: what each node's device reaches by its probes. Points: the phases.",
+            plots.roofline(list(_roofs(story.probes)), list(_points(story.phases))),
+        )
+    yield from _load_plots(story)
+    if story.run.series:
+        yield Drawn(
+            "timeline",
+            "Every node over the same seconds",
+            "Bars on top: when each scenario ran, on the control node's clock.",
+            _timeline(story.run),
+        )
+    if story.probes and story.probes.links:
+        yield Drawn(
+            "links",
+            "Cables",
+            "What plain TCP reaches, and one way's latency; the wider, the faster.",
+            _cables(story.probes),
+        )
+
+
+def _roofs(probes: Probes) -> Iterator[Roof]:
+    for device in probes.devices:
+        memory = device.memory_bytes_per_s.median
+        for dtype, rate in device.matrix_flops_per_s.items():
+            yield Roof(f"{device.node} {dtype}", memory, rate.median)
+
+
+def _points(phases: Sequence[Phase]) -> Iterator[Point]:
+    return (phase.point for phase in phases if phase.point)
+
+
+def _load_plots(story: Story) -> Iterator[Drawn]:
+    """A plot for the sweep over concurrency and one for that over rates, where there are two
+    points at least."""
+    sweeps = {
+        "concurrency": [each for each in story.run.measured if each.scenario.rate is None],
+        "rate": [each for each in story.run.measured if each.scenario.rate is not None],
+    }
+    titles = {"concurrency": "requests at once", "rate": "requests a second"}
+    for key, every in sweeps.items():
+        found = _one_size(every, key)
+        if len(found) < 2:
+            continue
+        x = [float(getattr(each.scenario, key) or 0) for each in found]
+        curves = [
+            Curve(TTFT, x, [_figure(each.ttft_s) for each in found]),
+            Curve(TPOT, x, [_figure(each.tpot_s) for each in found]),
+        ]
+        yield Drawn(
+            f"load-{key}",
+            f"Latency over {titles[key]}",
+            "Medians over requests; bars are lowest and highest of the repeats.",
+            plots.latency_over_load(titles[key], curves, story.targets_s),
+        )
+
+
+def _one_size(measured: Sequence[Measured], key: str) -> list[Measured]:
+    """Those of the most common sizes of prompt and answer, by load."""
+    sizes = [(each.scenario.prompt_tokens, each.scenario.output_tokens) for each in measured]
+    common = max(sizes, key=sizes.count, default=None)
+    chosen = [each for each, size in zip(measured, sizes, strict=True) if size == common]
+    return sorted(chosen, key=lambda each: float(getattr(each.scenario, key) or 0))
+
+
+def _figure(spread: Spread) -> plots.Figure:
+    return plots.Figure(spread.median, spread.low, spread.high)
+
+
+def _timeline(run: Run) -> go.Figure:
+    start = min((series.times[0] for series in run.series if series.times), default=0.0)
+    lanes = [
+        Lane(
+            f"{series.node} {series.name}",
+            series.unit,
+            [time - start for time in series.times],
+            series.values,
+        )
+        for series in _shown(run.series)
+    ]
+    spans = [
+        Span(each.scenario.name, window.start - start, window.end - start)
+        for each in run.measured
+        for window in each.windows
+    ]
+    return plots.timeline(lanes, spans)
+
+
+def _shown(series: Sequence[Series]) -> list[Series]:
+    """What moved: a quantity that is always zero says nothing."""
+    return [each for each in series if any(each.values)]
+
+
+def _cables(probes: Probes) -> go.Figure:
+    nodes = list(dict.fromkeys(name for link in probes.links for name in (link.a, link.b)))
+    cables = [
+        Cable(
+            link.a,
+            link.b,
+            f"{link.network}<br>{bits(link.bytes_per_s.median)}, "
+            f"{link.latency_s.median * 1e6:.0f} µs",
+            link.bytes_per_s.median,
+        )
+        for link in probes.links
+    ]
+    return plots.cables(nodes, cables)
+
+
+def _row(measured: Measured) -> dict[str, str]:
+    scenario = measured.scenario
+    goodput = measured.goodput_per_s
+    return {
+        "scenario": scenario.name,
+        "load": scenario.load,
+        "tokens": f"{scenario.prompt_tokens} in, {scenario.output_tokens} out",
+        TTFT: milliseconds(measured.ttft_s),
+        TPOT: milliseconds(measured.tpot_s),
+        "tokens a second": f"{measured.output_tokens_per_s.median:.4g}",
+        "requests a second": f"{measured.requests_per_s.median:.3g}",
+        "within the target": f"{goodput.median:.3g}/s" if goodput else "",
+        "failed": str(measured.failed or ""),
+    }
+
+
+def _link(link: LinkRates) -> dict[str, str]:
+    negotiated = ["?" if each is None else bits(each / 8) for each in link.negotiated_bits_per_s]
+    return {
+        "nodes": f"{link.a}, {link.b}",
+        "network": link.network,
+        "interfaces": ", ".join(link.interfaces),
+        "negotiated": ", ".join(negotiated),
+        "TCP": bits(link.bytes_per_s.median),
+        "one way": f"{link.latency_s.median * 1e6:.1f} µs",
+    }
+
+
+def _facts(story: Story) -> Mapping[str, Any]:
+    """Provenance, in the order in which people look for it."""
+    found = story.run.provenance
+    return {
+        "run": story.run.id,
+        "profile": f"{found.profile} (sha256 {found.profile_sha256[:12]})",
+        "image": found.image_id,
+        "model": f"{found.model} {found.model_revision}".strip(),
+        "layout": found.layout,
+        "machine": found.machine,
+        "probes": found.probes or "none",
+        **found.versions,
+        **{
+            f"clock of {node}": f"{skew * 1e3:+.1f} ms" for node, skew in story.run.clocks_s.items()
+        },
+    }

@@ -1,0 +1,1 @@
+"""The documents that measurements leave behind. Read by all that judges them."""

@@ -1,0 +1,1 @@
+"""From power to a booted system: machines, their identity, network boot."""

@@ -1,0 +1,192 @@
+"""QEMU: its command line, one process of it, and what keeps its guest from coming up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.core.errors import UserError
+from orchestrator.provision.machines import health, netns, qmp
+from orchestrator.provision.machines.accel import QEMU, Accelerator
+from orchestrator.provision.machines.firmware import Firmware
+from orchestrator.provision.machines.health import Ailment
+from orchestrator.provision.machines.processes import Process, ended, kill
+
+NIC = "virtio-net-pci"
+#: Files of a machine: the firmware's variables, what it writes to its serial port, QEMU's socket,
+#: and QEMU's events, a line of JSON each: it takes the order to tell them from EVENTS.in.
+VARIABLES = "variables.fd"
+CONSOLE = "console.log"
+CONTROL = "qmp"
+EVENTS = "events"
+#: Seconds for QEMU to be there once it is started.
+START_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine is made of. `nics`: tap -> hardware address, the one that boots first."""
+
+    name: str
+    firmware: Firmware
+    memory: int
+    cpus: int
+    nics: Mapping[str, str]
+    disk: Path | None = None
+    #: Further words for QEMU.
+    extra: Sequence[str] = ()
+
+
+def argv(hardware: Hardware, way: Accelerator) -> list[str]:
+    """QEMU's command line. Its own files are in its working directory."""
+    words = [QEMU, "-name", hardware.name, "-nodefaults", "-no-user-config", "-display", "none"]
+    words += [*way.argv, *hardware.firmware.words(VARIABLES)]
+    words += ["-m", f"{hardware.memory >> 20}M", "-smp", str(hardware.cpus)]
+    words += ["-device", "virtio-rng-pci"]
+    words += ["-chardev", f"file,id=console,path={CONSOLE}", "-serial", "chardev:console"]
+    words += ["-chardev", f"pipe,id=events,path={EVENTS}", "-mon", "chardev=events,mode=control"]
+    words += ["-qmp", f"unix:{CONTROL},server=on,wait=off"]
+    rom = "" if hardware.firmware.nic_rom else ",romfile="
+    for number, (tap, mac) in enumerate(hardware.nics.items()):
+        words += ["-netdev", f"tap,id=net{number},ifname={tap},script=no,downscript=no"]
+        device = f"{NIC},id=nic{number},netdev=net{number},mac={mac}"
+        words += ["-device", f"{device},bootindex={number + 1}{rom}"]
+    if hardware.disk:
+        words += ["-drive", f"if=none,id=disk,format=raw,discard=unmap,file={hardware.disk}"]
+        words += ["-device", "virtio-blk-pci,drive=disk"]
+    return [*words, *hardware.extra]
+
+
+class NotStarted(UserError):
+    """QEMU ended before it was there."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """One QEMU process. All that it makes lies under `home`.
+
+    `space`: the network namespace that it is in; without one, the caller's.
+    """
+
+    home: Path
+    space: str = ""
+
+    @property
+    def console(self) -> Path:
+        return self.home / CONSOLE
+
+    @property
+    def log(self) -> Path:
+        """What QEMU itself says."""
+        return self.home / "qemu.log"
+
+    @property
+    def process(self) -> Process:
+        return Process(self.home / "process.json")
+
+    @property
+    def events(self) -> Path:
+        return self.home / f"{EVENTS}.out"
+
+    def launch(self, hardware: Hardware, way: Accelerator, *, outlives: bool = True) -> None:
+        """Power on. `outlives`: QEMU runs on when this command ends, and Ctrl-C is not for it.
+
+        Raises UserError where QEMU or the firmware is missing, NotStarted where it does not start.
+        """
+        self.home.mkdir(parents=True, exist_ok=True)
+        hardware.firmware.prepare(self.home / VARIABLES)
+        self.log.unlink(missing_ok=True)
+        self.console.write_bytes(b"")  # there for who waits for a line of it
+        words = argv(hardware, way)
+        with ExitStack() as stack:
+            stack.callback(os.close, self._order_events())
+            with netns.entered(self.space) if self.space else ExitStack():
+                self.process.start(words, log=self.log, cwd=self.home, outlives=outlives)
+            self._wait_for_control(hardware.name)
+
+    def _order_events(self) -> int:
+        """Let QEMU write its events to a file: so they are kept while nobody listens.
+
+        Returns the pipe with the order, which is to stay open until QEMU has it.
+        """
+        pipe = self.home / f"{EVENTS}.in"
+        for file in (pipe, self.events):
+            file.unlink(missing_ok=True)
+        self.events.touch()
+        os.mkfifo(pipe)
+        handle = os.open(pipe, os.O_RDWR)
+        os.write(handle, b'{"execute": "qmp_capabilities"}\n')
+        return handle
+
+    def _wait_for_control(self, name: str) -> None:
+        """Return when QEMU takes commands, or its guest has ended already.
+
+        Raises NotStarted with QEMU's words where it ended before it had a guest.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while not qmp.listens(self.home / CONTROL):
+            gone = self.process.pid() is None
+            if gone and any(health.told(self.events, "SHUTDOWN")):
+                return
+            if gone or time.monotonic() > deadline:
+                self.stop(0)
+                lines = [f"{name}: QEMU did not start", *self.said()]
+                raise NotStarted("\n".join(lines), f"Its log: {self.log}")
+            time.sleep(0.02)
+
+    def said(self) -> list[str]:
+        """The end of QEMU's log, as lines of an error."""
+        return [f"  QEMU: {line}" for line in health.log_end(self.log)]
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """A command to QEMU; raises OSError or RuntimeError as `qmp.execute` does."""
+        return qmp.execute(self.home / CONTROL, command, **arguments)
+
+    def ailment(self, silence: float) -> Ailment | None:
+        """What keeps the guest from going on; None where nothing does, or it was not started.
+
+        A guest is to say something `silence` seconds after power.
+        """
+        if not self.process.record.exists():
+            return None
+        if self.process.pid() is None:
+            return health.ended(self.events)
+        return (
+            health.stopped(self.home / CONTROL)
+            or health.resets(self.events)
+            or health.panicked(self.console)
+            or self._silent(silence)
+        )
+
+    def _silent(self, limit: float) -> Ailment | None:
+        try:
+            if self.console.stat().st_size or self.seconds < limit:
+                return None
+        except FileNotFoundError:
+            return None  # it is switched off just now
+        return Ailment(f"the guest has said nothing on its console for {limit:g} s since power")
+
+    @property
+    def seconds(self) -> float:
+        """Since power on."""
+        return time.time() - self.process.record.stat().st_mtime
+
+    def stop(self, timeout: float) -> None:
+        """The power button; after `timeout` seconds, or at once with 0, the plug."""
+        pid = self.process.pid()
+        if pid is not None:
+            if timeout > 0:
+                # Before its socket is there, or after it ended: the plug is left.
+                with suppress(OSError, RuntimeError):
+                    self.qmp("system_powerdown")
+            if not ended(pid, timeout):
+                kill([pid])
+        self.clear()
+
+    def clear(self) -> None:
+        for name in ("process.json", CONTROL):
+            (self.home / name).unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""How a QEMU guest is, from outside: QEMU's process, its state and events, its log, the console."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.provision.machines import qmp
+
+#: QEMU's states in which a guest does not go on by itself.
+STOPPED = (
+    "internal-error",
+    "guest-panicked",
+    "shutdown",
+    "paused",
+    "io-error",
+    "watchdog",
+    "suspended",
+)
+#: How QEMU's event SHUTDOWN says why, and what it means.
+ENDS = {
+    "guest-shutdown": "the guest shut itself down",
+    "guest-panic": "the guest panicked",
+    "host-signal": "QEMU was ended by a signal",
+    "host-qmp-quit": "QEMU was told to quit",
+}
+#: A guest that resets itself more often than this in so many seconds does not get anywhere.
+RESETS, WINDOW = 5, 60.0
+#: The last line of a kernel that panicked and waits for a person.
+PANIC = re.compile(r"---\[ end (Kernel panic - .*?) \]---")
+#: A line of QEMU's register dump; all but the first of them are left out.
+REGISTERS = re.compile(r"[A-Z]{2,4}[0-9]* ?=|extra data\[")
+LOG_LINES = 8
+#: Characters of a line that are shown, and bytes of a file's end that are looked at.
+LINE, TAIL = 120, 1 << 16
+ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?=]*[A-Za-z]|.)|[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """Why a guest will not come up.
+
+    `faulty`: QEMU or KVM could not run what the guest did. `interrupted`: QEMU got a signal.
+    """
+
+    text: str
+    faulty: bool = False
+    interrupted: bool = False
+
+
+def ended(events: Path) -> Ailment:
+    """Of a QEMU that does not run any more: how it came to its end."""
+    reason = ""
+    for event in told(events, "SHUTDOWN"):
+        reason = event["data"].get("reason", "")
+    return Ailment(ENDS.get(reason, "QEMU ended"), interrupted=reason == "host-signal")
+
+
+def stopped(control: Path) -> Ailment | None:
+    """What QEMU says of a guest that does not run. One that does not answer may be busy."""
+    try:
+        status = qmp.execute(control, "query-status")["status"]
+    except (OSError, RuntimeError, ValueError):
+        return None
+    if status not in STOPPED:
+        return None
+    return Ailment(f"QEMU stopped the guest: {status}", faulty=status == "internal-error")
+
+
+def resets(events: Path) -> Ailment | None:
+    """Whether the guest resets itself in a loop."""
+    since = time.time() - WINDOW
+    own = [event for event in told(events, "RESET") if event["data"].get("guest")]
+    count = sum(event["timestamp"]["seconds"] >= since for event in own)
+    if count <= RESETS:
+        return None
+    return Ailment(f"the guest resets itself again and again ({count} times in {WINDOW:g} s)")
+
+
+def panicked(console: Path) -> Ailment | None:
+    """Whether the kernel's panic is the last that it said."""
+    found = PANIC.search(last_line(console))
+    return Ailment(f"the guest's kernel stopped: {found[1]}") if found else None
+
+
+def told(events: Path, name: str) -> Iterator[dict[str, Any]]:
+    """QEMU's events of this name, the oldest first."""
+    for line in end_of(events).splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue  # cut at the start, or it is being written
+        if said.get("event") == name:
+            yield said
+
+
+def end_of(file: Path) -> bytes:
+    """The end of a file; nothing where there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+
+
+def last_line(console: Path) -> str:
+    """The last words on a console, as they read."""
+    text = ESCAPES.sub(b"", end_of(console)).decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LINE] if lines else ""
+
+
+def log_end(log: Path) -> list[str]:
+    """The end of QEMU's log, its registers cut to a line."""
+    kept: list[str] = []
+    left_out = 0
+    text = end_of(log).decode(errors="replace")
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if REGISTERS.match(line) and kept and REGISTERS.match(kept[-1]):
+            left_out += 1
+            continue
+        if left_out:
+            kept.append(f"({left_out} more lines of registers)")
+            left_out = 0
+        kept.append(line[:LINE])
+    if left_out:
+        kept.append(f"({left_out} more lines of registers)")
+    return kept[-LOG_LINES:]

@@ -1,0 +1,96 @@
+"""Network namespaces: a network of the simulator's own, and the way into it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import run
+
+CLONE_NEWNET = 0x40000000
+DIRECTORY = Path("/run/netns")
+
+
+def names() -> set[str]:
+    """The named namespaces of this machine."""
+    return {path.name for path in DIRECTORY.iterdir()} if DIRECTORY.is_dir() else set()
+
+
+def create(name: str) -> None:
+    """Make a namespace with its loopback up; one that is there stays as it is."""
+    if name not in names():
+        run(["ip", "netns", "add", name], what=f"make the network namespace {name}")
+        ip(name, "link", "set", "lo", "up")
+
+
+def delete(name: str) -> None:
+    """Remove a namespace and the links in it, if it is there.
+
+    Its cables go first, one by one: of a whole namespace the kernel removes them some time later,
+    and until then the names of their other ends are taken.
+    """
+    if name in names():
+        shown = run(["ip", "-n", name, "-json", "link", "show", "type", "veth"], ok=None)
+        for link in json.loads(shown.out or "[]") if shown.code == 0 else []:
+            run(["ip", "-n", name, "link", "delete", link["ifname"]], ok=None)
+        run(["ip", "netns", "delete", name], what=f"remove the network namespace {name}")
+
+
+def ip(name: str, *words: str) -> None:
+    """Run `ip` on the links of a namespace."""
+    run(["ip", "-n", name, *words])
+
+
+def has_link(name: str, link: str) -> bool:
+    """Whether a namespace has a link of this name."""
+    return run(["ip", "-n", name, "link", "show", link], ok=None).code == 0
+
+
+@cache
+def host() -> Path:
+    """The network namespace that this command was started in; kept open, whoever enters another.
+
+    To be called before that: drivers do it when they are made.
+    """
+    return Path(f"/proc/{os.getpid()}/fd/{os.open('/proc/self/ns/net', os.O_RDONLY)}")
+
+
+def enter(name: str | Path) -> None:
+    """Move the calling thread, and the processes that it starts, into a namespace.
+
+    (os.setns is there from Python 3.12 on.) Raises UserError where the namespace is gone.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        handle = os.open(DIRECTORY / name, os.O_RDONLY)  # `host` is a path of its own
+    except FileNotFoundError:
+        raise UserError(
+            f"the cluster's network ({name}) is not there", "Run: orchestrate up"
+        ) from None
+    try:
+        if libc.setns(handle, CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise UserError(
+                f"cannot enter the network {name}: {os.strerror(number)}", "Run as root."
+            )
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def entered(name: str | Path) -> Iterator[None]:
+    """The calling thread is in the namespace for the body, and back in its own after it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(name)
+        yield
+    finally:
+        libc.setns(before, CLONE_NEWNET)
+        os.close(before)

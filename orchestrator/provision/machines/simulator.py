@@ -1,0 +1,146 @@
+"""The drivers of simulated machines: a switch, an image's layers, and a machine for each node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.image import ident
+from orchestrator.image.layers import Layers, unmount_below
+from orchestrator.provision.machines import PowerState, netns
+from orchestrator.provision.machines.switch import Switch
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+    from orchestrator.provision.identity import BootFile
+
+
+class Machine(Protocol):
+    """One simulated machine. Its class says whether it netboots and how long it may take (s)."""
+
+    @property
+    def netboots(self) -> bool: ...
+    @property
+    def boot_timeout(self) -> float: ...
+    @property
+    def console(self) -> Path: ...
+    def plug(self) -> None: ...
+    def running(self) -> bool: ...
+    def leader(self) -> int: ...
+    def trouble(self) -> UserError | None: ...
+    def power_on(self, files: dict[str, BootFile]) -> None: ...
+    def power_off(self, timeout: float) -> None: ...
+    def clear(self) -> None: ...
+
+
+class Simulator:
+    """A driver. All it makes lies under the cluster's directory `machines`."""
+
+    def __init__(
+        self,
+        kind: str,
+        profile: Profile,
+        machine: Callable[[Node, Path, Switch, Layers], Machine],
+        switch: type[Switch] = Switch,
+    ) -> None:
+        netns.host()
+        self.kind = kind
+        self.profile = profile
+        self.home = home(profile)
+        self.switch = switch(profile, f"orchestrate-{profile.name}")
+        self.layers = Layers(self.home)
+        self.machines = {
+            node.name: machine(node, self.home / node.name, self.switch, self.layers)
+            for node in profile.nodes
+        }
+
+    @property
+    def boot_timeout(self) -> float:
+        return max(machine.boot_timeout for machine in self.machines.values())
+
+    def prepare(self, image: Path) -> None:
+        require_root()
+        self._make_way(image)
+        self.layers.mount(image)
+        write_kind(self.profile, self.kind)
+        self.switch.make()
+        for machine in self.machines.values():
+            machine.plug()
+
+    def _make_way(self, image: Path) -> None:
+        """Remove what another image or another driver left. Raises UserError where it runs."""
+        mounted = self.layers.ident()
+        if mounted in (None, ident(image)) and recorded_kind(self.profile) in (None, self.kind):
+            return
+        if any(machine.running() for machine in self.machines.values()):
+            raise UserError(
+                f"{self.profile.name} runs on another image ({(mounted or '')[:12]})",
+                "Run: orchestrate down, then up again",
+            )
+        self.cleanup()
+
+    def network(self) -> AbstractContextManager[None]:
+        return netns.entered(self.switch.named(self.profile.control.name))
+
+    def netboots(self, node: Node) -> bool:
+        return self.machines[node.name].netboots
+
+    def console(self, node: Node) -> str:
+        return str(self.machines[node.name].console)
+
+    def state(self, node: Node) -> PowerState:
+        return PowerState.ON if self.running(node) else PowerState.OFF
+
+    def running(self, node: Node) -> bool:
+        return self.machines[node.name].running()
+
+    def trouble(self, node: Node) -> UserError | None:
+        return self.machines[node.name].trouble()
+
+    def leader(self, node: Node) -> int:
+        return self.machines[node.name].leader()
+
+    def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
+        machine = self.machines[node.name]
+        if not machine.running():
+            machine.power_on(files)
+
+    def power_off(self, node: Node, *, timeout: float = 20) -> None:
+        self.machines[node.name].power_off(timeout)
+
+    def cleanup(self) -> None:
+        for machine in self.machines.values():
+            machine.clear()
+        self.switch.remove()
+        unmount_below(self.home)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def home(profile: Profile) -> Path:
+    """Where all simulated machines of a cluster are."""
+    return paths.cluster(profile.name) / "machines"
+
+
+def recorded_kind(profile: Profile) -> str | None:
+    """Which driver the cluster was prepared with, until it is down; None where there is none."""
+    record = home(profile) / "kind"
+    return record.read_text() if record.exists() else None
+
+
+def write_kind(profile: Profile, kind: str) -> None:
+    (home(profile) / "kind").write_text(kind)
+
+
+def require_root() -> None:
+    """Raises UserError for other users: namespaces and mounts need root."""
+    if os.geteuid() != 0:
+        raise UserError(
+            "machines need root (network namespaces, mounts, containers)",
+            "Run: sudo --preserve-env orchestrate ...",
+        )

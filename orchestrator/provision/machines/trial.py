@@ -1,0 +1,81 @@
+"""Try KVM with what will be used: the very firmware to its first output, then a kernel to its init.
+
+The guest is a machine without disk and network; QEMU hands it the image's own kernel and initrd,
+which says on the console that it runs, and waits there for want of a server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+from orchestrator.core.errors import UserError
+from orchestrator.provision.machines import health
+from orchestrator.provision.machines.accel import KVM, QEMU
+from orchestrator.provision.machines.emulator import Emulator, Hardware, NotStarted
+from orchestrator.provision.machines.firmware import SECURE, UEFI
+from orchestrator.provision.machines.health import Ailment
+
+#: Seconds for all of it, and without a new word on the console.
+DEADLINE, SILENCE = 60.0, 20.0
+POLL = 0.1
+#: How the image's initrd begins its lines (images/initrd/common.sh).
+WORD = b"orchestrate: "
+
+
+def why_not(hardware: Hardware, image: Path | None) -> str:
+    """Why KVM does not run such machines here, in a few words; empty where it does.
+
+    Without an image only the firmware is tried. Raises UserError where QEMU or the firmware is
+    missing, or the try was interrupted.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        emulator = Emulator(Path(directory) / "try")
+        try:
+            emulator.launch(bare(hardware, image), KVM, outlives=False)
+            return _watched(emulator, WORD if image else b"")
+        except NotStarted:
+            return _told(health.ended(emulator.events), emulator)
+        finally:
+            emulator.stop(0)
+
+
+def bare(hardware: Hardware, image: Path | None) -> Hardware:
+    """The machine without disk and network, with a kernel of its own."""
+    firmware = hardware.firmware
+    if firmware == SECURE:  # the kernel comes without the loader that vouches for it
+        firmware = dataclasses.replace(firmware, variables=UEFI.variables)
+    words: list[str] = []
+    if image:
+        words = ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]
+        words += ["-append", "console=ttyS0"]
+    return dataclasses.replace(hardware, firmware=firmware, nics={}, disk=None, extra=words)
+
+
+def _watched(emulator: Emulator, word: bytes) -> str:
+    """Why the guest does not say `word` (anything, where it is empty); empty where it does."""
+    begun = heard = time.monotonic()
+    said = b""
+    while True:
+        now, before = time.monotonic(), said
+        said = emulator.console.read_bytes()
+        if said and word in said:
+            return ""
+        if said != before:
+            heard = now
+        if ailment := emulator.ailment(SILENCE):
+            return _told(ailment, emulator)
+        if now - heard > SILENCE or now - begun > DEADLINE:
+            last = health.last_line(emulator.console)
+            return f"no kernel reached its init in {now - begun:.0f} s; last on the console: {last}"
+        time.sleep(POLL)
+
+
+def _told(ailment: Ailment, emulator: Emulator) -> str:
+    """With the first line of QEMU's log: what comes after is its consequence."""
+    if ailment.interrupted:
+        raise UserError("interrupted while KVM was tried")
+    first = next(iter(health.log_end(emulator.log)), "").removeprefix(f"{QEMU}: ")
+    return f"{ailment.text}: {first}" if first else ailment.text

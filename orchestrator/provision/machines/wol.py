@@ -1,0 +1,52 @@
+"""Wake-on-LAN: the packet that switches a machine on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from orchestrator.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+#: The packet's own Ethernet type, and the UDP port that it is mostly sent to ("discard").
+ETHER_TYPE, PORT = 0x0842, 9
+#: How often it is sent, and the seconds between: nobody answers, so a lost one is not noticed.
+TIMES, PAUSE = 3, 0.1
+EVERYBODY = b"\xff" * 6
+
+
+def magic_packet(mac: str) -> bytes:
+    """Six bytes ff, then the machine's hardware address 16 times. Nothing else is in it."""
+    return EVERYBODY + bytes.fromhex(mac.replace(":", "")) * 16
+
+
+def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
+    """Send it from an interface of the calling thread's network: as Ethernet frames, and as UDP.
+
+    A card takes either; some firmware knows only one of them. Raises UserError where it cannot be
+    sent.
+    """
+    packet = magic_packet(mac)
+    try:
+        with (
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        ):
+            raw.bind((interface, ETHER_TYPE))
+            source: bytes = raw.getsockname()[4]
+            frame = EVERYBODY + source + ETHER_TYPE.to_bytes(2, "big") + packet
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            # Out of this interface, whatever the routes say.
+            datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            for number in range(TIMES):
+                time.sleep(PAUSE if number else 0)
+                raw.send(frame)
+                datagrams.sendto(packet, (str(broadcast), PORT))
+    except OSError as error:
+        raise UserError(
+            f"no Wake-on-LAN packet for {mac} went out at {interface}: {error.strerror}",
+            "Is the control node up, and its cable in? Run: orchestrate up --until control",
+        ) from None

@@ -1,0 +1,67 @@
+"""What DHCP answers machines that boot: our server, or another one that is set up alike. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.templating import render
+from orchestrator.provision.netboot import wire
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+
+#: Other servers that lines can be had for: name -> template.
+SERVERS = {"dnsmasq": "dnsmasq-boot.conf", "dhcpd": "dhcpd-boot.conf", "kea": "kea-boot.json"}
+
+
+def values(profile: Profile, *, http: bool) -> dict[str, Any]:
+    """What the templates of DHCP servers are filled with; `http`: whether UEFI HTTP boot is met."""
+    uefi = wire.uefi_loader(profile)
+    return {
+        "address": profile.boot_link(profile.control).address,
+        "secure": profile.boot.secure,
+        "script": wire.script_url(profile),
+        "http": f"{wire.server(profile)}/loaders" if http else None,
+        "bios": profile.boot.loaders.bios,
+        "uefi": uefi,
+        "nodes": [
+            {
+                "name": node.name,
+                "mac": profile.boot_link(node).mac,
+                "address": profile.boot_link(node).address,
+                "loader": wire.uefi_loader(profile, node),
+                "own_loader": wire.uefi_loader(profile, node) != uefi,
+            }
+            for node in profile.compute_nodes
+        ],
+    }
+
+
+def lines(profile: Profile, server: str) -> str:
+    """What to paste into another server's configuration, to be the only one on the network."""
+    filled = values(profile, http=not profile.boot.secure)
+    return render(SERVERS[server], dhcp="authoritative", **filled)
+
+
+def options(profile: Profile) -> Sequence[tuple[str, str, str]]:
+    """(who asks, option, value): the same for a server that has no lines here."""
+    filled = values(profile, http=not profile.boot.secure)
+    rows = [
+        ("all", "66 / next-server (TFTP)", str(filled["address"])),
+        ("option 93 = 0 (BIOS)", "67 / filename", filled["bios"]),
+        ("option 93 = 7 or 9 (UEFI)", "67 / filename", filled["uefi"]),
+    ]
+    for node in filled["nodes"]:
+        if node["own_loader"]:
+            who = f"option 93 = 7 or 9 (UEFI), {node['mac']}"
+            rows.append((who, "67 / filename", node["loader"]))
+    if filled["http"]:
+        rows += [
+            ("option 93 = 16 (UEFI HTTP)", "60 / vendor class", "HTTPClient"),
+            ("option 93 = 16 (UEFI HTTP)", "67 / filename", f"{filled['http']}/{filled['uefi']}"),
+        ]
+    who = "option 93 = 0 and option 77 = iPXE" if profile.boot.secure else "option 77 = iPXE"
+    rows.append((who, "67 / filename", filled["script"]))
+    rows += [(node["mac"], "its address", str(node["address"])) for node in filled["nodes"]]
+    return rows

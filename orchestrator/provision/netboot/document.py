@@ -1,0 +1,73 @@
+"""boot.json: the document that the boot service reads, computed from profile and image. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.templating import render
+from orchestrator.provision.identity import HOST_CERTIFICATE, node_files, principals
+from orchestrator.provision.netboot import wire
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+    from orchestrator.provision.netboot.images import Choice, Image
+
+#: What stands for the boot's nonce, and for an unknown machine's address, in a script.
+NONCE, MAC = "@boot@", "@mac@"
+
+
+def document(profile: Profile, choice: Choice, user_ca_public: str) -> dict[str, Any]:
+    """What the boot service has to know of this cluster; nothing of it is secret."""
+    assert choice.current is not None
+    return {
+        "schema": 1,
+        "server": wire.server(profile),
+        "leases": "ours" if profile.boot.dhcp == "authoritative" else "foreign",
+        "image": vars(choice.current),
+        "previous": vars(choice.previous) if choice.previous else None,
+        "certificate": HOST_CERTIFICATE,
+        "nodes": {
+            profile.boot_link(node).mac: _node(profile, node, choice.current, user_ca_public)
+            for node in profile.compute_nodes
+        },
+        "unknown": {wire.IPXE: render("unknown.ipxe", again=_script(profile, MAC))},
+    }
+
+
+def _node(profile: Profile, node: Node, image: Image, user_ca_public: str) -> dict[str, Any]:
+    link = profile.boot_link(node)
+    files = node_files(profile, node, user_ca_public)
+    return {
+        "name": node.name,
+        "address": str(link.address),
+        "principals": principals(node),
+        wire.IPXE: render(
+            "boot.ipxe",
+            name=node.name,
+            image=image,
+            server=wire.server(profile),
+            command_line=wire.command_line(profile, node, image.id, NONCE),
+            again=_script(profile, link.mac),
+        ),
+        "files": {path: {"content": f.content, "mode": f.mode} for path, f in files.items()},
+    }
+
+
+def _script(profile: Profile, mac: str) -> str:
+    return f"{wire.server(profile)}/boot/{wire.IPXE}?mac={mac}"
+
+
+def grub_cfg(profile: Profile, image: Image, directory: str) -> str:
+    """GRUB's configuration for Secure Boot; kernel and initrd are in `directory` of the TFTP root.
+
+    No nonce is in it: a file is the same at each boot, so the initrd asks for one.
+    """
+    nodes = [
+        {
+            "name": node.name,
+            "mac": profile.boot_link(node).mac,
+            "command_line": wire.command_line(profile, node, image.id),
+        }
+        for node in profile.compute_nodes
+    ]
+    return render("grub.cfg", nodes=nodes, image=image, directory=directory)

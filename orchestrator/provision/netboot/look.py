@@ -1,0 +1,164 @@
+"""Look at the boots of a cluster's nodes: one round trip to the control node. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.errors import UserError
+from orchestrator.core.templating import render
+from orchestrator.node.paths import LASTING, PYTHON
+from orchestrator.node.remote import Remote
+from orchestrator.provision.netboot import sources, state, timeline
+from orchestrator.provision.netboot.causes import Cause, stuck
+from orchestrator.provision.netboot.sources import FAILED, Event
+from orchestrator.provision.netboot.timeline import Boot, Netboot, Place
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+    from orchestrator.provision.netboot.diary import Diary
+
+#: How far back logs are read, in journalctl's words.
+SINCE = "-12h"
+TIMEOUT = 30.0
+#: Seconds between two looks of a watch.
+WATCH_INTERVAL = 2.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The boots, and of each that does not get on the likely cause."""
+
+    netboot: Netboot
+    stuck: Mapping[str, Cause]
+    #: Hardware address of an unknown machine -> what would make it a node.
+    lines: Mapping[str, str]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "boot": {
+                name: [asdict(step) for step in boot.steps]
+                for name, boot in self.netboot.boots.items()
+            },
+            "stuck": {
+                name: asdict(cause) | {"last": list(self.netboot.boots[name].last)}
+                for name, cause in self.stuck.items()
+            },
+            "unknown": [
+                {"mac": mac, "seen": seen, "profile": self.lines[mac]}
+                for mac, seen in self.netboot.unknown.items()
+            ],
+            "refused": [asdict(refusal) for refusal in self.netboot.refused],
+        }
+
+
+def profile_lines(profile: Profile, mac: str) -> str:
+    """What to add to `compute_nodes` for a machine that has no place there.
+
+    Its name and that of its interface are guesses; the address is the next free one.
+    """
+    network = profile.boot.network
+    last = profile.compute_nodes[-1]
+    links = [profile.boot_link(node) for node in profile.nodes]
+    taken = {link.address for link in links}
+    hosts = profile.networks[network].subnet.hosts()
+    free = next((each for each in hosts if each > max(taken) and each not in taken), "ADDRESS")
+    return render(
+        "node.yml",
+        name=f"{last.name.rstrip('0123456789')}{len(profile.compute_nodes)}",
+        accelerators=last.accelerators,
+        network=network,
+        interface=profile.boot_link(last).interface,
+        mac=mac,
+        address=free,
+    )
+
+
+def seen(
+    profile: Profile,
+    diary: Diary,
+    logs: Mapping[str, Any] | None,
+    booting: Container[str],
+    answering: Container[str] = (),
+) -> Seen:
+    """The boots, from the diary and the control node's logs (None: it cannot be asked).
+
+    ``booting`` names the nodes that have power and no SSH yet, ``answering`` those that have both:
+    only their late layers can be stuck.
+    """
+    now = time.time()
+    netboot = timeline.assemble(_places(profile), _events(diary, logs or {}), now)
+    causes = {
+        name: stuck(boot, netboot, now, answers=name in answering)
+        for name, boot in netboot.boots.items()
+        if name in booting or name in answering
+    }
+    return Seen(
+        netboot,
+        stuck={name: cause for name, cause in causes.items() if cause},
+        lines={mac: profile_lines(profile, mac) for mac in netboot.unknown},
+    )
+
+
+def _places(profile: Profile) -> list[Place]:
+    links = [(node.name, profile.boot_link(node)) for node in profile.nodes]
+    return [Place(name, link.mac, str(link.address)) for name, link in links]
+
+
+def _events(diary: Diary, logs: Mapping[str, Any]) -> Iterable[Event]:
+    yield from sources.from_up(diary.read())
+    yield from sources.from_dnsmasq((time, text) for time, text in logs.get("dnsmasq", ()))
+    yield from sources.from_access(logs.get("access", ()))
+    yield from sources.from_service(logs.get("events", ()))
+
+
+@dataclass
+class Watch:
+    """Where nodes are while they boot: looked at anew every few seconds, however many ask."""
+
+    profile: Profile
+    diary: Diary
+    control: Remote
+    _lock: Lock = field(default_factory=Lock)
+    _boots: Mapping[str, Boot] = field(default_factory=dict)
+    _looked: float = -WATCH_INTERVAL
+
+    def step(self, node: str) -> str:
+        """The step that a node is at, and what it says of it; empty where nothing is known."""
+        with self._lock:
+            if time.monotonic() - self._looked >= WATCH_INTERVAL:
+                # A control node that does not answer says so where it matters.
+                with suppress(UserError):
+                    logs = fetch(self.control)
+                    events = _events(self.diary, logs)
+                    self._boots = timeline.assemble(
+                        _places(self.profile), events, time.time()
+                    ).boots
+                self._looked = time.monotonic()
+        at = self._boots[node].current if node in self._boots else None
+        if at is None:
+            return ""
+        return f"boots: {at.step} {at.text}" if at.status == FAILED else f"boots: {at.step}"
+
+
+def fetch(control: Remote) -> dict[str, Any]:
+    """The control node's logs of boots. Raises UserError where it does not answer."""
+    want = {
+        "state": LASTING,
+        "unit": state.DHCP_UNIT,
+        "since": SINCE,
+        "wanted": sources.DNSMASQ_WORDS,
+        "access": state.ACCESS_LOG,
+        "events": state.EVENTS,
+    }
+    source = Path(__file__).with_name("probe_boot.py").read_text()
+    argv = [PYTHON, "-I", "-", json.dumps(want)]
+    said = control.run(argv, what="reading the boot logs", stdin=source, timeout=TIMEOUT)
+    logs: dict[str, Any] = json.loads(said.out)
+    return logs

@@ -1,0 +1,104 @@
+"""The desired state of what boots others: DHCP, TFTP, the boot service, NAT. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.core.templating import render
+from orchestrator.node.paths import ETC, FILES_ROOT, LASTING, VENV
+from orchestrator.node.resources import Directory, File, Resource, Step, service
+from orchestrator.node.trust import HOST_LIFETIME, Secret
+from orchestrator.provision.netboot import boot_service_file, wire
+from orchestrator.provision.netboot.dhcp import values
+from orchestrator.provision.netboot.publish import CURRENT, DOCUMENT, LOADERS
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Node, Profile
+
+DHCP_UNIT = "dnsmasq.service"
+BOOT_UNIT = "orchestrate-boot.service"
+NAT_UNIT = "orchestrate-nat.service"
+#: The account of the boot service: the images make it (system.users).
+BOOT_USER = "orchestrate-boot"
+#: Who may come to its socket, and say who asks: Debian's nginx, nobody else.
+FRONT_GROUP = "www-data"
+SOCKET = f"/run/{BOOT_USER}/http.sock"
+TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
+HOST_CA = f"{ETC}/host_ca"
+#: In LASTING: who fetched which boot file, and what the boot service saw.
+ACCESS_LOG, EVENTS = "boot-access.jsonl", "events.jsonl"
+#: On a node that netbooted: the layers, as it fetched them.
+LAYERS = "/run/orchestrate/layers"
+#: There, the units that fetch late layers (images/initrd/late.sh writes them).
+LAYER_UNITS = "orchestrate-layer-*.service"
+
+
+def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
+    """What the control node runs for those that boot from it. nginx is in front (state.py)."""
+    yield Directory(Step.BASE, LASTING, owner=BOOT_USER, group=BOOT_USER)
+    yield from _boot_service(host_ca)
+    config = f"{ETC}/dnsmasq.conf"
+    files = {
+        config: dnsmasq_conf(profile),
+        f"/etc/systemd/system/{DHCP_UNIT}": render(DHCP_UNIT, config=config),
+    }
+    yield from service(Step.BASE, DHCP_UNIT, files)
+    if profile.boot.nat:
+        yield from _nat(profile, profile.boot.nat)
+
+
+def _boot_service(host_ca: Secret) -> Iterable[Resource]:
+    code = f"{ETC}/boot_service.py"
+    yield File(Step.BASE, HOST_CA, host_ca.reveal(), mode="0600", secret=True)
+    unit = render(
+        BOOT_UNIT,
+        user=BOOT_USER,
+        front_group=FRONT_GROUP,
+        runtime=BOOT_USER,
+        venv=VENV,
+        code=code,
+        socket=SOCKET,
+        document=f"{FILES_ROOT}/{CURRENT}/{DOCUMENT}",
+        state=LASTING,
+        authority=HOST_CA,
+        lifetime=int(HOST_LIFETIME.total_seconds()),
+    )
+    files = {code: Path(boot_service_file()).read_text(), f"/etc/systemd/system/{BOOT_UNIT}": unit}
+    yield from service(Step.BASE, BOOT_UNIT, files, [HOST_CA])
+
+
+def dnsmasq_conf(profile: Profile) -> str:
+    """dnsmasq's configuration, of the profile's `boot.dhcp`."""
+    return render(
+        "dnsmasq.conf",
+        interface=profile.boot_link(profile.control).interface,
+        lasting=LASTING,
+        tftp_root=TFTP_ROOT,
+        dhcp=profile.boot.dhcp,
+        subnet=profile.networks[profile.boot.network].subnet,
+        ula=wire.ula(profile),
+        **values(profile, http=wire.boots_over_http(profile)),
+    )
+
+
+def _nat(profile: Profile, outside: str) -> Iterable[Resource]:
+    rules = f"{ETC}/nat.nft"
+    control_links = profile.control.links
+    text = render(
+        "nat.nft",
+        inside=profile.boot_link(profile.control).interface,
+        outside=control_links[outside].interface,
+        subnet=profile.networks[profile.boot.network].subnet,
+    )
+    files = {rules: text, f"/etc/systemd/system/{NAT_UNIT}": render(NAT_UNIT, rules=rules)}
+    yield from service(Step.BASE, NAT_UNIT, files)
+
+
+def compute(profile: Profile, node: Node, web_unit: str) -> Iterable[Resource]:
+    """With `boot.peers`, a node gives the layers that it booted to those that boot after it."""
+    if profile.boot.peers:
+        address = f"{profile.boot_link(node).address}:{profile.boot.http_port}"
+        text = render("peer.conf", address=address, layers=LAYERS)
+        yield from service(Step.BASE, web_unit, {"/etc/nginx/conf.d/orchestrate.conf": text})
