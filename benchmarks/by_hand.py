@@ -18,13 +18,14 @@ import httpx
 from measure import ORCHESTRATE, Stage, timed
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import SERVER_UNIT, NodeState, model_directory
+from orchestrator.cluster.desired import SERVER_UNIT, model_directory
 from orchestrator.cluster.readiness import POLL, SERVE_TIMEOUT
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run
 from orchestrator.models.serving import MANAGED_VARIABLES
 from orchestrator.node.resources import Step
+from orchestrator.node.state import NodeState
 from orchestrator.profile import Node
 
 #: Variables of the units that are not set by hand.

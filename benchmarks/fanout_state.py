@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.node.agent import MEMORY
 from orchestrator.node.resources import Directory, File, Resource, Step, Sysctl, User, service
+from orchestrator.node.state import NodeState
 
 USER, UID = "bench", 2001
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGJlbmNobWFya2JlbmNobWFya2JlbmNobWFya2Jl bench@laptop"

@@ -23,8 +23,8 @@ from orchestrator.core.run import run
 from orchestrator.image import apt, lockfile, spec
 from orchestrator.image.layers import layers_of
 from orchestrator.profile import Node
+from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files, principals
-from orchestrator.provision.netboot import wire
 from orchestrator.provision.netboot.publish import CURRENT, DOCUMENT
 
 TOOLS = ("mmdebstrap", "mksquashfs", "unshare")
@@ -65,9 +65,9 @@ def chosen(cluster: Cluster, node: Node) -> Iterator[None]:
     before = path.read_text()
     document = json.loads(before)
     further = " ".join(f"console={console}" for console in profile.boot.consoles)
-    url = f"{wire.server(profile)}/images/{PLACE}"
+    url = f"{boot_parameters.server(profile)}/images/{PLACE}"
     script = SCRIPT.format(url=url, squashfs=SQUASHFS, further=further)
-    document["nodes"][profile.boot_link(node).mac][wire.IPXE] = script
+    document["nodes"][profile.boot_link(node).mac][boot_parameters.IPXE] = script
     path.write_text(json.dumps(document))
     try:
         yield

@@ -30,7 +30,7 @@ def nodes_option(text: str) -> Callable[[_Command], _Command]:
 
 OPTIONS = (
     nodes_option(
-        "Only these: names, indexes of compute nodes (from 0), ranges like compute0..compute7;"
+        "Only these: names, indexes of compute nodes (from 0), sets like compute[0-7];"
         " with commas, or the option again.",
     ),
     click.option(

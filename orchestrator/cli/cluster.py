@@ -81,9 +81,9 @@ def up(
     """
     from orchestrator.cluster.up import up as bring_up
     from orchestrator.core.errors import UserError
+    from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
     from orchestrator.node.plan import outcomes_told
-    from orchestrator.node.selection import ranges
 
     only = choice.only
     if only and until not in (STEPS[-1], only):
@@ -123,7 +123,7 @@ def up(
         if result.ok:
             said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
             if not selection.whole:
-                reached = f"{ranges(selection.names)}{f', only {only}' if only else ''}"
+                reached = f"{fold(selection.names)}{f', only {only}' if only else ''}"
             elif result.report:
                 reached = f"the model answers at {cluster.endpoint}/v1"
             else:

@@ -78,7 +78,7 @@ def plan(
     is started; whether more than one node helps; and what would change that. Exit code 0.
 
     \b
-    Example: orchestrate plan --node compute0..compute7 --only base
+    Example: orchestrate plan --node 'compute[0-7]' --only base
     Example: orchestrate plan --serving --load 512,128,8
     """
     if serving:

@@ -160,20 +160,17 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """
-    from orchestrator.core.errors import BadInput
-    from orchestrator.core.nearest import nearest
+    from orchestrator.node.selection import find
 
     cluster = opened(profile)
-    by_name = {each.name: each for each in cluster.profile.nodes}
-    if node not in by_name:
-        raise BadInput(f"there is no node {node!r}", nearest(node, list(by_name)))
+    machine = find(cluster.profile, node)
     words = list(command or ("/bin/bash", "--login"))
     driver = cluster.driver
-    if driver.netboots(by_name[node]):
-        remote = cluster.remote(by_name[node])
+    if driver.netboots(machine):
+        remote = cluster.remote(machine)
         with driver.network():
             replace_by(remote.ssh_argv(words, terminal=sys.stdin.isatty()))
-    pid = driver.leader(by_name[node])
+    pid = driver.leader(machine)
     replace_by(["nsenter", "--target", str(pid), "--all", "--", *words])
 
 

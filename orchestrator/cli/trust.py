@@ -81,8 +81,9 @@ def rotate(
     """
     from orchestrator.cluster.rotate import Part
     from orchestrator.cluster.rotate import rotate as renew_all
+    from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
-    from orchestrator.node.selection import find, ranges
+    from orchestrator.node.selection import find
 
     cluster = opened(profile)
     left_out = [find(cluster.profile, word).name for word in without]
@@ -92,7 +93,7 @@ def rotate(
     if as_json:
         print_json({"rotated": parts, "nodes": names})
     else:
-        where = ranges(names) if names else "no node is on"
+        where = fold(names) if names else "no node is on"
         out.print(f"{', '.join(parts)}: new keys; {where}", markup=False)
 
 
@@ -107,8 +108,8 @@ def renew(profile: str | None, as_json: bool) -> None:
     Example: orchestrate trust renew
     """
     from orchestrator.cluster.rotate import renew as again
+    from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
-    from orchestrator.node.selection import ranges
 
     cluster = opened(profile)
     with cluster.locked("trust renew"), Board(quiet=as_json) as board:
@@ -116,4 +117,4 @@ def renew(profile: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"nodes": names})
     else:
-        out.print(f"new certificates: the operator, {ranges(names) or 'no node'}", markup=False)
+        out.print(f"new certificates: the operator, {fold(names) or 'no node'}", markup=False)

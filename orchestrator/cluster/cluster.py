@@ -11,14 +11,14 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.cluster.desired import Context, ModelFile, desired
+from orchestrator.cluster.desired import Context, desired
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.core.slots import JOBS
 from orchestrator.image import ident, store
 from orchestrator.models import capacity
-from orchestrator.models.catalog import Model, served
+from orchestrator.models.catalog import Model, ModelFile, served
 from orchestrator.models.publish import bring, publish
 from orchestrator.models.serving import Layout, resolve
 from orchestrator.node import configure

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster import wait_for_ray
 from orchestrator.core.templating import render
+from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import Layout, vllm_argv
 from orchestrator.node.firewall import guard
 from orchestrator.node.paths import (
@@ -42,10 +43,11 @@ from orchestrator.node.resources import (
     User,
     service,
 )
+from orchestrator.node.state import NodeState
 from orchestrator.node.trust import Secret
+from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import USER_CA, hosts, network_file
 from orchestrator.provision.netboot import state as netboot
-from orchestrator.provision.netboot import wire
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -63,58 +65,6 @@ HEAD_AWAY = 24 * 3600
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
-
-
-@dataclass(frozen=True)
-class NodeState:
-    """One node's document."""
-
-    node: str
-    sysctls: tuple[Sysctl, ...] = ()
-    links: tuple[Link, ...] = ()
-    users: tuple[User, ...] = ()
-    directories: tuple[Directory, ...] = ()
-    files: tuple[File, ...] = ()
-    units: tuple[Unit, ...] = ()
-
-    def only(self, *steps: Step) -> NodeState:
-        """The part that belongs to these steps."""
-        parts = {
-            kind.name: tuple(item for item in getattr(self, kind.name) if item.step in steps)
-            for kind in fields(self)
-            if kind.name != "node"
-        }
-        return NodeState(self.node, **parts)
-
-    @property
-    def resources(self) -> tuple[Resource, ...]:
-        """All of it, in the order in which it is made."""
-        return (
-            *self.sysctls,
-            *self.links,
-            *self.users,
-            *self.directories,
-            *self.files,
-            *self.units,
-        )
-
-    def document(self) -> dict[str, Any]:
-        """As JSON types, secrets in clear: for the node's agent, not for people."""
-        document = asdict(self)
-        document["files"] = [
-            {key: value for key, value in file.items() if value is not None}
-            for file in document["files"]
-        ]
-        return document
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A file of the served model: its path inside the model's directory, its size in bytes."""
-
-    path: str
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -285,7 +235,7 @@ def _model(profile: Profile, context: Context) -> Iterable[Resource]:
             shelf=MODELS,
             in_memory=profile.serving.model_cache == "memory",
         )
-    base = f"{wire.server(profile)}/models/{profile.serving.model}"
+    base = f"{boot_parameters.server(profile)}/models/{profile.serving.model}"
     for file in context.model_files:
         yield File(
             Step.SERVING,

@@ -12,9 +12,9 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.power_intent import keep_off, want_on
 from orchestrator.cluster.status import told
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.core.nearest import nearest
 from orchestrator.core.progress import Board
 from orchestrator.node.remote import PROBE_TIMEOUT, Remote
+from orchestrator.node.selection import select
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
@@ -51,7 +51,7 @@ class NodeLook:
 def choose(
     profile: Profile, words: Sequence[str], *, everyone: bool, control: bool = False
 ) -> list[Node]:
-    """The nodes that words name: by name, or by their place in `compute_nodes`, from 0 on.
+    """The nodes that words name, as for --node (node.selection).
 
     `everyone`: all compute nodes; `control`: the control node may be named too. Raises BadInput.
     """
@@ -62,25 +62,13 @@ def choose(
         )
     if everyone:
         return list(profile.compute_nodes)
-    by_name = {node.name: node for node in profile.nodes}
-    chosen = []
-    for word in words:
-        if word in by_name:
-            node = by_name[word]
-        elif word.isdecimal() and int(word) < len(profile.compute_nodes):
-            node = profile.compute_nodes[int(word)]
-        elif word.isdecimal():
-            raise BadInput(f"there is no compute node {word}", f"There are: {_listed(profile)}")
-        else:
-            raise BadInput(f"there is no node {word!r}", nearest(word, list(by_name)))
-        if profile.is_control(node) and not control:
-            raise BadInput(
-                f"{node.name} is the control node, which the others boot from",
-                "'orchestrate up' and 'orchestrate down' switch it.",
-            )
-        if node not in chosen:
-            chosen.append(node)
-    return chosen
+    chosen = select(profile, words).nodes
+    if profile.control in chosen and not control:
+        raise BadInput(
+            f"{profile.control.name} is the control node, which the others boot from",
+            "'orchestrate up' and 'orchestrate down' switch it.",
+        )
+    return list(chosen)
 
 
 def _listed(profile: Profile) -> str:

@@ -16,10 +16,11 @@ from orchestrator.cluster.certificates import Certificate, answers, as_seen_by, 
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.up import Bringup, up
 from orchestrator.core.errors import UserError
+from orchestrator.core.nodeset import fold
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.models.publish import published
 from orchestrator.node.resources import Step
-from orchestrator.node.selection import Selection, ranges
+from orchestrator.node.selection import Selection
 from orchestrator.node.trust import API_KEY, PAIRS, RAY_TOKEN
 from orchestrator.profile import Node
 from orchestrator.provision.machines import PowerState, power_states
@@ -102,7 +103,7 @@ def _on(cluster: Cluster, without: Collection[str]) -> list[Node]:
     unknown = [n.name for n in asked if states[n.name] not in (PowerState.ON, PowerState.OFF)]
     if unknown:
         raise UserError(
-            f"not known to be on, nor to be off: {ranges(unknown)}; nothing is changed",
+            f"not known to be on, nor to be off: {fold(unknown)}; nothing is changed",
             "Wait until they answer (orchestrate node wait), switch them off (orchestrate node "
             "down), or leave them out with --without NODE: they then have to boot again.",
         )

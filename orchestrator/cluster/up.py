@@ -9,7 +9,6 @@ from threading import Event
 
 from orchestrator.cluster import certificates
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import ModelFile
 from orchestrator.cluster.down import end_children, undo
 from orchestrator.cluster.power_intent import kept_off, want_on
 from orchestrator.cluster.readiness import (
@@ -21,6 +20,7 @@ from orchestrator.cluster.readiness import (
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS, Slots
+from orchestrator.models.catalog import ModelFile
 from orchestrator.node import configure
 from orchestrator.node.configure import Target
 from orchestrator.node.remote import PROBE_TIMEOUT

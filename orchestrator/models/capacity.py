@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
+from orchestrator.core.nodeset import fold, grouped
 from orchestrator.image import MANIFEST
 from orchestrator.models import hub
-from orchestrator.node.selection import grouped, ranges
 
 if TYPE_CHECKING:
     from orchestrator.models.catalog import Model
@@ -36,7 +36,7 @@ def misfits(profile: Profile, model: int, image: int, memory: Mapping[str, int])
     store = profile.ray.object_store_memory
     taken = model + image + store
     for size, names in grouped(memory).items():
-        told = f"{ranges(names)}: {profile.serving.model} takes {_gb(model)} of memory"
+        told = f"{fold(names)}: {profile.serving.model} takes {_gb(model)} of memory"
         if model > size * WRITABLE:
             most = _gb(size * WRITABLE)
             yield f"{told}, and files of a node may take {most}, half of what it has"

@@ -40,6 +40,15 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """A file of the served model: its path inside the model's directory, its size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A model's small files; its weights are elsewhere.
 

@@ -12,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.desired import ModelFile
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import stream
 from orchestrator.image import store
 from orchestrator.models import hub
-from orchestrator.models.catalog import Model, missing_files
+from orchestrator.models.catalog import Model, ModelFile, missing_files
 
 #: Beside what is handed out: where it is from, sizes and hashes. Hidden: it is not handed out.
 RECORD = ".record.json"

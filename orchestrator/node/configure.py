@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.core.slots import JOBS, Slots
@@ -23,6 +22,7 @@ from orchestrator.node.differences import Difference, found
 from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Unreachable
 from orchestrator.node.resources import Step
+from orchestrator.node.state import NodeState
 
 #: Seconds for one node: long enough for a model's files over the slowest network in use.
 LOOK_TIMEOUT = 120.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.node.resources import Directory, File, Link, Resource, Sysctl, Unit, User
+from orchestrator.node.state import NodeState
 
 #: The kinds in the order shown, with their titles.
 TITLES = {

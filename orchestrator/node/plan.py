@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.text import Text
 
+from orchestrator.core.nodeset import fold, grouped
 from orchestrator.node.configure import Outcome
 from orchestrator.node.differences import NOTHING, TITLES, Difference
-from orchestrator.node.selection import grouped, ranges
 
 #: Exit codes, as of `diff` and `terraform plan`, but for their order: 1 is "could not look".
 SAME, UNKNOWN, DIFFERS = 0, 1, 2
@@ -108,19 +108,19 @@ class Plan:
         }
 
     def summary(self) -> Iterator[str]:
-        """Nodes with the same outcome in one line: ``compute0..compute63: 18 would change``."""
+        """Nodes with the same outcome in one line: ``compute[0-63]: 18 would change``."""
         texts = {
             name: self._said(name, outcome)
             for name, outcome in self.outcomes.items()
             if name not in self.unknown
         }
         for text, names in grouped(texts).items():
-            yield f"{ranges(names)}: {text}"
+            yield f"{fold(names)}: {text}"
         alike_reasons = {name: alike(reason, name) for name, reason in self.unknown.items()}
         for names in grouped(alike_reasons).values():
             reason = self.unknown[names[0]]
             hint = "; 'up' boots it" if names[0] in self.off else ""
-            yield f"{ranges(names)}: unknown: {reason.splitlines()[0]}{hint}"
+            yield f"{fold(names)}: unknown: {reason.splitlines()[0]}{hint}"
 
     def _said(self, name: str, outcome: Outcome) -> str:
         if not outcome.differences:
@@ -138,7 +138,7 @@ def alike(text: str, node: str) -> str:
 def rendered(plan: Plan) -> Iterator[Text]:
     """The plan for a terminal, a line each."""
     for block in plan.blocks():
-        title = ranges(block.nodes)
+        title = fold(block.nodes)
         if len(block.nodes) > 2:
             title += f" ({len(block.nodes)} nodes)"
         yield Text(title, "bold")
@@ -189,6 +189,6 @@ def outcomes_told(
     }
     reasons = {name: alike(str(reason), name) for name, reason in failures.items()}
     return (
-        [f"{ranges(names)}: {text}" for text, names in grouped(texts).items()],
-        [f"{ranges(names)}: {failures[names[0]]}" for names in grouped(reasons).values()],
+        [f"{fold(names)}: {text}" for text, names in grouped(texts).items()],
+        [f"{fold(names)}: {failures[names[0]]}" for names in grouped(reasons).values()],
     )

@@ -1,23 +1,19 @@
-"""Which nodes and steps a verb is about, and how many nodes are named in few words. Pure."""
+"""Which nodes and steps a verb is about. Pure."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
+from orchestrator.core.nodeset import fold, unfold
 from orchestrator.node.resources import Step
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-_Key = TypeVar("_Key", bound=Hashable)
-
-#: Between the first and the last name of a range, as it is printed and read.
-TO = ".."
 #: So many known names are listed in an error.
 LISTED = 12
 
@@ -51,9 +47,8 @@ def select(
 ) -> Selection:
     """The nodes of ``wanted`` (none: all) without those of ``excluded``; one step or all.
 
-    Each word is a node's name, a compute node's index (from 0), a range FIRST..LAST, or several of
-    these with commas between. Raises BadInput that names all unknown words, and where nothing is
-    left.
+    A word is a node set (core.nodeset) of names and of compute nodes' indexes (from 0). Raises
+    BadInput that names all unknown nodes, and where nothing is left.
     """
     chosen = _found(profile, "--node", wanted) or {node.name for node in profile.nodes}
     without = _found(profile, "--exclude", excluded)
@@ -73,30 +68,12 @@ def find(profile: Profile, word: str) -> Node:
 
 
 def _found(profile: Profile, option: str, words: Iterable[str]) -> set[str]:
-    parts = [part.strip() for word in words for part in word.split(",")]
-    found: set[str] = set()
-    unknown = []
-    for part in parts:
-        if names := list(_names(profile, part)):
-            found.update(names)
-        else:
-            unknown.append(part)
-    if unknown:
-        listed = ", ".join(repr(word) for word in unknown)
-        raise BadInput(f"{option}: there is no node {listed}", _known(profile, unknown[0]))
-    return found
-
-
-def _names(profile: Profile, part: str) -> Iterator[str]:
-    """The nodes of a name, an index or a range; none for what is none of them."""
     known = _indexed(profile)
-    first, dots, last = part.partition(TO)
-    if part in known:
-        yield known[part].name
-    elif dots and first in known and last in known:
-        names = [node.name for node in profile.nodes]
-        start, end = names.index(known[first].name), names.index(known[last].name)
-        yield from names[start : end + 1]
+    names = [name for word in words for name in unfold(word)]
+    if unknown := [name for name in names if name not in known]:
+        listed = ", ".join(repr(name) for name in unknown)
+        raise BadInput(f"{option}: there is no node {listed}", _known(profile, unknown[0]))
+    return {known[name].name for name in names}
 
 
 def _indexed(profile: Profile) -> dict[str, Node]:
@@ -109,36 +86,4 @@ def _known(profile: Profile, word: str) -> str:
     names = [node.name for node in profile.nodes]
     if len(names) <= LISTED:
         return nearest(word, names)
-    return f"known: {ranges(names)}"
-
-
-def ranges(names: Iterable[str]) -> str:
-    """``control, compute0..compute63``: three or more names that count on are a range."""
-    runs: list[list[str]] = []
-    for name in names:
-        if runs and _follows(runs[-1][-1], name):
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    parts: list[str] = []
-    for run in runs:
-        parts += [f"{run[0]}{TO}{run[-1]}"] if len(run) > 2 else run
-    return ", ".join(parts)
-
-
-def _follows(one: str, other: str) -> bool:
-    """Whether a name is another one's with its last number counted on."""
-    match = re.fullmatch(r"(.*?)([0-9]+)", one)
-    if match is None:
-        return False
-    head, digits = match.groups()
-    counted = str(int(digits) + 1)
-    return other == head + (counted.zfill(len(digits)) if digits[0] == "0" else counted)
-
-
-def grouped(keys: Mapping[str, _Key]) -> dict[_Key, list[str]]:
-    """By key, the names that have it, both in the order in which they come first."""
-    found: dict[_Key, list[str]] = {}
-    for name, key in keys.items():
-        found.setdefault(key, []).append(name)
-    return found
+    return f"known: {fold(names)}"

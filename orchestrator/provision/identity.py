@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.templating import render
 from orchestrator.node.trust import HostIdentity
-from orchestrator.provision.netboot import wire
+from orchestrator.provision import boot_parameters
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -106,7 +106,9 @@ def _network(profile: Profile, node: Node, network: str) -> str:
         interface=link.interface,
         address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
         # The control node advertises on the boot network, for loaders that ask for IPv6.
-        ula=f"{wire.ula(profile)[1]}/64" if controls and wire.advertises(profile) else None,
+        ula=f"{boot_parameters.ula(profile)[1]}/64"
+        if controls and boot_parameters.advertises(profile)
+        else None,
         gateway=profile.gateway(node, network),
         # Ray wants a default route, also where nothing lies behind it.
         link_route=controls and not leads_outside,

@@ -19,9 +19,9 @@ import pytest
 from support.agent import MODEL, ask, serving_model, state, statuses
 from support.killing import KILLED
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.node import agent
 from orchestrator.node.resources import Directory, File, Link, Step, Sysctl, User
+from orchestrator.node.state import NodeState
 
 
 @pytest.fixture

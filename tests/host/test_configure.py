@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.core import slots
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run
 from orchestrator.node.configure import Outcome, Target, apply, plan
 from orchestrator.node.remote import Unreachable
 from orchestrator.node.resources import Directory, File, Step
+from orchestrator.node.state import NodeState
 
 
 @dataclass

@@ -20,9 +20,9 @@ from socketserver import ThreadingUnixStreamServer
 import pytest
 from support.golden import GOLDEN, states
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.core.run import run
 from orchestrator.node.paths import FILES_ROOT, LASTING
+from orchestrator.node.state import NodeState
 from orchestrator.profile import Profile, load
 from orchestrator.provision.machines import netns
 from orchestrator.provision.netboot.state import LAYERS, SOCKET

@@ -15,10 +15,10 @@ import pytest
 from support.killing import KILLED
 from support.sim import Sim
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.node import agent
 from orchestrator.node.paths import VENV
 from orchestrator.node.resources import Directory, File, Link, Step, Sysctl, Unit, User
+from orchestrator.node.state import NodeState
 
 pytestmark = pytest.mark.sim
 

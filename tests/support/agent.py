@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.node import agent
 from orchestrator.node.resources import Directory, File
+from orchestrator.node.state import NodeState
 
 MODEL = bytes(range(256)) * 10_000
 

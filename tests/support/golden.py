@@ -14,12 +14,15 @@ import shutil
 from pathlib import Path
 
 from orchestrator.cluster import wait_for_ray
-from orchestrator.cluster.desired import Context, ModelFile, NodeState, desired
+from orchestrator.cluster.desired import Context, desired
+from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import Layout
+from orchestrator.node.state import NodeState
 from orchestrator.node.trust import HostIdentity, Secret
 from orchestrator.profile import Profile, load
+from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files
-from orchestrator.provision.netboot import boot_service_file, wire
+from orchestrator.provision.netboot import boot_service_file
 from orchestrator.provision.netboot.document import document, grub_cfg
 from orchestrator.provision.netboot.images import Choice, Image
 from support import DATA
@@ -91,9 +94,9 @@ def rendered(case: str) -> dict[str, str]:
 def served(profile: Profile) -> dict[str, str]:
     """What is served to machines that boot; ``boot.json`` without the texts that stand beside."""
     whole = document(profile, Choice(current=IMAGE), "USER CA\n")
-    texts = {"served/unknown.ipxe": whole["unknown"].pop(wire.IPXE)}
+    texts = {"served/unknown.ipxe": whole["unknown"].pop(boot_parameters.IPXE)}
     for node in whole["nodes"].values():
-        texts[f"served/{node['name']}.ipxe"] = node.pop(wire.IPXE)
+        texts[f"served/{node['name']}.ipxe"] = node.pop(boot_parameters.IPXE)
         for path, file in node["files"].items():
             texts[f"served/{node['name']}{path}"] = file.pop("content")
     if profile.boot.secure:

@@ -26,13 +26,13 @@ from orchestrator.core import paths
 from orchestrator.image import store
 from orchestrator.node.remote import Remote
 from orchestrator.profile import Node, load
+from orchestrator.provision import boot_parameters
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.firmware import BIOS, Firmware
 from orchestrator.provision.machines.processes import start_time
 from orchestrator.provision.machines.qemu import Hardware, QemuMachine
 from orchestrator.provision.machines.simulator import Simulator
 from orchestrator.provision.machines.switch import Switch
-from orchestrator.provision.netboot import wire
 from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
 from support.booting import Booting, until
 from support.images import PROJECT, build, copies, register, turn_bit
@@ -263,7 +263,10 @@ class Net:
         image = self.served / "images" / self.image_id
         node = self.node(name)
         words = ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]
-        words += ["-append", wire.command_line(self.cluster.profile, node, self.image_id)]
+        words += [
+            "-append",
+            boot_parameters.command_line(self.cluster.profile, node, self.image_id),
+        ]
 
         def direct(hardware: Hardware) -> Hardware:
             nowhere = dataclasses.replace(BIOS, nic_rom=False)
@@ -285,7 +288,7 @@ class Net:
             self.remote(node.name).close()
             self.driver.power_off(node, timeout=0)
 
-    # Others on the wire.
+    # Others on the boot_parameters.
 
     @contextlib.contextmanager
     def stranger(self, network: str, address: str, mac: str = "") -> Iterator[str]:

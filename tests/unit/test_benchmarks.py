@@ -26,11 +26,11 @@ import nix_image
 import serving
 import up
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.core.errors import UserError
 from orchestrator.core.templating import render
 from orchestrator.node.paths import VENV
 from orchestrator.node.resources import File, Step
+from orchestrator.node.state import NodeState
 from orchestrator.provision.identity import BootFile
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster.desired import NodeState
 from orchestrator.core.errors import UserError
 from orchestrator.node.configure import Outcome
 from orchestrator.node.differences import Difference, found, unified
@@ -27,6 +26,7 @@ from orchestrator.node.plan import (
     visible,
 )
 from orchestrator.node.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
+from orchestrator.node.state import NodeState
 
 SECRET = "hunter2"
 HOSTS = Difference("file:/etc/hosts", ("content",), ("content",), "--- a\n+++ b\n@@\n-x\n+y")
@@ -141,8 +141,8 @@ def test_a_difference_of_many_nodes_is_shown_once() -> None:
     ]
     shown = text(plan)
     assert shown.count("/etc/hosts") == 1
-    assert "control, compute0..compute63 (65 nodes)" in shown
-    assert "compute0..compute63: 1 would change, 9 as they should be" in shown
+    assert "compute[0-63],control (65 nodes)" in shown
+    assert "compute[0-63]: 1 would change, 9 as they should be" in shown
     assert "control: 2 would change" in shown
     assert plan.document()["groups"][0]["nodes"] == ["control", *nodes]
 
@@ -158,7 +158,7 @@ def test_what_is_the_nodes_own_is_a_block_of_its_own() -> None:
         ("n1",),
         ("n2",),
     ]
-    assert list(plan.summary()) == ["n0..n2: 2 would change, 9 as they should be"]
+    assert list(plan.summary()) == ["n[0-2]: 2 would change, 9 as they should be"]
 
 
 def test_kinds_are_grouped_with_titles() -> None:
@@ -186,7 +186,7 @@ def test_nodes_that_cannot_be_asked_are_unknown_not_differing() -> None:
     )
     assert list(plan.summary()) == [
         "y: nothing differs",
-        "n0..n3: unknown: n0 (10.0.0.0): SSH does not answer",
+        "n[0-3]: unknown: n0 (10.0.0.0): SSH does not answer",
         "x: unknown: off; 'up' boots it",
     ]
     document = plan.document()
@@ -220,6 +220,6 @@ def test_what_up_came_to_is_grouped() -> None:
     changed = {"control": [], **{f"c{number}": ["a", "b"] for number in range(5)}}
     failures = {name: UserError(f"{name}: no SSH", "look") for name in ("c3", "c4")}
     assert outcomes_told(changed, failures) == (
-        ["control: nothing changed", "c0..c2: 2 changed"],
-        ["c3, c4: c3: no SSH\n  look"],
+        ["control: nothing changed", "c[0-2]: 2 changed"],
+        ["c[3-4]: c3: no SSH\n  look"],
     )

@@ -76,7 +76,7 @@ def test_the_driver_real_is_chosen_by_the_profile(loaded: Load) -> None:
 def test_nodes_are_named_or_counted_from_0(loaded: Load) -> None:
     profile = loaded(driver="manual")
     left, right = profile.compute_nodes
-    assert choose(profile, ["1", "left", "right"], everyone=False) == [right, left]
+    assert choose(profile, ["1", "left", "right"], everyone=False) == [left, right]
     assert choose(profile, [], everyone=True) == [left, right]
     assert choose(profile, ["head"], everyone=False, control=True) == [profile.control]
 
@@ -86,7 +86,7 @@ def test_nodes_are_named_or_counted_from_0(loaded: Load) -> None:
     [
         ((), False, "which nodes?\n  Compute nodes: 0 left, 1 right, or --all"),
         (("left",), True, "not both"),
-        (("2",), False, "there is no compute node 2\n  There are: 0 left, 1 right"),
+        (("2",), False, "there is no node '2'\n  known: head, left, right"),
         (("lef",), False, "there is no node 'lef'\n  did you mean 'left'"),
         (("head",), False, "head is the control node"),
     ],

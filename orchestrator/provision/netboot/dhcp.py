@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.templating import render
-from orchestrator.provision.netboot import wire
+from orchestrator.provision import boot_parameters
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -17,12 +17,12 @@ SERVERS = {"dnsmasq": "dnsmasq-boot.conf", "dhcpd": "dhcpd-boot.conf", "kea": "k
 
 def values(profile: Profile, *, http: bool) -> dict[str, Any]:
     """What the templates of DHCP servers are filled with; `http`: whether UEFI HTTP boot is met."""
-    uefi = wire.uefi_loader(profile)
+    uefi = boot_parameters.uefi_loader(profile)
     return {
         "address": profile.boot_link(profile.control).address,
         "secure": profile.boot.secure,
-        "script": wire.script_url(profile),
-        "http": f"{wire.server(profile)}/loaders" if http else None,
+        "script": boot_parameters.script_url(profile),
+        "http": f"{boot_parameters.server(profile)}/loaders" if http else None,
         "bios": profile.boot.loaders.bios,
         "uefi": uefi,
         "nodes": [
@@ -30,8 +30,8 @@ def values(profile: Profile, *, http: bool) -> dict[str, Any]:
                 "name": node.name,
                 "mac": profile.boot_link(node).mac,
                 "address": profile.boot_link(node).address,
-                "loader": wire.uefi_loader(profile, node),
-                "own_loader": wire.uefi_loader(profile, node) != uefi,
+                "loader": boot_parameters.uefi_loader(profile, node),
+                "own_loader": boot_parameters.uefi_loader(profile, node) != uefi,
             }
             for node in profile.compute_nodes
         ],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.templating import render
+from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import HOST_CERTIFICATE, node_files, principals
-from orchestrator.provision.netboot import wire
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -21,7 +21,7 @@ def document(profile: Profile, choice: Choice, user_ca_public: str) -> dict[str,
     assert choice.current is not None
     return {
         "schema": 1,
-        "server": wire.server(profile),
+        "server": boot_parameters.server(profile),
         "leases": "ours" if profile.boot.dhcp == "authoritative" else "foreign",
         "image": vars(choice.current),
         "previous": vars(choice.previous) if choice.previous else None,
@@ -30,7 +30,7 @@ def document(profile: Profile, choice: Choice, user_ca_public: str) -> dict[str,
             profile.boot_link(node).mac: _node(profile, node, choice.current, user_ca_public)
             for node in profile.compute_nodes
         },
-        "unknown": {wire.IPXE: render("unknown.ipxe", again=_script(profile, MAC))},
+        "unknown": {boot_parameters.IPXE: render("unknown.ipxe", again=_script(profile, MAC))},
     }
 
 
@@ -41,12 +41,12 @@ def _node(profile: Profile, node: Node, image: Image, user_ca_public: str) -> di
         "name": node.name,
         "address": str(link.address),
         "principals": principals(node),
-        wire.IPXE: render(
+        boot_parameters.IPXE: render(
             "boot.ipxe",
             name=node.name,
             image=image,
-            server=wire.server(profile),
-            command_line=wire.command_line(profile, node, image.id, NONCE),
+            server=boot_parameters.server(profile),
+            command_line=boot_parameters.command_line(profile, node, image.id, NONCE),
             again=_script(profile, link.mac),
         ),
         "files": {path: {"content": f.content, "mode": f.mode} for path, f in files.items()},
@@ -54,7 +54,7 @@ def _node(profile: Profile, node: Node, image: Image, user_ca_public: str) -> di
 
 
 def _script(profile: Profile, mac: str) -> str:
-    return f"{wire.server(profile)}/boot/{wire.IPXE}?mac={mac}"
+    return f"{boot_parameters.server(profile)}/boot/{boot_parameters.IPXE}?mac={mac}"
 
 
 def grub_cfg(profile: Profile, image: Image, directory: str) -> str:
@@ -66,7 +66,7 @@ def grub_cfg(profile: Profile, image: Image, directory: str) -> str:
         {
             "name": node.name,
             "mac": profile.boot_link(node).mac,
-            "command_line": wire.command_line(profile, node, image.id),
+            "command_line": boot_parameters.command_line(profile, node, image.id),
         }
         for node in profile.compute_nodes
     ]

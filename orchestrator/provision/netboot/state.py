@@ -10,7 +10,8 @@ from orchestrator.core.templating import render
 from orchestrator.node.paths import ETC, FILES_ROOT, LASTING, VENV
 from orchestrator.node.resources import Directory, File, Resource, Step, service
 from orchestrator.node.trust import HOST_LIFETIME, Secret
-from orchestrator.provision.netboot import boot_service_file, wire
+from orchestrator.provision import boot_parameters
+from orchestrator.provision.netboot import boot_service_file
 from orchestrator.provision.netboot.dhcp import values
 from orchestrator.provision.netboot.publish import CURRENT, DOCUMENT, LOADERS
 
@@ -78,8 +79,8 @@ def dnsmasq_conf(profile: Profile) -> str:
         tftp_root=TFTP_ROOT,
         dhcp=profile.boot.dhcp,
         subnet=profile.networks[profile.boot.network].subnet,
-        ula=wire.ula(profile),
-        **values(profile, http=wire.boots_over_http(profile)),
+        ula=boot_parameters.ula(profile),
+        **values(profile, http=boot_parameters.boots_over_http(profile)),
     )
 
 

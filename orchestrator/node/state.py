@@ -1,0 +1,54 @@
+"""The desired state of a node: what has to be on it and run on it, as a document for the agent.
+
+Nothing is undone by leaving it out: a node's root is thrown away at its next boot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from orchestrator.node.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node's document."""
+
+    node: str
+    sysctls: tuple[Sysctl, ...] = ()
+    links: tuple[Link, ...] = ()
+    users: tuple[User, ...] = ()
+    directories: tuple[Directory, ...] = ()
+    files: tuple[File, ...] = ()
+    units: tuple[Unit, ...] = ()
+
+    def only(self, *steps: Step) -> NodeState:
+        """The part that belongs to these steps."""
+        parts = {
+            kind.name: tuple(item for item in getattr(self, kind.name) if item.step in steps)
+            for kind in fields(self)
+            if kind.name != "node"
+        }
+        return NodeState(self.node, **parts)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """All of it, in the order in which it is made."""
+        return (
+            *self.sysctls,
+            *self.links,
+            *self.users,
+            *self.directories,
+            *self.files,
+            *self.units,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON types, secrets in clear: for the node's agent, not for people."""
+        document = asdict(self)
+        document["files"] = [
+            {key: value for key, value in file.items() if value is not None}
+            for file in document["files"]
+        ]
+        return document
