@@ -36,10 +36,10 @@ from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import run
+from orchestrator.models.profiles import load
 from orchestrator.node import configure
 from orchestrator.node.configure import Target
 from orchestrator.node.resources import Step
-from orchestrator.profile import load
 from orchestrator.provision.identity import HOST_KEY
 
 BASE = "sim"

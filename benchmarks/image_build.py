@@ -22,11 +22,12 @@ from conventional_image import Conventional
 from measure import Goal, Report, Stage, median_stage
 from rich.table import Table
 
+from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.image import lockfile, store
 from orchestrator.image.build import require_inputs
-from orchestrator.profile import active, profile_option
+from orchestrator.models.profiles import active
 
 #: Of the other tools' seconds, and of seconds after a change of one configuration file.
 RATIO_GOAL = 0.7
@@ -40,7 +41,7 @@ VERSIONS = {
 
 
 @click.command(help=__doc__)
-@profile_option
+@profile_name_option
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
 @click.option("--config-change", is_flag=True, help="Change one configuration file instead.")
 @measure.json_option

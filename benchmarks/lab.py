@@ -22,6 +22,7 @@ from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout as Served
 from orchestrator.performance.bench.against import fitted, served_as
 from orchestrator.performance.bench.run import bench
@@ -31,7 +32,7 @@ from orchestrator.performance.predict.shape import read
 from orchestrator.performance.probe.run import Kind, probe
 from orchestrator.performance.results.bench import Asked, Run, Scenario
 from orchestrator.performance.results.probe import Probes
-from orchestrator.profile import Node, Profile, load
+from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import cgroup
 from orchestrator.provision.machines.switch import Switch
 

@@ -26,13 +26,14 @@ import measure
 from floor import floor
 from measure import ORCHESTRATE, Goal, Report
 
+from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image.layers import layers_of
+from orchestrator.models.profiles import active
 from orchestrator.node.paths import VENV
-from orchestrator.profile import active, profile_option
 from orchestrator.provision.machines.accel import QEMU
 from orchestrator.provision.machines.emulator import Hardware
 from orchestrator.provision.machines.qemu import QemuMachine, make_disk
@@ -124,7 +125,7 @@ class Bench:
 
 
 @click.command(help=__doc__)
-@profile_option
+@profile_name_option
 @click.option("--node", help="Which compute node; the first one if not given.")
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
 @measure.json_option

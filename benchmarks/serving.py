@@ -26,6 +26,7 @@ import measure
 from measure import ORCHESTRATE, Goal, Report
 from netboot import refuse_running
 
+from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core import paths
 from orchestrator.core.console import err
@@ -33,8 +34,8 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import ident
 from orchestrator.image.layers import layers_of
+from orchestrator.models.profiles import active
 from orchestrator.node.paths import FILES_ROOT
-from orchestrator.profile import active, profile_option
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.simulator import Simulator
 from orchestrator.provision.machines.switch import Switch
@@ -90,7 +91,7 @@ def counts(context: click.Context, option: click.Parameter, text: str) -> tuple[
 
 
 @click.command(help=__doc__)
-@profile_option
+@profile_name_option
 @click.option("--clients", callback=counts, default="1,4,16,64", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
 @measure.json_option

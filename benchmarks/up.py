@@ -21,13 +21,15 @@ import measure
 from by_hand import COPY, ByHand
 from measure import ORCHESTRATE, Goal, Report, Stage, median_stage
 
+from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER
 from orchestrator.core.run import run
+from orchestrator.models.profiles import active
 from orchestrator.node.resources import Step
-from orchestrator.profile import Profile, active, profile_option
+from orchestrator.profile import Profile
 
 #: Of the seconds by hand.
 RATIO_GOAL = 1.3
@@ -44,7 +46,7 @@ class Up:
 
 
 @click.command(help=__doc__)
-@profile_option
+@profile_name_option
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
 @measure.json_option
 def up(profile: str | None, repeats: int, json_file: Path | None) -> None:

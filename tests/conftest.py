@@ -15,7 +15,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from orchestrator.core.run import run
-from orchestrator.profile import Profile, load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 
 SIM = "tests/sim/"
 

@@ -39,6 +39,10 @@ ON_CONTROL = "--on-control"
 class LazyGroup(click.Group):
     """A group that knows its verbs' names and one-line help without importing them."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["orchestrator.cli.where"] = list(args)  # for a verb that is sent on
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -75,21 +79,19 @@ def orchestrate(on_control: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Run the command line: user errors become one message, bugs a log file."""
-    from orchestrator.core.errors import RunsThere, UserError
+    """Run the command line: user errors become one message, bugs a log file.
+
+    Returns the exit code; None is 0.
+    """
+    from orchestrator.core.errors import UserError
 
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        try:
-            mine = words[: words.index("--")] if "--" in words else words
-            if ON_CONTROL in mine:
-                words.remove(ON_CONTROL)
-                return sys.exit(sent(words))
-            return orchestrate.main(args=words, prog_name="orchestrate", standalone_mode=False)
-        except RunsThere as there:
-            from orchestrator.cli.control import run_there
-
-            sys.exit(run_there(there.profile, words))
+        mine = words[: words.index("--")] if "--" in words else words
+        if ON_CONTROL in mine:
+            words.remove(ON_CONTROL)
+            return sys.exit(sent(words))
+        return orchestrate.main(args=words, prog_name="orchestrate", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -113,12 +115,12 @@ def sent(words: list[str]) -> int:
     """Run a command on the control host of the profile that it names; its exit code."""
     from itertools import pairwise
 
-    from orchestrator.cli.control import run_there
-    from orchestrator.profile import active
+    from orchestrator.cli.where import run_there
+    from orchestrator.models.profiles import active
 
     named = [new for old, new in pairwise(words) if old == "--profile"]
     named += [word.partition("=")[2] for word in words if word.startswith("--profile=")]
-    return run_there(active(named[-1] if named else None, anywhere=True), words)
+    return run_there(active(named[-1] if named else None), words)
 
 
 def report_bug(bug: Exception) -> int:

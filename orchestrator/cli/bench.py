@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
-from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
     from orchestrator.performance.report.story import Story
@@ -27,7 +27,7 @@ def bench() -> None:
 
 
 @bench.command("run")
-@profile_option
+@on_cluster
 @json_option
 @click.option("--scenario", multiple=True, help="Only these: names as in 'bench loads'.")
 @click.option(
@@ -46,7 +46,7 @@ def bench() -> None:
     "--against-one-node", is_flag=True, help="Measure on one node first: does clustering help?"
 )
 @click.option("--resume", metavar="RUN", help="Finish a run that was interrupted, as it was asked.")
-def run_(profile: str | None, as_json: bool, **how: Any) -> None:
+def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     """Put load on the model, by vLLM's own client at the endpoint, and keep what came.
 
     One request at a time, more and more at once, more and more a second, long prompts, long
@@ -57,11 +57,12 @@ def run_(profile: str | None, as_json: bool, **how: Any) -> None:
     Example: orchestrate bench run
     Example: orchestrate bench run --scenario "single stream" --repeats 8
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
     from orchestrator.performance.bench.against import against_one_node
     from orchestrator.performance.bench.run import bench as measure
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     resumed = None
     if how["resume"]:
         resumed = _begun(cluster.profile.name, how)
@@ -130,9 +131,9 @@ def _targets(text: str | None) -> dict[str, float]:
 
 
 @bench.command()
-@profile_option
+@on_cluster
 @json_option
-def loads(profile: str | None, as_json: bool) -> None:
+def loads(profile: Profile, as_json: bool) -> None:
     """List the loads that the profile's limits have room for.
 
     Example: orchestrate bench loads
@@ -141,7 +142,7 @@ def loads(profile: str | None, as_json: bool) -> None:
 
     from orchestrator.performance.bench.load import scenarios
 
-    every = scenarios(active(profile))
+    every = scenarios(profile)
     if as_json:
         print_json([asdict(each) for each in every])
         return
@@ -151,9 +152,9 @@ def loads(profile: str | None, as_json: bool) -> None:
 
 
 @bench.command()
-@profile_option
+@on_cluster
 @json_option
-def ls(profile: str | None, as_json: bool) -> None:
+def ls(profile: Profile, as_json: bool) -> None:
     """List the cluster's runs, the oldest first.
 
     Example: orchestrate bench ls
@@ -163,7 +164,7 @@ def ls(profile: str | None, as_json: bool) -> None:
 
     from orchestrator.performance.bench import history
 
-    name = active(profile).name
+    name = profile.name
     runs = [history.load(name, each) for each in history.names(name)]
     rows = [
         {"id": run.id, "state": run.state, "model": run.provenance.model,
@@ -184,17 +185,17 @@ def ls(profile: str | None, as_json: bool) -> None:
 
 
 @bench.command()
-@profile_option
+@on_cluster
 @json_option
 @click.argument("run", default="last")
-def show(profile: str | None, as_json: bool, run: str) -> None:
+def show(profile: Profile, as_json: bool, run: str) -> None:
     """Show a run: figures, causes, and what changed since the last good one.
 
     Example: orchestrate bench show last
     """
     from orchestrator.performance.bench import history
 
-    found = history.load(active(profile).name, run)
+    found = history.load(profile.name, run)
     story = told(found, profile)
     if as_json:
         print_json(_document(story))
@@ -203,11 +204,11 @@ def show(profile: str | None, as_json: bool, run: str) -> None:
 
 
 @bench.command()
-@profile_option
+@on_cluster
 @json_option
 @click.argument("before")
 @click.argument("after", default="last")
-def compare(profile: str | None, as_json: bool, before: str, after: str) -> None:
+def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
     """Compare two runs, load by load: better or worse, significant or not, and what else differs.
 
     Example: orchestrate bench compare 20261126T0700 last
@@ -216,7 +217,7 @@ def compare(profile: str | None, as_json: bool, before: str, after: str) -> None
 
     from orchestrator.performance.bench import history
 
-    name = active(profile).name
+    name = profile.name
     old, new = history.load(name, before), history.load(name, after)
     changes, differs = history.changes(old, new), history.differences(old, new)
     if as_json:
@@ -231,7 +232,7 @@ def compare(profile: str | None, as_json: bool, before: str, after: str) -> None
 
 
 @bench.command()
-@profile_option
+@on_cluster
 @click.argument("run", default="last")
 @click.option(
     "--out",
@@ -239,7 +240,7 @@ def compare(profile: str | None, as_json: bool, before: str, after: str) -> None
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Default: RUN.html here. '-': the standard output, as from another computer.",
 )
-def report(profile: str | None, run: str, to: Path | None) -> None:
+def report(profile: Profile, run: str, to: Path | None) -> None:
     """Write a run's report: one HTML file that opens without a network.
 
     Example: orchestrate bench report last --out report.html
@@ -247,7 +248,7 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
     from orchestrator.performance.bench import history
     from orchestrator.performance.report.page import page
 
-    found = history.load(active(profile).name, run)
+    found = history.load(profile.name, run)
     if to == Path("-"):
         print(page(told(found, profile)))
         return
@@ -258,7 +259,7 @@ def report(profile: str | None, run: str, to: Path | None) -> None:
     out.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", markup=False)
 
 
-def told(run: Run, profile: str | None = None) -> Story:
+def told(run: Run, profile: Profile) -> Story:
     """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
     from orchestrator.core.errors import UserError
     from orchestrator.models import catalog
@@ -267,19 +268,18 @@ def told(run: Run, profile: str | None = None) -> Story:
     from orchestrator.performance.predict import inputs
     from orchestrator.performance.report.attribute import story
 
-    loaded = active(profile)
     try:
-        probes = inputs.probes(loaded.name)
+        probes = inputs.probes(profile.name)
     except UserError:
         probes = None
     return story(
         run,
-        loaded,
-        catalog.served(loaded).config,
+        profile,
+        catalog.served(profile).config,
         layout_of(run),
         probes,
-        inputs.engine(loaded.name),
-        history.earlier(loaded.name, run),
+        inputs.engine(profile.name),
+        history.earlier(profile.name, run),
     )
 
 

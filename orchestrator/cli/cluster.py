@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.choice import Choice, choice_options
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
-from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.profile import Profile
 
 #: As machines/accel.py has them.
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -34,15 +34,8 @@ accel_option = click.option(
 STEPS = ("control", "ssh", "base", "ray", "serving")
 
 
-def opened(profile: str | None, machines: str | None = None, accel: str | None = None) -> Cluster:
-    from orchestrator.cluster.cluster import open_cluster
-
-    # Machines other than the profile's own are this computer's.
-    return open_cluster(active(profile, anywhere=machines is not None), machines, accel)
-
-
 @click.command()
-@profile_option
+@on_cluster
 @json_option
 @machines_option
 @accel_option
@@ -61,7 +54,7 @@ def opened(profile: str | None, machines: str | None = None, accel: str | None =
 )
 @choice_options
 def up(
-    profile: str | None,
+    profile: Profile,
     as_json: bool,
     machines: str | None,
     accel: str | None,
@@ -79,6 +72,7 @@ def up(
     Example: orchestrate up --profile sim
     Example: orchestrate up --node compute1 --only base
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.up import up as bring_up
     from orchestrator.core.errors import UserError
     from orchestrator.core.nodeset import fold
@@ -89,7 +83,7 @@ def up(
     if only and until not in (STEPS[-1], only):
         raise click.UsageError("--only is a step by itself: not together with --until")
     until = only or until
-    cluster = opened(profile, machines, accel)
+    cluster = open_cluster(profile, machines, accel)
     if if_profile and if_profile != cluster.profile.sha256:
         raise UserError(
             f"{cluster.profile.path} was changed since that plan: its sha256 is now"
@@ -133,41 +127,43 @@ def up(
 
 
 @click.command()
-@profile_option
-def down(profile: str | None) -> None:
+@on_cluster
+def down(profile: Profile) -> None:
     """Undo 'up': machines off, networks and mounts removed. Keys and images stay.
 
     Example: orchestrate down --profile sim
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.down import down as take_down
     from orchestrator.core.progress import Board
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     with cluster.locked("down"), Board() as board:
         found = take_down(cluster, board)
     out.print(f"{cluster.profile.name}: {'down' if found else 'was down already; nothing changed'}")
 
 
 @click.command()
-@profile_option
+@on_cluster
 @json_option
 @click.option(
     "--watch", is_flag=True, help="Look again and again, until all is up or Ctrl-C is pressed."
 )
-def status(profile: str | None, as_json: bool, watch: bool) -> None:
+def status(profile: Profile, as_json: bool, watch: bool) -> None:
     """Show nodes, how far each has booted, image, Ray, model and endpoint. Changes nothing.
 
     Example: orchestrate status --watch
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.status import status as look
     from orchestrator.cluster.watch import watch as look_again
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: not together with --json")
     if watch:
-        look_again(opened(profile))
+        look_again(open_cluster(profile))
         return
-    seen = look(opened(profile))
+    seen = look(open_cluster(profile))
     if as_json:
         print_json(seen.document())
     else:
@@ -176,7 +172,7 @@ def status(profile: str | None, as_json: bool, watch: bool) -> None:
 
 
 @click.command()
-@profile_option
+@on_cluster
 @json_option
 @click.option(
     "--junit",
@@ -185,7 +181,7 @@ def status(profile: str | None, as_json: bool, watch: bool) -> None:
 )
 @choice_options
 def verify(
-    profile: str | None,
+    profile: Profile,
     as_json: bool,
     junit: Path | None,
     choice: Choice,
@@ -198,10 +194,11 @@ def verify(
     Example: orchestrate verify --junit verify.xml
     Example: orchestrate verify --exclude control
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
     selection = choice.of(cluster.profile)
     context = cluster.verify_context(files, selection, choice.jobs)
@@ -218,20 +215,21 @@ def verify(
 
 
 @click.command()
-@profile_option
+@on_cluster
 @json_option
 @click.argument("question")
-def ask(profile: str | None, as_json: bool, question: str) -> None:
+def ask(profile: Profile, as_json: bool, question: str) -> None:
     """Ask the served model a question, through the endpoint, at temperature 0.
 
     Example: orchestrate ask "What is the capital of France?"
     """
     import httpx
 
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.errors import UserError
     from orchestrator.verify.gather import ask as put
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     with cluster.driver.network(), cluster.client() as client:
         try:
             said = put(client, cluster.profile, question)

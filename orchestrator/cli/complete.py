@@ -30,10 +30,10 @@ def _images(_context: click.Context) -> Iterable[str]:
 
 
 def _nodes(context: click.Context) -> Iterable[str]:
-    from orchestrator.profile import active
+    from orchestrator.models.profiles import active
 
     parameters: dict[str, Any] = context.params
-    return [node.name for node in active(parameters.get("profile"), anywhere=True).nodes]
+    return [node.name for node in active(parameters.get("profile")).nodes]
 
 
 def _profiles(_context: click.Context) -> Iterable[str]:
@@ -43,9 +43,9 @@ def _profiles(_context: click.Context) -> Iterable[str]:
 
 
 def _models(context: click.Context) -> Iterable[str]:
-    from orchestrator.profile import active
+    from orchestrator.models.profiles import active
 
-    return active(context.params.get("profile"), anywhere=True).models
+    return active(context.params.get("profile")).models
 
 
 def _topics(_context: click.Context) -> Iterable[str]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.cluster import json_option
 from orchestrator.cli.sim import replace_by
+from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import err, out, print_json
-from orchestrator.profile import active, profile_option
+from orchestrator.models.profiles import active
 
 if TYPE_CHECKING:
-    from orchestrator.profile import Profile
-
-
-#: The commands that run others, which may read their standard input.
-READ_INPUT = (("node", "ssh"), ("sim", "shell"))
+    pass
 
 
 @click.group()
@@ -31,7 +27,7 @@ def control() -> None:
 
 
 @control.command()
-@profile_option
+@profile_name_option
 @json_option
 def sync(profile: str | None, as_json: bool) -> None:
     """Bring the checkout to the control host as it is here, and set it up there.
@@ -42,7 +38,7 @@ def sync(profile: str | None, as_json: bool) -> None:
     """
     from orchestrator.cli.control_host import ControlHost
 
-    host = ControlHost(active(profile, anywhere=True))
+    host = ControlHost(active(profile))
     done = host.sync(lambda line: err.print(line, markup=False))
     if as_json:
         print_json({"host": host.name, "path": host.path, "files": done.files,
@@ -53,7 +49,7 @@ def sync(profile: str | None, as_json: bool) -> None:
 
 
 @control.command(context_settings={"ignore_unknown_options": True})
-@profile_option
+@profile_name_option
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def cmd(profile: str | None, words: tuple[str, ...]) -> None:
     """Run a command in the checkout on the control host, as your account there.
@@ -62,11 +58,11 @@ def cmd(profile: str | None, words: tuple[str, ...]) -> None:
     """
     from orchestrator.cli.control_host import ControlHost
 
-    replace_by(ControlHost(active(profile, anywhere=True)).shell_argv(words))
+    replace_by(ControlHost(active(profile)).shell_argv(words))
 
 
 @control.command()
-@profile_option
+@profile_name_option
 def ssh(profile: str | None) -> None:
     """Open a shell in the checkout on the control host.
 
@@ -74,31 +70,4 @@ def ssh(profile: str | None) -> None:
     """
     from orchestrator.cli.control_host import ControlHost
 
-    replace_by(ControlHost(active(profile, anywhere=True)).shell_argv())
-
-
-def run_there(profile: Profile, words: list[str]) -> int:
-    """Sync, then run this very command on the control host; its exit code."""
-    from orchestrator.cli.control_host import SSH_FAILED, ControlHost
-
-    host = ControlHost(profile)
-    host.sync(lambda line: err.print(line, markup=False))
-    sys.stdout.flush()
-    code = host.run(without_profile(words), reads_input=tuple(words[:2]) in READ_INPUT)
-    if code == SSH_FAILED:
-        err.print(f"{host.name}: the connection broke; what ran there is interrupted", markup=False)
-    return code
-
-
-def without_profile(words: list[str]) -> list[str]:
-    """The words without --profile: there the profile is named by a variable."""
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            return [*left, word, *rest]
-        if word == "--profile":
-            next(rest, None)
-        elif not word.startswith("--profile="):
-            left.append(word)
-    return left
+    replace_by(ControlHost(active(profile)).shell_argv())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli import on_control
 from orchestrator.core import paths, run
-from orchestrator.core.errors import RunsThere, UserError
+from orchestrator.core.errors import UserError
 from orchestrator.profile.choose import VARIABLE as PROFILE_VARIABLE
 
 if TYPE_CHECKING:
@@ -236,12 +236,6 @@ class ControlHost:
         }
         words = [f"-o{key}={value}" for key, value in options.items()]
         return ["ssh", *words, *(["-t"] if terminal else []), "--", self.name, command]
-
-
-def send_on(profile: Profile) -> None:
-    """Raises RunsThere where the profile says that its commands run elsewhere."""
-    if profile.control_host and not is_here(profile):
-        raise RunsThere(profile)
 
 
 def is_here(profile: Profile) -> bool:

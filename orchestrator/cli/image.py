@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
-from orchestrator.profile import active, profile_option
-from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
     from orchestrator.image.inventory import State
+    from orchestrator.profile import Profile
     from orchestrator.provision.netboot.images import Choice
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -87,6 +87,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
 
 
 @image.command()
+@on_clusters_computer
 @click.argument("name", shell_complete=complete.images)
 @click.option(
     "--from",
@@ -126,7 +127,6 @@ def fetch(
     from orchestrator.image import fetch as fetching
     from orchestrator.image.sources import Sources
 
-    go_to_its_host()
     where = Sources(directory, mirror)
     fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
     if as_json:
@@ -141,6 +141,7 @@ def fetch(
 
 
 @image.command()
+@on_clusters_computer
 @click.argument("name", shell_complete=complete.images)
 @json_option
 def check(name: str, as_json: bool) -> None:
@@ -154,7 +155,6 @@ def check(name: str, as_json: bool) -> None:
     """
     from orchestrator.image.check import check as check_image
 
-    go_to_its_host()
     report = check_image(name)
     if as_json:
         print_json(report.document())
@@ -165,6 +165,7 @@ def check(name: str, as_json: bool) -> None:
 
 
 @image.command()
+@on_clusters_computer
 @click.argument("name", shell_complete=complete.images)
 @json_option
 def build(name: str, as_json: bool) -> None:
@@ -174,7 +175,6 @@ def build(name: str, as_json: bool) -> None:
     """
     from orchestrator.image.build import build as build_image
 
-    go_to_its_host()
     built = build_image(name, lambda line: err.print(line, markup=False))
     if as_json:
         print_json({"name": name, "path": built.path, "id": built.ident})
@@ -183,6 +183,7 @@ def build(name: str, as_json: bool) -> None:
 
 
 @image.command()
+@on_clusters_computer
 @click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def ls(name: str | None, as_json: bool) -> None:
@@ -192,7 +193,6 @@ def ls(name: str | None, as_json: bool) -> None:
     """
     from orchestrator.image import inventory, spec
 
-    go_to_its_host()
     states = [inventory.state(each) for each in ([name] if name else spec.names())]
     if as_json:
         print_json([asdict(state) | {"id": state.ident} for state in states])
@@ -204,6 +204,7 @@ def ls(name: str | None, as_json: bool) -> None:
 
 
 @image.command()
+@on_clusters_computer
 @click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def gc(name: str | None, as_json: bool) -> None:
@@ -213,7 +214,6 @@ def gc(name: str | None, as_json: bool) -> None:
     """
     from orchestrator.image import inventory, spec
 
-    go_to_its_host()
     released = inventory.release([name] if name else spec.names())
     if as_json:
         print_json(asdict(released))
@@ -225,9 +225,9 @@ def gc(name: str | None, as_json: bool) -> None:
 
 @image.command()
 @click.argument("name", shell_complete=complete.images)
-@profile_option
+@on_cluster
 @json_option
-def use(name: str, profile: str | None, as_json: bool) -> None:
+def use(name: str, profile: Profile, as_json: bool) -> None:
     """Let the cluster's nodes boot the built image NAME from now on.
 
     The switch is atomic; what runs goes on with the image that it booted. An image other than the
@@ -237,16 +237,16 @@ def use(name: str, profile: str | None, as_json: bool) -> None:
     """
     from orchestrator.cluster.cluster import open_cluster
 
-    cluster = open_cluster(active(profile))
+    cluster = open_cluster(profile)
     with cluster.locked("image use"):
         before = cluster.choice
         _print_choice(before, cluster.use_image(name), as_json)
 
 
 @image.command()
-@profile_option
+@on_cluster
 @json_option
-def rollback(profile: str | None, as_json: bool) -> None:
+def rollback(profile: Profile, as_json: bool) -> None:
     """Let the cluster's nodes boot the image before the current one.
 
     'up' does not go forward by itself after it; 'image use' does.
@@ -255,7 +255,7 @@ def rollback(profile: str | None, as_json: bool) -> None:
     """
     from orchestrator.cluster.cluster import open_cluster
 
-    cluster = open_cluster(active(profile))
+    cluster = open_cluster(profile)
     with cluster.locked("image rollback"):
         before = cluster.choice
         _print_choice(before, cluster.roll_back_image(), as_json)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import out, print_json
-from orchestrator.profile import active, profile_option
-from orchestrator.profile.choose import go_to_its_host
 
 if TYPE_CHECKING:
     from orchestrator.models.hub import Held
@@ -30,7 +29,7 @@ def model() -> None:
 
 
 @model.command()
-@profile_option
+@on_cluster
 @json_option
 @click.option(
     "--from",
@@ -42,7 +41,7 @@ def model() -> None:
 @click.option("--check", is_flag=True, help="Read again what is here, and bring what is damaged.")
 @click.argument("name", required=False, shell_complete=complete.models)
 def pull(
-    profile: str | None, as_json: bool, source: Path | None, check: bool, name: str | None
+    profile: Profile, as_json: bool, source: Path | None, check: bool, name: str | None
 ) -> None:
     """Bring a model's files, at the commit that the profile pins; without NAME the served one.
 
@@ -56,17 +55,16 @@ def pull(
     from orchestrator.core.errors import BadInput
     from orchestrator.models import hub, hub_listing
 
-    loaded = active(profile)
-    name = name or loaded.serving.model
-    entry = loaded.models.get(name)
+    name = name or profile.serving.model
+    entry = profile.models.get(name)
     if entry is None:
         raise BadInput(
-            f"the profile {loaded.name!r} has no model {name!r} of the hub", _known(loaded)
+            f"the profile {profile.name!r} has no model {name!r} of the hub", _known(profile)
         )
     if entry.revision is None:
         commit = hub_listing.newest(entry.repository)
         raise BadInput(
-            f"{loaded.where('models', name)}: {name} has no revision, so nothing says which files",
+            f"{profile.where('models', name)}: {name} has no revision, so nothing says which files",
             f"{entry.repository} is at {commit} now. To pin that: revision: {commit}",
         )
     if source:
@@ -83,6 +81,7 @@ def pull(
 
 
 @model.command()
+@on_clusters_computer
 @json_option
 def ls(as_json: bool) -> None:
     """List the models of the hub: those on this machine, and those that profiles name.
@@ -96,7 +95,6 @@ def ls(as_json: bool) -> None:
 
     Example: orchestrate model ls
     """
-    go_to_its_host()
     rows = _rows()
     if as_json:
         print_json(rows)
@@ -111,6 +109,7 @@ def ls(as_json: bool) -> None:
 
 
 @model.command()
+@on_clusters_computer
 @json_option
 @click.option("--force", is_flag=True, help="Also one that a cluster of this machine serves.")
 @click.argument("repository", metavar="NAME")
@@ -123,7 +122,6 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
     from orchestrator.models import hub
     from orchestrator.models.publish import withdraw
 
-    go_to_its_host()
     names = _names()
     held = hub.held()
     found = [
@@ -156,7 +154,8 @@ def _names() -> dict[tuple[str, str], list[str]]:
     """By repository and commit, PROFILE:NAME of profiles that name it: of the checkout's, and of
     the active one."""
     from orchestrator.core.errors import UserError
-    from orchestrator.profile import choose, load
+    from orchestrator.models.profiles import load
+    from orchestrator.profile import choose
 
     files = [choose.locate(name).resolve() for name in choose.known()]
     with suppress(UserError):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
-from orchestrator.profile import active, profile_option
 from orchestrator.provision.netboot import dhcp
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
 
 
 @click.group()
@@ -15,7 +20,7 @@ def netboot() -> None:
 
 
 @netboot.command()
-@profile_option
+@on_cluster
 @click.option(
     "--for",
     "server",
@@ -23,7 +28,7 @@ def netboot() -> None:
     help="Print lines to paste into this DHCP server's configuration instead.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def options(profile: str | None, server: str | None, as_json: bool) -> None:
+def options(profile: Profile, server: str | None, as_json: bool) -> None:
     """Show what a DHCP server has to answer machines that boot.
 
     For boot.dhcp 'off', to set on the other server; with 'authoritative' and 'proxy' the control
@@ -33,15 +38,14 @@ def options(profile: str | None, server: str | None, as_json: bool) -> None:
     """
     from rich.table import Table
 
-    loaded = active(profile)
     if server:
-        text = dhcp.lines(loaded, server)
+        text = dhcp.lines(profile, server)
         if as_json:
             print_json({"server": server, "lines": text})
         else:
             print(text, end="")
         return
-    rows = dhcp.options(loaded)
+    rows = dhcp.options(profile)
     if as_json:
         print_json([{"who": who, "option": name, "value": value} for who, name, value in rows])
         return

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option
 from orchestrator.cli.sim import replace_by
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
-from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
     from orchestrator.cluster.nodes import Outcome
-    from orchestrator.profile import Node
+    from orchestrator.profile import Node, Profile
 
 nodes_argument = click.argument("node", nargs=-1, shell_complete=complete.nodes)
 all_option = click.option("--all", "everyone", is_flag=True, help="All compute nodes.")
@@ -36,14 +36,12 @@ def node() -> None:
 
 
 @node.command()
-@profile_option
+@on_cluster
 @json_option
 @all_option
 @wait_option
 @nodes_argument
-def up(
-    profile: str | None, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
-) -> None:
+def up(profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]) -> None:
     """Give nodes power; they boot, and nothing more: 'orchestrate up' configures them.
 
     One that is on stays as it is. Where a person is the switch (power driver 'manual'), the command
@@ -51,9 +49,10 @@ def up(
 
     Example: orchestrate node up 0 1 --wait
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import switch_on
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     chosen = _chosen(cluster, node, everyone)
     outcomes = _changed(cluster, "node up", chosen, switch_on)
     by_hand = [each for each in chosen if _is_manual(cluster, each)]
@@ -61,47 +60,49 @@ def up(
 
 
 @node.command()
-@profile_option
+@on_cluster
 @json_option
 @all_option
 @nodes_argument
-def down(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
+def down(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
     """Shut nodes down: in order over SSH, then by their power driver where it can.
 
     One that is off stays so.
 
     Example: orchestrate node down compute1
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import switch_off
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     chosen = _chosen(cluster, node, everyone)
     _finish(cluster, (), _changed(cluster, "node down", chosen, switch_off), as_json)
 
 
 @node.command()
-@profile_option
+@on_cluster
 @json_option
 @all_option
 @wait_option
 @nodes_argument
 def restart(
-    profile: str | None, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
+    profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
 ) -> None:
     """Boot nodes anew: over SSH where they answer, else by their power driver.
 
     Example: orchestrate node restart compute1 --wait
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import restart as again
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     chosen = _chosen(cluster, node, everyone)
     outcomes = _changed(cluster, "node restart", chosen, again)
     _finish(cluster, chosen if waits else (), outcomes, as_json)
 
 
 @node.command()
-@profile_option
+@on_cluster
 @json_option
 @all_option
 @click.option(
@@ -112,7 +113,7 @@ def restart(
 )
 @nodes_argument
 def wait(
-    profile: str | None,
+    profile: Profile,
     as_json: bool,
     everyone: bool,
     timeout: float | None,
@@ -124,16 +125,18 @@ def wait(
 
     Example: orchestrate node wait --all --timeout 300
     """
-    cluster = opened(profile)
+    from orchestrator.cluster.cluster import open_cluster
+
+    cluster = open_cluster(profile)
     _finish(cluster, _chosen(cluster, node, everyone, control=True), (), as_json, timeout)
 
 
 @node.command()
-@profile_option
+@on_cluster
 @json_option
 @all_option
 @nodes_argument
-def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
+def status(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
     """Show power, boot and system of nodes; without NODE of all, the control node too.
 
     Example: orchestrate node status 0
@@ -141,9 +144,10 @@ def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, 
     from rich.table import Table
     from rich.text import Text
 
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import look_at
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     whole = not (node or everyone)
     chosen = (
         list(cluster.profile.nodes) if whole else _chosen(cluster, node, everyone, control=True)
@@ -163,10 +167,10 @@ def status(profile: str | None, as_json: bool, everyone: bool, node: tuple[str, 
 
 
 @node.command()
-@profile_option
+@on_cluster
 @click.argument("node", shell_complete=complete.nodes)
 @click.argument("command", nargs=-1)
-def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
+def ssh(profile: Profile, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell on a node over SSH, or run COMMAND there.
 
     The exit code is the command's; 255 is ssh's own. The words of COMMAND stay words: for a pipe
@@ -174,7 +178,9 @@ def ssh(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate node ssh compute0 -- journalctl -u vllm
     """
-    cluster = opened(profile)
+    from orchestrator.cluster.cluster import open_cluster
+
+    cluster = open_cluster(profile)
     (chosen,) = _chosen(cluster, (node,), False, control=True)
     with cluster.driver.network():
         remote = cluster.remote(chosen)

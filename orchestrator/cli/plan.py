@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.choice import Choice, choice_options
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
-from orchestrator.profile import active, profile_option
 
 if TYPE_CHECKING:
     from orchestrator.performance.predict.load import Load
     from orchestrator.performance.predict.outlook import Outlook
+    from orchestrator.profile import Profile
 
 #: Layouts that are shown; `--json` has all.
 SHOWN = 10
@@ -42,7 +43,7 @@ class Looking(click.Command):
 
 
 @click.command(cls=Looking)
-@profile_option
+@on_cluster
 @json_option
 @click.option(
     "--serving",
@@ -61,7 +62,7 @@ class Looking(click.Command):
 )
 @choice_options
 def plan(
-    profile: str | None,
+    profile: Profile,
     as_json: bool,
     serving: bool,
     probes: Path | None,
@@ -81,6 +82,8 @@ def plan(
     Example: orchestrate plan --node 'compute[0-7]' --only base
     Example: orchestrate plan --serving --load 512,128,8
     """
+    from orchestrator.cluster.cluster import open_cluster
+
     if serving:
         if choice.nodes or choice.excluded or choice.only:
             raise click.UsageError("--serving is of the whole cluster: not with nodes or --only")
@@ -94,7 +97,7 @@ def plan(
     from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     selection = choice.of(cluster.profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
     found = cluster.plan(files, selection, choice.jobs)
@@ -108,28 +111,28 @@ def plan(
     sys.exit(found.code)
 
 
-def _outlook(profile: str | None, probes: Path | None, load: str | None) -> Outlook:
+def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook:
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
+    from orchestrator.models.profiles import how_to_pull
     from orchestrator.performance.predict import inputs
     from orchestrator.performance.predict.layout import Layout
     from orchestrator.performance.predict.outlook import outlook
 
     asked = _load(load) if load else None
-    loaded = active(profile)
-    model = catalog.served(loaded)
+    model = catalog.served(profile)
     if model.repository and not model.config:
         raise BadInput(
-            f"{loaded.where('serving', 'model')}: {model.name} is not on this machine yet",
-            f"Run: {model.pull}",
+            f"{profile.where('serving', 'model')}: {model.name} is not on this machine yet",
+            f"Run: {how_to_pull(profile)}",
         )
-    found = serving.resolve(loaded)
+    found = serving.resolve(profile)
     return outlook(
-        loaded,
+        profile,
         model.config,
         Layout(found.tensor, found.pipeline),
-        inputs.probes(loaded.name, probes),
-        inputs.engine(loaded.name),
+        inputs.probes(profile.name, probes),
+        inputs.engine(profile.name),
         asked,
     )
 

@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.choice import nodes_option
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
-from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
+    from orchestrator.profile import Profile
 
 KINDS = ("device", "link", "collective", "storage")
 
 
 @click.command()
-@profile_option
+@on_cluster
 @json_option
 @click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all of them.")
 @nodes_option("Only these, as with 'up'.")
 @click.option("--force", is_flag=True, help="Also while the model answers requests.")
 def probe(
-    profile: str | None, as_json: bool, only: tuple[str, ...], nodes: tuple[str, ...], force: bool
+    profile: Profile, as_json: bool, only: tuple[str, ...], nodes: tuple[str, ...], force: bool
 ) -> None:
     """Measure memory, matrix products, links, collectives and disks, as the model's ranks use them.
 
@@ -39,6 +40,7 @@ def probe(
     """
     from dataclasses import asdict
 
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
     from orchestrator.node.selection import select
     from orchestrator.performance.probe.judge import odd
@@ -46,7 +48,7 @@ def probe(
     from orchestrator.performance.probe.run import probe as measure
     from orchestrator.performance.probe.tables import tables
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     chosen = select(cluster.profile, nodes)
     kinds = [Kind(each) for each in only or KINDS]
     requests = idle(cluster, force=force)

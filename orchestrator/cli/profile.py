@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import out, print_json
 from orchestrator.core.errors import BadInput
 from orchestrator.profile import choose
@@ -86,7 +87,7 @@ def list_profiles(as_json: bool) -> None:
 
 
 @profile.command()
-@choose.profile_option
+@profile_name_option
 @json_option
 def show(profile: str | None, as_json: bool) -> None:
     """Show a profile with defaults and sizes filled in.
@@ -124,7 +125,7 @@ def schema(reference: bool) -> None:
 def _resolved(path: Path) -> tuple[Profile, Layout]:
     """The profile and how its model lies on it: only both together show that it can be served."""
     from orchestrator.models import serving
-    from orchestrator.profile import load
+    from orchestrator.models.profiles import load
 
     loaded = load(path)
     return loaded, serving.resolve(loaded)

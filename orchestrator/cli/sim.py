@@ -10,12 +10,13 @@ import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.choice import nodes_option
-from orchestrator.cli.cluster import accel_option, json_option, machines_option, opened
+from orchestrator.cli.cluster import accel_option, json_option, machines_option
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
-from orchestrator.profile import profile_option
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
+    from orchestrator.profile import Profile
     from orchestrator.provision.machines.switch import Switch
 
 
@@ -28,15 +29,17 @@ def sim() -> None:
 
 
 @sim.command()
-@profile_option
+@on_cluster
 @machines_option
 @accel_option
-def up(profile: str | None, machines: str | None, accel: str | None) -> None:
+def up(profile: Profile, machines: str | None, accel: str | None) -> None:
     """Start the machines and their network; configure nothing.
 
     Example: orchestrate sim up --profile sim
     """
-    cluster = opened(profile, machines, accel)
+    from orchestrator.cluster.cluster import open_cluster
+
+    cluster = open_cluster(profile, machines, accel)
     with cluster.locked("sim up"):
         cluster.driver.prepare(cluster.image)
         off = [node for node in cluster.profile.nodes if not cluster.driver.running(node)]
@@ -47,32 +50,35 @@ def up(profile: str | None, machines: str | None, accel: str | None) -> None:
 
 
 @sim.command()
-@profile_option
-def down(profile: str | None) -> None:
+@on_cluster
+def down(profile: Profile) -> None:
     """Stop the machines and remove their network and mounts.
 
     Example: orchestrate sim down --profile sim
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.down import down as take_down
     from orchestrator.core.progress import Board
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     with cluster.locked("sim down"), Board() as board:
         found = take_down(cluster, board)
     out.print("stopped" if found else "nothing ran; nothing changed")
 
 
 @sim.command()
-@profile_option
+@on_cluster
 @json_option
-def status(profile: str | None, as_json: bool) -> None:
+def status(profile: Profile, as_json: bool) -> None:
     """Show which machines run, which cables are throttled, and where consoles are.
 
     Example: orchestrate sim status --json
     """
     from rich.table import Table
 
-    cluster = opened(profile)
+    from orchestrator.cluster.cluster import open_cluster
+
+    cluster = open_cluster(profile)
     cables = switch_of(cluster)
     rows: list[dict[str, Any]] = [
         {
@@ -95,13 +101,13 @@ def status(profile: str | None, as_json: bool) -> None:
 
 
 @sim.command()
-@profile_option
+@on_cluster
 @click.option("--rate", metavar="RATE", help="Bits a second, like 100Mbit or 2.5Gbit.")
 @click.option("--reset", is_flag=True, help="As fast as they can again.")
 @click.option("--network", metavar="NAME", help="Default: the one that Ray uses.")
 @nodes_option("Default: all compute nodes.")
 def link(
-    profile: str | None, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
+    profile: Profile, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
 ) -> None:
     """Throttle the cables of containers, to see what a slower network would do.
 
@@ -111,6 +117,7 @@ def link(
     Example: orchestrate sim link --rate 100Mbit
     Example: orchestrate sim link --node compute1 --reset
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.errors import BadInput
     from orchestrator.core.nearest import nearest
     from orchestrator.node.selection import select
@@ -119,7 +126,7 @@ def link(
     if bool(rate) == reset:
         raise click.UsageError("say either --rate or --reset")
     limit = bits_per_s(rate) if rate else None
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     loaded = cluster.profile
     name = network or loaded.ray.network
     if name not in loaded.networks:
@@ -149,10 +156,10 @@ def switch_of(cluster: Cluster) -> Switch | None:
 
 
 @sim.command()
-@profile_option
+@on_cluster
 @click.argument("node", shell_complete=complete.nodes)
 @click.argument("command", nargs=-1)
-def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
+def shell(profile: Profile, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell in a machine (or run COMMAND there).
 
     Into a container it goes from outside, also where its SSH is broken; to a machine with a kernel
@@ -160,9 +167,10 @@ def shell(profile: str | None, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.node.selection import find
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     machine = find(cluster.profile, node)
     words = list(command or ("/bin/bash", "--login"))
     driver = cluster.driver

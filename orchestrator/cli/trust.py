@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from orchestrator.cli import complete
-from orchestrator.cli.cluster import json_option, opened
+from orchestrator.cli.cluster import json_option
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
-from orchestrator.profile import profile_option
 
 PARTS = ("ssh", "ray", "api")
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
 
 
 @click.group()
@@ -18,16 +23,17 @@ def trust() -> None:
 
 
 @trust.command()
-@profile_option
+@on_cluster
 @json_option
-def status(profile: str | None, as_json: bool) -> None:
+def status(profile: Profile, as_json: bool) -> None:
     """Show the authorities, and when the operator's and the nodes' certificates end.
 
     Example: orchestrate trust status
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.rotate import standing
 
-    found = standing(opened(profile))
+    found = standing(open_cluster(profile))
     if as_json:
         print_json(
             {
@@ -56,7 +62,7 @@ def status(profile: str | None, as_json: bool) -> None:
 
 
 @trust.command()
-@profile_option
+@on_cluster
 @json_option
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Default: all three.")
 @click.option(
@@ -67,7 +73,7 @@ def status(profile: str | None, as_json: bool) -> None:
     help="Do not wait for this one, which is on and does not answer: it has to boot again.",
 )
 def rotate(
-    profile: str | None, as_json: bool, only: tuple[str, ...], without: tuple[str, ...]
+    profile: Profile, as_json: bool, only: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
     """Put new keys in place of the old ones, on a cluster that runs.
 
@@ -79,13 +85,14 @@ def rotate(
     Example: orchestrate trust rotate
     Example: orchestrate trust rotate --only ssh
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.rotate import Part
     from orchestrator.cluster.rotate import rotate as renew_all
     from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
     from orchestrator.node.selection import find
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     left_out = [find(cluster.profile, word).name for word in without]
     parts = [Part(each) for each in only or PARTS]
     with cluster.locked("trust rotate"), Board(quiet=as_json) as board:
@@ -98,20 +105,21 @@ def rotate(
 
 
 @trust.command()
-@profile_option
+@on_cluster
 @json_option
-def renew(profile: str | None, as_json: bool) -> None:
+def renew(profile: Profile, as_json: bool) -> None:
     """New certificates of the same authorities, for the operator and all nodes that are on.
 
     'up' and 'watch' do so by themselves for hosts with less than a third of their year left.
 
     Example: orchestrate trust renew
     """
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.rotate import renew as again
     from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
 
-    cluster = opened(profile)
+    cluster = open_cluster(profile)
     with cluster.locked("trust renew"), Board(quiet=as_json) as board:
         names = again(cluster, board)
     if as_json:

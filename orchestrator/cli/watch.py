@@ -6,26 +6,27 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.cluster import opened
+from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out
-from orchestrator.profile import active, profile_option
 
 #: What a unit has to be told of this shell.
 VARIABLES = ("ORCHESTRATE_STATE", "ORCHESTRATE_CACHE", "ORCHESTRATE_CHECKOUT", "HOME", "PATH")
 
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+
 
 @click.command()
-@profile_option
+@on_cluster
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 @click.option("--interval", type=click.FloatRange(min=0.5), help="Seconds between two looks.")
 @click.option("--once", is_flag=True, help="One look, and what it asks for.")
 @click.option("--unit", is_flag=True, help="Print a systemd unit that does this; do nothing.")
-def watch(
-    profile: str | None, as_json: bool, interval: float | None, once: bool, unit: bool
-) -> None:
+def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, unit: bool) -> None:
     """Look at the cluster again and again, and put right what is not as it should be.
 
     Nodes that lost power are switched on and configured; what drifted is put back; a line for each
@@ -36,7 +37,9 @@ def watch(
     Example: orchestrate watch --unit >/etc/systemd/system/orchestrate-watch.service
     """
     from orchestrator.cluster import reconcile
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.reconcile import Event, Keeper
+    from orchestrator.models.profiles import load
 
     if unit:
         out.print(_unit(profile), end="", markup=False)
@@ -49,21 +52,20 @@ def watch(
             out.print(f"{event.time}  {event.node}: {event.text}", markup=False)
             sys.stdout.flush()
 
-    keeper = Keeper(lambda: opened(profile), tell)
+    keeper = Keeper(lambda: open_cluster(load(profile.path)), tell)
     if once:
         keeper.round()
         return
     reconcile.keep(keeper, interval or reconcile.INTERVAL)
 
 
-def _unit(profile: str | None) -> str:
+def _unit(profile: Profile) -> str:
     from orchestrator.core.templating import render
 
-    loaded = active(profile)
-    path = loaded.path.resolve()
+    path = profile.path.resolve()
     return render(
         "watch.service",
-        profile=loaded.name,
+        profile=profile.name,
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
         argv=[sys.executable, "-m", "orchestrator", "watch", "--profile", str(path)],
     )

@@ -19,6 +19,7 @@ from orchestrator.core.slots import JOBS
 from orchestrator.image import ident, store
 from orchestrator.models import capacity
 from orchestrator.models.catalog import Model, ModelFile, served
+from orchestrator.models.profiles import how_to_pull
 from orchestrator.models.publish import bring, publish
 from orchestrator.models.serving import Layout, resolve
 from orchestrator.node import configure
@@ -124,7 +125,8 @@ class Cluster:
 
     def publish_model(self, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
         """Make the model or take it from the hub's files, and put it where nodes can fetch it."""
-        return publish(bring(self.model, line), self.profile.name, self.model.name)
+        source = bring(self.model, how_to_pull(self.profile), line)
+        return publish(source, self.profile.name, self.model.name)
 
     def short_of_memory(self, seen: Mapping[str, int] | None = None) -> list[str]:
         """Why the model has no room in nodes' memory; ``seen``: bytes that nodes said they have."""

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Profile
-
 
 class UserError(Exception):
     """Something the user can put right.
@@ -30,10 +25,3 @@ class BadInput(UserError):
     """A file or a flag that the user wrote is wrong: exit code 2."""
 
     exit_code = 2
-
-
-class RunsThere(Exception):
-    """The command belongs on the control host of ``profile``. No error: main() sends it there."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile

@@ -8,7 +8,6 @@ A model of the hub is named by the profile; its files are in the state directory
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -53,7 +52,7 @@ class Model:
     """A model's small files; its weights are elsewhere.
 
     Of a model of the hub, ``repository`` and ``revision`` say which; ``config`` is empty as long
-    as its files are not on this machine, and ``pull`` is the command that brings them.
+    as its files are not on this machine.
     """
 
     name: str
@@ -63,7 +62,6 @@ class Model:
     answers: list[Answer]
     repository: str = ""
     revision: str = ""
-    pull: str = ""
 
 
 def served(profile: Profile) -> Model:
@@ -83,7 +81,6 @@ def served(profile: Profile) -> Model:
         answers=prompts,
         repository=hub.repository,
         revision=revision,
-        pull=how_to_pull(profile),
     )
 
 
@@ -104,20 +101,6 @@ def lacking_weights(directory: Path, names: Collection[str]) -> list[str]:
     if index.name in names and index.is_file():
         return sorted(set(_object(index).get("weight_map", {}).values()) - set(names))
     return [] if formats else [pattern]
-
-
-def how_to_pull(profile: Profile) -> str:
-    """The command that brings the profile's model, as it has to be typed on this machine."""
-    from orchestrator.profile import choose
-
-    words = f"orchestrate model pull {profile.serving.model}"
-    return words if choose.is_active(profile.path) else f"{words} --profile {_named(profile)}"
-
-
-def _named(profile: Profile) -> str:
-    """As ``--profile`` takes it."""
-    shelved = profile.path.absolute().parent == paths.checkout() / "profiles"
-    return shlex.quote(profile.path.stem if shelved else str(profile.path))
 
 
 def how_to_pin(repository: str) -> str:

@@ -23,22 +23,22 @@ from orchestrator.models.catalog import Model, ModelFile, missing_files
 RECORD = ".record.json"
 
 
-def bring(model: Model, line: Callable[[str], None]) -> Path:
+def bring(model: Model, pull: str, line: Callable[[str], None]) -> Path:
     """The directory of the model's files: made by Nix, or what was brought from the hub.
 
-    Raises UserError where Nix fails, or files of the hub are missing.
+    Raises UserError where Nix fails, or files of the hub are missing, which ``pull`` brings.
     """
-    return brought(model) if model.repository else build(model.name, line)
+    return brought(model, pull) if model.repository else build(model.name, line)
 
 
-def brought(model: Model) -> Path:
+def brought(model: Model, pull: str) -> Path:
     """The directory of a model of the hub. Raises UserError where files are missing."""
     if missing := missing_files(model) or hub.unfinished(model.directory):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"the model {model.name!r} ({model.repository} at {model.revision[:12]}) is not on this"
             f" machine: {model.directory} has no {missing[0]}{more}",
-            f"Run: {model.pull}",
+            f"Run: {pull}",
         )
     return model.directory
 

@@ -3,7 +3,7 @@
 Read in this order: ``model`` and ``hardware`` (what a profile says), ``types`` (single values),
 ``source`` (YAML with line numbers), ``checks`` (what must agree), ``load`` (all of it, with
 messages), ``choose`` (which profile is the active one), ``schema`` (for editors and the
-reference).
+reference). What models and vLLM have to say is checked above: ``orchestrator.models.profiles``.
 
 Only ``choose`` is imported at once: the rest needs pydantic, which ``--help`` must not wait for.
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.profile.choose import active, known, locate, profile_option, use
+from orchestrator.profile.choose import known, locate, use
 
 if TYPE_CHECKING:
-    from orchestrator.profile.load import ProfileError, load
+    from orchestrator.profile.load import ProfileError
     from orchestrator.profile.model import Account, Boot, Link, Network, Node, Profile, Ray, Users
     from orchestrator.profile.serving import Serving
     from orchestrator.profile.verification import Verification
@@ -33,11 +33,8 @@ __all__ = [
     "Serving",
     "Users",
     "Verification",
-    "active",
     "known",
-    "load",
     "locate",
-    "profile_option",
     "use",
 ]
 
@@ -45,8 +42,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "load" if name in ("ProfileError", "load") else "model"
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    # Kept: importing the submodule has just bound the name 'load' to the module.
-    globals()[name] = value
-    return value
+    module = "load" if name == "ProfileError" else "model"
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -16,8 +16,6 @@ from typing import Any
 
 from orchestrator.core import paths
 from orchestrator.core.nearest import nearest
-from orchestrator.models import catalog as shelf
-from orchestrator.models import serving as vllm
 from orchestrator.profile import power as power_keys
 from orchestrator.profile.bench import loads_are_loads
 from orchestrator.profile.hardware import Hardware
@@ -32,15 +30,16 @@ from orchestrator.profile.model import (
     Users,
 )
 from orchestrator.profile.power import Power
-from orchestrator.profile.serving import HubModel, Serving
+from orchestrator.profile.serving import Serving
 from orchestrator.profile.source import Loc
 
 Found = Iterator[tuple[Loc, str]]
+Check = Callable[..., Found]
 
 
-def check(sections: Mapping[str, Any]) -> Found:
+def check(sections: Mapping[str, Any], checks: Iterable[Check]) -> Found:
     """Run every check whose sections are there. ``path`` counts as one."""
-    for one in CHECKS:
+    for one in checks:
         needed = inspect.signature(one).parameters
         if needed.keys() <= sections.keys():
             yield from one(**{name: sections[name] for name in needed})
@@ -51,28 +50,6 @@ def name_is_the_files(name: str, path: Path) -> Found:
     shelved = path.absolute().parent == paths.checkout() / "profiles"
     if shelved and name != path.stem:
         yield ("name",), f"'{name}' is not the file's name; allowed here: {path.stem}"
-
-
-def image_is_known(image: str) -> Found:
-    images = sorted(file.parent.name for file in (paths.checkout() / "images").glob("*/image.yml"))
-    if image not in images:
-        yield ("image",), f"there is no images/{image}/image.yml; {nearest(image, images)}"
-
-
-def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
-    known = [*models, *shelf.known()]
-    chosen = models.get(serving.model)
-    if serving.model not in known:
-        text = f"there is no models/{serving.model}, and no such key of models"
-        yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
-    elif chosen and not chosen.revision:
-        text = f"is missing, and the model is served; {shelf.how_to_pin(chosen.repository)}"
-        yield ("models", serving.model, "revision"), text
-
-
-def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
-    for name in models.keys() & set(shelf.known()):
-        yield ("models", name), "is also a directory of models/; give it another name"
 
 
 def networks_are_apart(networks: dict[str, Network]) -> Found:
@@ -312,24 +289,10 @@ def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
         yield ("serving", "port"), f"{text}; each has its own"
 
 
-def flags_are_free(serving: Serving) -> Found:
-    seen: dict[str, str] = {}
-    for key in serving.args:
-        flag = vllm.flag_name(key)
-        if instead := vllm.managed(flag):
-            yield ("serving", "args", key), f"is not yours to set here; {instead}"
-        elif flag in seen:
-            yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
-        seen[flag] = key
-
-
-def variables_are_free(networks: dict[str, Network], ray: Ray, serving: Serving) -> Found:
+def placeholders_are_known(networks: dict[str, Network], ray: Ray, serving: Serving) -> Found:
     for section, env in (("ray", ray.env), ("serving", serving.env)):
         for name, value in env.items():
             loc = (section, "env", name)
-            if name in vllm.MANAGED_VARIABLES:
-                text = "'orchestrate up' sets it; secrets are made there and stand in no file"
-                yield loc, f"is not yours to set here; {text}"
             for match in PLACEHOLDER.finditer(value):
                 if match[2] not in LINK_KEYS:
                     allowed = ", ".join(f"{{{key}}}" for key in LINK_KEYS)
@@ -338,11 +301,8 @@ def variables_are_free(networks: dict[str, Network], ray: Ray, serving: Serving)
                     yield loc, f"there is no network '{match[1]}'; {nearest(match[1], networks)}"
 
 
-CHECKS: tuple[Callable[..., Found], ...] = (
+CHECKS: tuple[Check, ...] = (
     name_is_the_files,
-    image_is_known,
-    model_is_known,
-    hub_models_have_names_of_their_own,
     networks_are_apart,
     gateways_are_in_their_networks,
     named_networks_exist,
@@ -359,8 +319,7 @@ CHECKS: tuple[Callable[..., Found], ...] = (
     cards_are_shared_by_the_control_node,
     nat_is_another_network,
     ports_differ,
-    flags_are_free,
-    variables_are_free,
+    placeholders_are_known,
     loads_are_loads,
 )
 

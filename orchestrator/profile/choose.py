@@ -3,64 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import click
 
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 
-if TYPE_CHECKING:
-    from orchestrator.profile.model import Profile
-
 VARIABLE = "ORCHESTRATE_PROFILE"
 SUFFIX = ".yml"
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def profile_option(command: _Command) -> _Command:
-    """Add ``--profile NAME_OR_PATH``; the verb gets it as ``profile``, for ``active``."""
-    return click.option(
-        "--profile",
-        metavar="NAME_OR_PATH",
-        shell_complete=lambda _context, _parameter, typed: [
-            name for name in known() if name.startswith(typed)
-        ],
-        help=f"The cluster's profile. Default: ${VARIABLE}, else what 'profile use' chose.",
-    )(command)
-
-
-def active(option: str | None = None, *, anywhere: bool = False) -> Profile:
-    """The profile that ``--profile``, the environment or ``profile use`` names, in this order.
-
-    Raises BadInput where none does, where the named one does not exist, or where it is wrong; and
-    RunsThere where its commands belong on another computer, except for what is done ``anywhere``.
-    """
-    from orchestrator.profile import load
-
-    profile = load(active_path(option))
-    if profile.control_host and not anywhere:
-        from orchestrator.cli.control_host import send_on
-
-        send_on(profile)
-    return profile
-
-
-def go_to_its_host() -> None:
-    """For what concerns the cluster's computer, and no cluster: images, models. Raises RunsThere
-    as ``active`` does; without an active profile, or with a wrong one, it is done here."""
-    try:
-        active()
-    except BadInput:
-        return
-
 
 def active_path(option: str | None = None) -> Path:
-    """The file of the active profile, not read yet. Raises BadInput as ``active`` does."""
+    """The file of the active profile, not read yet.
+
+    ``option`` (``--profile``), the environment or ``profile use`` names it, in this order. Raises
+    BadInput where none does, or where the named one does not exist.
+    """
     for origin, chosen in (
         ("", option),
         (f" (named by ${VARIABLE})", os.environ.get(VARIABLE)),
@@ -75,8 +33,14 @@ def active_path(option: str | None = None) -> Path:
     )
 
 
+def named(path: Path) -> str:
+    """A profile's file as ``--profile`` takes it."""
+    shelved = path.absolute().parent == _shelf()
+    return path.stem if shelved else str(path)
+
+
 def is_active(path: Path) -> bool:
-    """Whether ``path`` is what ``active`` would read without an option."""
+    """Whether ``path`` is the active profile, as without an option."""
     try:
         return active_path().resolve() == path.resolve()
     except BadInput:
@@ -112,11 +76,10 @@ def locate(name_or_path: str, origin: str = "") -> Path:
 def use(name_or_path: str) -> Path:
     """Make a profile the active one on this machine; returns its file. Does not check it."""
     path = locate(name_or_path)
-    shelved = path.absolute().parent == _shelf()
     record = _record()
     record.parent.mkdir(parents=True, exist_ok=True)
     beside = record.with_name(f"{record.name}.{os.getpid()}")
-    beside.write_text(f"{path.stem if shelved else path.resolve()}\n", encoding="utf-8")
+    beside.write_text(f"{named(path.resolve())}\n", encoding="utf-8")
     beside.replace(record)
     return path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
-from orchestrator.profile.checks import check
+from orchestrator.profile.checks import CHECKS, Check, check
 from orchestrator.profile.model import Profile
 from orchestrator.profile.source import Loc, Problem, Source, display, read
 from orchestrator.profile.types import quoted
@@ -37,10 +37,13 @@ def message(path: Path, problem: Problem) -> str:
     return f"{display(path)}:{problem.line}:{key} {problem.text}"
 
 
-def load(path: Path) -> Profile:
-    """Read and check a profile. Raises ProfileError (a BadInput) with all that is wrong."""
+def load(path: Path, further: Sequence[Check] = ()) -> Profile:
+    """Read and check a profile, by ``further`` checks too, which know more than profiles do.
+
+    Raises ProfileError (a BadInput) with all that is wrong.
+    """
     source = read(path)
-    profile, found = _validate(source) if source.data is not None else (None, [])
+    profile, found = _validate(source, further) if source.data is not None else (None, [])
     # What is wrong as YAML is not said again in other words.
     known = {problem.key for problem in source.problems}
     problems = sorted({*source.problems, *(one for one in found if one.key not in known)})
@@ -50,7 +53,7 @@ def load(path: Path) -> Profile:
     return profile
 
 
-def _validate(source: Source) -> tuple[Profile | None, list[Problem]]:
+def _validate(source: Source, further: Sequence[Check]) -> tuple[Profile | None, list[Problem]]:
     profile: Profile | None = None
     problems: list[Problem] = []
     try:
@@ -66,7 +69,7 @@ def _validate(source: Source) -> tuple[Profile | None, list[Problem]]:
         ]
         sections = dict(_valid_sections(source.data))
     sections["path"] = source.path
-    problems += [source.problem(loc, text) for loc, text in check(sections)]
+    problems += [source.problem(loc, text) for loc, text in check(sections, (*CHECKS, *further))]
     return profile, problems
 
 

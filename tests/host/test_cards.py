@@ -13,7 +13,7 @@ import pytest
 from support.profiles import PROFILE, make_checkout
 
 from orchestrator.core.errors import UserError
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.cards import Cards
 

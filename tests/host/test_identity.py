@@ -8,8 +8,8 @@ import pytest
 from support import DATA
 
 from orchestrator.core.run import run
+from orchestrator.models.profiles import load
 from orchestrator.node.trust import open_trust
-from orchestrator.profile import load
 from orchestrator.provision.identity import HOST_KEY, boot_files
 
 PROFILE = DATA / "golden/two-networks/profile.yml"

@@ -23,8 +23,9 @@ import yaml
 from support import DATA
 
 from orchestrator.core.run import run
+from orchestrator.models.profiles import load
 from orchestrator.node.paths import LASTING
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 from orchestrator.provision.machines import netns
 from orchestrator.provision.netboot import dhcp
 from orchestrator.provision.netboot.state import TFTP_ROOT, dnsmasq_conf

@@ -21,9 +21,10 @@ import pytest
 from support.golden import GOLDEN, states
 
 from orchestrator.core.run import run
+from orchestrator.models.profiles import load
 from orchestrator.node.paths import FILES_ROOT, LASTING
 from orchestrator.node.state import NodeState
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 from orchestrator.provision.machines import netns
 from orchestrator.provision.netboot.state import LAYERS, SOCKET
 

@@ -10,9 +10,9 @@ import pytest
 from support.link import measured
 from support.profiles import make_checkout
 
+from orchestrator.models.profiles import load as load_profile
 from orchestrator.performance.results.probe import spread
 from orchestrator.profile import Profile
-from orchestrator.profile import load as load_profile
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.switch import Switch
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from orchestrator.cluster import wait_for_ray
 from orchestrator.cluster.desired import Context, desired
 from orchestrator.models.catalog import ModelFile
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
 from orchestrator.node.state import NodeState
 from orchestrator.node.trust import HostIdentity, Secret
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files
 from orchestrator.provision.netboot import boot_service_file

@@ -24,8 +24,9 @@ import yaml
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core import paths
 from orchestrator.image import store
+from orchestrator.models.profiles import load
 from orchestrator.node.remote import Remote
-from orchestrator.profile import Node, load
+from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.firmware import BIOS, Firmware

@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core.errors import UserError
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.processes import Process
 from orchestrator.verify import gather

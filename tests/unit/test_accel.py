@@ -28,7 +28,8 @@ from support.qemu import (
 from orchestrator.cli.cluster import ACCELERATORS
 from orchestrator.cluster.readiness import must_have_power
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.profile import Profile, load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 from orchestrator.provision.machines import accel, driver, health, simulator, trial
 from orchestrator.provision.machines.accel import KVM, TCG, Decision
 from orchestrator.provision.machines.emulator import Hardware

@@ -13,6 +13,7 @@ from support.report import measured as made
 from support.report import story
 
 from orchestrator.core.errors import BadInput
+from orchestrator.models.profiles import load as load_profile
 from orchestrator.performance import metrics
 from orchestrator.performance.bench import history, load
 from orchestrator.performance.bench.load import (
@@ -32,7 +33,6 @@ from orchestrator.performance.report.attribute import story as explained
 from orchestrator.performance.results.bench import Run, Scenario, Series, State, Window
 from orchestrator.performance.results.probe import Spread
 from orchestrator.profile import Profile
-from orchestrator.profile import load as load_profile
 
 PROJECT = Path(__file__).resolve().parents[2]
 SINGLE = Scenario("single stream", 64, 32, 4, 1)

@@ -17,7 +17,7 @@ import yaml
 from support import DATA, PROJECT
 
 from orchestrator.cluster.status import told
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
 from orchestrator.provision.netboot import causes, sources, timeline
 from orchestrator.provision.netboot.look import profile_lines
 from orchestrator.provision.netboot.timeline import Netboot, Place, assemble

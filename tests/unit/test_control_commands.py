@@ -11,12 +11,13 @@ import pytest
 from support.commands import leaves
 
 from orchestrator import cli
-from orchestrator.cli import control_host, orchestrate
-from orchestrator.cli.control import READ_INPUT
+from orchestrator.cli import control_host, orchestrate, where
+from orchestrator.cli.where import READ_INPUT
 from orchestrator.core import paths
-from orchestrator.core.errors import RunsThere, UserError
+from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 from orchestrator.profile.choose import VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -49,12 +50,20 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*x, id=x[0]) for x in GO])
-def test_it_goes_there(path: str, command: click.Command, laptop: Path) -> None:
+def test_it_goes_there(
+    path: str, command: click.Command, laptop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = [WORDS[each.name or ""] for each in command.params if each.required]
     args = [*path.split()[1:], *needed, *OPTIONS.get(path, ())]
-    with pytest.raises(RunsThere) as there:
-        orchestrate.main(args=args, prog_name="orchestrate", standalone_mode=False)
-    assert there.value.profile.path == laptop
+    sent: list[tuple[Path, list[str]]] = []
+
+    def send(profile: Profile, words: list[str]) -> int:
+        sent.append((profile.path, words))
+        return 7
+
+    monkeypatch.setattr(where, "run_there", send)
+    assert orchestrate.main(args=args, prog_name="orchestrate", standalone_mode=False) == 7
+    assert sent == [(laptop, args)]
 
 
 def test_an_image_is_built_here_where_the_profile_is_wrong(laptop: Path) -> None:

@@ -12,14 +12,16 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.models import catalog, hub
 from orchestrator.models.catalog import Answer, Model, missing_files
+from orchestrator.models.profiles import load
 from orchestrator.models.publish import bring, publish, published
-from orchestrator.profile import load
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TEXT = PROFILE.replace(
     "serving:\n  model: tiny",
     f"models:\n  big: {{repository: owner/big, revision: {REVISION}}}\nserving:\n  model: big",
 ).replace("{repeats: 3}", '{repeats: 3, prompts: [{question: "2 + 2?", contains: "4"}]}')
+
+PULL = "orchestrate model pull big --profile small"
 
 
 @pytest.fixture
@@ -38,12 +40,12 @@ def test_it_is_known_without_its_files(model: Model) -> None:
 
 def test_missing_files_are_named_with_the_command_that_brings_them(model: Model) -> None:
     with pytest.raises(UserError) as raised:
-        bring(model, lambda line: None)
+        bring(model, PULL, lambda line: None)
     assert raised.value.message == (
         f"the model 'big' (owner/big at 0123456789ab) is not on this machine:"
         f" {model.directory} has no config.json"
     )
-    assert raised.value.hint == "Run: orchestrate model pull big --profile small"
+    assert raised.value.hint == f"Run: {PULL}"
 
 
 def test_weights_have_to_be_whole(model: Model) -> None:
@@ -56,10 +58,10 @@ def test_weights_have_to_be_whole(model: Model) -> None:
     (model.directory / "model-1.safetensors").write_bytes(b"1")
     assert missing_files(model) == ["model-2.safetensors", "model-3.safetensors"]
     with pytest.raises(UserError, match=r"has no model-2\.safetensors and 1 more"):
-        bring(model, lambda line: None)
+        bring(model, PULL, lambda line: None)
     for name in missing_files(model):
         (model.directory / name).write_bytes(b"2")
-    assert bring(model, lambda line: None) == model.directory
+    assert bring(model, PULL, lambda line: None) == model.directory
 
 
 def test_what_a_download_keeps_for_itself_is_not_handed_out(model: Model) -> None:
@@ -67,7 +69,7 @@ def test_what_a_download_keeps_for_itself_is_not_handed_out(model: Model) -> Non
         file = model.directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-    files = publish(bring(model, lambda line: None), "cluster", model.name)
+    files = publish(bring(model, PULL, lambda line: None), "cluster", model.name)
     assert [file.path for file in files] == ["config.json", "model.safetensors"]
     assert published("cluster", model.name) == files
 

@@ -2,7 +2,7 @@
 
 from support import DATA, PROJECT
 
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
 from orchestrator.provision.identity import HOST_KEY, boot_files, hosts, node_files, principals
 
 PROFILE = DATA / "golden/two-networks/profile.yml"

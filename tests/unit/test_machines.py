@@ -15,7 +15,8 @@ import pytest
 from orchestrator.cli.cluster import STEPS
 from orchestrator.cluster import up
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.profile import Profile, load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import accel, driver, qmp, simulator
 from orchestrator.provision.machines.emulator import Hardware, argv

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.core import paths
 from orchestrator.models import catalog
-from orchestrator.profile import load
+from orchestrator.models.profiles import load
 
 MADE = [
     name

@@ -12,7 +12,8 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.cli.profile import _notes
 from orchestrator.core import paths
 from orchestrator.models import capacity, catalog, hub
-from orchestrator.profile import Profile, load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 
 GB = 10**9
 TEXT = PROFILE.replace(
@@ -35,12 +36,12 @@ SAID = {
     "fits": ((8 * GB, 4 * GB), []),
     "more than half": (
         (9 * GB, 4 * GB),
-        ["left, right: big takes 9.0 GB of memory, and files of a node may take 8.6 GB, half of"
+        ["left,right: big takes 9.0 GB of memory, and files of a node may take 8.6 GB, half of"
          " what it has"],
     ),
     "with all the rest": (
         (8 * GB, 8 * GB),
-        ["left, right: big takes 8.0 GB of memory, the image 8.0 GB, Ray's object store 1.6 GB:"
+        ["left,right: big takes 8.0 GB of memory, the image 8.0 GB, Ray's object store 1.6 GB:"
          " 17.6 GB of 17.2 GB"],
     ),
 }  # fmt: skip

@@ -18,7 +18,8 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import ident
-from orchestrator.profile import Profile, load
+from orchestrator.models.profiles import load
+from orchestrator.profile import Profile
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot import publish as publishing
 from orchestrator.provision.netboot.images import Choice, Image

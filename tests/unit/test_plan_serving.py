@@ -15,6 +15,7 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.cli.plan import plan
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.models.profiles import load
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Layout
 from orchestrator.performance.predict.links import Link
@@ -22,7 +23,6 @@ from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.outlook import outlook
 from orchestrator.performance.predict.rates import rates, what_if
 from orchestrator.performance.results.probe import Probes
-from orchestrator.profile import load
 from orchestrator.profile.model import Profile
 
 ARGS = "args: {dtype: half, max-model-len: 4096, max-num-seqs: 8, gpu-memory-utilization: 0.85}"
@@ -132,7 +132,7 @@ def test_wrong_words(planned: Plan, words: tuple[str, ...], text: str) -> None:
 
 
 def test_options_of_a_prediction_belong_to_it() -> None:
-    result = CliRunner().invoke(plan, ["--load", "1,2,3"])
+    result = CliRunner().invoke(plan, ["--profile", "sim", "--load", "1,2,3"])
     assert result.exit_code == 1
     assert "belong to --serving" in result.output
 

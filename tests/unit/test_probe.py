@@ -18,6 +18,7 @@ from support.predict import MISTRAL, collective, device, exactly, link, probes
 from support.profiles import PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput, UserError
+from orchestrator.models.profiles import load as load_profile
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.probe import node_guard, node_link
 from orchestrator.performance.probe.judge import odd, used, way
@@ -36,7 +37,6 @@ from orchestrator.performance.probe.run import PARTS, store
 from orchestrator.performance.probe.tables import tables
 from orchestrator.performance.results.probe import Before, Probes, Spread, StorageRates, spread
 from orchestrator.profile import Node, Profile
-from orchestrator.profile import load as load_profile
 from orchestrator.provision.machines.switch import bits_per_s
 
 #: The small profile, with a cable between its compute nodes that carries what lan has between them.

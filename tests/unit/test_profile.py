@@ -16,7 +16,8 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.models import catalog
-from orchestrator.profile import Profile, active, known, load, locate, use
+from orchestrator.models.profiles import active, load
+from orchestrator.profile import Profile, known, locate, use
 from orchestrator.profile.schema import reference, schema_text
 from orchestrator.profile.types import UNITS, parse_size
 

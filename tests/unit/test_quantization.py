@@ -12,8 +12,9 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.models import quantization
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import resolve
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 HUB = f"models:\n  big: {{repository: owner/big, revision: {REVISION}}}\nserving:\n"

@@ -22,8 +22,8 @@ from orchestrator.cluster.rotate import rotate as rotate_cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import run
+from orchestrator.models.profiles import load
 from orchestrator.node.trust import HOST_LIFETIME, PAIRS, Trust, open_trust
-from orchestrator.profile import load
 from orchestrator.provision.machines import PowerState
 
 #: What changes a disk, by its names in `os`; what the standard library is built on.

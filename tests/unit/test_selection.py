@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nodeset import fold, grouped, unfold
+from orchestrator.models.profiles import load
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import everything, find, select
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 
 SIM = paths.checkout() / "profiles" / "sim.yml"
 PROFILE = load(SIM)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from support.profiles import CONFIG, PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout, layout, resolve, vllm_argv
-from orchestrator.profile import Profile, load
+from orchestrator.profile import Profile
 
 EXPERTS = {**CONFIG, "num_local_experts": 8}
 CANNOT = {"no_expert_parallel": "no collectives for it"}

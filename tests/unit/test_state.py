@@ -13,8 +13,8 @@ from support.golden import CASES, GOLDEN, context, found, rendered, states
 
 from orchestrator.cluster.desired import desired
 from orchestrator.core.templating import env_value, exec_word, render
+from orchestrator.models.profiles import load
 from orchestrator.node.resources import Step
-from orchestrator.profile import load
 
 HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; echo Y", "#"]
 

@@ -18,8 +18,9 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.models import catalog
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import resolve
-from orchestrator.profile import Node, load
+from orchestrator.profile import Node
 from orchestrator.verify import Report, VerifyContext, gather, judge, verify
 from orchestrator.verify.facts import NodeFacts, RayFacts, RayNode, RayWorker
 

@@ -19,8 +19,9 @@ from support import DATA
 
 from orchestrator.core import paths
 from orchestrator.core.run import Result
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
-from orchestrator.profile import Node, Profile, load
+from orchestrator.profile import Node, Profile
 from orchestrator.profile.hardware import Command, Hardware, Sign
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
 from orchestrator.verify.facts import CommandFacts, HardwareFacts

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.core import paths
 from orchestrator.models.catalog import Answer
+from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
-from orchestrator.profile import load
 from orchestrator.verify import judge
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts, RayNode, RayWorker
 from orchestrator.verify.probe_node import loopback

@@ -1,0 +1,94 @@
+"""Profiles, checked also against what they name: images, models, vLLM's flags and variables.
+
+Each command opens its profile here; ``orchestrator.profile`` checks one against itself only.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.core.nearest import nearest
+from orchestrator.image import spec
+from orchestrator.models import catalog
+from orchestrator.models import serving as vllm
+from orchestrator.profile import choose
+from orchestrator.profile.checks import Check, Found
+from orchestrator.profile.load import load as load_alone
+from orchestrator.profile.model import Ray
+from orchestrator.profile.serving import HubModel, Serving
+
+if TYPE_CHECKING:
+    from orchestrator.profile import Profile
+
+
+def active(option: str | None = None) -> Profile:
+    """The profile that ``--profile``, the environment or ``profile use`` names, in this order.
+
+    Raises BadInput where none does, where the named one does not exist, or where it is wrong.
+    """
+    return load(choose.active_path(option))
+
+
+def load(path: Path) -> Profile:
+    """Read and check a profile. Raises ProfileError (a BadInput) with all that is wrong."""
+    return load_alone(path, CHECKS)
+
+
+def how_to_pull(profile: Profile) -> str:
+    """The command that brings the profile's model, as it has to be typed on this machine."""
+    named = shlex.quote(choose.named(profile.path))
+    words = f"orchestrate model pull {profile.serving.model}"
+    return words if choose.is_active(profile.path) else f"{words} --profile {named}"
+
+
+def image_is_known(image: str) -> Found:
+    images = spec.names()
+    if image not in images:
+        yield ("image",), f"there is no images/{image}/image.yml; {nearest(image, images)}"
+
+
+def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
+    known = [*models, *catalog.known()]
+    chosen = models.get(serving.model)
+    if serving.model not in known:
+        text = f"there is no models/{serving.model}, and no such key of models"
+        yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
+    elif chosen and not chosen.revision:
+        text = f"is missing, and the model is served; {catalog.how_to_pin(chosen.repository)}"
+        yield ("models", serving.model, "revision"), text
+
+
+def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
+    for name in models.keys() & set(catalog.known()):
+        yield ("models", name), "is also a directory of models/; give it another name"
+
+
+def flags_are_free(serving: Serving) -> Found:
+    seen: dict[str, str] = {}
+    for key in serving.args:
+        flag = vllm.flag_name(key)
+        if instead := vllm.managed(flag):
+            yield ("serving", "args", key), f"is not yours to set here; {instead}"
+        elif flag in seen:
+            yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
+        seen[flag] = key
+
+
+def variables_are_free(ray: Ray, serving: Serving) -> Found:
+    for section, env in (("ray", ray.env), ("serving", serving.env)):
+        for name in env:
+            loc = (section, "env", name)
+            if name in vllm.MANAGED_VARIABLES:
+                text = "'orchestrate up' sets it; secrets are made there and stand in no file"
+                yield loc, f"is not yours to set here; {text}"
+
+
+CHECKS: tuple[Check, ...] = (
+    image_is_known,
+    model_is_known,
+    hub_models_have_names_of_their_own,
+    flags_are_free,
+    variables_are_free,
+)
