@@ -58,6 +58,10 @@ def test_types_are_right() -> None:
     passes(TOOLS / "mypy", "--strict", *sorted((PROJECT / "benchmarks").glob("*.py")))
 
 
+def test_rooms_import_in_one_direction() -> None:
+    passes(TOOLS / "lint-imports", "--no-cache", "--no-logo")
+
+
 @pytest.mark.parametrize("file", [*filter(is_shell, listed())], ids=str)
 def test_shellcheck_finds_nothing(file: Path) -> None:
     passes(TOOLS / "shellcheck", "--external-sources", file)
