@@ -28,7 +28,7 @@ from orchestrator.performance.bench.history import Earlier
 from orchestrator.performance.bench.run import loaded
 from orchestrator.performance.bench.sample import SAMPLER, sampling
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.report.attribute import story
 from orchestrator.performance.results.bench import Asked, Scenario
@@ -124,7 +124,7 @@ class Judge:
     ) -> Iterator[Named]:
         cluster = other or self.lab.cluster
         run = self.lab.run(cluster, scenario)
-        layout = Layout(cluster.layout.tensor, cluster.layout.pipeline)
+        layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
         config = cluster.model.config
         found = story(run, cluster.profile, config, layout, self.probes, self.engine, Earlier())
         for phase in found.phases:

@@ -19,7 +19,7 @@ import measure
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import curve
 from orchestrator.performance.predict.phase import Work, step
 from orchestrator.performance.predict.rates import Rates, link_of, of_devices
@@ -80,7 +80,7 @@ def device_model(card: Path, json_file: Path | None) -> None:
 
 def compared(said: dict[str, Any]) -> list[Compared]:
     """Each step of each model in what device_step.py said."""
-    found, layout, known = [], Layout(tensor=said["ranks"]), rates(said)
+    found, layout, known = [], Parallelism(tensor=said["ranks"]), rates(said)
     for model in said["models"]:
         config = {"torch_dtype": "bfloat16", "model_type": "llama"} | model["config"]
         shape, _ = read(config)

@@ -16,7 +16,7 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.image.layers import layers_of
 from orchestrator.profile import Node
 from orchestrator.provision.identity import BootFile, boot_files, principals
-from orchestrator.provision.machines.emulator import Hardware
+from orchestrator.provision.machines.emulator import VirtualHardware
 
 #: Where the boot files lie in the initrd.
 FILES = "files"
@@ -48,7 +48,9 @@ exec switch_root /root /sbin/init
 """
 
 
-def floor(cluster: Cluster, node: Node, hardware: Hardware, directory: Path) -> Hardware:
+def floor(
+    cluster: Cluster, node: Node, hardware: VirtualHardware, directory: Path
+) -> VirtualHardware:
     """The machine ``hardware`` with a direct way into the image; its files go to ``directory``."""
     identity = cluster.trust.host_identity(principals(node))
     files = boot_files(cluster.profile, node, identity, cluster.trust.user_ca_public)

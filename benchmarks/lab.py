@@ -27,7 +27,7 @@ from orchestrator.models.serving import Layout as Served
 from orchestrator.performance.bench.against import fitted, served_as
 from orchestrator.performance.bench.run import bench
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.probe.run import Kind, probe
 from orchestrator.performance.results.bench import Asked, Run, Scenario
@@ -49,7 +49,7 @@ FITTING = (
     Scenario("long prompt", 128, 8, 4, 1),
     Scenario("2 at once", 16, 16, 8, 2),
 )
-ONE_NODE, TENSOR, PIPELINE = Layout(1, 1), Layout(2, 1), Layout(1, 2)
+ONE_NODE, TENSOR, PIPELINE = Parallelism(1, 1), Parallelism(2, 1), Parallelism(1, 2)
 
 
 def cable(bits_per_s: int | None) -> str:
@@ -148,7 +148,7 @@ class Lab:
         return found
 
     @contextmanager
-    def laid(self, layout: Layout) -> Iterator[Cluster]:
+    def laid(self, layout: Parallelism) -> Iterator[Cluster]:
         """The model lies so for the body; not moved where it does already."""
         now = self.cluster.layout
         wanted = Served(layout.tensor, layout.pipeline, False, now.accelerators)

@@ -35,7 +35,7 @@ from orchestrator.image.layers import layers_of
 from orchestrator.models.profiles import active
 from orchestrator.node.paths import VENV
 from orchestrator.provision.machines.accel import QEMU
-from orchestrator.provision.machines.emulator import Hardware
+from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.qemu import QemuMachine, make_disk
 from orchestrator.provision.machines.simulator import Simulator
 
@@ -81,7 +81,7 @@ class Bench:
         assert isinstance(machine, QemuMachine)
         self.machine = machine
 
-    def boot(self, hardware: Hardware) -> Boot:
+    def boot(self, hardware: VirtualHardware) -> Boot:
         """Power to SSH; the machine is off again after it, in order."""
         remote = self.cluster.remote(self.node)
         before = self.sent(next(iter(hardware.nics)))

@@ -22,7 +22,7 @@ from measure import Goal, Report
 
 from orchestrator.core.console import err
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Load, limits, predict
 from orchestrator.performance.predict.rates import rates, what_if
 from orchestrator.performance.results.bench import Run, Scenario
@@ -120,7 +120,7 @@ class Known:
     before: Probes
     alone: Probes
 
-    def of(self, layout: Layout, scenario: Scenario) -> tuple[Probes, Probes]:
+    def of(self, layout: Parallelism, scenario: Scenario) -> tuple[Probes, Probes]:
         """Now and before, with devices as busy as the layout has them: a pipeline with one request
         has one at work, as one node has."""
         if layout.tensor > 1 or (layout.pipeline > 1 and scenario.concurrency != 1):
@@ -131,7 +131,7 @@ class Known:
 
 def compare(
     lab: Lab,
-    laid: tuple[str, Layout],
+    laid: tuple[str, Parallelism],
     rate: int | None,
     run: Run,
     probes: Known,

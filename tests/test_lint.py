@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def test_python_is_formatted() -> None:
 def test_types_are_right() -> None:
     passes(TOOLS / "mypy", "--strict")
     passes(TOOLS / "mypy", "--strict", *sorted((PROJECT / "benchmarks").glob("*.py")))
+
+
+def test_a_public_class_has_its_name_alone() -> None:
+    """Two things of one name in two places are taken for one another."""
+    where: dict[str, list[str]] = {}
+    for file in (PROJECT / "orchestrator").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(file.relative_to(PROJECT)))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
 
 
 def test_rooms_import_in_one_direction() -> None:

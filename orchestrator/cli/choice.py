@@ -57,7 +57,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class NodeChoice:
     """What the user chose."""
 
     nodes: Sequence[str]
@@ -79,7 +79,7 @@ def choice_options(verb: Verb) -> Verb:
     def with_choice(
         *, nodes: Sequence[str], excluded: Sequence[str], only: str | None, jobs: int, **others: Any
     ) -> Any:
-        return verb(choice=Choice(nodes, excluded, only, jobs), **others)
+        return verb(choice=NodeChoice(nodes, excluded, only, jobs), **others)
 
     for option in reversed(OPTIONS):
         with_choice = option(with_choice)

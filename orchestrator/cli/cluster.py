@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.choice import Choice, choice_options
+from orchestrator.cli.choice import NodeChoice, choice_options
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
 
@@ -60,7 +60,7 @@ def up(
     accel: str | None,
     until: str,
     if_profile: str | None,
-    choice: Choice,
+    choice: NodeChoice,
 ) -> None:
     """Bring the cluster up, from power to a verified answer.
 
@@ -184,7 +184,7 @@ def verify(
     profile: Profile,
     as_json: bool,
     junit: Path | None,
-    choice: Choice,
+    choice: NodeChoice,
 ) -> None:
     """Check that the cluster is what the profile says. Changes nothing.
 

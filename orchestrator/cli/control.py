@@ -36,9 +36,9 @@ def sync(profile: str | None, as_json: bool) -> None:
 
     Example: orchestrate control sync --profile 0.1
     """
-    from orchestrator.cli.control_host import ControlHost
+    from orchestrator.cli.control_host import RemoteCheckout
 
-    host = ControlHost(active(profile))
+    host = RemoteCheckout(active(profile))
     done = host.sync(lambda line: err.print(line, markup=False))
     if as_json:
         print_json({"host": host.name, "path": host.path, "files": done.files,
@@ -56,9 +56,9 @@ def cmd(profile: str | None, words: tuple[str, ...]) -> None:
 
     Example: orchestrate control cmd -- journalctl -u orchestrate-watch -n 50
     """
-    from orchestrator.cli.control_host import ControlHost
+    from orchestrator.cli.control_host import RemoteCheckout
 
-    replace_by(ControlHost(active(profile)).shell_argv(words))
+    replace_by(RemoteCheckout(active(profile)).shell_argv(words))
 
 
 @control.command()
@@ -68,6 +68,6 @@ def ssh(profile: str | None) -> None:
 
     Example: orchestrate control ssh
     """
-    from orchestrator.cli.control_host import ControlHost
+    from orchestrator.cli.control_host import RemoteCheckout
 
-    replace_by(ControlHost(active(profile)).shell_argv())
+    replace_by(RemoteCheckout(active(profile)).shell_argv())

@@ -113,7 +113,7 @@ class Synced:
 
 
 @dataclass(frozen=True)
-class ControlHost:
+class RemoteCheckout:
     """The control host of a profile, by ssh."""
 
     profile: Profile

@@ -15,9 +15,9 @@ from orchestrator.core.console import err, out, print_json
 from orchestrator.image import MIRROR_VARIABLE
 
 if TYPE_CHECKING:
-    from orchestrator.image.inventory import State
+    from orchestrator.image.inventory import ImageState
     from orchestrator.profile import Profile
-    from orchestrator.provision.netboot.images import Choice
+    from orchestrator.provision.netboot.images import ImageChoice
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 mirror_option = click.option(
@@ -261,7 +261,7 @@ def rollback(profile: Profile, as_json: bool) -> None:
         _print_choice(before, cluster.roll_back_image(), as_json)
 
 
-def _print_choice(before: Choice, now: Choice, as_json: bool) -> None:
+def _print_choice(before: ImageChoice, now: ImageChoice, as_json: bool) -> None:
     if as_json:
         print_json(asdict(now) | {"changed": before != now})
         return
@@ -274,7 +274,7 @@ def _print_choice(before: Choice, now: Choice, as_json: bool) -> None:
     )
 
 
-def _print_table(states: list[State]) -> None:
+def _print_table(states: list[ImageState]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -17,7 +17,7 @@ from orchestrator.core.console import err, out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
-    from orchestrator.cluster.nodes import Outcome
+    from orchestrator.cluster.nodes import PowerOutcome
     from orchestrator.profile import Node, Profile
 
 nodes_argument = click.argument("node", nargs=-1, shell_complete=complete.nodes)
@@ -202,8 +202,8 @@ def _is_manual(cluster: Cluster, node: Node) -> bool:
 
 
 def _changed(
-    cluster: Cluster, verb: str, nodes: Sequence[Node], act: Callable[[Cluster, Node], Outcome]
-) -> list[Outcome]:
+    cluster: Cluster, verb: str, nodes: Sequence[Node], act: Callable[[Cluster, Node], PowerOutcome]
+) -> list[PowerOutcome]:
     from orchestrator.cluster.nodes import each
 
     with cluster.locked(verb):
@@ -213,7 +213,7 @@ def _changed(
 def _finish(
     cluster: Cluster,
     waited: Sequence[Node],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[PowerOutcome],
     as_json: bool,
     limit: float | None = None,
 ) -> None:
@@ -244,7 +244,7 @@ def _finish(
     sys.exit(1 if failed else 0)
 
 
-def _show(outcomes: Sequence[Outcome]) -> None:
+def _show(outcomes: Sequence[PowerOutcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
             err.print(f"[red]error:[/red] {outcome.node}:", end=" ")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import Choice, choice_options
+from orchestrator.cli.choice import NodeChoice, choice_options
 from orchestrator.cli.cluster import json_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
@@ -67,7 +67,7 @@ def plan(
     serving: bool,
     probes: Path | None,
     load: str | None,
-    choice: Choice,
+    choice: NodeChoice,
 ) -> None:
     """Show what 'up' would change on the nodes. Changes nothing.
 
@@ -116,7 +116,7 @@ def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull
     from orchestrator.performance.predict import inputs
-    from orchestrator.performance.predict.layout import Layout
+    from orchestrator.performance.predict.layout import Parallelism
     from orchestrator.performance.predict.outlook import outlook
 
     asked = _load(load) if load else None
@@ -130,7 +130,7 @@ def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook
     return outlook(
         profile,
         model.config,
-        Layout(found.tensor, found.pipeline),
+        Parallelism(found.tensor, found.pipeline),
         inputs.probes(profile.name, probes),
         inputs.engine(profile.name),
         asked,

@@ -86,7 +86,7 @@ def rotate(
     Example: orchestrate trust rotate --only ssh
     """
     from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.rotate import Part
+    from orchestrator.cluster.rotate import KeyKind
     from orchestrator.cluster.rotate import rotate as renew_all
     from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
@@ -94,7 +94,7 @@ def rotate(
 
     cluster = open_cluster(profile)
     left_out = [find(cluster.profile, word).name for word in without]
-    parts = [Part(each) for each in only or PARTS]
+    parts = [KeyKind(each) for each in only or PARTS]
     with cluster.locked("trust rotate"), Board(quiet=as_json) as board:
         names = renew_all(cluster, board, parts, left_out)
     if as_json:

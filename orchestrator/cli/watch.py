@@ -38,14 +38,14 @@ def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, u
     """
     from orchestrator.cluster import reconcile
     from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.reconcile import Event, Keeper
+    from orchestrator.cluster.reconcile import Keeper, ReconcileEvent
     from orchestrator.models.profiles import load
 
     if unit:
         out.print(_unit(profile), end="", markup=False)
         return
 
-    def tell(event: Event) -> None:
+    def tell(event: ReconcileEvent) -> None:
         if as_json:
             print(json.dumps(asdict(event)), flush=True)
         else:

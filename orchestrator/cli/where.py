@@ -86,9 +86,9 @@ def _go(profile: Profile) -> None:
 
 def run_there(profile: Profile, words: Sequence[str]) -> int:
     """Sync, then run this very command on the control host; its exit code."""
-    from orchestrator.cli.control_host import SSH_FAILED, ControlHost
+    from orchestrator.cli.control_host import SSH_FAILED, RemoteCheckout
 
-    host = ControlHost(profile)
+    host = RemoteCheckout(profile)
     host.sync(lambda line: err.print(line, markup=False))
     sys.stdout.flush()
     code = host.run(without_profile(words), reads_input=tuple(words[:2]) in READ_INPUT)

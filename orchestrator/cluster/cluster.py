@@ -32,7 +32,7 @@ from orchestrator.provision.identity import boot_files, principals
 from orchestrator.provision.machines import Driver, driver
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot.diary import Diary
-from orchestrator.provision.netboot.images import Choice
+from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.publish import publish as publish_netboot
 from orchestrator.verify.gather import VerifyContext
 
@@ -46,7 +46,7 @@ class Cluster:
 
     profile: Profile
     image: Path
-    choice: Choice
+    choice: ImageChoice
     model: Model
     layout: Layout
     trust: Trust
@@ -95,7 +95,7 @@ class Cluster:
             choice = choice.moved(images.publish(self.profile.name, self.profile.image, self.image))
         return self._serve(choice)
 
-    def use_image(self, name: str) -> Choice:
+    def use_image(self, name: str) -> ImageChoice:
         """Let nodes boot the built image `name` from now on. Raises UserError where it is none."""
         image = images.publish(self.profile.name, name, built(name))
         # Another image than the profile's is held: `up` would go back to that one.
@@ -103,7 +103,7 @@ class Cluster:
         self._serve(choice)
         return choice
 
-    def roll_back_image(self) -> Choice:
+    def roll_back_image(self) -> ImageChoice:
         """Let nodes boot the image before. Raises UserError where there is none (any more)."""
         choice = self.choice.back()
         assert choice.current is not None
@@ -115,7 +115,7 @@ class Cluster:
         self._serve(choice)
         return choice
 
-    def _serve(self, choice: Choice) -> bool:
+    def _serve(self, choice: ImageChoice) -> bool:
         name = self.profile.name
         changed = publish_netboot(self.profile, choice, self.trust.user_ca_public)
         if choice != images.read(name):

@@ -35,7 +35,7 @@ from orchestrator.node.paths import (
 from orchestrator.node.resources import (
     Directory,
     File,
-    Link,
+    NetworkLink,
     Resource,
     Step,
     Sysctl,
@@ -109,7 +109,7 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     return NodeState(
         node=node.name,
         sysctls=tuple(item for item in items if isinstance(item, Sysctl)),
-        links=tuple(item for item in items if isinstance(item, Link)),
+        links=tuple(item for item in items if isinstance(item, NetworkLink)),
         users=tuple(item for item in items if isinstance(item, User)),
         directories=tuple(item for item in items if isinstance(item, Directory)),
         files=files,
@@ -127,7 +127,7 @@ def _links(profile: Profile, node: Node) -> Iterable[Resource]:
     for network, link in node.links.items():
         path, content = network_file(profile, node, network)
         address = f"{link.address}/{profile.networks[network].subnet.prefixlen}"
-        yield Link(Step.BASE, link.interface, (address,), path, content)
+        yield NetworkLink(Step.BASE, link.interface, (address,), path, content)
 
 
 def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:

@@ -27,7 +27,7 @@ BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PowerOutcome:
     """What came of one node. `error` is for people, empty where it went well."""
 
     node: str
@@ -75,40 +75,40 @@ def _listed(profile: Profile) -> str:
     return ", ".join(f"{number} {node.name}" for number, node in enumerate(profile.compute_nodes))
 
 
-def each(nodes: Sequence[Node], act: Callable[[Node], Outcome]) -> list[Outcome]:
+def each(nodes: Sequence[Node], act: Callable[[Node], PowerOutcome]) -> list[PowerOutcome]:
     """Do it to all nodes side by side; one that fails does not hold the others."""
 
-    def one(node: Node) -> Outcome:
+    def one(node: Node) -> PowerOutcome:
         try:
             return act(node)
         except UserError as error:
-            return Outcome(node.name, error=str(error))
+            return PowerOutcome(node.name, error=str(error))
 
     with ThreadPoolExecutor(len(nodes)) as pool:
         return list(pool.map(one, nodes))
 
 
-def switch_on(cluster: Cluster, node: Node) -> Outcome:
+def switch_on(cluster: Cluster, node: Node) -> PowerOutcome:
     """Give a node power; one that has it stays as it is. Raises UserError where that fails."""
     want_on(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.ON:
-        return Outcome(node.name, "on already; nothing changed")
+        return PowerOutcome(node.name, "on already; nothing changed")
     must_boot_others(cluster)
     _power_on(cluster, node)
-    return Outcome(node.name, "switched on", changed=True)
+    return PowerOutcome(node.name, "switched on", changed=True)
 
 
-def switch_off(cluster: Cluster, node: Node) -> Outcome:
+def switch_off(cluster: Cluster, node: Node) -> PowerOutcome:
     """Shut a node down. Raises UserError where it stays on."""
     keep_off(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.OFF:
-        return Outcome(node.name, "off already; nothing changed")
+        return PowerOutcome(node.name, "off already; nothing changed")
     cluster.remote(node).close()
     cluster.driver.power_off(node)
-    return Outcome(node.name, "off", changed=True)
+    return PowerOutcome(node.name, "off", changed=True)
 
 
-def restart(cluster: Cluster, node: Node) -> Outcome:
+def restart(cluster: Cluster, node: Node) -> PowerOutcome:
     """Boot a node anew: over SSH where it netboots and answers, else by its power.
 
     Raises UserError where neither is possible.
@@ -119,7 +119,7 @@ def restart(cluster: Cluster, node: Node) -> Outcome:
     remote.close()
     if cluster.driver.state(node) == PowerState.OFF:
         _power_on(cluster, node)
-        return Outcome(node.name, "was off; switched on", changed=True)
+        return PowerOutcome(node.name, "was off; switched on", changed=True)
     if cluster.driver.netboots(node):
         with cluster.driver.network(), suppress(UserError):
             before = remote.run(BOOT_ID, timeout=PROBE_TIMEOUT).out
@@ -128,10 +128,10 @@ def restart(cluster: Cluster, node: Node) -> Outcome:
                 remote.run(["systemctl", "reboot"], timeout=PROBE_TIMEOUT)
             remote.close()
             _wait_until_gone(remote, before)
-            return Outcome(node.name, "restarts", changed=True)
+            return PowerOutcome(node.name, "restarts", changed=True)
     cluster.driver.power_off(node)
     _power_on(cluster, node)
-    return Outcome(node.name, "switched off and on", changed=True)
+    return PowerOutcome(node.name, "switched off and on", changed=True)
 
 
 def must_boot_others(cluster: Cluster) -> None:
@@ -166,7 +166,7 @@ def _wait_until_gone(remote: Remote, boot_id: str) -> None:
 
 def wait(
     cluster: Cluster, nodes: Sequence[Node], board: Board, limit: float | None = None
-) -> tuple[list[Outcome], Seen]:
+) -> tuple[list[PowerOutcome], Seen]:
     """Wait until nodes let the operator in over SSH, for at most `limit` seconds (the driver's).
 
     Returns what came of each, and the boots. Raises UserError where the control node is off.
@@ -178,7 +178,7 @@ def wait(
     patience = driver.boot_timeout if limit is None else limit
     answered: dict[str, float] = {}
 
-    def until_up(node: Node) -> Outcome:
+    def until_up(node: Node) -> PowerOutcome:
         begun = time.monotonic()
 
         def waiting(reason: str) -> None:
@@ -190,7 +190,7 @@ def wait(
         with board.step(node.name, "ssh"):
             cluster.remote(node).wait_for_ssh(patience, waiting)
         answered[node.name] = time.time()
-        return Outcome(node.name, f"answers after {time.monotonic() - begun:.0f} s")
+        return PowerOutcome(node.name, f"answers after {time.monotonic() - begun:.0f} s")
 
     with driver.network():
         outcomes = each(nodes, until_up)

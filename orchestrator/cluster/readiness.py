@@ -103,8 +103,8 @@ def wait_for_model(cluster: Cluster, board: Board) -> None:
     """Return when the endpoint serves the model; end early if one of its services ended."""
     profile = cluster.profile
     behind = [
-        Service(cluster, profile.server, SERVER_UNIT),
-        Service(cluster, profile.control, FRONT_UNIT),
+        AwaitedService(cluster, profile.server, SERVER_UNIT),
+        AwaitedService(cluster, profile.control, FRONT_UNIT),
     ]
     deadline = time.monotonic() + SERVE_TIMEOUT
     with board.step(CLUSTER, "serving"), cluster.client() as client:
@@ -142,7 +142,7 @@ def must_have_power(cluster: Cluster, node: Node) -> None:
 
 
 @dataclass
-class Service:
+class AwaitedService:
     """A unit that is waited for. systemd starts it again whenever it ends, for ever."""
 
     cluster: Cluster

@@ -39,7 +39,7 @@ MODEL = "model"
 
 
 @dataclass(frozen=True)
-class Event:
+class ReconcileEvent:
     """Something to tell. ``kind``: seen, acting, done or failed."""
 
     node: str
@@ -78,7 +78,7 @@ class Keeper:
     """The loop's state. ``opened`` gives the cluster anew each round: profiles are edited."""
 
     opened: Callable[[], Cluster]
-    tell: Callable[[Event], None]
+    tell: Callable[[ReconcileEvent], None]
     pauses: Pauses = field(default_factory=Pauses)
     before: dict[str, str] = field(default_factory=dict)
     certificates_at: float = 0.0
@@ -108,7 +108,7 @@ class Keeper:
 
     def _put_right(self, cluster: Cluster, names: Sequence[str]) -> None:
         for name in names:
-            self.tell(Event(name, "acting", "bringing it up"))
+            self.tell(ReconcileEvent(name, "acting", "bringing it up"))
         try:
             with cluster.locked("watch"), Board(quiet=True) as board:
                 # Who had the lock until now may have switched some off.
@@ -127,16 +127,16 @@ class Keeper:
             if reason := failures.get(name):
                 pause = self.pauses.failed(name)
                 first = reason.splitlines()[0]
-                self.tell(Event(name, "failed", f"{first}; again in {pause:.0f} s"))
+                self.tell(ReconcileEvent(name, "failed", f"{first}; again in {pause:.0f} s"))
             else:
-                self.tell(Event(name, "done", f"{len(changed.get(name, ()))} changed"))
+                self.tell(ReconcileEvent(name, "done", f"{len(changed.get(name, ()))} changed"))
 
     def _seen(self, name: str, text: str) -> None:
         """Tell what is new."""
         known = self.before.get(name)
         self.before[name] = text
         if text != known and not (known is None and text == GOOD):
-            self.tell(Event(name, "seen", text))
+            self.tell(ReconcileEvent(name, "seen", text))
 
 
 def wanted(cluster: Cluster) -> list[str]:

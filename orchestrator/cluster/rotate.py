@@ -26,7 +26,7 @@ from orchestrator.profile import Node
 from orchestrator.provision.machines import PowerState, power_states
 
 
-class Part(StrEnum):
+class KeyKind(StrEnum):
     """What can be rotated by itself."""
 
     SSH = "ssh"
@@ -44,7 +44,7 @@ class Standing:
 
 
 def rotate(
-    cluster: Cluster, board: Board, parts: Collection[Part], without: Collection[str] = ()
+    cluster: Cluster, board: Board, parts: Collection[KeyKind], without: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Put new keys in place of those of ``parts``; returns the names of the nodes that have them.
 
@@ -53,13 +53,13 @@ def rotate(
     again. Raises UserError where a node holds it, or could not be told; to be run again.
     """
     on = _on(cluster, without)
-    if Part.SSH in parts:
+    if KeyKind.SSH in parts:
         _rotate_ssh(cluster, board, on)
-    for part, name in ((Part.RAY, RAY_TOKEN), (Part.API, API_KEY)):
+    for part, name in ((KeyKind.RAY, RAY_TOKEN), (KeyKind.API, API_KEY)):
         if part in parts:
             with board.step(CLUSTER, f"{part} token"):
                 cluster.trust.renew_token(name)
-    if set(parts) != {Part.SSH}:
+    if set(parts) != {KeyKind.SSH}:
         serves = published(cluster.profile.name, cluster.profile.serving.model)
         _apply(cluster, board, on, Step.SERVING if serves else Step.RAY)
     return tuple(node.name for node in on)

@@ -18,10 +18,10 @@ from orchestrator.core.errors import UserError
 from orchestrator.profile import Node
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
-from orchestrator.provision.netboot.images import Choice
+from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.look import Seen
 from orchestrator.provision.netboot.sources import DONE, FAILED
-from orchestrator.provision.netboot.timeline import Boot
+from orchestrator.provision.netboot.timeline import BootTimeline
 from orchestrator.verify import gather
 from orchestrator.verify.judge import RUNNING
 
@@ -55,7 +55,7 @@ class Status:
     models: list[str]
     note: str
     nodes: list[NodeStatus]
-    choice: Choice
+    choice: ImageChoice
     seen: Seen
 
     def document(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Status:
             yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
 
 
-def told(boot: Boot) -> str:
+def told(boot: BootTimeline) -> str:
     """A boot in a few words: ``layer:base 12 s``, ``identity failed``, ``ready, 48 s``."""
     at = boot.current
     if at is None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.status import Status, status
 from orchestrator.core.console import out
-from orchestrator.provision.netboot.timeline import Boot
+from orchestrator.provision.netboot.timeline import BootTimeline
 
 #: Seconds between two looks; a look itself takes longer where a node does not answer.
 INTERVAL = 1.0
@@ -66,7 +66,7 @@ class Lines:
         self.write(f"{time.strftime('%T')}  {text}", markup=False)
 
 
-def timeline(boots: Iterable[Boot]) -> Table:
+def timeline(boots: Iterable[BootTimeline]) -> Table:
     """The steps of boots: when each began after the boot's first, and how long it took."""
     table = Table("node", "step", "at", "took", "MB", "", box=None, pad_edge=False)
     for boot in boots:

@@ -25,7 +25,7 @@ TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
     """The user pressed Ctrl-C: what is there stays, for the next time."""
 
 
@@ -95,7 +95,7 @@ class Downloader:
                     self.advance(-_size(part))
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from None
             if self.stop.wait(max(pause, wished)):
-                raise Stopped
+                raise DownloadStopped
         self._accept(part, target, expected, (hashed or digest)(part), url)
 
     def _attempt(self, url: str, part: Path, size: int | None) -> None:
@@ -129,7 +129,7 @@ class Downloader:
             write(chunk)
             self.advance(len(chunk))
             if self.stop.is_set():
-                raise Stopped
+                raise DownloadStopped
 
     def _accept(self, part: Path, target: Path, expected: str, seen: str, url: str) -> None:
         """Give a whole file its name if its hash is right, else remove it."""

@@ -22,12 +22,12 @@ from orchestrator.image import (
     wheels,
 )
 from orchestrator.image.findings import Finding
-from orchestrator.image.lockfile import File, Lock, Source
+from orchestrator.image.lockfile import File, Lock, LockedSource
 from orchestrator.image.spec import Spec
 
 
 @dataclass(frozen=True)
-class Report:
+class ImageReport:
     """What was found, and how much was looked at.
 
     ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
@@ -78,7 +78,7 @@ class Report:
         return told
 
 
-def check(name: str) -> Report:
+def check(name: str) -> ImageReport:
     """Check the lock of the image ``name`` as far as its files are in the Nix store.
 
     Raises UserError where the lock is missing or stale, names wheels for another Python or
@@ -101,7 +101,7 @@ def check(name: str) -> Report:
     undecided += [each for each in of_debs if unread and _is_nowhere(each)]
     unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
     judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
-    return Report(
+    return ImageReport(
         name=name,
         problems=tuple(each for each in found if not each.key and each not in undecided),
         allowed=tuple(each for each in found if each.key),
@@ -150,7 +150,7 @@ def _here(lock: Lock) -> dict[Path, File]:
 
 def _unpackable(here: dict[Path, File]) -> dict[Path, File]:
     """Those that are packages and wheels."""
-    return {path: file for path, file in here.items() if not isinstance(file, Source)}
+    return {path: file for path, file in here.items() if not isinstance(file, LockedSource)}
 
 
 def _built(name: str, lock: Lock) -> dict[str, Path]:

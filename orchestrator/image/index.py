@@ -74,7 +74,7 @@ def url_of(file: str, finder: PackageFinder) -> str | None:
 
 
 @dataclass(frozen=True)
-class Archive:
+class IndexArchive:
     """A source archive where it is published; ``sha256`` as the index says it, where it does."""
 
     file: str
@@ -82,13 +82,13 @@ class Archive:
     sha256: str | None
 
 
-def source_of(name: str, version: str, finder: PackageFinder) -> Archive | None:
+def source_of(name: str, version: str, finder: PackageFinder) -> IndexArchive | None:
     """The source archive of a distribution's ``version``; None where no place of pip has it."""
     for package in finder.find_matches(f"{name}=={version}", allow_prereleases=True):
         link = package.link
         if not link.is_wheel and link.filename.endswith((".tar.gz", ".zip")):
             sha256 = (link.hashes or {}).get("sha256")
-            return Archive(link.filename, link.url_without_fragment, sha256)
+            return IndexArchive(link.filename, link.url_without_fragment, sha256)
     return None
 
 

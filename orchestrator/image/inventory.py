@@ -15,7 +15,7 @@ from orchestrator.image.lockfile import File
 
 
 @dataclass(frozen=True)
-class State:
+class ImageState:
     """One image as it is on this machine; sizes in bytes, without the ``unsized`` missing files
     whose size nobody knows."""
 
@@ -32,14 +32,14 @@ class State:
     size: int
 
 
-def state(name: str) -> State:
+def state(name: str) -> ImageState:
     """How far the image ``name`` is. Without Nix, all of its inputs count as missing."""
     described, lock = spec.load(name), lockfile.read(name)
     wanted = store.paths_of(lock) if lock else {}
     absent = store.missing(wanted) if shutil.which("nix-store") else set(wanted)
     lacking = [wanted[path] for path in wanted if path in absent]
     path = store.built(name)
-    return State(
+    return ImageState(
         name=name,
         description=described.description,
         lock="none" if lock is None else "stale" if lockfile.is_stale(lock, described) else "ok",

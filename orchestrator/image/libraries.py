@@ -17,7 +17,7 @@ from orchestrator.image import elf, loader
 from orchestrator.image.elf import Content, Object
 from orchestrator.image.findings import Allowed, Finding
 from orchestrator.image.lockfile import Deb, File, Lock
-from orchestrator.image.spec import Check
+from orchestrator.image.spec import Exceptions
 
 #: Changes with what is read of a file: what was read before then does not count any more.
 FORMAT = 1
@@ -108,7 +108,7 @@ def tree(parts: Iterable[Brought]) -> loader.Tree:
     return loader.Tree(objects, links)
 
 
-def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
+def check(parts: Sequence[Brought], allowed: Exceptions) -> list[Finding]:
     """Each library that the loader would not find in an image of these parts. Pure.
 
     ``allowed`` has the exceptions of image.yml.
@@ -131,7 +131,7 @@ def check(parts: Sequence[Brought], allowed: Check) -> list[Finding]:
 
 
 def _exception(
-    image: loader.Tree, allowed: Check, owner: str, missing: loader.Missing, is_here: bool
+    image: loader.Tree, allowed: Exceptions, owner: str, missing: loader.Missing, is_here: bool
 ) -> Allowed | None:
     """What allows that a library is not found; the narrowest first."""
     kinds = {"loaded": allowed.loaded, "needed": allowed.needed}

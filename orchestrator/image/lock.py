@@ -144,7 +144,9 @@ def _notes(
     return notes
 
 
-def _seed(name: str, image: Spec, debs: list[Deb], mirror: str | None) -> lockfile.Seed | None:
+def _seed(
+    name: str, image: Spec, debs: list[Deb], mirror: str | None
+) -> lockfile.LockedSeed | None:
     """The seed with its hash, which only the package's content gives."""
     if image.seed is None:
         return None
@@ -154,7 +156,7 @@ def _seed(name: str, image: Spec, debs: list[Deb], mirror: str | None) -> lockfi
             f"images/{name}/image.yml: seed.package: {image.seed.package!r} is not installed"
         )
     content = seed.extract(_bring(deb, apt.mirror(mirror)), image.seed.file)
-    return lockfile.Seed(deb=deb.name, file=image.seed.file, sha256=seed.nar_hash(content))
+    return lockfile.LockedSeed(deb=deb.name, file=image.seed.file, sha256=seed.nar_hash(content))
 
 
 def _bring(deb: Deb, mirror: str) -> Path:

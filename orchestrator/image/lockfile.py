@@ -51,17 +51,17 @@ class Wheel(_Locked):
     file: str
 
 
-class Source(_Locked):
+class LockedSource(_Locked):
     """A source archive of the package index; the build makes a wheel of it."""
 
     file: str
     environment: dict[str, str] = {}
 
 
-File = Deb | Wheel | Source
+File = Deb | Wheel | LockedSource
 
 
-class Seed(_Part):
+class LockedSeed(_Part):
     """``file`` of the package ``deb``; ``sha256`` is the store's hash of the seed's directory."""
 
     deb: str
@@ -86,10 +86,10 @@ class Lock(_Part):
     epoch: int
     python: PythonPart | None
     system: dict[str, Any]
-    seed: Seed | None = None
+    seed: LockedSeed | None = None
     debs: tuple[Deb, ...]
     wheels: tuple[Wheel, ...]
-    sources: tuple[Source, ...] = ()
+    sources: tuple[LockedSource, ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:

@@ -18,7 +18,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.image import archives, dependencies, sdist, store
 from orchestrator.image.dependencies import Distribution, Package
 from orchestrator.image.findings import Finding
-from orchestrator.image.lockfile import Lock, Source
+from orchestrator.image.lockfile import Lock, LockedSource
 from orchestrator.image.spec import Debian, Python
 
 #: The path of a wheel's metadata.
@@ -57,7 +57,7 @@ def of_wheel(path: Path) -> Distribution:
         raise UserError(f"{path.name}: this wheel's METADATA lacks its {error}") from None
 
 
-def of_source(source: Source, requires: str | None, path: Path) -> Distribution:
+def of_source(source: LockedSource, requires: str | None, path: Path) -> Distribution:
     """What the wheel of a source archive will need. Raises UserError where that cannot be read."""
     try:
         lines = sdist.requirements(path, requires)

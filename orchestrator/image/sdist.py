@@ -30,7 +30,7 @@ Reader = Callable[[str], str]
 class Archive:
     """A source archive as it is locked, and the requirements that were read in it."""
 
-    entry: lockfile.Source
+    entry: lockfile.LockedSource
     requires: list[str]
 
 
@@ -47,7 +47,7 @@ def bring(image: str, name: str, source: Source) -> Archive:
             f"{where}: the package index has no source archive of {name} {source.version}"
         )
     path = _download(found)
-    entry = lockfile.Source(
+    entry = lockfile.LockedSource(
         name=canonicalize_name(name),
         version=source.version,
         file=found.file,
@@ -64,7 +64,7 @@ def bring(image: str, name: str, source: Source) -> Archive:
         raise BadInput(f"{where}.requires: {found.file}: {error}") from None
 
 
-def _download(found: index.Archive) -> Path:
+def _download(found: index.IndexArchive) -> Path:
     """The archive's path: in the store where it is there, else in the cache of downloads."""
     target = paths.cache() / "downloads" / lockfile.store_name(found.file)
     target.parent.mkdir(parents=True, exist_ok=True)

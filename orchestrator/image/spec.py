@@ -184,7 +184,7 @@ class Seed(_Part):
     file: str
 
 
-class Check(_Part):
+class Exceptions(_Part):
     """What 'orchestrate image check' finds missing on purpose: NAME: reason.
 
     ``unmet``: dependencies of packages and wheels. ``needed``: libraries of ELF files that are not
@@ -207,7 +207,7 @@ class Spec(_Part):
     python: Python | None = None
     system: dict[str, Any] = {}
     capabilities: dict[str, Any] = {}
-    check: Check = Check()
+    check: Exceptions = Exceptions()
     seed: Seed | None = None
 
     @property

@@ -22,7 +22,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.run import CommandFailed, run
 from orchestrator.image import index, sdist, stubs, tags
 from orchestrator.image.closure import closure
-from orchestrator.image.lockfile import Deb, Source, Wheel, store_name
+from orchestrator.image.lockfile import Deb, LockedSource, Wheel, store_name
 from orchestrator.image.spec import Python, file_of
 
 
@@ -39,7 +39,7 @@ class Resolved:
     """What the Python half comes to, both sorted by name."""
 
     wheels: tuple[Wheel, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[LockedSource, ...]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Memory:
         replace(self.path, [json.dumps(self.known).encode()], 0, 0, 0o600)
 
 
-class Node:
+class ThisNode:
     """The node below ``root``: for each kind, what differs, and how it is put right."""
 
     def __init__(self, root: Path) -> None:
@@ -414,7 +414,7 @@ def resources(state: dict[str, Any]) -> Iterator[tuple[str, Resource]]:
             yield kind, resource
 
 
-def look(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
+def look(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
     """For each resource what differs; changes nothing."""
     report = []
     for kind, resource in resources(state):
@@ -434,7 +434,7 @@ def look(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
     return report
 
 
-def apply(node: Node, state: dict[str, Any]) -> list[dict[str, Any]]:
+def apply(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
     """Put right what differs. A failure is reported and stops only what depends on it."""
     report = []
     broken: set[str] = set()
@@ -661,9 +661,9 @@ def main() -> None:
     STOP.listen(request.get("limit_s"))
     if request["verb"] == "apply":
         with alone(root):
-            report = apply(Node(root), request["state"])
+            report = apply(ThisNode(root), request["state"])
     else:
-        report = look(Node(root), request["state"])
+        report = look(ThisNode(root), request["state"])
     json.dump({"facts": facts(), "resources": report}, sys.stdout)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.node.resources import Directory, File, Link, Resource, Sysctl, Unit, User
+from orchestrator.node.resources import Directory, File, NetworkLink, Resource, Sysctl, Unit, User
 from orchestrator.node.state import NodeState
 
 #: The kinds in the order shown, with their titles.
@@ -77,7 +77,7 @@ def _difference(wanted: Resource, entry: Mapping[str, Any]) -> Difference:
 def _diff(wanted: Resource, changes: Sequence[str], entry: Mapping[str, Any]) -> str:
     """The unified difference of a text that is shown; empty where there is none."""
     current = entry.get("current")
-    if isinstance(wanted, Link) and "file" in changes:
+    if isinstance(wanted, NetworkLink) and "file" in changes:
         return unified(wanted.file, current, wanted.content)
     if not isinstance(wanted, File) or wanted.secret or wanted.content is None:
         return ""
@@ -110,7 +110,7 @@ def _told(wanted: Resource, change: str, now: Any) -> str:
     match wanted:
         case Sysctl():
             return f"{now} -> {wanted.value}"
-        case Link():
+        case NetworkLink():
             return _link(wanted, change, now)
         case User():
             return _user(wanted, change, now)
@@ -120,7 +120,7 @@ def _told(wanted: Resource, change: str, now: Any) -> str:
             return f"{change} (now {now})"
 
 
-def _link(wanted: Link, change: str, now: Any) -> str:
+def _link(wanted: NetworkLink, change: str, now: Any) -> str:
     return {
         "file": "",
         "reload": "systemd-networkd has to read its file",

@@ -29,7 +29,7 @@ class Sysctl:
 
 
 @dataclass(frozen=True)
-class Link:
+class NetworkLink:
     """A network interface that is up with (at least) these addresses, each ADDRESS/BITS.
 
     ``file`` with ``content`` is systemd-networkd's, as the node had it at boot. An interface that
@@ -104,7 +104,7 @@ class Unit:
     revision: str = ""
 
 
-Resource = Sysctl | Link | User | Directory | File | Unit
+Resource = Sysctl | NetworkLink | User | Directory | File | Unit
 
 
 def service(

@@ -8,7 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from orchestrator.node.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
+from orchestrator.node.resources import (
+    Directory,
+    File,
+    NetworkLink,
+    Resource,
+    Step,
+    Sysctl,
+    Unit,
+    User,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class NodeState:
 
     node: str
     sysctls: tuple[Sysctl, ...] = ()
-    links: tuple[Link, ...] = ()
+    links: tuple[NetworkLink, ...] = ()
     users: tuple[User, ...] = ()
     directories: tuple[Directory, ...] = ()
     files: tuple[File, ...] = ()

@@ -15,7 +15,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 from orchestrator.profile.checks import CHECKS, Check, check
 from orchestrator.profile.model import Profile
-from orchestrator.profile.source import Loc, Problem, Source, display, read
+from orchestrator.profile.source import Loc, Problem, YamlSource, display, read
 from orchestrator.profile.types import quoted
 
 
@@ -53,7 +53,7 @@ def load(path: Path, further: Sequence[Check] = ()) -> Profile:
     return profile
 
 
-def _validate(source: Source, further: Sequence[Check]) -> tuple[Profile | None, list[Problem]]:
+def _validate(source: YamlSource, further: Sequence[Check]) -> tuple[Profile | None, list[Problem]]:
     profile: Profile | None = None
     problems: list[Problem] = []
     try:
@@ -92,7 +92,7 @@ def _valid_sections(data: Any) -> Iterator[tuple[str, Any]]:
         yield name, section
 
 
-def _explain(source: Source, error: ErrorDetails) -> Problem:
+def _explain(source: YamlSource, error: ErrorDetails) -> Problem:
     loc: Loc = tuple(part for part in error["loc"] if part != "[key]")
     return source.problem(loc, _words(loc, error))
 

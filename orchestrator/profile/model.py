@@ -15,7 +15,7 @@ from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section
 from orchestrator.profile.serving import HubModel, Serving
-from orchestrator.profile.source import Source
+from orchestrator.profile.source import YamlSource
 from orchestrator.profile.types import (
     AccountName,
     Address,
@@ -264,7 +264,7 @@ class ControlHost(Section):
 class Profile(Section):
     """A cluster: its machines, their networks, and what it serves."""
 
-    _source: Source = PrivateAttr(default=Source(Path()))
+    _source: YamlSource = PrivateAttr(default=YamlSource(Path()))
 
     name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
     image: Name = Field(description="The image that every node boots: a directory of `images/`.")

@@ -28,7 +28,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """A file's data as JSON types, and the line of each of its keys and list items."""
 
     path: Path
@@ -62,7 +62,7 @@ def display(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> YamlSource:
     """Read a YAML file; what is wrong with it as YAML is in the result's ``problems``."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -84,11 +84,11 @@ def read(path: Path) -> Source:
         )
     builder = _Builder(path)
     data = builder.build(root, ())
-    return Source(path, data, builder.lines, tuple(builder.problems))
+    return YamlSource(path, data, builder.lines, tuple(builder.problems))
 
 
-def _unreadable(path: Path, text: str, line: int = 1) -> Source:
-    return Source(path, problems=(Problem(line, "", text),))
+def _unreadable(path: Path, text: str, line: int = 1) -> YamlSource:
+    return YamlSource(path, problems=(Problem(line, "", text),))
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:

@@ -20,7 +20,7 @@ from support.agent import MODEL, ask, serving_model, state, statuses
 from support.killing import KILLED
 
 from orchestrator.node import agent
-from orchestrator.node.resources import Directory, File, Link, Step, Sysctl, User
+from orchestrator.node.resources import Directory, File, NetworkLink, Step, Sysctl, User
 from orchestrator.node.state import NodeState
 
 
@@ -296,7 +296,7 @@ def network() -> Iterator[list[str]]:
 
 def test_a_link_gets_its_address_and_file_and_keeps_others(root: Path, network: list[str]) -> None:
     file = "/etc/systemd/network/10-x.network"
-    link = Link(Step.BASE, "x0", ("10.9.0.2/24",), file, "[Match]\nName=x0\n")
+    link = NetworkLink(Step.BASE, "x0", ("10.9.0.2/24",), file, "[Match]\nName=x0\n")
     wanted = NodeState("node0", links=(link,)).document()
     cold = ask("look", root, wanted, network)["link:x0"]
     assert cold["changes"] == ["file", "address", "up"]
@@ -361,18 +361,18 @@ def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
         asked.append(argv)
         raise KeyboardInterrupt
 
-    node = agent.Node(root)
+    node = agent.ThisNode(root)
     changes = node.differs("links", wanted)
     assert set(changes) == {"file", agent.ABSENT}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(agent, "command", killed)
         node.apply("links", wanted, changes)
     assert asked == [["networkctl", "reload"]]
-    node = agent.Node(root)
+    node = agent.ThisNode(root)
     changes = node.differs("links", wanted)
     assert set(changes) == {"reload", agent.ABSENT}
     with monkeypatch.context() as patched:
         patched.setattr(agent, "command", lambda argv: asked.append(argv) or "")
         node.apply("links", wanted, changes)
     assert len(asked) == 2
-    assert set(agent.Node(root).differs("links", wanted)) == {agent.ABSENT}
+    assert set(agent.ThisNode(root).differs("links", wanted)) == {agent.ABSENT}

@@ -18,7 +18,7 @@ from support import PROJECT
 from support.box import Box, Hold, Site
 
 from orchestrator.image import seed
-from orchestrator.image.lockfile import Deb, Lock, Seed, text
+from orchestrator.image.lockfile import Deb, Lock, LockedSeed, text
 from orchestrator.image.spec import Spec
 
 pytestmark = pytest.mark.nix
@@ -70,7 +70,7 @@ def lock_by_hand(box: Box, site: Site, name: str, files: dict[str, bytes]) -> No
         epoch=image.epoch,
         python=None,
         system={},
-        seed=Seed(deb="busybox", file="bin/busybox", sha256=seed.nar_hash(PROGRAM))
+        seed=LockedSeed(deb="busybox", file="bin/busybox", sha256=seed.nar_hash(PROGRAM))
         if has_seed
         else None,
         debs=tuple(debs),

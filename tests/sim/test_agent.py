@@ -17,7 +17,7 @@ from support.sim import Sim
 
 from orchestrator.node import agent
 from orchestrator.node.paths import VENV
-from orchestrator.node.resources import Directory, File, Link, Step, Sysctl, Unit, User
+from orchestrator.node.resources import Directory, File, NetworkLink, Step, Sysctl, Unit, User
 from orchestrator.node.state import NodeState
 
 pytestmark = pytest.mark.sim
@@ -53,7 +53,7 @@ def wanted(somaxconn: str = "4321", motto: str = "one") -> dict[str, Any]:
         NODE,
         sysctls=(Sysctl(step, "net.core.somaxconn", somaxconn),),
         links=(
-            Link(
+            NetworkLink(
                 step,
                 "agent-test0",
                 (address,),

@@ -25,7 +25,7 @@ from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files
 from orchestrator.provision.netboot import boot_service_file
 from orchestrator.provision.netboot.document import document, grub_cfg
-from orchestrator.provision.netboot.images import Choice, Image
+from orchestrator.provision.netboot.images import Image, ImageChoice
 from support import DATA
 
 GOLDEN = DATA / "golden"
@@ -94,7 +94,7 @@ def rendered(case: str) -> dict[str, str]:
 
 def served(profile: Profile) -> dict[str, str]:
     """What is served to machines that boot; ``boot.json`` without the texts that stand beside."""
-    whole = document(profile, Choice(current=IMAGE), "USER CA\n")
+    whole = document(profile, ImageChoice(current=IMAGE), "USER CA\n")
     texts = {"served/unknown.ipxe": whole["unknown"].pop(boot_parameters.IPXE)}
     for node in whole["nodes"].values():
         texts[f"served/{node['name']}.ipxe"] = node.pop(boot_parameters.IPXE)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.image import lockfile
-from orchestrator.image.lockfile import Deb, File, Lock, PythonPart, Source, Wheel
+from orchestrator.image.lockfile import Deb, File, Lock, LockedSource, PythonPart, Wheel
 from orchestrator.image.spec import Spec
 from support.box import Box
 
@@ -104,7 +104,7 @@ class Making:
     def source(self, made: Path) -> None:
         self._add(made)
         self.files.append(
-            Source(
+            LockedSource(
                 name=made.name.partition("-")[0],
                 version="1.0",
                 file=made.name,
@@ -137,7 +137,7 @@ class Making:
             system=described.system,
             debs=tuple(file for file in chosen if isinstance(file, Deb)),
             wheels=tuple(file for file in chosen if isinstance(file, Wheel)),
-            sources=tuple(file for file in chosen if isinstance(file, Source)),
+            sources=tuple(file for file in chosen if isinstance(file, LockedSource)),
         )
         self.box.lock("demo").write_text(lockfile.text(lock))
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.links import Link
+from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.results.probe import (
@@ -40,9 +40,9 @@ MISTRAL: dict[str, Any] = {
     },
 }
 #: Links between two computers, by what TCP gives over them: 1 GbE and 2.5 GbE by a switch, USB4.
-GBE = Link(100e-6, 117.5e6)
-GBE_2_5 = Link(30e-6, 294e6)
-USB4 = Link(65e-6, 1.2e9)
+GBE = LinkRate(100e-6, 117.5e6)
+GBE_2_5 = LinkRate(30e-6, 294e6)
+USB4 = LinkRate(65e-6, 1.2e9)
 #: An engine that costs nothing: what is left is what physics says.
 FREE = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -57,7 +57,7 @@ rates_ = st.builds(
     synchronous=st.booleans(),
     tensor_nodes=st.just(2),
     borders=st.just(1),
-    link=st.builds(Link, latency_s=seconds, bytes_per_s=st.floats(1e5, 1e10)),
+    link=st.builds(LinkRate, latency_s=seconds, bytes_per_s=st.floats(1e5, 1e10)),
     engine=st.builds(
         Engine,
         step_s=st.floats(0, 1e-2),
@@ -74,7 +74,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     return shape
 
 
-def a770(nodes: int, link: Link | None = None, **other: Any) -> Rates:
+def a770(nodes: int, link: LinkRate | None = None, **other: Any) -> Rates:
     """Cards of 410 GB/s (clpeak's figure of an Arc A770), one a node."""
     values: dict[str, Any] = {
         "memory_bytes_per_s": 410e9,

@@ -11,15 +11,15 @@ from orchestrator.performance.results.bench import (
     Measured,
     Provenance,
     Run,
+    RunState,
     Scenario,
     Series,
-    State,
     Window,
 )
 from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
-    Failed,
+    FailedProbe,
     LinkRates,
     Probes,
     Spread,
@@ -85,7 +85,7 @@ def probes() -> Probes:
         collectives=(
             CollectiveRates(NODES[1:], "gloo", ("cluster0",) * 2, {256: about(3e-4)}, {}),
         ),
-        failed=(Failed("storage", "compute1", "no answer within 60 s"),),
+        failed=(FailedProbe("storage", "compute1", "no answer within 60 s"),),
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def story() -> Story:
     run = Run(
         id="20261126T070000Z",
         provenance=provenance,
-        state=State.COMPLETE,
+        state=RunState.COMPLETE,
         measured=(
             *(measured(n, n) for n in (1, 2, 4, 8)),
             measured(9, None, 1),

@@ -32,13 +32,13 @@ from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.machines import accel, driver, health, simulator, trial
 from orchestrator.provision.machines.accel import KVM, TCG, Decision
-from orchestrator.provision.machines.emulator import Hardware
+from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI
 from orchestrator.provision.machines.qemu import Chosen, Guest, accel_record, booted_image, chosen
 from orchestrator.provision.netboot import images
 
 PROJECT = Path(__file__).resolve().parents[2]
-MACHINE = Hardware("compute0", BIOS, 64 << 20, 1, {})
+MACHINE = VirtualHardware("compute0", BIOS, 64 << 20, 1, {})
 #: What a kernel that reached its init says.
 INIT = says("orchestrate: kernel start")
 BY_HAND, BY_A_TRY = Chosen("kvm", "--accel kvm"), Chosen()
@@ -315,7 +315,7 @@ def test_a_wait_ends_with_what_the_machine_says(guest: Make, profile: Profile) -
 
 
 def test_an_image_without_its_kernel_is_none_to_try(profile: Profile, tmp_path: Path) -> None:
-    images.write(profile.name, images.Choice(images.Image("1234", "x")))
+    images.write(profile.name, images.ImageChoice(images.Image("1234", "x")))
     assert booted_image(profile) is None
     place = images.directory(profile.name, "1234")
     place.mkdir(parents=True)

@@ -26,11 +26,11 @@ from orchestrator.performance.bench.load import (
 )
 from orchestrator.performance.bench.run import moved
 from orchestrator.performance.bench.sample import series
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.report.attribute import evidence
 from orchestrator.performance.report.attribute import story as explained
-from orchestrator.performance.results.bench import Run, Scenario, Series, State, Window
+from orchestrator.performance.results.bench import Run, RunState, Scenario, Series, Window
 from orchestrator.performance.results.probe import Spread
 from orchestrator.profile import Profile
 
@@ -321,18 +321,18 @@ def test_repeats_that_overlap_are_no_regression(run: Run) -> None:
 
 
 def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
-    history.store(replace(run, id="1", state=State.COMPLETE))
-    history.store(replace(run, id="2", state=State.MARKED))
+    history.store(replace(run, id="1", state=RunState.COMPLETE))
+    history.store(replace(run, id="2", state=RunState.MARKED))
     history.store(replace(run, id="3", provenance=replace(run.provenance, layout="tensor 1")))
     found = history.earlier("demo", replace(run, id="9")).good
     assert found is not None and found.id == "1"
 
 
 def test_only_a_run_that_was_interrupted_goes_on_and_only_on_the_same_cluster(run: Run) -> None:
-    begun = replace(run, state=State.INTERRUPTED, note="it was interrupted")
+    begun = replace(run, state=RunState.INTERRUPTED, note="it was interrupted")
     assert history.goes_on(begun, begun).measured == run.measured
     with pytest.raises(BadInput, match="is complete"):
-        history.goes_on(replace(run, state=State.COMPLETE), begun)
+        history.goes_on(replace(run, state=RunState.COMPLETE), begun)
     other = replace(begun, provenance=replace(run.provenance, image_id="ef" * 32))
     with pytest.raises(BadInput, match="cannot go on, since image"):
         history.goes_on(begun, other)
@@ -340,13 +340,13 @@ def test_only_a_run_that_was_interrupted_goes_on_and_only_on_the_same_cluster(ru
 
 def test_a_report_begins_with_whether_clustering_helps(run: Run, profile: Profile) -> None:
     one = replace(run.provenance, layout="tensor 1, pipeline 1")
-    alone = replace(run, id="1", state=State.COMPLETE, provenance=one)
+    alone = replace(run, id="1", state=RunState.COMPLETE, provenance=one)
     history.store(alone)
     history.store(replace(alone, id="2", provenance=replace(one, image_id="ef" * 32)))
     now = replace(run, id="3", provenance=replace(one, layout="tensor 2, pipeline 1"))
     found = history.earlier("demo", now)
     assert found.on_one_node == alone and history.earlier("demo", alone).on_one_node is None
-    told = explained(now, profile, {}, Layout(2), None, None, found)
+    told = explained(now, profile, {}, Parallelism(2), None, None, found)
     assert told.verdict[0].startswith("Does clustering help? ")
     assert "tokens a second on one node" in told.verdict[0]
 

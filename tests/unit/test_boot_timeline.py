@@ -130,7 +130,7 @@ def test_the_dnsmasq_words_are_all_that_is_read() -> None:
     [sources.from_access, sources.from_service, sources.from_up],
     ids=lambda read: read.__name__,
 )
-def test_empty_logs(read: Callable[[list[dict[str, Any]]], Iterable[sources.Event]]) -> None:
+def test_empty_logs(read: Callable[[list[dict[str, Any]]], Iterable[sources.BootEvent]]) -> None:
     assert list(read([])) == []
 
 
@@ -165,9 +165,9 @@ def test_a_boot_begins_with_a_sender_that_was_over(
     """Firmware asks before there is a script, a loader before there is a kernel."""
     asked = {"step": "dhcp", "status": sources.STARTED, "mac": "m"}
     events = [
-        sources.Event(1.0, sender=sources.FIRMWARE, **asked),
-        sources.Event(2.0, furthest, mac="m"),
-        sources.Event(3.0, sender=sender, **asked),
+        sources.BootEvent(1.0, sender=sources.FIRMWARE, **asked),
+        sources.BootEvent(2.0, furthest, mac="m"),
+        sources.BootEvent(3.0, sender=sender, **asked),
     ]
     boot = timeline.assemble([timeline.Place("a", "m", "x")], events, 4.0).boots["a"]
     assert (boot.began == 3.0) == begins
@@ -175,11 +175,11 @@ def test_a_boot_begins_with_a_sender_that_was_over(
 
 def test_a_step_that_failed_is_told_before_one_that_goes_on() -> None:
     steps = (
-        timeline.Step("manifest", sources.DONE, 1.0, 1.0),
-        timeline.Step("layer:base", sources.STARTED, 2.0, 1.0),
-        timeline.Step("layer:python", sources.FAILED, 2.0, 1.0),
+        timeline.BootStep("manifest", sources.DONE, 1.0, 1.0),
+        timeline.BootStep("layer:base", sources.STARTED, 2.0, 1.0),
+        timeline.BootStep("layer:python", sources.FAILED, 2.0, 1.0),
     )
-    at = timeline.Boot("a", steps).current
+    at = timeline.BootTimeline("a", steps).current
     assert at is not None and at.step == "layer:python"
-    assert told(timeline.Boot("a", steps)) == "layer:python failed"
-    assert told(timeline.Boot("a", steps[:2])) == "layer:base 1 s"
+    assert told(timeline.BootTimeline("a", steps)) == "layer:python failed"
+    assert told(timeline.BootTimeline("a", steps[:2])) == "layer:base 1 s"

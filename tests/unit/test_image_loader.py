@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.image import elf, libraries, loader
 from orchestrator.image.elf import Content, Object
 from orchestrator.image.libraries import Brought
-from orchestrator.image.spec import Check
+from orchestrator.image.spec import Exceptions
 
 LIB = "/usr/lib/x86_64-linux-gnu"
 SITE = "/opt/env/lib/python3.11/site-packages"
@@ -105,7 +105,7 @@ def test_in_one_directory_only_what_is_not_there_is_missing(graph: dict[str, lis
     assert set(lacking(*objects)) == wrong
 
 
-def check(allowed: Check, *parts: Brought) -> list[tuple[str, str, str, str]]:
+def check(allowed: Exceptions, *parts: Brought) -> list[tuple[str, str, str, str]]:
     found = libraries.check(parts, allowed)
     return [(each.who, each.wants, each.problem, each.key) for each in found]
 
@@ -119,7 +119,7 @@ def test_a_finding_names_the_package_and_where_the_library_is() -> None:
     torch = brought("torch", lib(f"{SITE}/torch/lib/libtorch.so"))
     who = f"vllm: {SITE}/v/_C.so"
     where = f"not where the loader looks, but {SITE}/torch/lib/libtorch.so"
-    assert check(Check(), module, torch) == [
+    assert check(Exceptions(), module, torch) == [
         (who, "libcuda.so.1", "not in the image", ""),
         (who, "libtorch.so", where, ""),
     ]
@@ -132,7 +132,7 @@ def test_an_exception_is_for_a_library_of_anybody_or_of_one_package_or_file() ->
     ]
 
     def keys(**sections: dict[str, str]) -> list[str]:
-        return [key.removeprefix("check.") for *_, key in check(Check(**sections), *parts)]
+        return [key.removeprefix("check.") for *_, key in check(Exceptions(**sections), *parts)]
 
     assert keys(needed={"libcuda.so.*": "GPU"}) == [
         "needed.libcuda.so.*",
@@ -150,7 +150,7 @@ def test_what_is_loaded_before_has_to_be_in_the_image() -> None:
         brought("vllm", lib("/x/_C.so", "libtorch.so")),
         brought("torch", lib("/t/libtorch.so")),
     ]
-    allowed = Check(loaded={"vllm:libtorch.so": "imported before"})
+    allowed = Exceptions(loaded={"vllm:libtorch.so": "imported before"})
     assert check(allowed, *parts)[0][3] == "check.loaded.vllm:libtorch.so"
     assert check(allowed, parts[0])[0][3] == ""
 
@@ -158,8 +158,10 @@ def test_what_is_loaded_before_has_to_be_in_the_image() -> None:
 def test_a_file_that_is_not_whole_is_a_finding() -> None:
     part = Brought("a", Content(broken={"/usr/lib/x.so": "not a whole ELF file: end"}))
     finding = ("a: /usr/lib/x.so", "to be read", "not a whole ELF file: end")
-    assert check(Check(), part) == [(*finding, "")]
-    assert check(Check(needed={"x.so:*": "test data"}), part) == [(*finding, "check.needed.x.so:*")]
+    assert check(Exceptions(), part) == [(*finding, "")]
+    assert check(Exceptions(needed={"x.so:*": "test data"}), part) == [
+        (*finding, "check.needed.x.so:*")
+    ]
 
 
 def test_paths_are_those_of_the_image() -> None:

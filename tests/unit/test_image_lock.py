@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import apt, index, lockfile, sdist, spec, tags, wheels
-from orchestrator.image.lockfile import Deb, Lock, Source, Wheel
+from orchestrator.image.lockfile import Deb, Lock, LockedSource, Wheel
 from orchestrator.image.spec import Spec
 
 IMAGE: dict[str, Any] = {
@@ -74,7 +74,9 @@ def test_a_lock_reads_back_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
     wheel = Wheel(
         name="x", version="1", file="x.whl", size=2, sha256="2" * 64, store="x.whl", url="u"
     )
-    written = lock(deb("a"), wheels=(wheel,), seed=lockfile.Seed(deb="a", file="f", sha256="s"))
+    written = lock(
+        deb("a"), wheels=(wheel,), seed=lockfile.LockedSeed(deb="a", file="f", sha256="s")
+    )
     lockfile.write("demo", written)
     assert lockfile.read("demo") == written
     raw = json.loads((directory / "lock.json").read_text())
@@ -185,7 +187,7 @@ def test_a_file_of_unknown_size_and_a_source_survive_writing() -> None:
     far = Deb(
         **{**deb("b").model_dump(), "size": None, "url": "https://h/b.deb", "elsewhere": True}
     )
-    source = Source(
+    source = LockedSource(
         name="c",
         version="1",
         file="c-1.tar.gz",

@@ -16,9 +16,9 @@ from orchestrator.cluster.reconcile import (
     FIRST_PAUSE,
     GOOD,
     LONGEST_PAUSE,
-    Event,
     Keeper,
     Pauses,
+    ReconcileEvent,
     told,
 )
 from orchestrator.core import paths
@@ -40,7 +40,7 @@ def test_pauses_double_up_to_a_limit_and_end_when_all_is_well() -> None:
 
 
 def test_an_error_is_told_once_and_does_not_end_the_loop() -> None:
-    events: list[Event] = []
+    events: list[ReconcileEvent] = []
 
     def opened() -> None:
         raise UserError("profiles/x.yml:3: networks: is missing", "Give it one.")

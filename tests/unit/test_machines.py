@@ -19,7 +19,7 @@ from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import accel, driver, qmp, simulator
-from orchestrator.provision.machines.emulator import Hardware, argv
+from orchestrator.provision.machines.emulator import VirtualHardware, argv
 from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI, firmware
 from orchestrator.provision.machines.nspawn import write_boot_files
 from orchestrator.provision.machines.processes import Process, kill, start_time
@@ -27,7 +27,7 @@ from orchestrator.provision.machines.qemu import QemuMachine
 from orchestrator.provision.machines.switch import Switch
 
 PROJECT = Path(__file__).resolve().parents[2]
-HARDWARE = Hardware("n", UEFI, 1 << 30, 2, {"tap0": "02:00:00:00:00:01", "tap1": "02::2"})
+HARDWARE = VirtualHardware("n", UEFI, 1 << 30, 2, {"tap0": "02:00:00:00:00:01", "tap1": "02::2"})
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     return load(PROJECT / "profiles/sim.yml")
 
 
-def joined(hardware: Hardware) -> str:
+def joined(hardware: VirtualHardware) -> str:
     return " ".join(argv(hardware, accel.TCG))
 
 

@@ -22,7 +22,7 @@ from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot import publish as publishing
-from orchestrator.provision.netboot.images import Choice, Image
+from orchestrator.provision.netboot.images import Image, ImageChoice
 from orchestrator.provision.netboot.publish import publish
 
 GOLDEN = DATA / "golden"
@@ -118,7 +118,7 @@ def test_an_interrupted_layout_is_no_image_and_is_made_anew(
     assert not images.directory(profile.name, ident(source)).exists()
     monkeypatch.setattr(images, "link_or_copy", real)
     image = lay_out(profile, source)
-    images.forget_others(profile.name, Choice(current=image))
+    images.forget_others(profile.name, ImageChoice(current=image))
     assert [path.name for path in (paths.served(profile.name) / "images").iterdir()] == [image.id]
 
 
@@ -138,9 +138,9 @@ def test_the_switch_is_one_rename_and_the_same_again_changes_nothing(
     build: Build, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = lay_out(profile, build("a")), lay_out(profile, build("b"))
-    assert publish(profile, Choice(current=first), "CA")
+    assert publish(profile, ImageChoice(current=first), "CA")
     before = everything(profile)
-    assert not publish(profile, Choice(current=first), "CA")
+    assert not publish(profile, ImageChoice(current=first), "CA")
     assert everything(profile) == before
 
     def interrupted(link: Path, target: str) -> None:
@@ -149,9 +149,9 @@ def test_the_switch_is_one_rename_and_the_same_again_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "_switch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            publish(profile, Choice(current=second, previous=first), "CA")
+            publish(profile, ImageChoice(current=second, previous=first), "CA")
     assert current(profile)["image"] == {"id": first.id, "name": first.name}
-    assert publish(profile, Choice(current=second, previous=first), "CA")
+    assert publish(profile, ImageChoice(current=second, previous=first), "CA")
     assert current(profile)["image"] == {"id": second.id, "name": second.name}
     assert current(profile)["previous"] == {"id": first.id, "name": first.name}
     left = [path.name for path in paths.served(profile.name).glob(f".{publishing.CURRENT}*")]
@@ -159,7 +159,7 @@ def test_the_switch_is_one_rename_and_the_same_again_changes_nothing(
 
 
 def test_a_change_of_the_nodes_is_published(build: Build, profile: Profile) -> None:
-    choice = Choice(current=lay_out(profile, build("a")))
+    choice = ImageChoice(current=lay_out(profile, build("a")))
     publish(profile, choice, "CA")
     fewer = profile.model_copy(update={"compute_nodes": profile.compute_nodes[:1]})
     assert publish(fewer, choice, "CA")
@@ -174,7 +174,7 @@ def test_a_layer_that_cannot_be_late_is_refused_before_anything_is_served(
     text = profile.path.read_text().replace("boot:\n", f"boot:\n  late_layers: [{name}]\n")
     (tmp_path / "sim.yml").write_text(text)
     changed = load(tmp_path / "sim.yml")
-    choice = Choice().moved(lay_out(changed, build("one")))
+    choice = ImageChoice().moved(lay_out(changed, build("one")))
     with pytest.raises(UserError, match=rf"late_layers.*'built-one' has no layer '{name}'") as told:
         publish(changed, choice, "CA")
     assert f"{tmp_path / 'sim.yml'}:" in told.value.message
@@ -188,13 +188,13 @@ def test_an_image_from_before_there_were_late_layers_is_served(
     old = build("old")
     layers = [{"name": "base"}, {"name": "python"}]
     (old / "manifest.json").write_text(json.dumps({"name": "old", "layers": layers}))
-    assert publish(profile, Choice().moved(lay_out(profile, old)), "CA")
+    assert publish(profile, ImageChoice().moved(lay_out(profile, old)), "CA")
 
 
 def test_secure_boots_files_are_below_the_tftp_root(build: Build) -> None:
     profile = load(GOLDEN / "secure/profile.yml")
     image = lay_out(profile, build("a"))
-    publish(profile, Choice(current=image), "CA")
+    publish(profile, ImageChoice(current=image), "CA")
     root = paths.served(profile.name) / publishing.CURRENT / publishing.LOADERS
     config = (root / publishing.GRUB_CFG).read_text()
     named = {word.rstrip(";") for word in config.split() if word.startswith("/images/")}
@@ -207,10 +207,10 @@ def test_a_second_image_makes_the_first_the_one_before_and_older_ones_go(
     build: Build, profile: Profile
 ) -> None:
     made = [lay_out(profile, build(name)) for name in "abc"]
-    choice = Choice()
+    choice = ImageChoice()
     for image in made:
         choice = choice.moved(image)
-    assert choice == Choice(current=made[2], previous=made[1])
+    assert choice == ImageChoice(current=made[2], previous=made[1])
     assert choice.moved(made[2]) == choice
     images.forget_others(profile.name, choice)
     left = {path.name for path in (paths.served(profile.name) / "images").iterdir()}
@@ -219,17 +219,17 @@ def test_a_second_image_makes_the_first_the_one_before_and_older_ones_go(
 
 def test_going_back_is_held_until_an_image_is_chosen() -> None:
     first, second = Image("1" * 64, "a"), Image("2" * 64, "b")
-    choice = Choice().moved(first).moved(second).back()
-    assert choice == Choice(current=first, previous=second, held=True)
-    assert choice.back() == Choice(current=second, previous=first, held=True)
+    choice = ImageChoice().moved(first).moved(second).back()
+    assert choice == ImageChoice(current=first, previous=second, held=True)
+    assert choice.back() == ImageChoice(current=second, previous=first, held=True)
     assert choice.moved(first) == replace(choice, held=False)
     with pytest.raises(UserError, match="has had one only"):
-        Choice(current=first).back()
+        ImageChoice(current=first).back()
 
 
 def test_the_choice_is_kept(build: Build, profile: Profile) -> None:
-    assert images.read(profile.name) == Choice()
-    choice = Choice(Image("1" * 64, "a"), None, held=True)
+    assert images.read(profile.name) == ImageChoice()
+    choice = ImageChoice(Image("1" * 64, "a"), None, held=True)
     images.write(profile.name, choice)
     assert images.read(profile.name) == choice
 
@@ -240,7 +240,7 @@ def test_what_was_built_is_served_unless_another_image_is_held(
     before, served = lay_out(profile, build("one")), []
     cluster: Any = SimpleNamespace(profile=profile, image=build("two"), _serve=served.append)
     for held in (True, False):
-        cluster.choice = Choice(current=before, held=held)
+        cluster.choice = ImageChoice(current=before, held=held)
         Cluster.publish_image(cluster)
     kept, moved = served
     assert kept.current == before and kept.held

@@ -25,7 +25,16 @@ from orchestrator.node.plan import (
     rendered,
     visible,
 )
-from orchestrator.node.resources import Directory, File, Link, Resource, Step, Sysctl, Unit, User
+from orchestrator.node.resources import (
+    Directory,
+    File,
+    NetworkLink,
+    Resource,
+    Step,
+    Sysctl,
+    Unit,
+    User,
+)
 from orchestrator.node.state import NodeState
 
 SECRET = "hunter2"
@@ -38,7 +47,7 @@ def entry(name: str, found: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def differences(resource: Resource, report: dict[str, Any]) -> Difference:
-    kinds = {Sysctl: "sysctls", Link: "links", User: "users", Unit: "units",
+    kinds = {Sysctl: "sysctls", NetworkLink: "links", User: "users", Unit: "units",
              Directory: "directories", File: "files"}  # fmt: skip
     state = NodeState("node", **{kinds[type(resource)]: (resource,)})  # type: ignore[arg-type]
     (difference,) = found(state, [report])
@@ -66,10 +75,14 @@ def test_each_kind_says_what_is_and_what_should_be() -> None:
     step = Step.BASE
     cases: list[tuple[Resource, dict[str, Any], str]] = [
         (Sysctl(step, "net.core.somaxconn", "9"), {"value": "4096"}, "4096 -> 9"),
-        (Link(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"address": ""},
+        (NetworkLink(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"address": ""},
          "no address -> 10.0.0.2/24"),
-        (Link(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"up": "down"}, "down -> up"),
-        (Link(step, "x0", (), "/f", "c"), {"absent": None}, "there is no such interface (yet)"),
+        (NetworkLink(step, "x0", ("10.0.0.2/24",), "/f", "c"), {"up": "down"}, "down -> up"),
+        (
+            NetworkLink(step, "x0", (), "/f", "c"),
+            {"absent": None},
+            "there is no such interface (yet)",
+        ),
         (User(step, "ann", 1001), {"create": None}, "create, uid 1001"),
         (User(step, "ann", 1001), {"uid": 1000, "shell": "/bin/sh"},
          "uid 1000 -> 1001; shell /bin/sh -> /bin/bash"),

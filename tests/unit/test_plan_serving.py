@@ -17,8 +17,8 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.models.profiles import load
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
-from orchestrator.performance.predict.links import Link
+from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.outlook import outlook
 from orchestrator.performance.predict.rates import rates, what_if
@@ -157,7 +157,7 @@ def test_layouts_that_were_not_measured_enough_for_are_left_out(planned: Plan) -
 
 def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
-        outlook(profile, {"model_type": "mystery"}, Layout(), GBE)
+        outlook(profile, {"model_type": "mystery"}, Parallelism(), GBE)
     assert "nothing can be predicted" in raised.value.message
 
 
@@ -166,48 +166,52 @@ def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
 
 def test_the_slowest_device_and_link_count(profile: Profile) -> None:
     slow = device("right", 100e9, **CARD)
-    found = rates(probes(devices=(CARDS[0], slow)), profile, Layout(2))
+    found = rates(probes(devices=(CARDS[0], slow)), profile, Parallelism(2))
     assert found.memory_bytes_per_s == 100e9
     assert not found.synchronous
-    assert found.link == Link(50e-6, 100e6)
-    assert rates(probes(devices=(CARDS[0], slow)), profile, Layout()).memory_bytes_per_s == 410e9
+    assert found.link == LinkRate(50e-6, 100e6)
+    assert (
+        rates(probes(devices=(CARDS[0], slow)), profile, Parallelism()).memory_bytes_per_s == 410e9
+    )
 
 
 def test_the_network_that_ray_talks_over_counts(profile: Profile) -> None:
     other = link("left", "right", 1e-6, 1e9, network="usb4")
     both = probes(links=(other, link("right", "left", 50e-6, 100e6)))
-    assert rates(both, profile, Layout(2)).link == Link(50e-6, 100e6)
+    assert rates(both, profile, Parallelism(2)).link == LinkRate(50e-6, 100e6)
 
 
 def test_measured_collectives_count_before_formulas(profile: Profile) -> None:
     times = {8: 300e-6, 65536: 2e-3}
-    found = rates(probes(collectives=(collective(("left", "right"), times),)), profile, Layout(2))
+    found = rates(
+        probes(collectives=(collective(("left", "right"), times),)), profile, Parallelism(2)
+    )
     assert found.all_reduce is not None
     assert found.all_reduce.at(8) == 300e-6
     assert not found.notes
     only = probes(links=(), collectives=(collective(("left", "right"), times),))
-    alone = rates(only, profile, Layout(2))
+    alone = rates(only, profile, Parallelism(2))
     assert alone.link is not None
     assert alone.link.latency_s == pytest.approx(150e-6)
     assert any("no link was measured" in note for note in alone.notes)
-    assert what_if(alone, latency_factor=0.5).link == Link(75e-6, alone.link.bytes_per_s)
+    assert what_if(alone, latency_factor=0.5).link == LinkRate(75e-6, alone.link.bytes_per_s)
 
 
 def test_what_was_not_measured_is_said(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
-        rates(probes(devices=()), profile, Layout())
+        rates(probes(devices=()), profile, Parallelism())
     assert raised.value.hint == "Run: orchestrate probe"
     with pytest.raises(UserError) as raised:
-        rates(probes(links=()), profile, Layout(2))
+        rates(probes(links=()), profile, Parallelism(2))
     assert "no link between left, right was measured on lan" in raised.value.message
-    found = rates(probes(devices=(device("left"),)), profile, Layout(2))
+    found = rates(probes(devices=(device("left"),)), profile, Parallelism(2))
     assert any("not measured: right" in note for note in found.notes)
 
 
 def test_a_worse_network_beside_it_does_not_count(profile: Profile) -> None:
     other = link("left", "right", 1.0, 1e3, network="usb4")
     both = probes(links=(other, link("right", "left", 50e-6, 100e6)))
-    assert rates(both, profile, Layout(2)).link == Link(50e-6, 100e6)
+    assert rates(both, profile, Parallelism(2)).link == LinkRate(50e-6, 100e6)
 
 
 def test_the_cache_on_processors_is_in_gibibytes(

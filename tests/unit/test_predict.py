@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
-from orchestrator.performance.predict.layout import Layout, candidates, place
+from orchestrator.performance.predict.layout import Parallelism, candidates, place
 from orchestrator.performance.predict.load import Limits, Load, forecast, predict
 from orchestrator.performance.predict.phase import Cause, Parts, Work, step
 from orchestrator.performance.predict.rank import fit
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.shape import ModelShape, read
 
-ONE = Layout()
-TWO = Layout(tensor=2)
+ONE = Parallelism()
+TWO = Parallelism(tensor=2)
 PROJECT = Path(__file__).resolve().parents[2]
 
 shapes = st.builds(
@@ -43,7 +43,9 @@ loads = st.builds(
     output_tokens=st.integers(1, 500),
     concurrency=st.integers(1, 64).map(float),
 )
-layouts = st.sampled_from([ONE, TWO, Layout(4), Layout(1, 2), Layout(2, 2), Layout(1, 1, 2)])
+layouts = st.sampled_from(
+    [ONE, TWO, Parallelism(4), Parallelism(1, 2), Parallelism(2, 2), Parallelism(1, 1, 2)]
+)
 
 
 # The model's sizes
@@ -140,7 +142,9 @@ def test_a_rank_reads_at_least_its_share(shape: ModelShape, tensor: int, tokens:
         (TWO, a770(2, USB4), 33),
     ],
 )
-def test_mistral_small_on_two_arc_a770(layout: Layout, rates: Rates, tokens_per_s: float) -> None:
+def test_mistral_small_on_two_arc_a770(
+    layout: Parallelism, rates: Rates, tokens_per_s: float
+) -> None:
     """The figures of docs/explanation/hardware-0.1-arc-a770.md."""
     load = Load(prompt_tokens=1, output_tokens=2)
     decode = predict(shape_of(MISTRAL), layout, rates, load)["decode"]
@@ -158,7 +162,7 @@ def test_a_faster_link_of_the_counterfactual_is_that_link() -> None:
 
 
 def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> None:
-    shape, stages = shape_of(MISTRAL), Layout(pipeline=2)
+    shape, stages = shape_of(MISTRAL), Parallelism(pipeline=2)
     cut = a770(1, GBE, borders=1)
     alone = forecast(shape, ONE, a770(1), Load(64, 64)).decode
     single = forecast(shape, stages, cut, Load(64, 64)).decode
@@ -175,7 +179,7 @@ def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> N
 
 @given(shapes, layouts, rates_, loads)
 def test_parts_are_all_of_the_time(
-    shape: ModelShape, layout: Layout, rates: Rates, load: Load
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load
 ) -> None:
     found = predict(shape, layout, rates, load)
     assert {"prefill", "decode"} <= set(found)
@@ -198,7 +202,7 @@ def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: Load) -> 
 
 @given(shapes, layouts, rates_, loads, st.floats(1, 100))
 def test_better_hardware_is_never_slower(
-    shape: ModelShape, layout: Layout, rates: Rates, load: Load, factor: float
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, factor: float
 ) -> None:
     assert rates.link is not None
     before = forecast(shape, layout, rates, load)
@@ -218,14 +222,14 @@ def test_better_hardware_is_never_slower(
 def test_tensor_parallel_is_never_faster_than_its_share_of_the_memory(
     shape: ModelShape, tensor: int, rates: Rates, load: Load
 ) -> None:
-    decode = predict(shape, Layout(tensor), rates, load)["decode"]
+    decode = predict(shape, Parallelism(tensor), rates, load)["decode"]
     least = shape.bytes_read() / (tensor * rates.memory_bytes_per_s)
     assert decode.seconds >= least * (1 - 1e-9)
 
 
 @given(shapes, layouts, rates_, st.integers(1, 64), st.integers(0, 64))
 def test_a_larger_batch_never_takes_less(
-    shape: ModelShape, layout: Layout, rates: Rates, batch: int, more: int
+    shape: ModelShape, layout: Parallelism, rates: Rates, batch: int, more: int
 ) -> None:
     few = step(shape, layout, rates, Work(batch, batch, 100))
     many = step(shape, layout, rates, Work(batch + more, batch + more, 100))
@@ -233,7 +237,7 @@ def test_a_larger_batch_never_takes_less(
 
 
 @given(shapes, layouts, rates_, loads)
-def test_little_holds(shape: ModelShape, layout: Layout, rates: Rates, load: Load) -> None:
+def test_little_holds(shape: ModelShape, layout: Parallelism, rates: Rates, load: Load) -> None:
     """Requests at once = requests a second x seconds of one, whatever waits for what."""
     found = forecast(shape, layout, rates, load, Limits(sequences=8))
     assert found.running + found.waiting == pytest.approx(max(load.concurrency, 1))
@@ -279,16 +283,16 @@ def test_layouts_are_those_that_the_model_can_be_cut_into() -> None:
     assert [layout for layout in found if layout.data == 1] == [
         ONE,
         TWO,
-        Layout(1, 2),
-        Layout(3),
-        Layout(2, 2),
+        Parallelism(1, 2),
+        Parallelism(3),
+        Parallelism(2, 2),
     ]
     assert all(layout.ranks <= 4 for layout in found)
 
 
 def test_ranks_go_through_the_stages() -> None:
     devices = ["a", "a", "b", "b", "c", "d", "e", "f"]
-    first, second = place(devices, Layout(2, 2, 2))
+    first, second = place(devices, Parallelism(2, 2, 2))
     assert first.stages == (("a", "a"), ("b", "b"))
     assert (first.tensor_nodes, first.borders) == (("a",), 1)
     assert second.stages == (("c", "d"), ("e", "f"))

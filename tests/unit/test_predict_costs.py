@@ -14,20 +14,22 @@ from support.predict import FREE, MISTRAL, rates_, seconds, shape_of
 
 from orchestrator.performance.predict.calibration import Sample, calibrate, line, sample
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
-from orchestrator.performance.predict.links import Curve, Link, all_reduce, rising, send
+from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.links import Curve, LinkRate, all_reduce, rising, send
 from orchestrator.performance.predict.load import Load, forecast
 from orchestrator.performance.predict.phase import Cause, Work, step
 from orchestrator.performance.predict.rates import Rates
 
-ONE = Layout()
+ONE = Parallelism()
 PROJECT = Path(__file__).resolve().parents[2]
 
 # Links
 
 
-@given(st.integers(2, 64), st.floats(1, 1e8), st.builds(Link, seconds, st.floats(1e5, 1e10)))
-def test_a_ring_without_measurements_is_its_formula(ranks: int, size: float, link: Link) -> None:
+@given(st.integers(2, 64), st.floats(1, 1e8), st.builds(LinkRate, seconds, st.floats(1e5, 1e10)))
+def test_a_ring_without_measurements_is_its_formula(
+    ranks: int, size: float, link: LinkRate
+) -> None:
     cost = all_reduce(ranks, size, link, None)
     steps = 2 * (ranks - 1)
     assert cost.seconds == pytest.approx(
@@ -44,9 +46,9 @@ measured = st.builds(
 )
 
 
-@given(measured, st.floats(0, 1000), st.builds(Link, seconds, st.floats(1e5, 1e10)))
+@given(measured, st.floats(0, 1000), st.builds(LinkRate, seconds, st.floats(1e5, 1e10)))
 def test_measured_collectives_are_kept_as_they_are(
-    points: tuple[tuple[float, float], ...], size: float, link: Link
+    points: tuple[tuple[float, float], ...], size: float, link: LinkRate
 ) -> None:
     """The parts of an all-reduce are what was measured, and a larger one never takes less."""
     curve = Curve(2, points, link)
@@ -219,7 +221,7 @@ def test_only_what_falls_is_averaged() -> None:
 
 def test_a_slow_link_shows_where_the_library_hid_a_quick_one() -> None:
     """Times that do not grow with size say nothing about the link; a slower one is waited for."""
-    quick, slow = Link(1e-5, 1e10), Link(1e-5, 1e6)
+    quick, slow = LinkRate(1e-5, 1e10), LinkRate(1e-5, 1e6)
     flat = Curve(2, ((1e3, 1e-3), (1e5, 1e-3)), quick)
     now = all_reduce(2, 1e5, slow, flat)
     assert all_reduce(2, 1e5, quick, flat).seconds == pytest.approx(1e-3)
@@ -227,7 +229,7 @@ def test_a_slow_link_shows_where_the_library_hid_a_quick_one() -> None:
 
 
 def test_beyond_the_largest_message_that_was_measured_the_last_line_goes_on() -> None:
-    curve = Curve(2, ((1e3, 1e-3), (2e3, 2e-3), (4e3, 6e-3)), Link(1e-5, 1e10))
+    curve = Curve(2, ((1e3, 1e-3), (2e3, 2e-3), (4e3, 6e-3)), LinkRate(1e-5, 1e10))
     assert [curve.at(size) for size in (0, 1e3, 1.5e3, 3e3, 6e3)] == pytest.approx(
         [1e-3, 1e-3, 1.5e-3, 4e-3, 10e-3]
     )

@@ -17,7 +17,7 @@ from support.report import HOSTILE, story
 from orchestrator.performance.report.page import page
 from orchestrator.performance.report.plots import Cable, cables, waterfall
 from orchestrator.performance.report.story import Story
-from orchestrator.performance.results.bench import State
+from orchestrator.performance.results.bench import RunState
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/report_pictures.py"
 CHROMIUM = f"{runpy.run_path(str(TOOL))['CHROMIUM']} --enable-logging=stderr"
@@ -75,7 +75,7 @@ def test_a_broken_plot_is_seen_by_this_test(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_complete_says_so_first() -> None:
     whole = story()
-    run = replace(whole.run, state=State.MARKED, note="compute1 was lost after 12 s")
+    run = replace(whole.run, state=RunState.MARKED, note="compute1 was lost after 12 s")
     text = page(replace(whole, run=run))
     assert "compute1 was lost after 12 s" in text[: text.index('id="verdict"')]
     assert "kept apart" not in page(whole)

@@ -17,7 +17,7 @@ import pytest
 from support import DATA
 
 from orchestrator.cluster.certificates import Certificate
-from orchestrator.cluster.rotate import Part
+from orchestrator.cluster.rotate import KeyKind
 from orchestrator.cluster.rotate import rotate as rotate_cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
@@ -137,7 +137,7 @@ def test_a_node_that_may_be_on_is_named_before_a_key_is_made(
     cluster = SimpleNamespace(driver=driver, profile=load(PROFILE), trust=trust)
     before = kept(trust)
     with pytest.raises(UserError, match=r"nor to be off: compute1; nothing is changed"):
-        rotate_cluster(cluster, Board(quiet=True), list(Part))  # type: ignore[arg-type]
+        rotate_cluster(cluster, Board(quiet=True), list(KeyKind))  # type: ignore[arg-type]
     assert kept(trust) == before and trust.successor is None
 
 

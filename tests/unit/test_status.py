@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.cluster.status import UNKNOWN, NodeStatus, Status
-from orchestrator.provision.netboot.causes import Cause
-from orchestrator.provision.netboot.images import Choice
+from orchestrator.provision.netboot.causes import BootCause
+from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.look import Seen
-from orchestrator.provision.netboot.timeline import Boot, Netboot, Refusal, Step
+from orchestrator.provision.netboot.timeline import BootStep, BootTimeline, Netboot, Refusal
 
 RUNS = {"ray-worker.service": "active", "chrony.service": "declined"}
 
@@ -26,7 +26,7 @@ def status(*nodes: NodeStatus, seen: Seen | None = None) -> Status:
         models=[],
         note="",
         nodes=list(nodes),
-        choice=Choice(),
+        choice=ImageChoice(),
         seen=seen or Seen(Netboot({}), {}, {}),
     )
 
@@ -39,10 +39,10 @@ def test_all_is_up_when_every_node_answers_with_its_units() -> None:
 
 def test_what_needs_a_look_is_told() -> None:
     refused = Refusal("02:00:00:00:00:01", "10.0.0.9", "its nonce is not of the boot", 3, 1e9)
-    boot = Boot("a", (Step("script", "start", 0.0, 60.0),), last=("script start",))
+    boot = BootTimeline("a", (BootStep("script", "start", 0.0, 60.0),), last=("script start",))
     found = Seen(
         Netboot({"a": boot}, {"02:00:00:00:00:02": 1e9}, (refused,)),
-        {"a": Cause("it hangs", "look there")},
+        {"a": BootCause("it hangs", "look there")},
         {"02:00:00:00:00:02": "- name: b"},
     )
     told = list(status(node("a"), seen=found).warnings())

@@ -27,7 +27,7 @@ from orchestrator.performance.bench.run import bench
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.calibration import calibrate, sample
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout as Spread
+from orchestrator.performance.predict.layout import Parallelism as Spread
 from orchestrator.performance.predict.load import Load, limits
 from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.predict.shape import read

@@ -14,7 +14,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 from orchestrator.models.hub import write_json
-from orchestrator.performance.results.bench import Measured, Provenance, Run, State, layout_text
+from orchestrator.performance.results.bench import Measured, Provenance, Run, RunState, layout_text
 
 RUNS = "runs"
 #: How the model lies on one accelerator.
@@ -123,7 +123,7 @@ def _before(cluster: str, run: Run) -> Iterator[Run]:
     mine = {each.scenario for each in run.measured}
     for name in reversed([each for each in names(cluster) if each < run.id]):
         other = load(cluster, name)
-        if other.state is State.COMPLETE and mine & {each.scenario for each in other.measured}:
+        if other.state is RunState.COMPLETE and mine & {each.scenario for each in other.measured}:
             yield other
 
 
@@ -132,7 +132,7 @@ def goes_on(begun: Run, now: Run) -> Run:
 
     Raises BadInput where it is finished, or the cluster is another one by now.
     """
-    if begun.state is not State.INTERRUPTED:
+    if begun.state is not RunState.INTERRUPTED:
         reason = f": {begun.note}" if begun.note else ""
         raise BadInput(f"the run {begun.id} is {begun.state}{reason}", "Begin a new one.")
     if came := differences(begun, now):

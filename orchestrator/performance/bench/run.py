@@ -34,8 +34,8 @@ from orchestrator.performance.results.bench import (
     Measured,
     Provenance,
     Run,
+    RunState,
     Scenario,
-    State,
     layout_text,
 )
 from orchestrator.verify.everything import verify
@@ -86,7 +86,7 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
                     break
             else:
                 warnings += moved(skews, clocks(cluster, nodes))
-                state, note = State.COMPLETE, ""
+                state, note = RunState.COMPLETE, ""
         except UserError as error:
             note = error.message.splitlines()[0]
             lost.update(gone(cluster, nodes, heard))
@@ -94,7 +94,7 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
                 raise
         finally:
             if lost:
-                state, note = State.MARKED, f"{told(lost)}; {note}"
+                state, note = RunState.MARKED, f"{told(lost)}; {note}"
             found = (*run.series, *series(heard.lines, skews))
             run = replace(run, state=state, note=note, series=found, warnings=warnings)
             history.store(run)
@@ -205,7 +205,7 @@ def _begun(cluster: Cluster, asked: Asked) -> Run:
             probes=probed,
             machine=profile.machines,
         ),
-        state=State.INTERRUPTED,
+        state=RunState.INTERRUPTED,
         note="it was interrupted",
         asked=asked,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Forecast, Limits, Load, forecast
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
@@ -49,7 +49,7 @@ def sample(
     free = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
 
     def with_engine(engine: Engine) -> Forecast:
-        return forecast(shape, Layout(), replace(rates, engine=engine), load, limits)
+        return forecast(shape, Parallelism(), replace(rates, engine=engine), load, limits)
 
     def first(engine: Engine) -> float:
         """How often a cost of one second counts until the first token."""

@@ -17,7 +17,7 @@ Ranks = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Parallelism:
     """``tensor``: over how many ranks each layer is spread; ``pipeline``: into how many stages
     the layers are cut; ``data``: how many copies of all that answer side by side."""
 
@@ -64,12 +64,12 @@ class Placement:
         return sum(one != other for one, other in pairwise(self.stages))
 
 
-def candidates(config: Mapping[str, Any], accelerators: int) -> list[Layout]:
+def candidates(config: Mapping[str, Any], accelerators: int) -> list[Parallelism]:
     """All layouts that the model can be cut into, smallest first."""
     text = config.get("text_config", config)
     sizes = range(1, accelerators + 1)
     found = [
-        Layout(tensor, pipeline, data)
+        Parallelism(tensor, pipeline, data)
         for tensor in sizes
         if not tensor_misfit(text, tensor)
         for pipeline in range(1, accelerators // tensor + 1)
@@ -84,7 +84,7 @@ def accelerators(profile: Profile) -> Ranks:
     return tuple(node.name for node in profile.compute_nodes for _ in range(node.accelerators))
 
 
-def place(devices: Sequence[str], layout: Layout) -> tuple[Placement, ...]:
+def place(devices: Sequence[str], layout: Parallelism) -> tuple[Placement, ...]:
     """Where each copy lies. Ranks are numbered through the stages, tensor ranks side by side
     (vLLM's ``initialize_model_parallel``)."""
     copy = layout.tensor * layout.pipeline

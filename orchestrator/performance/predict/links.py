@@ -16,7 +16,7 @@ from orchestrator.performance.results.probe import Spread
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkRate:
     """A way between two nodes: seconds that the first byte takes, bytes a second after it."""
 
     latency_s: float
@@ -56,7 +56,7 @@ class Curve:
 
     ranks: int
     points: tuple[tuple[float, float], ...]
-    link: Link
+    link: LinkRate
 
     def at(self, size: float) -> float:
         """Seconds of ``size`` bytes: straight lines between points, the first one's time below it,
@@ -69,7 +69,7 @@ class Curve:
         return y0 + (size - x0) * (y1 - y0) / (x1 - x0)
 
 
-def curve(ranks: int, by_size: Mapping[int, Spread], link: Link) -> Curve | None:
+def curve(ranks: int, by_size: Mapping[int, Spread], link: LinkRate) -> Curve | None:
     """A curve through the medians; None where nothing was measured."""
     sizes = sorted(by_size)
     seconds = rising(by_size[size].median for size in sizes)
@@ -91,17 +91,17 @@ def rising(values: Iterable[float]) -> list[float]:
     return [mean for mean, count in means for _ in range(count)]
 
 
-def all_reduce(ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+def all_reduce(ranks: int, size: float, link: LinkRate, measured: Curve | None) -> Cost:
     """One all-reduce of ``size`` bytes."""
     return _cost(_ring(ranks, size, link), ranks, size, link, measured)
 
 
-def all_gather(ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+def all_gather(ranks: int, size: float, link: LinkRate, measured: Curve | None) -> Cost:
     """One all-gather to ``size`` bytes on each rank: the second half of a ring all-reduce."""
     return all_reduce(ranks, size, link, measured).times(0.5)
 
 
-def send(size: float, link: Link, measured: Curve | None) -> Cost:
+def send(size: float, link: LinkRate, measured: Curve | None) -> Cost:
     """One message from a rank to another."""
     plain = Cost(link.latency_s, size / link.bytes_per_s)
     if measured is None:
@@ -110,12 +110,12 @@ def send(size: float, link: Link, measured: Curve | None) -> Cost:
     return _decomposed(plain, then, measured.at(size))
 
 
-def _ring(ranks: int, size: float, link: Link) -> Cost:
+def _ring(ranks: int, size: float, link: LinkRate) -> Cost:
     steps = 2 * (ranks - 1)
     return Cost(steps * link.latency_s, steps / ranks * size / link.bytes_per_s)
 
 
-def _cost(now: Cost, ranks: int, size: float, link: Link, measured: Curve | None) -> Cost:
+def _cost(now: Cost, ranks: int, size: float, link: LinkRate, measured: Curve | None) -> Cost:
     if measured is None or ranks == 1:
         return now if ranks > 1 else Cost()
     # Measured with another number of ranks: each share grows as it does in a ring.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause, Parts, Work, step
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
@@ -106,7 +106,7 @@ def _whole(value: object) -> int | None:
 
 
 def predict(
-    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits | None = None
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits | None = None
 ) -> dict[str, Prediction]:
     """Each phase of a request under a load: "prefill", "decode", "request"."""
     found = forecast(shape, layout, rates, load, limits)
@@ -114,7 +114,7 @@ def predict(
 
 
 def forecast(
-    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits | None = None
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits | None = None
 ) -> Forecast:
     """A load on a layout: its copies share it evenly."""
     allowed = limits or Limits()
@@ -165,7 +165,9 @@ def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float
     return high
 
 
-def _round(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits) -> _Round:
+def _round(
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
+) -> _Round:
     """One request's stay, among ``load.concurrency`` that run."""
     prompt, output = load.prompt_tokens, load.output_tokens
     in_flight = min(float(layout.pipeline), load.concurrency)

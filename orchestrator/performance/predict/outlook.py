@@ -12,7 +12,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.serving import number
 from orchestrator.performance.predict import rank
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout, accelerators, candidates
+from orchestrator.performance.predict.layout import Parallelism, accelerators, candidates
 from orchestrator.performance.predict.load import Limits, Load, limits
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import SYNCHRONOUS, Rates, rates
@@ -34,13 +34,13 @@ class Outlook:
 
     model: str
     probes: str
-    chosen: Layout
+    chosen: Parallelism
     load: Load
     limits: Limits
     ranked: tuple[rank.Ranked, ...]
     answer: str
     warnings: tuple[str, ...]
-    compared: Layout
+    compared: Parallelism
     counterfactuals: dict[str, float]
     unpredicted: tuple[str, ...]
     assumed: tuple[str, ...]
@@ -86,7 +86,7 @@ def headings(load: Load) -> tuple[str, ...]:
 def outlook(
     profile: Profile,
     config: dict[str, Any],
-    chosen: Layout,
+    chosen: Parallelism,
     probes: Probes,
     engine: Engine | None = None,
     load: Load | None = None,
@@ -128,8 +128,8 @@ def outlook(
 
 
 def _known(
-    probes: Probes, profile: Profile, layouts: list[Layout], engine: Engine | None
-) -> tuple[dict[Layout, Rates], tuple[str, ...]]:
+    probes: Probes, profile: Profile, layouts: list[Parallelism], engine: Engine | None
+) -> tuple[dict[Parallelism, Rates], tuple[str, ...]]:
     """The rates of each layout that was measured enough for, and what the others lack."""
     found, missing = {}, {}
     for layout in layouts:
@@ -149,14 +149,14 @@ def _cut(load: Load, context: int | None) -> Load:
     return Load(max(1, context // 2), output, load.concurrency)
 
 
-def _widest(layouts: list[Layout]) -> Layout:
+def _widest(layouts: list[Parallelism]) -> Parallelism:
     """Of a single copy, over the most accelerators; spread by tensors where there is a choice."""
     one_copy = [layout for layout in layouts if layout.data == 1]
     return max(one_copy, key=lambda layout: (layout.ranks, layout.tensor))
 
 
 def _warnings(
-    profile: Profile, ranked: list[rank.Ranked], chosen: Layout, probes: Probes
+    profile: Profile, ranked: list[rank.Ranked], chosen: Parallelism, probes: Probes
 ) -> Iterator[str]:
     if probes.profile != profile.name:
         yield f"the probes are of the profile {probes.profile}, not of {profile.name}"

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
-from orchestrator.performance.predict.layout import Layout
-from orchestrator.performance.predict.links import Cost, Link, all_gather, all_reduce, send
+from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.links import Cost, LinkRate, all_gather, all_reduce, send
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
@@ -109,7 +109,7 @@ class Work:
 
 
 def step(
-    shape: ModelShape, layout: Layout, rates: Rates, work: Work, in_flight: float = 1.0
+    shape: ModelShape, layout: Parallelism, rates: Rates, work: Work, in_flight: float = 1.0
 ) -> Parts:
     """One step of one batch through all stages. ``in_flight``: how many batches share the engine:
     where scheduling them takes longer than one's way through the stages, that is what counts."""
@@ -132,7 +132,7 @@ def step(
     return parts.plus(scheduling_s=max(0.0, in_flight * scheduling - parts.seconds))
 
 
-def device(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> tuple[float, float]:
+def device(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> tuple[float, float]:
     """Seconds of arithmetic and of reading, which overlap.
 
     The roofline says which of the two bounds a product. How long it then takes was measured, where
@@ -157,7 +157,7 @@ def device(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> tuple
     return compute_s, weights / read * slower + cache_s + attention_s
 
 
-def traffic(shape: ModelShape, layout: Layout, rates: Rates, work: Work) -> Cost:
+def traffic(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> Cost:
     """All messages of a step, on the way that nobody overtakes."""
     if rates.link is None:
         return Cost()
@@ -183,6 +183,6 @@ def all_reduces(shape: ModelShape) -> int:
     return 2 * shape.layers + 1
 
 
-def _to_workers(link: Link) -> Cost:
+def _to_workers(link: LinkRate) -> Cost:
     """The engine tells workers on other nodes what to do: one message."""
     return Cost(latency_s=link.latency_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Forecast, Limits, Load, Prediction, forecast
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
@@ -63,7 +63,7 @@ class Fit:
 class Ranked:
     """A layout with its forecasts: of a single request at a time, and under the load."""
 
-    layout: Layout
+    layout: Parallelism
     fit: Fit
     single: Forecast
     loaded: Forecast
@@ -75,10 +75,10 @@ class Ranked:
         return 1 / self.single.decode.seconds
 
 
-RatesOf = Callable[[Layout], Rates]
+RatesOf = Callable[[Parallelism], Rates]
 
 
-def fit(shape: ModelShape, layout: Layout, memory_bytes: float, limits: Limits) -> Fit:
+def fit(shape: ModelShape, layout: Parallelism, memory_bytes: float, limits: Limits) -> Fit:
     """Weights and the cache of keys and values against a device's memory.
 
     Buffers of a step are not counted: vLLM measures them itself, and they take room of the cache.
@@ -94,7 +94,7 @@ def fit(shape: ModelShape, layout: Layout, memory_bytes: float, limits: Limits) 
 
 
 def rank(
-    shape: ModelShape, layouts: Iterable[Layout], rates_of: RatesOf, load: Load, limits: Limits
+    shape: ModelShape, layouts: Iterable[Parallelism], rates_of: RatesOf, load: Load, limits: Limits
 ) -> list[Ranked]:
     """Layouts by tokens a second of a single request, those that fit first."""
     found = [_ranked(shape, layout, rates_of(layout), load, limits) for layout in layouts]
@@ -105,7 +105,9 @@ def _speed(one: Ranked) -> float:
     return one.single_tokens_per_s
 
 
-def _ranked(shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits) -> Ranked:
+def _ranked(
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
+) -> Ranked:
     room = fit(shape, layout, rates.memory_bytes, limits)
     # What has no room waits; where nothing has, the figures say how fast it would be.
     places = max(1, room.sequences)
@@ -130,9 +132,9 @@ def throughput(one: Ranked) -> float:
     return one.loaded.output_tokens_per_s
 
 
-def loses(ranked: Sequence[Ranked], chosen: Layout) -> str:
+def loses(ranked: Sequence[Ranked], chosen: Parallelism) -> str:
     """Why the chosen layout is worse than one device; empty where it is not, or one cannot run."""
-    one, mine = _of(ranked, Layout()), _of(ranked, chosen)
+    one, mine = _of(ranked, Parallelism()), _of(ranked, chosen)
     if one is None or mine is None or not one.fit.runs or chosen.one:
         return ""
     alone, spread = one.single_tokens_per_s, mine.single_tokens_per_s
@@ -153,7 +155,7 @@ def _added(alone: Prediction, spread: Prediction) -> Cause:
 
 def does_clustering_help(ranked: Sequence[Ranked], load: Load) -> str:
     """The answer in one line, with figures, of layouts of one copy."""
-    one = _of(ranked, Layout())
+    one = _of(ranked, Parallelism())
     several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
     if one is None or not several:
         return "Does clustering help? Only one device can be predicted."
@@ -177,7 +179,7 @@ def _answer(name: str, one: Ranked, other: Ranked | None, of: Callable[[Ranked],
 
 
 def counterfactuals(
-    shape: ModelShape, layout: Layout, rates: Rates, load: Load, limits: Limits
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
 ) -> dict[str, float]:
     """Tokens a second of a single request, if one thing differed: what -> tokens a second."""
     alone = replace(load, concurrency=1, rate_per_s=None)
@@ -198,7 +200,7 @@ def counterfactuals(
     return found
 
 
-def _of(ranked: Sequence[Ranked], layout: Layout) -> Ranked | None:
+def _of(ranked: Sequence[Ranked], layout: Parallelism) -> Ranked | None:
     return next((one for one in ranked if one.layout == layout), None)
 
 

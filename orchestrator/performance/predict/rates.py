@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Layout, Placement, accelerators, place
-from orchestrator.performance.predict.links import Curve, Link, curve
+from orchestrator.performance.predict.layout import Parallelism, Placement, accelerators, place
+from orchestrator.performance.predict.links import Curve, LinkRate, curve
 from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
@@ -46,7 +46,7 @@ class Rates:
     products: tuple[tuple[float, float], ...] = ()
     tensor_nodes: int = 1
     borders: int = 0
-    link: Link | None = None
+    link: LinkRate | None = None
     all_reduce: Curve | None = None
     send: Curve | None = None
     engine: Engine = field(default_factory=Engine)
@@ -71,7 +71,9 @@ class Rates:
         return weight_bytes * (y0 + (rows - x0) * (y1 - y0) / (x1 - x0))
 
 
-def rates(probes: Probes, profile: Profile, layout: Layout, engine: Engine | None = None) -> Rates:
+def rates(
+    probes: Probes, profile: Profile, layout: Parallelism, engine: Engine | None = None
+) -> Rates:
     """The rates of a layout on the profile's accelerators.
 
     Raises UserError where no device was measured, or the layout needs a link and neither a link nor
@@ -114,7 +116,7 @@ def what_if(
 ) -> Rates:
     """The rates with another link, memory or host. What was measured of collectives keeps the
     library's share: only the link's own changes with it."""
-    link = rates.link and Link(
+    link = rates.link and LinkRate(
         rates.link.latency_s * latency_factor, link_bytes_per_s or rates.link.bytes_per_s
     )
     engine = replace(
@@ -190,7 +192,7 @@ def _linked(
     )
 
 
-def _link(probes: Probes, network: str, nodes: Sequence[str]) -> Link | None:
+def _link(probes: Probes, network: str, nodes: Sequence[str]) -> LinkRate | None:
     """The worst of the links between any two of the nodes."""
     pairs = {frozenset(pair) for pair in combinations(nodes, 2)}
     found: list[LinkRates] = [
@@ -200,7 +202,7 @@ def _link(probes: Probes, network: str, nodes: Sequence[str]) -> Link | None:
     ]
     if not found:
         return None
-    return Link(
+    return LinkRate(
         max(each.latency_s.median for each in found), min(each.bytes_per_s.median for each in found)
     )
 
@@ -218,11 +220,11 @@ def _collective(
     )
 
 
-def link_of(group: CollectiveRates) -> Link:
+def link_of(group: CollectiveRates) -> LinkRate:
     """A link that makes a ring's formula give what was measured."""
     sizes = sorted(group.all_reduce_s)
     least, most = (group.all_reduce_s[size].median for size in (sizes[0], sizes[-1]))
     ranks = len(group.nodes)
     moved = 2 * (ranks - 1) / ranks * (sizes[-1] - sizes[0])
     rate = moved / (most - least) if most > least and moved else float("inf")
-    return Link(least / (2 * (ranks - 1)), rate)
+    return LinkRate(least / (2 * (ranks - 1)), rate)

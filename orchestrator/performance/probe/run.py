@@ -33,7 +33,7 @@ from orchestrator.performance.results.probe import (
     Before,
     CollectiveRates,
     DeviceRates,
-    Failed,
+    FailedProbe,
     LinkRates,
     Probes,
     StorageRates,
@@ -145,7 +145,7 @@ class Round:
 
     cluster: Cluster
     board: Board
-    failed: list[Failed] = field(default_factory=list)
+    failed: list[FailedProbe] = field(default_factory=list)
 
     def each(self, step: str, actions: Mapping[str, Callable[[], T | None]]) -> dict[str, T]:
         """The actions at once, by what they are about; what came of each where something did."""
@@ -166,7 +166,7 @@ class Round:
             with self.board.step(where, step):
                 yield
         except UserError as error:
-            self.failed.append(Failed(step, where, error.message))
+            self.failed.append(FailedProbe(step, where, error.message))
 
 
 def _look(cluster: Cluster, node: Node) -> tuple[Any, float]:

@@ -17,7 +17,7 @@ from orchestrator.performance.bench.history import (
 )
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
-from orchestrator.performance.predict.layout import Layout
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits, Load, limits, predict
 from orchestrator.performance.predict.rates import Rates, rates
 from orchestrator.performance.predict.shape import ModelShape, read
@@ -39,7 +39,7 @@ def story(
     run: Run,
     profile: Profile,
     config: dict[str, Any],
-    layout: Layout,
+    layout: Parallelism,
     probes: Probes | None,
     engine: Engine | None,
     earlier: Earlier,
@@ -110,7 +110,7 @@ def _phases(
     found: Measured,
     series: Sequence[Series],
     shape: ModelShape,
-    layout: Layout,
+    layout: Parallelism,
     known: Rates,
     allowed: Limits,
     probes: Probes,

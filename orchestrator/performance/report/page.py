@@ -11,9 +11,9 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.core.templating import render
 from orchestrator.performance.report import plots
-from orchestrator.performance.report.plots import Cable, Curve, Lane, Point, Roof, Span
+from orchestrator.performance.report.plots import Cable, Lane, PlotCurve, Point, Roof, Span
 from orchestrator.performance.report.story import Phase, Story
-from orchestrator.performance.results.bench import Measured, Run, Series, State
+from orchestrator.performance.results.bench import Measured, Run, RunState, Series
 from orchestrator.performance.results.probe import LinkRates, Probes, Spread
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def page(story: Story) -> str:
     return render(
         "report.html",
         run=story.run,
-        complete=story.run.state is State.COMPLETE,
+        complete=story.run.state is RunState.COMPLETE,
         verdict=story.verdict,
         compared=story.compared,
         phases=story.phases,
@@ -129,8 +129,8 @@ def _load_plots(story: Story) -> Iterator[Drawn]:
             continue
         x = [float(getattr(each.scenario, key) or 0) for each in found]
         curves = [
-            Curve(TTFT, x, [_figure(each.ttft_s) for each in found]),
-            Curve(TPOT, x, [_figure(each.tpot_s) for each in found]),
+            PlotCurve(TTFT, x, [_figure(each.ttft_s) for each in found]),
+            PlotCurve(TPOT, x, [_figure(each.tpot_s) for each in found]),
         ]
         yield Drawn(
             f"load-{key}",

@@ -38,7 +38,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlotCurve:
     """A series over load: at each ``x`` a figure."""
 
     name: str
@@ -144,7 +144,7 @@ def roofline(roofs: Sequence[Roof], points: Sequence[Point]) -> go.Figure:
 
 
 def latency_over_load(
-    load: str, curves: Sequence[Curve], target_s: Mapping[str, float] | None = None
+    load: str, curves: Sequence[PlotCurve], target_s: Mapping[str, float] | None = None
 ) -> go.Figure:
     """Latencies over a load (concurrency, or requests a second), one panel a latency; bars are the
     spread of the repeats, a dashed line is the target of that name."""

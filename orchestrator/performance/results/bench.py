@@ -11,7 +11,7 @@ from enum import StrEnum
 from orchestrator.performance.results.probe import Spread
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """What became of a run. Only a complete one is compared with later ones."""
 
     COMPLETE = "complete"
@@ -120,7 +120,7 @@ class Run:
 
     id: str
     provenance: Provenance
-    state: State
+    state: RunState
     #: Why it is not complete.
     note: str = ""
     measured: tuple[Measured, ...] = ()

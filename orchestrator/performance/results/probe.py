@@ -103,7 +103,7 @@ class StorageRates:
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedProbe:
     """A probe that gave nothing, and why."""
 
     probe: str
@@ -139,6 +139,6 @@ class Probes:
     links: tuple[LinkRates, ...] = ()
     collectives: tuple[CollectiveRates, ...] = ()
     storage: tuple[StorageRates, ...] = ()
-    failed: tuple[Failed, ...] = ()
+    failed: tuple[FailedProbe, ...] = ()
     before: Before = Before()
     pairs_left_out: int = 0

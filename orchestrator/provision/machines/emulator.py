@@ -28,7 +28,7 @@ START_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
-class Hardware:
+class VirtualHardware:
     """What a machine is made of. `nics`: tap -> hardware address, the one that boots first."""
 
     name: str
@@ -41,7 +41,7 @@ class Hardware:
     extra: Sequence[str] = ()
 
 
-def argv(hardware: Hardware, way: Accelerator) -> list[str]:
+def argv(hardware: VirtualHardware, way: Accelerator) -> list[str]:
     """QEMU's command line. Its own files are in its working directory."""
     words = [QEMU, "-name", hardware.name, "-nodefaults", "-no-user-config", "-display", "none"]
     words += [*way.argv, *hardware.firmware.words(VARIABLES)]
@@ -92,7 +92,7 @@ class Emulator:
     def events(self) -> Path:
         return self.home / f"{EVENTS}.out"
 
-    def launch(self, hardware: Hardware, way: Accelerator, *, outlives: bool = True) -> None:
+    def launch(self, hardware: VirtualHardware, way: Accelerator, *, outlives: bool = True) -> None:
         """Power on. `outlives`: QEMU runs on when this command ends, and Ctrl-C is not for it.
 
         Raises UserError where QEMU or the firmware is missing, NotStarted where it does not start.

@@ -41,15 +41,15 @@ def supply(profile: Profile, node: Node, space: str) -> Supply:
     """A node's power by the profile; `space` is the namespace with the cluster's network."""
     power = profile.power_of(node)
     kinds: dict[str, Callable[[Profile, Node, Power, str], Supply]] = {
-        "wol": Wol,
-        "command": Command,
+        "wol": PowerByWol,
+        "command": PowerByCommand,
         "manual": Manual,
     }
     return kinds[power.driver](profile, node, power, space)
 
 
 @dataclass(frozen=True)
-class Way:
+class PowerMethod:
     """What each class is made with."""
 
     profile: Profile
@@ -59,7 +59,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Wol(Way):
+class PowerByWol(PowerMethod):
     """Wake-on-LAN switches on, and nothing else."""
 
     def on(self) -> None:
@@ -77,7 +77,7 @@ class Wol(Way):
 
 
 @dataclass(frozen=True)
-class Manual(Way):
+class Manual(PowerMethod):
     """A person is the switch."""
 
     def on(self) -> None:
@@ -94,7 +94,7 @@ class Manual(Way):
 
 
 @dataclass(frozen=True)
-class Command(Way):
+class PowerByCommand(PowerMethod):
     """Commands of the user's."""
 
     def on(self) -> None:

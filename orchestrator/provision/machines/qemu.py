@@ -17,7 +17,7 @@ from orchestrator.image import store
 from orchestrator.image.layers import Layers
 from orchestrator.provision.machines import accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
-from orchestrator.provision.machines.emulator import Emulator, Hardware, NotStarted
+from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import firmware
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.simulator import Machine, Simulator, home
@@ -59,7 +59,7 @@ class Guest(Emulator):
         """How it was started last; None where it never was."""
         return accel.read(self.record)
 
-    def start(self, hardware: Hardware) -> None:
+    def start(self, hardware: VirtualHardware) -> None:
         """Power on. Raises UserError where QEMU or the firmware is missing, or does not start."""
         decision = self.decide(hardware)
         decision.write(self.record)
@@ -68,7 +68,7 @@ class Guest(Emulator):
         except NotStarted as error:
             raise NotStarted(error.message, f"{advice(decision)}\n  {error.hint}") from None
 
-    def decide(self, hardware: Hardware) -> Decision:
+    def decide(self, hardware: VirtualHardware) -> Decision:
         """As it was chosen by hand; else as a try found, now or before."""
         if self.chosen.name != AUTO:
             return Decision(WAYS[self.chosen.name], by=self.chosen.where)
@@ -154,12 +154,12 @@ class QemuMachine:
     def clear(self) -> None:
         self.guest.clear()
 
-    def hardware(self) -> Hardware:
+    def hardware(self) -> VirtualHardware:
         """As the profile says; the NIC on the boot network is the first to boot."""
         profile = self.switch.profile
         taps = self.switch.plug_taps(self.node)
         simulation = profile.simulation
-        return Hardware(
+        return VirtualHardware(
             name=self.node.name,
             firmware=firmware(simulation.firmware, secure=profile.boot.secure),
             memory=simulation.memory,

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.core.errors import UserError
 from orchestrator.provision.machines import health
 from orchestrator.provision.machines.accel import KVM, QEMU
-from orchestrator.provision.machines.emulator import Emulator, Hardware, NotStarted
+from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import SECURE, UEFI
 from orchestrator.provision.machines.health import Ailment
 
@@ -25,7 +25,7 @@ POLL = 0.1
 WORD = b"orchestrate: "
 
 
-def why_not(hardware: Hardware, image: Path | None) -> str:
+def why_not(hardware: VirtualHardware, image: Path | None) -> str:
     """Why KVM does not run such machines here, in a few words; empty where it does.
 
     Without an image only the firmware is tried. Raises UserError where QEMU or the firmware is
@@ -42,7 +42,7 @@ def why_not(hardware: Hardware, image: Path | None) -> str:
             emulator.stop(0)
 
 
-def bare(hardware: Hardware, image: Path | None) -> Hardware:
+def bare(hardware: VirtualHardware, image: Path | None) -> VirtualHardware:
     """The machine without disk and network, with a kernel of its own."""
     firmware = hardware.firmware
     if firmware == SECURE:  # the kernel comes without the loader that vouches for it

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.provision.netboot.sources import DONE, FAILED
-from orchestrator.provision.netboot.timeline import LATE, Boot, Netboot, Step, is_late
+from orchestrator.provision.netboot.timeline import LATE, BootStep, BootTimeline, Netboot, is_late
 
 #: Seconds without anything new after which a boot counts as stuck; firmware takes its time, and so
 #: does a kernel until the initrd has a network to report over.
@@ -18,7 +18,7 @@ BOOTED = ("sshd", "configured", "ray", "ready")
 
 
 @dataclass(frozen=True)
-class Cause:
+class BootCause:
     """What probably holds a node, and what to do about it."""
 
     text: str
@@ -29,9 +29,9 @@ class Cause:
 class Sight:
     """What a rule looks at."""
 
-    boot: Boot
+    boot: BootTimeline
     netboot: Netboot
-    at: Step
+    at: BootStep
 
     @property
     def reached(self) -> str:
@@ -44,10 +44,12 @@ class Sight:
         return re.search(pattern, self.at.text)
 
 
-Rule = Callable[[Sight], Cause | None]
+Rule = Callable[[Sight], BootCause | None]
 
 
-def stuck(boot: Boot, netboot: Netboot, now: float, *, answers: bool = False) -> Cause | None:
+def stuck(
+    boot: BootTimeline, netboot: Netboot, now: float, *, answers: bool = False
+) -> BootCause | None:
     """The likely cause where nothing was seen of a boot for a while, or a step failed last.
 
     None for a boot that goes on, has ended well, or of which nothing is known. Of a node that
@@ -65,161 +67,163 @@ def stuck(boot: Boot, netboot: Netboot, now: float, *, answers: bool = False) ->
     return next(cause for rule in RULES if (cause := rule(sight)))
 
 
-def foreign_server(sight: Sight) -> Cause | None:
+def foreign_server(sight: Sight) -> BootCause | None:
     if not sight.boot.foreign or sight.reached not in ("power", "dhcp", "loader"):
         return None
-    return Cause(
+    return BootCause(
         f"another DHCP server answered: {sight.boot.foreign}",
         "Switch that one off on this network, or set boot.dhcp: proxy in the profile.",
     )
 
 
-def other_card(sight: Sight) -> Cause | None:
+def other_card(sight: Sight) -> BootCause | None:
     if sight.reached != "power" or not sight.netboot.unknown:
         return None
     macs = ", ".join(sight.netboot.unknown)
-    return Cause(
+    return BootCause(
         f"no DHCP request came from the profile's hardware address, but one from {macs}",
         "If that is this node: correct its mac in the profile, or let it boot from the other card.",
     )
 
 
-def no_dhcp(sight: Sight) -> Cause | None:
+def no_dhcp(sight: Sight) -> BootCause | None:
     if sight.reached != "power":
         return None
-    return Cause(
+    return BootCause(
         "no DHCP request was seen",
         "Check cable and switch port, that its firmware boots from the network first, and that"
         " its link on boot.network is the card that boots.",
     )
 
 
-def no_address(sight: Sight) -> Cause | None:
+def no_address(sight: Sight) -> BootCause | None:
     if sight.reached != "dhcp" or sight.at.status == DONE:
         return None
-    return Cause(
+    return BootCause(
         "it asks for an address, and does not take the one that it is offered",
         "Another DHCP server may answer first, or the answer does not reach it: look for one on"
         " this network, and at the switch (DHCP snooping).",
     )
 
 
-def no_loader(sight: Sight) -> Cause | None:
+def no_loader(sight: Sight) -> BootCause | None:
     if sight.reached != "dhcp":
         return None
-    return Cause(
+    return BootCause(
         "it has an address, but fetches no loader",
         "Is Secure Boot on? Then set boot.secure: true, or switch it off. Is another machine named"
         " as boot server on this network?",
     )
 
 
-def loader_gone(sight: Sight) -> Cause | None:
+def loader_gone(sight: Sight) -> BootCause | None:
     if not sight.failed("loader"):
         return None
-    return Cause(
+    return BootCause(
         f"the loader that it asks for is not there: {sight.at.text}",
         "Correct boot.loaders or the node's loader in the profile, then: orchestrate up",
     )
 
 
-def no_script(sight: Sight) -> Cause | None:
+def no_script(sight: Sight) -> BootCause | None:
     if sight.reached != "loader":
         return None
-    return Cause(
+    return BootCause(
         "it has its loader, which does not ask for a boot script",
         "iPXE may lack a driver for this card: set loader: snponly.efi for the node. With Secure"
         " Boot on, firmware refuses iPXE: set boot.secure: true.",
     )
 
 
-def image_gone(sight: Sight) -> Cause | None:
+def image_gone(sight: Sight) -> BootCause | None:
     gone = r"HTTP 404|404 Not Found|no such file"
     steps = ("kernel", "initrd", "manifest", "layer", LATE)
     if not any(sight.failed(step, gone) for step in steps):
         return None
-    return Cause(
+    return BootCause(
         f"the image that it boots is not served (any more): {sight.at.text}",
         "It was started with an older script. Run: orchestrate up, then restart the node.",
     )
 
 
-def no_kernel(sight: Sight) -> Cause | None:
+def no_kernel(sight: Sight) -> BootCause | None:
     if sight.reached != "script":
         return None
-    return Cause(
+    return BootCause(
         "it has its boot script, but fetches no kernel",
         "Its console says why.",
     )
 
 
-def no_init(sight: Sight) -> Cause | None:
+def no_init(sight: Sight) -> BootCause | None:
     if sight.reached == "kernel":
-        return Cause(
+        return BootCause(
             "the kernel was fetched, but no initrd",
             "Its console says why. With boot.secure, a kernel that Debian did not sign is refused.",
         )
     if sight.reached != "initrd":
         return None
-    return Cause(
+    return BootCause(
         "kernel and initrd were fetched, but the initrd does not report",
         "Its console says why: no driver for the card in the image's initrd"
         " (system.initrd.modules), too little memory, or no link.",
     )
 
 
-def no_network(sight: Sight) -> Cause | None:
+def no_network(sight: Sight) -> BootCause | None:
     if not sight.failed("network"):
         return None
-    return Cause(
+    return BootCause(
         f"its initrd has no network: {sight.at.text}",
         "No link: cable and switch. No card: its driver has to be in the image's initrd"
         " (system.initrd.modules).",
     )
 
 
-def wrong_hash(sight: Sight) -> Cause | None:
+def wrong_hash(sight: Sight) -> BootCause | None:
     steps = ("manifest", "layer", LATE)
     if not any(sight.failed(step, "not what the manifest says") for step in steps):
         return None
     what = sight.at.step.partition(":")[2] or sight.at.step
-    return Cause(
+    return BootCause(
         f"{what} is not what the image's id says: {sight.at.text}",
         "The served file is damaged, or somebody changed it on its way. Run: orchestrate up, which"
         " lays it out anew; if it comes again, look for who answers at that address.",
     )
 
 
-def memory(sight: Sight) -> Cause | None:
+def memory(sight: Sight) -> BootCause | None:
     if not sight.failed("manifest", "of memory"):
         return None
-    return Cause(sight.at.text, "Give it more memory, or a disk labelled orchestrate-cache.")
+    return BootCause(sight.at.text, "Give it more memory, or a disk labelled orchestrate-cache.")
 
 
-def no_identity(sight: Sight) -> Cause | None:
+def no_identity(sight: Sight) -> BootCause | None:
     if not sight.failed("identity", "refused"):
         return None
-    return Cause(
+    return BootCause(
         f"its identity was refused: {sight.at.text}",
         "If another machine took it, find that machine first; then restart the node.",
     )
 
 
-def no_ssh(sight: Sight) -> Cause | None:
+def no_ssh(sight: Sight) -> BootCause | None:
     if sight.reached != "switch":
         return None
-    return Cause(
+    return BootCause(
         "it has started its system, but does not answer over SSH",
         "See its console; orchestrate up says how SSH fails.",
     )
 
 
-def said_so(sight: Sight) -> Cause | None:
+def said_so(sight: Sight) -> BootCause | None:
     """A step that failed told its cause; of one that hangs, all is known that was seen."""
     if sight.at.status == FAILED:
-        return Cause(f"{sight.at.step}: {sight.at.text}", "It tries again by itself, with pauses.")
+        return BootCause(
+            f"{sight.at.step}: {sight.at.text}", "It tries again by itself, with pauses."
+        )
     said = f"{sight.at.step} {sight.at.status} {sight.at.text}".rstrip()
-    return Cause(f"nothing was seen of it since: {said}", "See its console.")
+    return BootCause(f"nothing was seen of it since: {said}", "See its console.")
 
 
 #: In the order of a boot; docs/reference/boot.md lists them for people.

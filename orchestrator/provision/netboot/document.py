@@ -10,13 +10,13 @@ from orchestrator.provision.identity import HOST_CERTIFICATE, node_files, princi
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
-    from orchestrator.provision.netboot.images import Choice, Image
+    from orchestrator.provision.netboot.images import Image, ImageChoice
 
 #: What stands for the boot's nonce, and for an unknown machine's address, in a script.
 NONCE, MAC = "@boot@", "@mac@"
 
 
-def document(profile: Profile, choice: Choice, user_ca_public: str) -> dict[str, Any]:
+def document(profile: Profile, choice: ImageChoice, user_ca_public: str) -> dict[str, Any]:
     """What the boot service has to know of this cluster; nothing of it is secret."""
     assert choice.current is not None
     return {

@@ -26,43 +26,43 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ImageChoice:
     """`held`: somebody went back to an older image, and `up` does not go forward by itself."""
 
     current: Image | None = None
     previous: Image | None = None
     held: bool = False
 
-    def moved(self, to: Image) -> Choice:
+    def moved(self, to: Image) -> ImageChoice:
         """The choice with another current image; the same one only lets go of a hold."""
         if self.current == to:
             return replace(self, held=False)
-        return Choice(current=to, previous=self.current)
+        return ImageChoice(current=to, previous=self.current)
 
-    def back(self) -> Choice:
+    def back(self) -> ImageChoice:
         """The choice before. Raises UserError where there is none."""
         if self.previous is None:
             raise UserError(
                 "there is no image to go back to: this cluster has had one only",
                 "Choose one: orchestrate image use NAME",
             )
-        return Choice(current=self.previous, previous=self.current, held=True)
+        return ImageChoice(current=self.previous, previous=self.current, held=True)
 
 
-def read(cluster: str) -> Choice:
+def read(cluster: str) -> ImageChoice:
     """What was chosen last."""
     try:
         found = json.loads(_record(cluster).read_text())
     except FileNotFoundError:
-        return Choice()
+        return ImageChoice()
     current, previous = (Image(**found[key]) if found[key] else None for key in KEYS)
-    return Choice(current, previous, found["held"])
+    return ImageChoice(current, previous, found["held"])
 
 
 KEYS = ("current", "previous")
 
 
-def write(cluster: str, choice: Choice) -> None:
+def write(cluster: str, choice: ImageChoice) -> None:
     """Keep a choice; whole or not at all."""
     path = _record(cluster)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.chmod(0o644)
 
 
-def forget_others(cluster: str, choice: Choice) -> None:
+def forget_others(cluster: str, choice: ImageChoice) -> None:
     """Remove the files of all images but the current and the previous one."""
     kept = {image.id for image in (choice.current, choice.previous) if image}
     served = paths.served(cluster) / "images"

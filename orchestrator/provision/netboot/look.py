@@ -16,9 +16,9 @@ from orchestrator.core.templating import render
 from orchestrator.node.paths import LASTING, PYTHON
 from orchestrator.node.remote import Remote
 from orchestrator.provision.netboot import sources, state, timeline
-from orchestrator.provision.netboot.causes import Cause, stuck
-from orchestrator.provision.netboot.sources import FAILED, Event
-from orchestrator.provision.netboot.timeline import Boot, Netboot, Place
+from orchestrator.provision.netboot.causes import BootCause, stuck
+from orchestrator.provision.netboot.sources import FAILED, BootEvent
+from orchestrator.provision.netboot.timeline import BootTimeline, Netboot, Place
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -36,7 +36,7 @@ class Seen:
     """The boots, and of each that does not get on the likely cause."""
 
     netboot: Netboot
-    stuck: Mapping[str, Cause]
+    stuck: Mapping[str, BootCause]
     #: Hardware address of an unknown machine -> what would make it a node.
     lines: Mapping[str, str]
 
@@ -111,7 +111,7 @@ def _places(profile: Profile) -> list[Place]:
     return [Place(name, link.mac, str(link.address)) for name, link in links]
 
 
-def _events(diary: Diary, logs: Mapping[str, Any]) -> Iterable[Event]:
+def _events(diary: Diary, logs: Mapping[str, Any]) -> Iterable[BootEvent]:
     yield from sources.from_up(diary.read())
     yield from sources.from_dnsmasq((time, text) for time, text in logs.get("dnsmasq", ()))
     yield from sources.from_access(logs.get("access", ()))
@@ -126,7 +126,7 @@ class Watch:
     diary: Diary
     control: Remote
     _lock: Lock = field(default_factory=Lock)
-    _boots: Mapping[str, Boot] = field(default_factory=dict)
+    _boots: Mapping[str, BootTimeline] = field(default_factory=dict)
     _looked: float = -WATCH_INTERVAL
 
     def step(self, node: str) -> str:

@@ -14,7 +14,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.image.layers import layers_of
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot.document import document, grub_cfg
-from orchestrator.provision.netboot.images import Choice, Image
+from orchestrator.provision.netboot.images import Image, ImageChoice
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -29,7 +29,7 @@ GRUB_CFG = "grub/grub.cfg"
 BOOT_FILES = ("kernel", "initrd")
 
 
-def publish(profile: Profile, choice: Choice, user_ca_public: str) -> bool:
+def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
     """Serve the chosen image to the profile's nodes; whether anything changed.
 
     All is written beside, then a link is renamed: whoever asks gets the old or the new. Raises

@@ -21,7 +21,7 @@ INITRD_START = "kernel"
 
 
 @dataclass(frozen=True)
-class Event:
+class BootEvent:
     """Something that was seen of a machine: by hardware address, address or name, as known.
 
     ``time`` is seconds since 1970, when it began; ``seconds`` how long it took, where known.
@@ -62,7 +62,7 @@ DNSMASQ_WORDS = r"available DHCP subnet|class: |DHCP[A-Z]+\(|PXE\(|sent /|file /
 _OPTIONAL = re.compile(r"revocations_\w+\.efi|shim_certificate_\d\.efi|.*\.(?:mod|lst|cfg)")
 
 
-def from_dnsmasq(lines: Iterable[tuple[float, str]]) -> Iterable[Event]:
+def from_dnsmasq(lines: Iterable[tuple[float, str]]) -> Iterable[BootEvent]:
     """(time, message) of dnsmasq's log, written with `log-dhcp`."""
     sender = SYSTEM
     for time, message in lines:
@@ -74,13 +74,13 @@ def from_dnsmasq(lines: Iterable[tuple[float, str]]) -> Iterable[Event]:
             yield _dhcp(time, sender, *found.groups())
         elif found := _PXE.match(message):
             text = f"PXE {found[3]}"
-            yield Event(time, "dhcp", mac=found[2], text=text, sender=sender)
+            yield BootEvent(time, "dhcp", mac=found[2], text=text, sender=sender)
         elif found := _TFTP.match(message):
             text = f"{found[1]} by TFTP"
-            yield Event(time, _file_step(found[1]), address=found[2], text=text)
+            yield BootEvent(time, _file_step(found[1]), address=found[2], text=text)
         elif (found := _TFTP_MISSING.match(message)) and not _OPTIONAL.fullmatch(found[1]):
             text = f"{found[1]}: there is no such file"
-            yield Event(time, _file_step(found[1]), FAILED, address=found[2], text=text)
+            yield BootEvent(time, _file_step(found[1]), FAILED, address=found[2], text=text)
 
 
 def _sender(before: str, kind: str, name: str) -> str:
@@ -91,23 +91,23 @@ def _sender(before: str, kind: str, name: str) -> str:
 
 def _dhcp(
     time: float, sender: str, kind: str, address: str | None, mac: str, rest: str | None
-) -> Event:
+) -> BootEvent:
     said = rest or ""
     if said.startswith(_NO_PLACE):
-        return Event(time, UNKNOWN, FAILED, mac=mac, text=said)
+        return BootEvent(time, UNKNOWN, FAILED, mac=mac, text=said)
     if "wrong server-ID" in said:
         text = f"it took {address} from another server"
-        return Event(time, FOREIGN, FAILED, mac=mac, text=text)
+        return BootEvent(time, FOREIGN, FAILED, mac=mac, text=text)
     status = {"ACK": DONE, "NAK": FAILED}.get(kind, STARTED)
     text = " ".join(word for word in (kind, address, said) if word)
-    return Event(time, "dhcp", status, mac=mac, text=text, sender=sender)
+    return BootEvent(time, "dhcp", status, mac=mac, text=text, sender=sender)
 
 
 def _file_step(name: str) -> str:
     return name if name in ("kernel", "initrd") else "loader"
 
 
-def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[Event]:
+def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
     """nginx's access log. Layers are told by the initrd itself, which checks them too."""
     for record in records:
         parts = str(record["uri"]).partition("?")[0].strip("/").split("/")
@@ -120,7 +120,7 @@ def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[Event]:
         seconds = float(record["seconds"])
         code = int(record["status"])
         ok = code < 400
-        yield Event(
+        yield BootEvent(
             float(record["time"]) - seconds,
             step,
             DONE if ok else FAILED,
@@ -131,7 +131,7 @@ def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[Event]:
         )
 
 
-def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[Event]:
+def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[BootEvent]:
     """The boot service's events.
 
     A report has the machine's own time since its kernel started. It may have waited for the
@@ -152,10 +152,10 @@ def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[Event]:
                 time = started[str(record["boot"])] + float(record["uptime"])
             step = "init" if step == INITRD_START else step
             status, size = str(record["status"]), _bytes(text)
-            yield Event(time, step, status, mac=mac, address=address, bytes=size, text=text)
+            yield BootEvent(time, step, status, mac=mac, address=address, bytes=size, text=text)
         else:
             status = FAILED if kind in (REFUSED, UNKNOWN) else DONE
-            yield Event(time, kind, status, mac=mac, address=address, text=text)
+            yield BootEvent(time, kind, status, mac=mac, address=address, text=text)
 
 
 def _bytes(text: str) -> int:
@@ -164,10 +164,10 @@ def _bytes(text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def from_up(records: Iterable[Mapping[str, Any]]) -> Iterable[Event]:
+def from_up(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
     """What `orchestrate up` wrote down of its own steps."""
     for record in records:
-        yield Event(
+        yield BootEvent(
             float(record["time"]),
             str(record["step"]),
             str(record.get("status", DONE)),

@@ -18,7 +18,7 @@ from orchestrator.provision.netboot.sources import (
     STARTED,
     SYSTEM,
     UNKNOWN,
-    Event,
+    BootEvent,
 )
 
 #: The steps of a boot in order; `layer` stands for one of each layer (`layer:base`), `late` for one
@@ -58,14 +58,14 @@ class Place:
     mac: str
     address: str
 
-    def is_meant(self, event: Event) -> bool:
+    def is_meant(self, event: BootEvent) -> bool:
         if event.node or event.mac:
             return event.node == self.name or event.mac == self.mac
         return event.address == self.address
 
 
 @dataclass(frozen=True)
-class Step:
+class BootStep:
     """A step of a boot: when it began, how long it took (so far), what came over the wire for it.
 
     ``status`` is "start" while it goes on.
@@ -80,11 +80,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Boot:
+class BootTimeline:
     """A node's last boot; ``seen`` is when something was last seen of it."""
 
     node: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[BootStep, ...] = ()
     seen: float = 0.0
     #: What the logs said last, for people.
     last: tuple[str, ...] = ()
@@ -92,14 +92,14 @@ class Boot:
     foreign: str = ""
 
     @property
-    def current(self) -> Step | None:
+    def current(self) -> BootStep | None:
         """What it is at: the step that failed or goes on, else the furthest."""
         open_ones = [step for step in self.steps if step.status != DONE]
         failed = [step for step in open_ones if step.status == FAILED]
         return next(iter([*failed, *open_ones]), None) or self.furthest
 
     @property
-    def furthest(self) -> Step | None:
+    def furthest(self) -> BootStep | None:
         """Late layers apart: they come beside all else, and say nothing of it."""
         steps = (step for step in self.steps if not is_late(step.step))
         return max(steps, key=lambda step: order(step.step), default=None)
@@ -137,12 +137,12 @@ class Netboot:
     ``unknown``: hardware address -> when it was last seen.
     """
 
-    boots: Mapping[str, Boot]
+    boots: Mapping[str, BootTimeline]
     unknown: Mapping[str, float] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
 
 
-def assemble(places: Sequence[Place], events: Iterable[Event], now: float) -> Netboot:
+def assemble(places: Sequence[Place], events: Iterable[BootEvent], now: float) -> Netboot:
     """Each node's last boot, and what else the logs tell."""
     ordered = sorted(events, key=lambda event: event.time)
     known = {place.mac for place in places}
@@ -154,7 +154,7 @@ def assemble(places: Sequence[Place], events: Iterable[Event], now: float) -> Ne
     )
 
 
-def _refusals(events: Iterable[Event]) -> tuple[Refusal, ...]:
+def _refusals(events: Iterable[BootEvent]) -> tuple[Refusal, ...]:
     """The same again and again is told once."""
     found: dict[tuple[str, str, str], Refusal] = {}
     for event in events:
@@ -164,8 +164,8 @@ def _refusals(events: Iterable[Event]) -> tuple[Refusal, ...]:
     return tuple(found.values())
 
 
-def _boot(place: Place, events: Sequence[Event], now: float) -> Boot:
-    current: list[Event] = []
+def _boot(place: Place, events: Sequence[BootEvent], now: float) -> BootTimeline:
+    current: list[BootEvent] = []
     foreign = ""
     for event in events:
         if not place.is_meant(event):
@@ -179,7 +179,7 @@ def _boot(place: Place, events: Sequence[Event], now: float) -> Boot:
         current.append(event)
     last = tuple(f"{event.step} {event.status} {event.text}".rstrip() for event in current[-LAST:])
     seen = max((event.end for event in current), default=0.0)
-    return Boot(place.name, tuple(_steps(current, now)), seen, last, foreign)
+    return BootTimeline(place.name, tuple(_steps(current, now)), seen, last, foreign)
 
 
 def order(step: str) -> int:
@@ -193,7 +193,7 @@ def is_late(step: str) -> bool:
     return step.partition(":")[0] == LATE
 
 
-def _begins(event: Event, current: Sequence[Event]) -> bool:
+def _begins(event: BootEvent, current: Sequence[BootEvent]) -> bool:
     """Whether an event is of the next boot: power, or a sender of DHCP that is over by now.
 
     Firmware asks before there is a script, a loader before there is a kernel.
@@ -207,13 +207,13 @@ def _begins(event: Event, current: Sequence[Event]) -> bool:
     return over is not None and reached >= order(over)
 
 
-def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
+def _steps(events: Sequence[BootEvent], now: float) -> Iterable[BootStep]:
     """One for each name, by time; a step that is tried again counts as one.
 
     What is only known to have ended began when the step before it ended; so did the kernel, of
     which nothing is seen until its initrd speaks.
     """
-    by_name: dict[str, list[Event]] = {}
+    by_name: dict[str, list[BootEvent]] = {}
     for event in events:
         if not _is_aside(event, by_name):
             by_name.setdefault(event.step, []).append(event)
@@ -231,16 +231,16 @@ def _steps(events: Sequence[Event], now: float) -> Iterable[Step]:
         if not is_late(name):
             before = max(before, start if status == STARTED else end)
         size = sum(event.bytes for event in seen)
-        yield Step(name, status, start, round(max(end - start, 0.0), 3), size, final.text)
+        yield BootStep(name, status, start, round(max(end - start, 0.0), 3), size, final.text)
 
 
-def _left(final: Event, events: Sequence[Event]) -> float:
+def _left(final: BootEvent, events: Sequence[BootEvent]) -> float:
     """When the boot was seen at a later step than that of its event ``final``; 0 for never."""
     later = (e.time for e in events if e.time >= final.time and order(e.step) > order(final.step))
     return min(later, default=0.0)
 
 
-def _is_aside(event: Event, before: Mapping[str, object]) -> bool:
+def _is_aside(event: BootEvent, before: Mapping[str, object]) -> bool:
     """DHCP of loader and initrd: part of the steps in which they ask, and told by those."""
     if event.step != "dhcp":
         return False
