@@ -245,6 +245,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
 
     Example: orchestrate bench report last --out report.html
     """
+    from orchestrator.core.files import write
     from orchestrator.performance.bench import history
     from orchestrator.performance.report.page import page
 
@@ -253,9 +254,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
         print(page(told(found, profile)))
         return
     path = to or Path(f"{found.id}.html")
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(page(told(found, profile)), encoding="utf-8")
-    beside.replace(path)
+    write(path, page(told(found, profile)))
     out.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", markup=False)
 
 

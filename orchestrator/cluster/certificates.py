@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
+from orchestrator.core.waiting import as_long_as
 from orchestrator.node.remote import HostKeyRefused, Remote, Unreachable
 from orchestrator.node.trust import HOST_RENEWAL, Trust, valid_until
 from orchestrator.provision.identity import HOST_CERTIFICATE, HOST_KEY, principals
@@ -68,14 +68,11 @@ def certify(cluster: Cluster, node: Node, authority: Trust) -> None:
     remote.run(["sh", "-c", script, HOST_CERTIFICATE], stdin=certificate, what="certifying it")
     reach = as_seen_by(cluster, node, authority)
     reach.close()
-    end = time.monotonic() + RELOAD_TIMEOUT
-    while not answers(reach):
-        if time.monotonic() > end:
-            raise UserError(
-                f"{node.name}: sshd does not show its new certificate after {RELOAD_TIMEOUT:g} s",
-                f"On it: systemctl status ssh; sshd -T | grep -i {HOST_CERTIFICATE}",
-            )
-        time.sleep(POLL)
+    if as_long_as(lambda: not answers(reach), RELOAD_TIMEOUT, POLL):
+        raise UserError(
+            f"{node.name}: sshd does not show its new certificate after {RELOAD_TIMEOUT:g} s",
+            f"On it: systemctl status ssh; sshd -T | grep -i {HOST_CERTIFICATE}",
+        )
 
 
 def answers(remote: Remote) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import httpx
 from orchestrator.cluster.desired import Context, desired
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import locked
 from orchestrator.core.run import Result
 from orchestrator.core.slots import JOBS
 from orchestrator.image import ident, store
@@ -211,24 +211,16 @@ class Cluster:
             image_id=self.image_id,
         )
 
-    @contextmanager
-    def locked(self, verb: str) -> Iterator[None]:
+    def locked(self, verb: str) -> AbstractContextManager[None]:
         """Only one verb at a time changes a cluster. Raises UserError naming who does."""
-        path = paths.cluster(self.profile.name) / "changing"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"the cluster {self.profile.name!r} is being changed by {file.read().strip()}",
-                    "Wait until it ends.",
-                ) from None
-            file.truncate(0)
-            file.write(f"'orchestrate {verb}' (process {os.getpid()})\n")
-            file.flush()
-            yield
-            file.truncate(0)
+        return locked(
+            paths.cluster(self.profile.name) / "changing",
+            f"'orchestrate {verb}' (process {os.getpid()})",
+            lambda other: UserError(
+                f"the cluster {self.profile.name!r} is being changed by {other}",
+                "Wait until it ends.",
+            ),
+        )
 
 
 def open_cluster(

@@ -13,6 +13,7 @@ from orchestrator.cluster.power_intent import keep_off, want_on
 from orchestrator.cluster.status import told
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import Board
+from orchestrator.core.waiting import as_long_as
 from orchestrator.node.remote import PROBE_TIMEOUT, Remote
 from orchestrator.node.selection import select
 from orchestrator.profile import Node, Profile
@@ -150,18 +151,17 @@ def _power_on(cluster: Cluster, node: Node) -> None:
 
 def _wait_until_gone(remote: Remote, boot_id: str) -> None:
     """Return when the boot is over. Raises UserError where it goes on."""
-    deadline = time.monotonic() + GONE_TIMEOUT
-    while time.monotonic() < deadline:
+
+    def runs() -> bool:
         try:
-            now = remote.run(BOOT_ID, timeout=PROBE_TIMEOUT).out
+            return remote.run(BOOT_ID, timeout=PROBE_TIMEOUT).out == boot_id
         except UserError:
-            return
+            return False
         finally:
             remote.close()
-        if now != boot_id:
-            return
-        time.sleep(POLL)
-    raise UserError(f"{remote.name} was told to restart, and still runs")
+
+    if as_long_as(runs, GONE_TIMEOUT, POLL):
+        raise UserError(f"{remote.name} was told to restart, and still runs")
 
 
 def wait(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 from orchestrator.core import paths
-from orchestrator.models.hub import write_json
+from orchestrator.core.files import locked, write_json
 
 
 def kept_off(cluster: str) -> frozenset[str]:
@@ -35,14 +34,9 @@ def want_on(cluster: str, names: Iterable[str]) -> None:
             (paths.cluster(cluster) / "kept-off").unlink(missing_ok=True)
 
 
-@contextmanager
-def _one_at_a_time(cluster: str) -> Iterator[None]:
+def _one_at_a_time(cluster: str) -> AbstractContextManager[None]:
     """Nodes are switched by threads at once, and by other commands: none forgets another's."""
-    home = paths.cluster(cluster)
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "kept-off.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(paths.cluster(cluster) / "kept-off.lock")
 
 
 def _record(cluster: str) -> str:

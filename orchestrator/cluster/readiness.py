@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT, SERVER_UNIT, WORKER_UNIT
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.core.waiting import as_long_as
 from orchestrator.node.selection import Selection
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState
@@ -39,20 +39,22 @@ def wait_for_layers(
     that names the layer, with what its unit said last.
     """
     limit = cluster.driver.boot_timeout
-    deadline = time.monotonic() + limit
     if not missing_layer(cluster, node):
         return
-    with board.step(node.name, "layers"):
-        while unit := missing_layer(cluster, node):
+
+    def look() -> str:
+        if unit := missing_layer(cluster, node):
             waiting(unit)
-            if time.monotonic() > deadline:
-                said = last_lines(cluster, node, unit, 1)
-                raise UserError(
-                    f"{node.name} does not have all layers of its image after {limit:g} s:"
-                    f" {unit}: {said}",
-                    f"orchestrate node ssh {node.name} -- journalctl -u {unit}",
-                )
-            time.sleep(POLL)
+        return unit
+
+    with board.step(node.name, "layers"):
+        if unit := as_long_as(look, limit, POLL):
+            said = last_lines(cluster, node, unit, 1)
+            raise UserError(
+                f"{node.name} does not have all layers of its image after {limit:g} s:"
+                f" {unit}: {said}",
+                f"orchestrate node ssh {node.name} -- journalctl -u {unit}",
+            )
 
 
 def missing_layer(cluster: Cluster, node: Node) -> str:
@@ -71,18 +73,20 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
     context = cluster.verify_context(())
-    deadline = time.monotonic() + limit
-    with board.step(CLUSTER, "ray"):
-        while reason := not_joined(context, profile, chosen):
+
+    def look() -> str:
+        if reason := not_joined(context, profile, chosen):
             board.note(CLUSTER, reason.splitlines()[0])
             for node in chosen.nodes:
                 must_have_power(cluster, node)
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"after {limit:g} s: {reason}",
-                    f"orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
-                )
-            time.sleep(POLL)
+        return reason
+
+    with board.step(CLUSTER, "ray"):
+        if reason := as_long_as(look, limit, POLL):
+            raise UserError(
+                f"after {limit:g} s: {reason}",
+                f"orchestrate node ssh NODE -- journalctl -u {HEAD_UNIT} -u {WORKER_UNIT}",
+            )
 
 
 def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> str:
@@ -106,21 +110,26 @@ def wait_for_model(cluster: Cluster, board: Board) -> None:
         AwaitedService(cluster, profile.server, SERVER_UNIT),
         AwaitedService(cluster, profile.control, FRONT_UNIT),
     ]
-    deadline = time.monotonic() + SERVE_TIMEOUT
+
+    def last_line() -> str:
+        return last_lines(cluster, profile.server, SERVER_UNIT, 1)
+
     with board.step(CLUSTER, "serving"), cluster.client() as client:
-        while reason := why_not(client):
-            for node in profile.nodes:
-                must_have_power(cluster, node)
-            for service in behind:
-                service.must_come_up()
-            said = last_lines(cluster, profile.server, SERVER_UNIT, 1)
-            board.note(CLUSTER, f"{reason}; vLLM: {said[-90:]}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
-                    f"vLLM's last line on {profile.server.name}: {said}",
-                )
-            time.sleep(POLL)
+
+        def look() -> str:
+            if reason := why_not(client):
+                for node in profile.nodes:
+                    must_have_power(cluster, node)
+                for service in behind:
+                    service.must_come_up()
+                board.note(CLUSTER, f"{reason}; vLLM: {last_line()[-90:]}")
+            return reason
+
+        if reason := as_long_as(look, SERVE_TIMEOUT, POLL):
+            raise UserError(
+                f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
+                f"vLLM's last line on {profile.server.name}: {last_line()}",
+            )
 
 
 def why_not(client: httpx.Client) -> str:

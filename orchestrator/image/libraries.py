@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.core import paths
+from orchestrator.core.files import write
 from orchestrator.image import elf, loader
 from orchestrator.image.elf import Content, Object
 from orchestrator.image.findings import Allowed, Finding
@@ -91,11 +91,7 @@ def _load(file: File) -> Content | None:
 
 
 def _keep(file: File, content: Content) -> None:
-    place = _kept(file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(CONTENT.dump_json(content))
-    beside.replace(place)
+    write(_kept(file), CONTENT.dump_json(content))
 
 
 def tree(parts: Iterable[Brought]) -> loader.Tree:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write as write_file
 from orchestrator.image import spec, tags
 from orchestrator.image.spec import Rename, Spec
 
@@ -202,11 +202,8 @@ def _row(file: File) -> dict[str, Any]:
 
 
 def write(name: str, lock: Lock) -> None:
-    """Write the lock beside and rename: a reader sees the old one or the new one."""
-    path = path_of(name)
-    beside = path.with_name(f".lock.json.{os.getpid()}")
-    beside.write_text(text(lock))
-    beside.replace(path)
+    """Replace the lock: a reader sees the old one or the new one."""
+    write_file(path_of(name), text(lock))
 
 
 def changes(old: Lock | None, new: Lock) -> list[str]:

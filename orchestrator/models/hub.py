@@ -7,10 +7,8 @@ manifest is there, which is written last: every file with its size and sha256.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from typing import Any
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import locked, write_json
 from orchestrator.core.transfers import Progress
 from orchestrator.models import catalog
 from orchestrator.models.hub_listing import (
@@ -140,13 +139,6 @@ def manifest(home: Path) -> dict[str, dict[str, Any]]:
 def unfinished(home: Path) -> list[str]:
     """What an interrupted pull has begun."""
     return sorted(path.name for path in (home / SCRATCH).glob("*"))
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Beside and renamed."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
-    beside.replace(path)
 
 
 def _written_down(
@@ -290,16 +282,14 @@ def _alone(home: Path) -> Iterator[None]:
     """Two pulls would write to the same parts. Raises UserError where another one runs."""
     made = not home.exists()
     home.mkdir(parents=True, exist_ok=True)
-    handle = os.open(home, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
+        with locked(
+            home,
+            busy=lambda _: UserError(
                 f"another 'orchestrate model' is at work on {home}", "Wait until it ends."
-            ) from None
-        yield
+            ),
+        ):
+            yield
     finally:
-        os.close(handle)
         if made and home.is_dir() and not any(home.iterdir()):
             home.rmdir()  # nothing came

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.core.run import stream
 from orchestrator.image import store
 from orchestrator.models import hub
@@ -85,7 +86,7 @@ def publish(source: Path, cluster: str, name: str) -> tuple[ModelFile, ...]:
         "files": {file.path: {"size": file.size, "sha256": file.sha256} for file in files},
     }
     if files:
-        hub.write_json(home / RECORD, record)
+        write_json(home / RECORD, record)
     return tuple(files)
 
 

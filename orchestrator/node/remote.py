@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run
+from orchestrator.core.waiting import as_long_as
 from orchestrator.node.paths import SSH_PORT
 from orchestrator.node.trust import PRINCIPAL, Trust
 
@@ -112,24 +112,23 @@ class Remote:
         ``on_wait`` hears why it is not yet so, after each try. Raises HostKeyRefused or
         AccessDenied at once, Unreachable at the deadline.
         """
-        end = time.monotonic() + deadline
-        reason = ""
-        while True:
+
+        def knock() -> str:
             try:
                 self.run(["true"], what="connecting", timeout=PROBE_TIMEOUT)
-                return
             except (HostKeyRefused, AccessDenied, RemoteFailed):
                 raise
             except UserError as error:
                 if on_wait:
                     on_wait(error.message)
-                reason = error.message
-            if time.monotonic() >= end:
-                raise Unreachable(
-                    f"{self.name} ({self.address}): no SSH within {deadline:g} s; last: {reason}",
-                    f"See the node's console. To repeat: {shlex.join(self.ssh_argv(['true']))}",
-                )
-            time.sleep(POLL_INTERVAL)
+                return error.message
+            return ""
+
+        if reason := as_long_as(knock, deadline, POLL_INTERVAL):
+            raise Unreachable(
+                f"{self.name} ({self.address}): no SSH within {deadline:g} s; last: {reason}",
+                f"See the node's console. To repeat: {shlex.join(self.ssh_argv(['true']))}",
+            )
 
     def close(self) -> None:
         """End the kept connection, if there is one."""

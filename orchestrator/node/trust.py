@@ -7,21 +7,21 @@ a new authority: nodes have to be booted again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import PRIVATE, locked, write
 from orchestrator.core.run import run
 
 #: The only account that the operator's certificate opens.
@@ -176,7 +176,7 @@ class Trust:
     def renew_token(self, name: str) -> None:
         """Another one in place of a token of TOKENS. Nodes have the old one until they are told."""
         with self._lock():
-            write_private(self.directory / name, secrets.token_hex(32) + "\n")
+            write(self.directory / name, secrets.token_hex(32) + "\n", PRIVATE)
 
     def renew_operator(self) -> None:
         """A new certificate for the operator's key, however long the old one would last."""
@@ -261,7 +261,7 @@ class Trust:
             # The form that `ray get-auth-token --generate` gives; as good for the endpoint.
             for name in TOKENS:
                 if not (self.directory / name).exists():
-                    write_private(self.directory / name, secrets.token_hex(32) + "\n")
+                    write(self.directory / name, secrets.token_hex(32) + "\n", PRIVATE)
             self._believe()
             certificate = self.directory / "operator-cert.pub"
             if not certificate.exists() or self._time_left() < OPERATOR_RENEWAL:
@@ -271,7 +271,7 @@ class Trust:
         """Write known_hosts: hosts of this authority, and of the one that is about to take over."""
         authorities = [each._read("host_ca.pub") for each in (self, self.successor) if each]
         known = "".join(f"@cert-authority * {authority}" for authority in authorities)
-        write_private(self.directory / "known_hosts", known)
+        write(self.directory / "known_hosts", known, PRIVATE)
 
     def _finish_taking_over(self) -> None:
         """Move the successor's files here, one by one: as often as it takes."""
@@ -314,12 +314,9 @@ class Trust:
         except ValueError:
             return timedelta(0)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> AbstractContextManager[None]:
         """Two commands at once must not make two authorities."""
-        with (self.directory / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return locked(self.directory / "lock")
 
 
 def open_trust(cluster: str) -> Trust:
@@ -339,15 +336,6 @@ def open_trust(cluster: str) -> Trust:
             "Give this user the directory, or name another one in ORCHESTRATE_STATE.",
         ) from None
     return trust
-
-
-def write_private(path: Path, content: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
 
 
 def _generate_key(key: Path, comment: str) -> None:

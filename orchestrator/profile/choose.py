@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
+from orchestrator.core.files import write
 from orchestrator.core.nearest import nearest
 
 VARIABLE = "ORCHESTRATE_PROFILE"
@@ -76,11 +77,7 @@ def locate(name_or_path: str, origin: str = "") -> Path:
 def use(name_or_path: str) -> Path:
     """Make a profile the active one on this machine; returns its file. Does not check it."""
     path = locate(name_or_path)
-    record = _record()
-    record.parent.mkdir(parents=True, exist_ok=True)
-    beside = record.with_name(f"{record.name}.{os.getpid()}")
-    beside.write_text(f"{named(path.resolve())}\n", encoding="utf-8")
-    beside.replace(record)
+    write(_record(), f"{named(path.resolve())}\n")
     return path
 
 

@@ -5,7 +5,6 @@ A check that cannot be made is a failed check with the reason; it holds no other
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import httpx
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.slots import JOBS, Slots
+from orchestrator.core.waiting import as_long_as
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection, everything
 from orchestrator.verify import gather, hardware, judge
@@ -143,12 +143,16 @@ def _ray_status(profile: Profile, context: VerifyContext) -> Part:
     name = profile.control.name
 
     def make() -> Iterator[Check]:
-        deadline = time.monotonic() + STATUS_LAG
-        while True:
+        verdict = judge.ray_status(profile, gather.ray_status(context, profile))
+
+        def lags() -> bool:
+            nonlocal verdict
+            if verdict.ok or not judge.ray_nodes(profile, gather.ray(context, profile)).ok:
+                return False
             verdict = judge.ray_status(profile, gather.ray_status(context, profile))
-            joined = verdict.ok or judge.ray_nodes(profile, gather.ray(context, profile)).ok
-            if verdict.ok or not joined or time.monotonic() > deadline:
-                break
+            return not verdict.ok
+
+        as_long_as(lags, STATUS_LAG, 0)
         yield judge.RAY_STATUS.check(name, verdict)
 
     return Part([(judge.RAY_STATUS, name)], make)

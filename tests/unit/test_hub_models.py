@@ -10,6 +10,7 @@ from support.profiles import PROFILE, make_checkout
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.models import catalog, hub
 from orchestrator.models.catalog import Answer, Model, missing_files
 from orchestrator.models.profiles import load
@@ -121,7 +122,7 @@ def test_a_removal_that_is_cut_off_leaves_no_whole_model(
     model.directory.mkdir(parents=True)
     (model.directory / "config.json").write_text("{}")
     entry = {"size": 2, "sha256": "0" * 64}
-    hub.write_json(model.directory / hub.MANIFEST, {"files": {"config.json": entry}})
+    write_json(model.directory / hub.MANIFEST, {"files": {"config.json": entry}})
     (held,) = hub.held()
     assert held.state == "complete"
 

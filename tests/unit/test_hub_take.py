@@ -14,6 +14,7 @@ import pytest
 from support.hub import NEWEST, REPOSITORY, REVISION, blob
 
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.models import hub
 
 WEIGHTS = "model.safetensors"
@@ -47,7 +48,7 @@ def own(root: Path, commit: str = REVISION) -> Path:
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in FILES.items()
     }
-    hub.write_json(inside / hub.MANIFEST, {"revision": commit, "files": entries})
+    write_json(inside / hub.MANIFEST, {"revision": commit, "files": entries})
     return weights
 
 

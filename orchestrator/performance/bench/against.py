@@ -18,8 +18,8 @@ from orchestrator.cluster.readiness import wait_for_model
 from orchestrator.cluster.up import up
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.core.progress import Board
-from orchestrator.models.hub import write_json
 from orchestrator.models.serving import Layout
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
+from orchestrator.core.files import write_json
 from orchestrator.core.nearest import nearest
-from orchestrator.models.hub import write_json
 from orchestrator.performance.results.bench import Measured, Provenance, Run, RunState, layout_text
 
 RUNS = "runs"

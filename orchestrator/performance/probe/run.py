@@ -21,9 +21,9 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import model_directory
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS
-from orchestrator.models.hub import write_json
 from orchestrator.performance import metrics
 from orchestrator.performance.predict.inputs import PROBES
 from orchestrator.performance.probe import nodes as on_nodes

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import paths
 from orchestrator.core.console import err
+from orchestrator.core.files import write_json
 from orchestrator.core.run import run
 
 if TYPE_CHECKING:
@@ -174,11 +175,7 @@ def remember(facts: Mapping[str, str], why: str) -> None:
     date = datetime.now(UTC).date().isoformat()
     others = [each for each in _tries() if each["facts"] != facts]
     tries = [*others, {"facts": dict(facts), "why": why, "date": date}][-KEPT:]
-    path = memory()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps({"tries": tries}, indent=2) + "\n")
-    beside.replace(path)
+    write_json(memory(), {"tries": tries})
 
 
 def _tries() -> list[dict[str, Any]]:

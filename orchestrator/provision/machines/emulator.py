@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.core.errors import UserError
+from orchestrator.core.waiting import as_long_as
 from orchestrator.provision.machines import health, netns, qmp
 from orchestrator.provision.machines.accel import QEMU, Accelerator
 from orchestrator.provision.machines.firmware import Firmware
@@ -127,16 +128,18 @@ class Emulator:
 
         Raises NotStarted with QEMU's words where it ended before it had a guest.
         """
-        deadline = time.monotonic() + START_TIMEOUT
-        while not qmp.listens(self.home / CONTROL):
-            gone = self.process.pid() is None
-            if gone and any(health.told(self.events, "SHUTDOWN")):
-                return
-            if gone or time.monotonic() > deadline:
-                self.stop(0)
-                lines = [f"{name}: QEMU did not start", *self.said()]
-                raise NotStarted("\n".join(lines), f"Its log: {self.log}")
-            time.sleep(0.02)
+
+        def starts() -> bool:
+            return self.process.pid() is not None and not qmp.listens(self.home / CONTROL)
+
+        late = as_long_as(starts, START_TIMEOUT, 0.02)
+        gone = self.process.pid() is None
+        if gone and any(health.told(self.events, "SHUTDOWN")):
+            return
+        if gone or late:
+            self.stop(0)
+            lines = [f"{name}: QEMU did not start", *self.said()]
+            raise NotStarted("\n".join(lines), f"Its log: {self.log}")
 
     def said(self) -> list[str]:
         """The end of QEMU's log, as lines of an error."""

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import PACKAGE_OF
+from orchestrator.core.waiting import as_long_as
 
 #: Seconds for a killed process to be gone.
 KILL_TIMEOUT = 10.0
@@ -90,13 +90,12 @@ def start_time(pid: int) -> str | None:
 
 def ended(pid: int, timeout: float) -> bool:
     """Wait for a process to end; False if it is still there after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while start_time(pid) is not None:
+
+    def runs() -> bool:
         _reap(pid)
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+        return start_time(pid) is not None
+
+    return not as_long_as(runs, timeout, 0.05)
 
 
 def _reap(pid: int) -> None:

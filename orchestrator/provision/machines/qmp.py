@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.waiting import as_long_as
+
 #: Seconds for one answer.
 TIMEOUT = 10.0
 
@@ -46,7 +48,18 @@ def connected(path: Path) -> Iterator[socket.socket]:
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(TIMEOUT)
-            client.connect(f"/proc/self/fd/{directory}/{path.name}")
+            address = f"/proc/self/fd/{directory}/{path.name}"
+
+            def crowded() -> bool:
+                """QEMU serves one client at a time, and lets one more wait."""
+                try:
+                    client.connect(address)
+                except BlockingIOError:
+                    return True
+                return False
+
+            if as_long_as(crowded, TIMEOUT, 0.05):
+                raise TimeoutError(f"{path}: others talk to QEMU all the time")
             yield client
     finally:
         os.close(directory)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
+from orchestrator.core.waiting import as_long_as
 from orchestrator.image.layers import Layers
 from orchestrator.node.paths import SSH_PORT
 from orchestrator.node.remote import Remote, Unreachable
@@ -179,16 +180,15 @@ class RealMachine:
 
     def _wait_until_gone(self) -> bool:
         """Whether it has shut down within the profile's time."""
-        deadline = time.monotonic() + self.power.off_timeout_s
-        while time.monotonic() < deadline:
+
+        def runs() -> bool:
             known = self.supply.state()
-            if known == PowerState.OFF:
-                return True
             if known is None and not self.answers():
                 time.sleep(SETTLE)
-                return True
-            time.sleep(POLL)
-        return False
+                return False
+            return known != PowerState.OFF
+
+        return not as_long_as(runs, self.power.off_timeout_s, POLL)
 
     def _note(self, done: str) -> None:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.files import write_json
 from orchestrator.image import ident
 
 
@@ -64,11 +65,7 @@ KEYS = ("current", "previous")
 
 def write(cluster: str, choice: ImageChoice) -> None:
     """Keep a choice; whole or not at all."""
-    path = _record(cluster)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(asdict(choice), indent=2) + "\n")
-    beside.replace(path)
+    write_json(_record(cluster), asdict(choice))
 
 
 def _record(cluster: str) -> Path:

@@ -1,0 +1,72 @@
+"""Files that are replaced whole, and locks."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.errors import UserError
+
+#: As for a file that is simply opened; what has secrets gets PRIVATE.
+PUBLIC, PRIVATE = 0o644, 0o600
+
+
+def write(path: Path, content: str | bytes, mode: int = PUBLIC) -> None:
+    """Replace a file whole or not at all: written beside, on the disk, then renamed.
+
+    Its directory is made where it is missing. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(mode)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Replace a JSON file, as ``write`` does."""
+    write(path, json.dumps(document, indent=2) + "\n")
+
+
+@contextmanager
+def locked(
+    path: Path, holder: str = "", busy: Callable[[str], UserError] | None = None
+) -> Iterator[None]:
+    """Hold a lock: a directory's, or that of a file, which is made and says who the ``holder`` is.
+
+    Waits for another holder; with ``busy``, raises what it makes of the other's words instead.
+    The kernel lets go of it when the process ends, however it ends.
+    """
+    if path.is_dir():
+        handle = os.open(path, os.O_RDONLY)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, PUBLIC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            assert busy is not None
+            raise busy("" if path.is_dir() else os.read(handle, 1000).decode().strip()) from None
+        if holder:
+            os.ftruncate(handle, 0)
+            os.write(handle, holder.encode())
+        yield
+        if holder:
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
