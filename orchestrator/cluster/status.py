@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
-from orchestrator.profile import Node
+from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
 from orchestrator.provision.netboot.images import ImageChoice
@@ -23,7 +23,8 @@ from orchestrator.provision.netboot.look import Seen
 from orchestrator.provision.netboot.sources import DONE, FAILED
 from orchestrator.provision.netboot.timeline import BootTimeline
 from orchestrator.verify import gather
-from orchestrator.verify.judge import RUNNING
+from orchestrator.verify.gather import VerifyContext
+from orchestrator.verify.judge import runs
 
 UNKNOWN = "-"
 
@@ -66,38 +67,37 @@ class Status:
     def tables(self) -> list[Table]:
         """The nodes, then the cluster, for a terminal."""
         nodes = Table(
-            "node", "address", "power", "boot", "system", "image", "ray", "units",
-            box=None, pad_edge=False,
-        )  # fmt: skip
+            "node", "address", "power", "boot", "system", "ray", "units", box=None, pad_edge=False
+        )
         for node in self.nodes:
-            units = ", ".join(f"{name} {state}" for name, state in node.units.items())
-            told = node.note or units
-            cells = [
-                node.name,
-                node.address,
-                node.power,
-                self.boot_of(node.name),
-                node.system,
-                node.image[:12],
-                node.ray,
-                told,
-            ]
-            nodes.add_row(*(Text(cell) for cell in cells))
+            cells = [node.address, node.power, self.boot_of(node.name), node.system, node.ray]
+            nodes.add_row(*map(Text, [node.name, *cells, "\n".join(self._told(node))]))
+        layout = ", ".join(f"{key} {value}" for key, value in self.layout.items())
         cluster = Table.grid(padding=(0, 2))
         cluster.add_row("image", Text(f"{self.image} {self.image_id[:12]}{self.told_of_choice()}"))
-        cluster.add_row("model", f"{self.model}, {self.layout}")
+        cluster.add_row("model", Text(self.model))
+        cluster.add_row("layout", Text(layout))
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
         for kind, text in self.warnings():
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
 
+    def _told(self, node: NodeStatus) -> Iterator[str]:
+        """How many units run, and a line for each that needs a word; another image is one."""
+        if node.note:
+            yield node.note
+        if node.image not in (UNKNOWN, self.image_id):
+            yield f"booted another image: {node.image[:12] or 'unknown'}"
+        if running := sum(state == "active" for state in node.units.values()):
+            yield f"{running} active"
+        yield from (f"{unit} {state}" for unit, state in node.units.items() if state != "active")
+
     @property
     def all_up(self) -> bool:
         """Whether every node answers, with all of its units running."""
         return all(
-            node.system != UNKNOWN and all(state in RUNNING for state in node.units.values())
-            for node in self.nodes
+            node.system != UNKNOWN and all(map(runs, node.units.values())) for node in self.nodes
         )
 
     def boot_of(self, node: str) -> str:
@@ -147,10 +147,11 @@ def status(cluster: Cluster) -> Status:
     logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:
+        context = cluster.verify_context(())
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
-            asked = pool.map(lambda node: node_status(cluster, node), powered)
+            asked = pool.map(lambda node: node_status(context, profile, node), powered)
             seen = {node.name: node for node in asked}
-            alive = ray_nodes(cluster)
+            alive = ray_nodes(context, profile)
             models, note = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(cluster.remote(profile.control))
@@ -181,21 +182,21 @@ def status(cluster: Cluster) -> Status:
     )
 
 
-def node_status(cluster: Cluster, node: Node) -> NodeStatus:
+def node_status(context: VerifyContext, profile: Profile, node: Node) -> NodeStatus:
     """One node's own words, without Ray."""
-    address = cluster.profile.ray_address(node)
+    address = profile.ray_address(node)
     try:
-        facts, _ = gather.node(cluster.verify_context(()), cluster.profile, node)
+        facts, _ = gather.node(context, profile, node)
     except UserError as error:
         note = error.message.splitlines()[0]
         return NodeStatus(node.name, address, "on", UNKNOWN, UNKNOWN, {}, UNKNOWN, note)
     return NodeStatus(node.name, address, "on", facts.system, facts.image, facts.units, UNKNOWN)
 
 
-def ray_nodes(cluster: Cluster) -> dict[str, str]:
+def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:
     """By address: "head", or the accelerators that a worker brings."""
     try:
-        facts = gather.ray(cluster.verify_context(()), cluster.profile)
+        facts = gather.ray(context, profile)
     except UserError:
         return {}
     return {

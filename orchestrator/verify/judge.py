@@ -105,7 +105,7 @@ def clock(sight: NodeSight) -> Verdict:
 
 def units(sight: NodeSight) -> Verdict:
     facts = sight.facts
-    idle = [f"{u} {state}" for u, state in facts.units.items() if state not in RUNNING]
+    idle = [f"{u} {state}" for u, state in facts.units.items() if not runs(state)]
     idle += [f"{unit} failed" for unit in facts.failed if unit not in facts.units]
     listed = ", ".join(facts.units)
     return Verdict(
@@ -115,8 +115,10 @@ def units(sight: NodeSight) -> Verdict:
     )
 
 
-#: "declined": the unit's own conditions keep it from running on this node.
-RUNNING = ("active", "reloading", "declined")
+def runs(state: str) -> bool:
+    """Whether a unit is as it should be; one that is "declined" has conditions that forbid it."""
+    return state.split(" ", 1)[0] in ("active", "reloading", "declined")
+
 
 DRIFT = Rule(
     "drift", "orchestrate plan --node {node} shows it; up changes it back; journalctl -b there"

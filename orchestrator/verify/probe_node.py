@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import re
 import socket
 import subprocess
 import sys
@@ -23,12 +24,14 @@ def systemctl(*words: str) -> list[str]:
 
 
 def unit_state(unit: str) -> str:
-    """active, failed, ... or "declined": its own conditions keep it from running here."""
+    """active, failed, ... or "declined (WHY)": its own conditions keep it from running here."""
     state = "".join(systemctl("show", unit, "--property=ActiveState", "--value"))
     if state == "inactive":
         argv = ["systemd-analyze", "condition", f"--unit={unit}"]
-        if subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode != 0:
-            return "declined"
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+        if ran.returncode != 0:
+            unmet = re.findall(r"((?:Condition|Assert)\w+=\S+) failed", ran.stdout + ran.stderr)
+            return f"declined ({', '.join(unmet) or 'its conditions'})"
     return state or "unknown"
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+
+from rich.console import Console
+
 from orchestrator.cluster.status import UNKNOWN, NodeStatus, Status
 from orchestrator.provision.netboot.causes import BootCause
 from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.look import Seen
 from orchestrator.provision.netboot.timeline import BootStep, BootTimeline, Netboot, Refusal
 
-RUNS = {"ray-worker.service": "active", "chrony.service": "declined"}
+RUNS = {
+    "ray-worker.service": "active",
+    "chrony.service": "declined (ConditionCapability=CAP_SYS_TIME)",
+}
 
 
 def node(name: str, system: str = "running", units: dict[str, str] | None = None) -> NodeStatus:
@@ -20,7 +27,7 @@ def status(*nodes: NodeStatus, seen: Seen | None = None) -> Status:
         profile="small",
         image="pxe",
         image_id="0" * 64,
-        layout={},
+        layout={"tensor": 2, "pipeline": 1},
         endpoint="http://10.0.0.1:8000",
         model="model",
         models=[],
@@ -35,6 +42,19 @@ def test_all_is_up_when_every_node_answers_with_its_units() -> None:
     assert status(node("a"), node("b", "degraded")).all_up
     assert not status(node("a"), node("b", UNKNOWN, {})).all_up
     assert not status(node("a"), node("b", units={"ray-worker.service": "failed"})).all_up
+
+
+def test_a_table_fits_a_terminal_and_says_what_needs_a_word() -> None:
+    idle = {"nginx.service": "active", "ray-worker.service": "failed"}
+    seen = Seen(Netboot({name: BootTimeline(name, ()) for name in "ab"}), {}, {})
+    console = Console(width=100, file=io.StringIO(), record=True)
+    for table in status(node("a"), node("b", units=idle), seen=seen).tables():
+        console.print(table)
+    shown = console.export_text()
+    assert "chrony.service declined" in shown and "(ConditionCapability=CAP_SYS_TIME)" in shown
+    assert "ray-worker.service failed" in shown and "nginx.service" not in shown
+    assert "booted another image: abc" in shown
+    assert "layout    tensor 2, pipeline 1" in shown
 
 
 def test_what_needs_a_look_is_told() -> None:
