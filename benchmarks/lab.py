@@ -14,7 +14,6 @@ from typing import Any
 import measure
 import yaml
 
-from orchestrator.cli.sim import switch_of
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.cluster.down import down
 from orchestrator.cluster.up import up
@@ -34,7 +33,7 @@ from orchestrator.performance.results.bench import Asked, Run, Scenario
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import cgroup
-from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.machines.network import Cables
 
 BASE = "sim"
 #: One that computes for so long that messages and scheduling are not all there is.
@@ -105,10 +104,8 @@ class Lab:
         return self.cluster.profile
 
     @property
-    def switch(self) -> Switch:
-        found = switch_of(self.cluster)
-        assert found, "the nodes are containers"
-        return found
+    def cables(self) -> Cables:
+        return self.cluster.driver.cables
 
     def run(self, cluster: Cluster, *scenarios: Scenario) -> Run:
         with Board(quiet=True) as board:
@@ -175,18 +172,18 @@ class Lab:
         nodes, network = self.profile.compute_nodes, self.profile.ray.network
         try:
             for node in nodes:
-                self.switch.throttle(node, network, bits_per_s)
+                self.cables.throttle(node, network, bits_per_s)
             yield
         finally:
             for node in nodes:
-                self.switch.throttle(node, network, None)
+                self.cables.throttle(node, network, None)
 
     @contextmanager
     def quota(self, node: Node, processors: float) -> Iterator[None]:
         """A node has so much of a processor for the body."""
         first = self.cluster.driver.leader(node)
         inside = {first, *measure.descendants(first, measure.parents())}
-        with limited(self.switch.named(node.name), inside, processors):
+        with limited(self.cables.named(node.name), inside, processors):
             yield
 
 

@@ -35,9 +35,10 @@ from orchestrator.image.layers import layers_of
 from orchestrator.models.profiles import active
 from orchestrator.node.paths import VENV
 from orchestrator.provision.machines.accel import QEMU
+from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.qemu import QemuMachine, make_disk
-from orchestrator.provision.machines.simulator import Simulator
+from orchestrator.provision.machines.switch import Switch
 
 #: Of the floor's seconds.
 RATIO_GOAL = 1.5
@@ -71,11 +72,11 @@ class Bench:
 
     def __init__(self, cluster: Cluster, name: str | None) -> None:
         driver = cluster.driver
-        assert isinstance(driver, Simulator)
+        assert isinstance(driver, Composed) and isinstance(driver.cables, Switch)
         nodes = {node.name: node for node in cluster.profile.compute_nodes}
         if name is not None and name not in nodes:
             raise UserError(f"there is no compute node {name!r}", f"Known: {', '.join(nodes)}")
-        self.cluster, self.driver = cluster, driver
+        self.cluster, self.driver, self.switch = cluster, driver, driver.cables
         self.node = nodes[name] if name else cluster.profile.server
         machine = driver.machines[self.node.name]
         assert isinstance(machine, QemuMachine)
@@ -120,7 +121,7 @@ class Bench:
 
     def sent(self, tap: str) -> int:
         """Bytes that the switch has sent to a node."""
-        argv = ["ip", "-n", self.driver.switch.space, "-j", "-s", "link", "show", tap]
+        argv = ["ip", "-n", self.switch.space, "-j", "-s", "link", "show", tap]
         return int(json.loads(run(argv).out)[0]["stats64"]["tx"]["bytes"])
 
 

@@ -37,7 +37,7 @@ from orchestrator.image.layers import layers_of
 from orchestrator.models.profiles import active
 from orchestrator.node.paths import FILES_ROOT
 from orchestrator.provision.machines import netns
-from orchestrator.provision.machines.simulator import Simulator
+from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.switch import Switch
 
 #: Of by hand, in bytes per second; a goal is the most of a value, so it is turned over.
@@ -150,7 +150,7 @@ def rushes(
 ) -> dict[int, dict[str, list[Rush]]]:
     """By number of clients, then by way. The two ways take turns."""
     driver = cluster.driver
-    assert isinstance(driver, Simulator)
+    assert isinstance(driver, Composed) and isinstance(driver.cables, Switch)
     address = str(cluster.profile.boot_link(cluster.profile.control).address)
     served = paths.served(cluster.profile.name)
     ours = str(json.loads((served / "netboot/boot.json").read_text())["server"])
@@ -158,7 +158,7 @@ def rushes(
     leader = driver.leader(cluster.profile.control)
     tails = [f"images/{ident(cluster.image)}/{file}" for file in files]
     found: dict[int, dict[str, list[Rush]]] = {}
-    with by_hand(leader, address), spaces(driver.switch, cluster, max(clients)) as names:
+    with by_hand(leader, address), spaces(driver.cables, cluster, max(clients)) as names:
         for server in servers.values():  # once without a clock: files that nobody has read yet
             rush(names[:1], [f"{server}/{tail}" for tail in tails], leader)
         for count in clients:

@@ -15,9 +15,7 @@ from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Cluster
     from orchestrator.profile import Profile
-    from orchestrator.provision.machines.switch import Switch
 
 
 @click.group()
@@ -79,12 +77,12 @@ def status(profile: Profile, as_json: bool) -> None:
     from orchestrator.cluster.cluster import open_cluster
 
     cluster = open_cluster(profile)
-    cables = switch_of(cluster)
+    cables = cluster.driver.cables
     rows: list[dict[str, Any]] = [
         {
             "node": node.name,
             "running": cluster.driver.running(node),
-            "throttled_bits_per_s": cables.throttled(node) if cables else {},
+            "throttled_bits_per_s": dict(cables.throttled(node)),
             "console": str(cluster.driver.console(node)),
         }
         for node in cluster.profile.nodes
@@ -133,8 +131,8 @@ def link(
         raise BadInput(f"there is no network {name!r}", nearest(name, list(loaded.networks)))
     chosen = select(loaded, nodes).nodes if nodes else loaded.compute_nodes
     linked = [node for node in chosen if name in node.links]
-    cables = switch_of(cluster)
-    if cables is None or any(cluster.driver.netboots(node) for node in linked):
+    cables = cluster.driver.cables
+    if any(cluster.driver.netboots(node) for node in linked):
         raise BadInput(
             "only cables of containers can be throttled",
             "Start them: orchestrate up --machines nspawn",
@@ -143,16 +141,6 @@ def link(
         cables.throttle(node, name, limit)
     said = f"at most {limit / 1e6:g} Mb/s each way" if limit else "not throttled"
     out.print(f"{', '.join(node.name for node in linked)} on {name}: {said}", markup=False)
-
-
-def switch_of(cluster: Cluster) -> Switch | None:
-    """What connects simulated machines; None where the cables are real."""
-    from orchestrator.provision.machines.cards import Cards
-    from orchestrator.provision.machines.simulator import Simulator
-
-    if isinstance(cluster.driver, Simulator) and not isinstance(cluster.driver.switch, Cards):
-        return cluster.driver.switch
-    return None
 
 
 @sim.command()

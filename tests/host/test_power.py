@@ -22,10 +22,10 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import CommandFailed
 from orchestrator.profile import Profile
-from orchestrator.provision.machines import PowerState, netns, power_states, wol
+from orchestrator.provision.machines import PowerState, netns, power_states, real, wol
 from orchestrator.provision.machines.power import supply
 from orchestrator.provision.machines.processes import ended
-from orchestrator.provision.machines.real import RealCluster, RealMachine
+from orchestrator.provision.machines.real import RealMachine
 from orchestrator.provision.netboot.diary import Diary
 
 MAC = "d8:bb:c1:a2:3e:a3"
@@ -97,7 +97,7 @@ def received(listener: socket.socket) -> list[bytes]:
 
 def test_the_state_is_what_it_answers_and_what_was_done_last(loaded: Load) -> None:
     profile = loaded(driver="manual")
-    cluster, node = RealCluster(profile), profile.compute_nodes[0]
+    cluster, node = real.cluster(profile), profile.compute_nodes[0]
     machine = cluster.machines[node.name]
     assert isinstance(machine, RealMachine)
     assert cluster.state(node) == PowerState.SILENT
@@ -156,7 +156,7 @@ def test_status_is_an_exit_code_or_a_text(
     switch = script(tmp_path, body)
     profile = loaded(driver="command", on=[switch], status=[switch], **says)
     assert supply(profile, profile.compute_nodes[0], SPACE).state() == state
-    assert RealCluster(profile).state(profile.compute_nodes[0]) == state
+    assert real.cluster(profile).state(profile.compute_nodes[0]) == state
 
 
 def test_a_failing_command_is_shown_with_its_words(loaded: Load, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_hanging_command_is_ended_with_all_that_it_started(loaded: Load, tmp_p
 def test_a_machine_that_cannot_be_reached_is_cut_off(loaded: Load, tmp_path: Path) -> None:
     switch = script(tmp_path, 'echo "$1" >>record')
     profile = loaded(driver="command", on=[switch, "on"], off=[switch, "off"])
-    cluster, node = RealCluster(profile), profile.compute_nodes[0]
+    cluster, node = real.cluster(profile), profile.compute_nodes[0]
     cluster.power_on(node, {})
     cluster.power_off(node)
     assert (tmp_path / "profiles/record").read_text() == "on\noff\n"
@@ -200,7 +200,7 @@ def test_a_status_that_fails_does_not_hide_the_other_nodes(
 ) -> None:
     switch = script(tmp_path, '[ "$1" = left ] || exit 9')
     profile = loaded(driver="command", on=[switch], status=[switch, "{node}"])
-    states = power_states(RealCluster(profile), profile.compute_nodes)
+    states = power_states(real.cluster(profile), profile.compute_nodes)
     assert states == {"left": PowerState.ON, "right": PowerState.SILENT}
     assert "asking whether right has power failed" in capsys.readouterr().err
 
@@ -230,7 +230,7 @@ def test_what_its_user_switches_off_meanwhile_ends_off(
         keep_off(profile.name, [node.name])
     paths.cluster(profile.name).mkdir(parents=True, exist_ok=True)
     (tmp_path / "profiles/record").write_text("")
-    driven = RealCluster(profile)
+    driven = real.cluster(profile)
     cluster = SimpleNamespace(
         profile=profile,
         driver=driven,

@@ -29,10 +29,10 @@ from orchestrator.node.remote import Remote
 from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.firmware import BIOS, Firmware
 from orchestrator.provision.machines.processes import start_time
 from orchestrator.provision.machines.qemu import Hardware, QemuMachine
-from orchestrator.provision.machines.simulator import Simulator
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
 from support.booting import Booting, until
@@ -152,14 +152,16 @@ class Net:
         return open_cluster(load(self.profile))
 
     @property
-    def driver(self) -> Simulator:
+    def driver(self) -> Composed:
         driver = self.cluster.driver
-        assert isinstance(driver, Simulator) and driver.kind == "qemu"
+        assert isinstance(driver, Composed) and driver.kind == "qemu"
         return driver
 
     @property
     def switch(self) -> Switch:
-        return self.driver.switch
+        cables = self.driver.cables
+        assert isinstance(cables, Switch)
+        return cables
 
     @property
     def image_id(self) -> str:

@@ -30,7 +30,7 @@ from orchestrator.cluster.readiness import must_have_power
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
-from orchestrator.provision.machines import accel, driver, health, simulator, trial
+from orchestrator.provision.machines import accel, composed, driver, health, trial
 from orchestrator.provision.machines.accel import KVM, TCG, Decision
 from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI
@@ -300,7 +300,7 @@ def test_a_wait_ends_with_what_the_machine_says(guest: Make, profile: Profile) -
     made = driver(profile, "qemu")
     assert made.trouble(node) is None and made.trouble(profile.control) is None
     machine = dataclasses.replace(
-        guest(Chosen("tcg", "here")), home=simulator.home(profile) / node.name
+        guest(Chosen("tcg", "here")), home=composed.home(profile) / node.name
     )
     machine.start(MACHINE)
     try:
@@ -340,7 +340,7 @@ def test_the_option_goes_before_the_profile_until_the_cluster_is_down(profile: P
     found = chosen(profile)
     assert found.name == "tcg" and "sim.yml" in found.where
     assert chosen(load(PROJECT / "profiles/sim.yml")).name == "auto"
-    simulator.home(profile).mkdir(parents=True)
+    composed.home(profile).mkdir(parents=True)
     for name in ACCELERATORS:
         accel_record(profile).write_text(name)
         assert chosen(profile) == Chosen(name, f"--accel {name}")

@@ -18,7 +18,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.identity import BootFile
-from orchestrator.provision.machines import accel, driver, qmp, simulator
+from orchestrator.provision.machines import accel, composed, driver, qmp
 from orchestrator.provision.machines.emulator import VirtualHardware, argv
 from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI, firmware
 from orchestrator.provision.machines.nspawn import write_boot_files
@@ -84,16 +84,16 @@ def test_the_driver_is_the_option_then_what_was_recorded_then_the_profiles(
 ) -> None:
     assert driver(profile).kind == "nspawn"
     assert driver(profile, "qemu").kind == "qemu"
-    simulator.home(profile).mkdir(parents=True)
-    simulator.write_kind(profile, "qemu")
+    composed.home(profile).mkdir(parents=True)
+    composed.write_kind(profile, "qemu")
     assert driver(profile).kind == "qemu"
     assert driver(profile, "nspawn").kind == "nspawn"  # what is recorded does not run
 
 
 def test_a_running_cluster_keeps_its_driver(profile: Profile) -> None:
-    home = simulator.home(profile) / profile.compute_nodes[0].name
+    home = composed.home(profile) / profile.compute_nodes[0].name
     home.mkdir(parents=True)
-    simulator.write_kind(profile, "nspawn")
+    composed.write_kind(profile, "nspawn")
     process = Process(home / "process.json")
     process.start(["sleep", "60"], log=home / "log")
     pid = process.pid()

@@ -14,6 +14,7 @@ from orchestrator.core.errors import BadInput, UserError
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.identity import BootFile
+    from orchestrator.provision.machines.network import Cables
 
 
 class PowerState(StrEnum):
@@ -33,6 +34,10 @@ class Driver(Protocol):
     @property
     def kind(self) -> str:
         """Its name in profiles."""
+
+    @property
+    def cables(self) -> Cables:
+        """What connects the machines."""
 
     @property
     def boot_timeout(self) -> float:
@@ -107,15 +112,13 @@ def driver(profile: Profile, kind: str | None = None, accel: str | None = None) 
     `accel` is what QEMU machines run under. Raises BadInput for a kind that this version does not
     have, or `accel` for another one; UserError where the cluster runs with another one.
     """
-    from orchestrator.provision.machines.nspawn import Container
-    from orchestrator.provision.machines.qemu import QemuCluster
-    from orchestrator.provision.machines.real import RealCluster
-    from orchestrator.provision.machines.simulator import Simulator, recorded_kind
+    from orchestrator.provision.machines import nspawn, qemu, real
+    from orchestrator.provision.machines.composed import recorded_kind
 
     kinds: dict[str, Callable[[], Driver]] = {
-        "nspawn": lambda: Simulator("nspawn", profile, Container),
-        "qemu": lambda: QemuCluster(profile, accel),
-        "real": lambda: RealCluster(profile),
+        "nspawn": lambda: nspawn.cluster(profile),
+        "qemu": lambda: qemu.cluster(profile, accel),
+        "real": lambda: real.cluster(profile),
     }
     recorded = recorded_kind(profile)
     chosen = kind or recorded or profile.machines

@@ -19,7 +19,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import CommandFailed, run
 from orchestrator.provision.machines import netns
-from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.machines.network import Cables
 
 if TYPE_CHECKING:
     from orchestrator.profile import Link, Node
@@ -35,8 +35,8 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Cards(Switch):
-    """Takes the place of the simulator's switch: there is nothing to make but the way to cards."""
+class Cards(Cables):
+    """The control node's ends of real cables; the others are none of this machine's."""
 
     @property
     def record(self) -> Path:

@@ -19,12 +19,14 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image.layers import Layers, unmount_below
 from orchestrator.node.paths import FILES_ROOT, LASTING
-from orchestrator.provision.machines import cgroup, netns
+from orchestrator.provision.machines import PowerState, cgroup, netns
+from orchestrator.provision.machines.composed import Composed
+from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.processes import Process, ended, kill
 from orchestrator.provision.machines.switch import Switch
 
 if TYPE_CHECKING:
-    from orchestrator.profile import Node
+    from orchestrator.profile import Node, Profile
     from orchestrator.provision.identity import BootFile
 
 #: What a machine's changes to its root may take of this machine's memory.
@@ -37,7 +39,7 @@ class Container:
 
     node: Node
     home: Path
-    switch: Switch
+    cables: Cables
     layers: Layers
 
     netboots = False
@@ -52,10 +54,14 @@ class Container:
         return Process(self.home / "process.json")
 
     def plug(self) -> None:
-        self.switch.plug_namespace(self.node)
+        self.cables.plug_namespace(self.node)
 
-    def running(self) -> bool:
-        return self.process.pid() is not None
+    @property
+    def console_place(self) -> str:
+        return str(self.console)
+
+    def state(self) -> PowerState:
+        return PowerState.OFF if self.process.pid() is None else PowerState.ON
 
     def trouble(self) -> None:
         """It runs or does not."""
@@ -85,13 +91,13 @@ class Container:
         self._start(root)
 
     def _start(self, root: Path) -> None:
-        unique = self.switch.named(self.node.name)
+        unique = self.cables.named(self.node.name)
         argv = [
             "systemd-nspawn",
             "--quiet",
             "--boot",
             f"--directory={root}",
-            f"--machine={self.switch.named(self.node.host_name)}",
+            f"--machine={self.cables.named(self.node.host_name)}",
             f"--network-namespace-path={netns.DIRECTORY / unique}",
             f"--bind-ro={self.layers.ident_file}:/run/orchestrate/image-id",
             "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses
@@ -102,7 +108,7 @@ class Container:
             "--link-journal=no",
             "--console=pipe",
         ]
-        profile = self.switch.profile
+        profile = self.cables.profile
         if profile.is_control(self.node):
             served = paths.served(profile.name)
             served.mkdir(parents=True, exist_ok=True)
@@ -137,7 +143,7 @@ class Container:
     def clear(self) -> None:
         """Remove the root of a machine that does not run; its console log stays."""
         unmount_below(self.home)
-        cgroup.remove(self.switch.named(self.node.name))
+        cgroup.remove(self.cables.named(self.node.name))
         self.process.record.unlink(missing_ok=True)
 
 
@@ -149,3 +155,8 @@ def write_boot_files(upper: Path, files: dict[str, BootFile]) -> None:
         path.touch(mode=0o600)
         path.write_text(file.content)
         path.chmod(file.mode)
+
+
+def cluster(profile: Profile) -> Composed:
+    """The driver `nspawn`: every node is a container."""
+    return Composed("nspawn", profile, Switch(profile, prefix(profile)), Container)

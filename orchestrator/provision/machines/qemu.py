@@ -15,12 +15,13 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import store
 from orchestrator.image.layers import Layers
-from orchestrator.provision.machines import accel, health, trial
+from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
+from orchestrator.provision.machines.composed import Composed, Machine, home
 from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import firmware
+from orchestrator.provision.machines.network import prefix
 from orchestrator.provision.machines.nspawn import Container
-from orchestrator.provision.machines.simulator import Machine, Simulator, home
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.netboot import images
 
@@ -132,8 +133,12 @@ class QemuMachine:
     def plug(self) -> None:
         self.switch.plug_taps(self.node)
 
-    def running(self) -> bool:
-        return self.guest.process.pid() is not None
+    @property
+    def console_place(self) -> str:
+        return str(self.console)
+
+    def state(self) -> PowerState:
+        return PowerState.OFF if self.guest.process.pid() is None else PowerState.ON
 
     def leader(self) -> int:
         raise UserError(
@@ -200,17 +205,14 @@ def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
     return QemuMachine(node, home, switch)
 
 
-class QemuCluster(Simulator):
+def cluster(profile: Profile, accel: str | None = None) -> Composed:
     """The driver `qemu`. `accel` takes the place of the profile's `simulation.accel`."""
 
-    def __init__(self, profile: Profile, accel: str | None = None) -> None:
-        super().__init__("qemu", profile, machine)
-        self.accel = accel
+    def remember() -> None:
+        if accel:
+            accel_record(profile).write_text(accel)
 
-    def prepare(self, image: Path) -> None:
-        super().prepare(image)
-        if self.accel:
-            accel_record(self.profile).write_text(self.accel)
+    return Composed("qemu", profile, Switch(profile, prefix(profile)), machine, remember)
 
 
 def accel_record(profile: Profile) -> Path:

@@ -1,6 +1,6 @@
 """Real machines: compute nodes that netboot, beside a control node in a container on this machine.
 
-The container is the simulator's; its network cards are this machine's (cards.py), and the compute
+The container is as in the simulator; its network cards are this machine's (cards.py), and the compute
 nodes' power is what the profile says (power.py).
 """
 
@@ -20,10 +20,10 @@ from orchestrator.node.remote import Remote, Unreachable
 from orchestrator.node.trust import open_trust
 from orchestrator.provision.machines import PowerState, netns
 from orchestrator.provision.machines.cards import Cards
+from orchestrator.provision.machines.composed import Composed, Machine
+from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.power import Supply, supply
-from orchestrator.provision.machines.simulator import Machine, Simulator
-from orchestrator.provision.machines.switch import Switch
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -36,27 +36,16 @@ ANSWER_TIMEOUT, POLL = 2.0, 1.0
 SETTLE = 5.0
 
 
-class RealCluster(Simulator):
+def cluster(profile: Profile) -> Composed:
     """The driver `real`."""
-
-    def __init__(self, profile: Profile) -> None:
-        super().__init__("real", profile, machine, Cards)
-
-    def state(self, node: Node) -> PowerState:
-        found = self.machines[node.name]
-        return found.state() if isinstance(found, RealMachine) else super().state(node)
-
-    def console(self, node: Node) -> str:
-        if isinstance(self.machines[node.name], RealMachine):
-            return "the machine's own screen or serial port"
-        return super().console(node)
+    return Composed("real", profile, Cards(profile, prefix(profile)), machine)
 
 
-def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
+def machine(node: Node, home: Path, cables: Cables, layers: Layers) -> Machine:
     """The machine of a node."""
-    if switch.profile.is_control(node):
-        return Container(node, home, switch, layers)
-    return RealMachine(node, home, switch)
+    if cables.profile.is_control(node):
+        return Container(node, home, cables, layers)
+    return RealMachine(node, home, cables)
 
 
 @dataclass(frozen=True)
@@ -65,30 +54,30 @@ class RealMachine:
 
     node: Node
     home: Path
-    switch: Switch
+    cables: Cables
 
     netboots = True
 
     @property
     def power(self) -> Power:
-        return self.switch.profile.power_of(self.node)
+        return self.cables.profile.power_of(self.node)
 
     @property
     def supply(self) -> Supply:
-        return supply(self.switch.profile, self.node, self.space)
+        return supply(self.cables.profile, self.node, self.space)
 
     @property
     def space(self) -> str:
         """The network that it is reached by: the control node's."""
-        return self.switch.named(self.switch.profile.control.name)
+        return self.cables.named(self.cables.profile.control.name)
 
     @property
     def boot_timeout(self) -> float:
         return self.power.boot_timeout_s
 
     @property
-    def console(self) -> Path:
-        return self.home / "console.log"  # there is none: RealCluster.console says it
+    def console_place(self) -> str:
+        return "the machine's own screen or serial port"
 
     @property
     def record(self) -> Path:
@@ -108,12 +97,9 @@ class RealMachine:
         done = self.record.read_text() if self.record.exists() else ""
         return {"on": PowerState.WAKING, "off": PowerState.OFF}.get(done, PowerState.SILENT)
 
-    def running(self) -> bool:
-        return self.state() == PowerState.ON
-
     def answers(self) -> bool:
         """Whether it takes or refuses a connection: either way there is a system that has power."""
-        address = str(self.switch.profile.boot_link(self.node).address)
+        address = str(self.cables.profile.boot_link(self.node).address)
         try:
             with (
                 netns.entered(self.space),
@@ -166,7 +152,7 @@ class RealMachine:
         """Tell it to shut down; False where it does not answer."""
         if not self.answers():
             return False
-        profile = self.switch.profile
+        profile = self.cables.profile
         address = str(profile.boot_link(self.node).address)
         remote = Remote(self.node.name, address, open_trust(profile.name))
         with netns.entered(self.space):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING
 from orchestrator.core.errors import BadInput
 from orchestrator.core.run import run
 from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.network import Cables
 
 if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
+    from orchestrator.profile import Node
 
 
 #: Of a throttled cable: what it lets through at once after a pause. Larger packets are cut.
@@ -38,19 +38,12 @@ def bits_per_s(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Switch:
-    """The networks of a profile. `space` is the namespace that holds the bridges."""
-
-    profile: Profile
-    prefix: str
+class Switch(Cables):
+    """A bridge for each network. `space` is the namespace that holds them."""
 
     @property
     def space(self) -> str:
         return self.named("switch")
-
-    def named(self, name: str) -> str:
-        """A name that no other cluster has: of a machine's namespace, container and cgroup."""
-        return f"{self.prefix}-{name}"
 
     def make(self) -> None:
         """The bridges; those that are there stay."""
@@ -132,12 +125,6 @@ class Switch:
         """Put a port on a bridge, which takes as large packets as all of its ports do."""
         size = ["mtu", str(mtu)] if mtu else []
         netns.ip(self.space, "link", "set", port, *size, "master", bridge, "up")
-
-    def mac(self, node: Node, network: str) -> str:
-        """The profile's hardware address, or one made from the names where it has none."""
-        digest = hashlib.sha256(f"{self.prefix} {node.name} {network}".encode()).digest()
-        made = ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))  # locally administered
-        return node.links[network].mac or made
 
     def _port(self, kind: str, node: Node, network: str) -> str:
         members = [each.name for each in self.profile.nodes if network in each.links]

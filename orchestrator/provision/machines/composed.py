@@ -1,4 +1,4 @@
-"""The drivers of simulated machines: a switch, an image's layers, and a machine for each node."""
+"""A driver, composed: cables, an image's layers, and a machine for each node."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import ident
 from orchestrator.image.layers import Layers, unmount_below
 from orchestrator.provision.machines import PowerState, netns
-from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.machines.network import Cables
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.identity import BootFile
 
+_Cables = TypeVar("_Cables", bound=Cables)
+
 
 class Machine(Protocol):
-    """One simulated machine. Its class says whether it netboots and how long it may take (s)."""
+    """One machine. Its class says whether it netboots and how long it may take (s)."""
 
     @property
     def netboots(self) -> bool: ...
     @property
     def boot_timeout(self) -> float: ...
     @property
-    def console(self) -> Path: ...
+    def console_place(self) -> str: ...
     def plug(self) -> None: ...
-    def running(self) -> bool: ...
+    def state(self) -> PowerState: ...
     def leader(self) -> int: ...
     def trouble(self) -> UserError | None: ...
     def power_on(self, files: dict[str, BootFile]) -> None: ...
@@ -39,24 +41,29 @@ class Machine(Protocol):
     def clear(self) -> None: ...
 
 
-class Simulator:
-    """A driver. All it makes lies under the cluster's directory `machines`."""
+class Composed:
+    """A driver. All it makes lies under the cluster's directory `machines`.
+
+    `machine` makes each node's; `remember` is called once machines can be started.
+    """
 
     def __init__(
         self,
         kind: str,
         profile: Profile,
-        machine: Callable[[Node, Path, Switch, Layers], Machine],
-        switch: type[Switch] = Switch,
+        cables: _Cables,
+        machine: Callable[[Node, Path, _Cables, Layers], Machine],
+        remember: Callable[[], None] = lambda: None,
     ) -> None:
         netns.host()
         self.kind = kind
         self.profile = profile
         self.home = home(profile)
-        self.switch = switch(profile, f"orchestrate-{profile.name}")
+        self.cables: Cables = cables
+        self.remember = remember
         self.layers = Layers(self.home)
         self.machines = {
-            node.name: machine(node, self.home / node.name, self.switch, self.layers)
+            node.name: machine(node, self.home / node.name, cables, self.layers)
             for node in profile.nodes
         }
 
@@ -69,16 +76,17 @@ class Simulator:
         self._make_way(image)
         self.layers.mount(image)
         write_kind(self.profile, self.kind)
-        self.switch.make()
+        self.cables.make()
         for machine in self.machines.values():
             machine.plug()
+        self.remember()
 
     def _make_way(self, image: Path) -> None:
         """Remove what another image or another driver left. Raises UserError where it runs."""
         mounted = self.layers.ident()
         if mounted in (None, ident(image)) and recorded_kind(self.profile) in (None, self.kind):
             return
-        if any(machine.running() for machine in self.machines.values()):
+        if any(self.running(node) for node in self.profile.nodes):
             raise UserError(
                 f"{self.profile.name} runs on another image ({(mounted or '')[:12]})",
                 "Run: orchestrate down, then up again",
@@ -86,19 +94,19 @@ class Simulator:
         self.cleanup()
 
     def network(self) -> AbstractContextManager[None]:
-        return netns.entered(self.switch.named(self.profile.control.name))
+        return netns.entered(self.cables.named(self.profile.control.name))
 
     def netboots(self, node: Node) -> bool:
         return self.machines[node.name].netboots
 
     def console(self, node: Node) -> str:
-        return str(self.machines[node.name].console)
+        return self.machines[node.name].console_place
 
     def state(self, node: Node) -> PowerState:
-        return PowerState.ON if self.running(node) else PowerState.OFF
+        return self.machines[node.name].state()
 
     def running(self, node: Node) -> bool:
-        return self.machines[node.name].running()
+        return self.state(node) == PowerState.ON
 
     def trouble(self, node: Node) -> UserError | None:
         return self.machines[node.name].trouble()
@@ -107,9 +115,8 @@ class Simulator:
         return self.machines[node.name].leader()
 
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
-        machine = self.machines[node.name]
-        if not machine.running():
-            machine.power_on(files)
+        if not self.running(node):
+            self.machines[node.name].power_on(files)
 
     def power_off(self, node: Node, *, timeout: float = 20) -> None:
         self.machines[node.name].power_off(timeout)
@@ -117,13 +124,13 @@ class Simulator:
     def cleanup(self) -> None:
         for machine in self.machines.values():
             machine.clear()
-        self.switch.remove()
+        self.cables.remove()
         unmount_below(self.home)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
 def home(profile: Profile) -> Path:
-    """Where all simulated machines of a cluster are."""
+    """Where all machines of a cluster are that this one holds."""
     return paths.cluster(profile.name) / "machines"
 
 
