@@ -302,7 +302,9 @@ def apply(profile: Path, change: int) -> Mapping[str, Any]:
     targets = [
         Target(cluster.remote(nodes[host.name]), state.ours(host, hosts, change)) for host in hosts
     ]
-    outcomes = configure.apply(targets, Step.BASE)
+    with ThreadPoolExecutor(len(targets)) as pool:
+        done = pool.map(lambda target: configure.apply(target, Step.BASE), targets)
+        outcomes = dict(zip((target.name for target in targets), done, strict=True))
     if wrong := {name: each.summary for name, each in outcomes.items() if not each.ok}:
         raise UserError(json.dumps(wrong, indent=1))
     return {name: len(each.changed) for name, each in outcomes.items()}

@@ -339,7 +339,7 @@ class Way:
             return
         name = self.node.name
         with self.course.slots.one(), self.result.board.step(name, step) as done:
-            outcome = configure.apply([self.target], step)[name]
+            outcome = configure.apply(self.target, step)
             self.result.changed.setdefault(name, []).extend(outcome.changed)
             done.detail = outcome.summary
             if outcome.error:

@@ -1,4 +1,4 @@
-"""Configuration of all nodes at once: look at each, or change each, over SSH, in parallel.
+"""Configuration over SSH: look at all nodes at once, or change one.
 
 One round trip per node and call. A node that does not answer ends its own thread only, and does
 not keep the others waiting. Only a look is tried again; an agent that changes things runs once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,9 +38,6 @@ LOADER = (
     "import sys; source = sys.stdin.buffer.read(int(sys.argv[1]));"
     " exec(compile(source, 'agent.py', 'exec'))"
 )
-
-#: (node, step, status, detail); status is "start", "done" or "failed". Called in the threads.
-OnEvent = Callable[[str, str, str, str], None]
 
 
 class Runner(Protocol):
@@ -100,69 +97,23 @@ class Outcome:
         return ", ".join(parts)
 
 
-def ignore(node: str, step: str, status: str, detail: str) -> None:
-    """The on_event of those who do not care."""
-
-
 def plan(
-    targets: Sequence[Target],
-    *,
-    jobs: int = JOBS,
-    on_event: OnEvent = ignore,
-    initializer: Callable[[], None] | None = None,
-    timeout: float = LOOK_TIMEOUT,
+    targets: Sequence[Target], *, jobs: int = JOBS, timeout: float = LOOK_TIMEOUT
 ) -> dict[str, Outcome]:
-    """What an apply of every step would change, by node; changes nothing.
+    """What an apply of every step would change, by node, ``jobs`` at once; changes nothing."""
+    slots = Slots(jobs)
 
-    ``jobs`` are looked at at once. ``initializer`` is called first in each thread (to enter a
-    network namespace).
-    """
-
-    def ask(target: Target) -> Outcome:
-        return _planned(target.state, _looked(target, timeout))
-
-    return _on_all(targets, ask, "look", on_event, initializer, Slots(jobs))
-
-
-def apply(
-    targets: Sequence[Target],
-    step: Step,
-    *,
-    jobs: int = JOBS,
-    on_event: OnEvent = ignore,
-    initializer: Callable[[], None] | None = None,
-    timeout: float = APPLY_TIMEOUT,
-) -> dict[str, Outcome]:
-    """Make each node what its state says, of one step, by node; changes only what differs."""
-
-    def ask(target: Target) -> Outcome:
-        return _applied(_agent(target.only([step]), "apply", timeout))
-
-    return _on_all(targets, ask, step, on_event, initializer, Slots(jobs))
-
-
-def _on_all(
-    targets: Sequence[Target],
-    ask: Callable[[Target], Outcome],
-    step: str,
-    on_event: OnEvent,
-    initializer: Callable[[], None] | None,
-    slots: Slots,
-) -> dict[str, Outcome]:
     def one(target: Target) -> Outcome:
         with slots.one():
-            on_event(target.name, step, "start", "")
             try:
-                outcome = ask(target)
+                return _planned(target.state, _looked(target, timeout))
             except UserError as error:
-                outcome = Outcome(error=str(error))
-            on_event(target.name, step, "done" if outcome.ok else "failed", outcome.summary)
-            return outcome
+                return Outcome(error=str(error))
 
     if not targets:
         return {}
     # A thread each: what limits them is slots, which a slow node gives back.
-    with ThreadPoolExecutor(len(targets), initializer=initializer or _nothing) as pool:
+    with ThreadPoolExecutor(len(targets)) as pool:
         try:
             outcomes = list(pool.map(one, targets))
         except BaseException:
@@ -171,8 +122,12 @@ def _on_all(
     return {target.name: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 
-def _nothing() -> None:
-    """The initializer of threads that stay where they are."""
+def apply(target: Target, step: Step, *, timeout: float = APPLY_TIMEOUT) -> Outcome:
+    """Make a node what its state says, of one step; changes only what differs."""
+    try:
+        return _applied(_agent(target.only([step]), "apply", timeout))
+    except UserError as error:
+        return Outcome(error=str(error))
 
 
 def _looked(target: Target, timeout: float) -> dict[str, Any]:

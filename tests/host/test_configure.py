@@ -83,13 +83,10 @@ def test_plan_then_apply_then_nothing(tmp_path: Path) -> None:
     assert planned["node0"].changed == (*everything, "file:/etc/x/later")
     assert not list((tmp_path / "node0").iterdir())
 
-    applied = apply(targets, Step.BASE)
-    assert {name: outcome.changed for name, outcome in applied.items()} == {
-        "node0": everything,
-        "node1": everything,
-    }
+    assert [apply(target, Step.BASE).changed for target in targets] == [everything, everything]
     assert plan(targets)["node1"].changed == ("file:/etc/x/later",)
-    apply(targets, Step.RAY)
+    for target in targets:
+        apply(target, Step.RAY)
     assert (tmp_path / "node0/etc/x/later").read_text() == "umlaut \u00fc \u2603\n"
     done = plan(targets)["node0"]
     assert (done.changed, done.unchanged, done.ok) == ((), 4, True)
@@ -97,7 +94,7 @@ def test_plan_then_apply_then_nothing(tmp_path: Path) -> None:
 
 
 def test_a_plan_shows_text_but_no_secret(tmp_path: Path) -> None:
-    apply([here(tmp_path, "node0", "old\n")], Step.BASE)
+    apply(here(tmp_path, "node0", "old\n"), Step.BASE)
     planned = plan([here(tmp_path, "node0", "hunter2\n")])["node0"]
     diffs = {item.resource: item.diff for item in planned.differences}
     assert diffs["file:/etc/x/plain"].splitlines()[2:] == ["@@ -1 +1 @@", "-old", "+hunter2"]
@@ -105,14 +102,11 @@ def test_a_plan_shows_text_but_no_secret(tmp_path: Path) -> None:
 
 
 def test_a_dead_node_does_not_hold_the_others(tmp_path: Path) -> None:
-    targets = [Target(Dead(), state("node1")), here(tmp_path, "node0")]
-    events: list[tuple[str, str, str, str]] = []
-    outcomes = apply(targets, Step.BASE, on_event=lambda *event: events.append(event))
+    outcomes = plan([Target(Dead(), state("node1")), here(tmp_path, "node0")])
     assert "No route to host" in outcomes["node1"].error
     assert not outcomes["node1"].ok
-    assert outcomes["node0"].ok
-    assert ("node0", "base", "done", "3 changed, 0 unchanged") in events
-    assert [event[2] for event in events if event[0] == "node1"] == ["start", "failed"]
+    assert outcomes["node0"].summary == "4 changed, 0 unchanged"
+    assert "No route to host" in apply(Target(Dead(), state("node1")), Step.BASE).error
 
 
 def test_a_look_is_tried_again_and_a_change_is_not(tmp_path: Path) -> None:
@@ -121,71 +115,48 @@ def test_a_look_is_tried_again_and_a_change_is_not(tmp_path: Path) -> None:
     assert plan([Target(flaky, target.state, target.root)])["node0"].ok
     assert flaky.asked == 2
     flaky = Flaky()
-    outcome = apply([Target(flaky, target.state, target.root)], Step.BASE)["node0"]
+    outcome = apply(Target(flaky, target.state, target.root), Step.BASE)
     assert "Connection refused" in outcome.error
     assert flaky.asked == 1
 
 
-def test_slow_nodes_do_not_hold_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two end only after the third has ended, and only one slot is there."""
+class Ends(Here):
+    """A node that says when it has been asked."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        super().__init__()
+        self.ended = ended
+
+    def run(
+        self, argv: Sequence[str], *, what: str = "", stdin: str | None = None, timeout: float = 60
+    ) -> Result:
+        try:
+            return super().run(argv, what=what, stdin=stdin, timeout=timeout)
+        finally:
+            self.ended.set()
+
+
+@pytest.mark.parametrize("jobs", [1, 64])
+def test_slow_nodes_do_not_hold_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """The first two end only after the third has ended, also where only one slot is there."""
     monkeypatch.setattr(slots, "PATIENCE", 0.1)
     ended = threading.Event()
-
-    def on_event(node: str, step: str, status: str, detail: str) -> None:
-        if (node, status) == ("node2", "done"):
-            ended.set()
-
     targets = [here(tmp_path, f"node{number}") for number in range(3)]
-    slow = [Target(Here(before=[ended]), each.state, each.root) for each in targets[:2]]
-    outcomes = plan([*slow, targets[2]], jobs=1, on_event=on_event)
+    nodes = [Here(before=[ended]), Here(before=[ended]), Ends(ended)]
+    asked = [Target(runner, t.state, t.root) for runner, t in zip(nodes, targets, strict=True)]
+    outcomes = plan(asked, jobs=jobs)
     assert {name: outcome.ok for name, outcome in outcomes.items()} == {
         "node0": True, "node1": True, "node2": True,
     }  # fmt: skip
-
-
-def test_nodes_run_at_once(tmp_path: Path) -> None:
-    """The first one ends only after the second has ended."""
-    ended = threading.Event()
-
-    def on_event(node: str, step: str, status: str, detail: str) -> None:
-        if (node, status) == ("node1", "done"):
-            ended.set()
-
-    first = here(tmp_path, "node0")
-    waiting = Target(Here(before=[ended]), first.state, first.root)
-    outcomes = apply([waiting, here(tmp_path, "node1")], Step.BASE, on_event=on_event)
-    assert {name: outcome.ok for name, outcome in outcomes.items()} == {
-        "node0": True, "node1": True,
-    }  # fmt: skip
-
-
-def test_each_thread_is_initialised_first(tmp_path: Path) -> None:
-    entered: list[str] = []
-
-    @dataclass
-    class Checks(Here):
-        def run(
-            self,
-            argv: Sequence[str],
-            *,
-            what: str = "",
-            stdin: str | None = None,
-            timeout: float = 60,
-        ) -> Result:
-            assert threading.current_thread().name in entered
-            return super().run(argv, what=what, stdin=stdin, timeout=timeout)
-
-    first = here(tmp_path, "node0")
-    target = Target(Checks(), first.state, first.root)
-    outcomes = plan([target], initializer=lambda: entered.append(threading.current_thread().name))
-    assert outcomes["node0"].ok
 
 
 def test_a_failed_resource_is_named(tmp_path: Path) -> None:
     target = here(tmp_path, "node0")
     (tmp_path / "node0/etc").mkdir()
     (tmp_path / "node0/etc/x").write_text("in the way\n")
-    outcome = apply([target], Step.BASE)["node0"]
+    outcome = apply(target, Step.BASE)
     assert not outcome.ok
     assert [name for name, _ in outcome.failed] == [
         "directory:/etc/x",
@@ -218,5 +189,5 @@ def test_an_agent_ends_before_its_connection_does_and_has_time_to_report(tmp_pat
 
     target = Target(Noting(), state("node0"), str(tmp_path))
     for timeout in (1800.0, 60.0, 12.0):
-        assert apply([target], Step.BASE, timeout=timeout)["node0"].ok
+        assert apply(target, Step.BASE, timeout=timeout).ok
     assert asked == [(1790.0, 1800.0), (50.0, 60.0), (6.0, 12.0)]

@@ -1,6 +1,6 @@
 """Real machines: compute nodes that netboot, beside a control node in a container on this machine.
 
-The container is as in the simulator; its network cards are this machine's (cards.py), and the compute
+The container is as in the simulator. Its network cards are this machine's (cards.py), the compute
 nodes' power is what the profile says (power.py).
 """
 
