@@ -246,6 +246,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
     Example: orchestrate bench report last --out report.html
     """
     from orchestrator.core.files import write
+    from orchestrator.core.sizes import human_size
     from orchestrator.performance.bench import history
     from orchestrator.performance.report.page import page
 
@@ -255,7 +256,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
         return
     path = to or Path(f"{found.id}.html")
     write(path, page(told(found, profile)))
-    out.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", markup=False)
+    out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False)
 
 
 def told(run: Run, profile: Profile) -> Story:

@@ -12,6 +12,7 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import err, out, print_json
+from orchestrator.core.sizes import human_size
 from orchestrator.image import MIRROR_VARIABLE
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def fetch(
     if as_json:
         print_json(asdict(fetched))
     elif fetched.files:
-        out.print(f"{name}: {fetched.files} files fetched, {_mib(fetched.size)}")
+        out.print(f"{name}: {fetched.files} files fetched, {human_size(fetched.size)}")
     else:
         which = f"all {fetched.present} available" if available else f"all {fetched.present}"
         out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
@@ -218,8 +219,8 @@ def gc(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(asdict(released))
         return
-    out.print(f"{_mib(released.removed)} of downloads removed.")
-    out.print(f"Up to {_mib(released.collectable)} in the Nix store are no longer kept.")
+    out.print(f"{human_size(released.removed)} of downloads removed.")
+    out.print(f"Up to {human_size(released.collectable)} in the Nix store are no longer kept.")
     out.print("To have Nix delete them now: nix-store --gc")
 
 
@@ -282,17 +283,13 @@ def _print_table(states: list[ImageState]) -> None:
         table.add_column(column)
     for state in states:
         unsized = f" and {state.unsized} of unknown size" if state.unsized else ""
-        lacking = f"{len(state.missing)} ({_mib(state.missing_size)}{unsized})"
+        lacking = f"{len(state.missing)} ({human_size(state.missing_size)}{unsized})"
         table.add_row(
             state.name,
             state.lock,
-            f"{state.inputs} ({_mib(state.inputs_size)})",
+            f"{state.inputs} ({human_size(state.inputs_size)})",
             lacking if state.missing else "-",
             state.ident[:12] if state.ident else "yes" if state.path else "-",
-            _mib(state.size) if state.path else "-",
+            human_size(state.size) if state.path else "-",
         )
     out.print(table)
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"

@@ -11,6 +11,7 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import out, print_json
+from orchestrator.core.sizes import human_size
 
 if TYPE_CHECKING:
     from orchestrator.models.hub import Held
@@ -75,7 +76,7 @@ def pull(
         print_json({"name": name, "directory": pulled.directory, "files": pulled.files,
                     "size": pulled.size, "present": pulled.present})  # fmt: skip
     elif pulled.files:
-        out.print(f"{name}: {pulled.files} files, {_mb(pulled.size)}, checked", markup=False)
+        out.print(f"{name}: {pulled.files} files, {human_size(pulled.size)}, checked", markup=False)
     else:
         out.print(f"{name}: nothing to do, all files are here and checked", markup=False)
 
@@ -147,7 +148,7 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
     if as_json:
         print_json({"removed": [str(each.directory) for each in found], "size": size})
     else:
-        out.print(f"{repository}: {_mb(size)} removed", markup=False)
+        out.print(f"{repository}: {human_size(size)} removed", markup=False)
 
 
 def _names() -> dict[tuple[str, str], list[str]]:
@@ -206,7 +207,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(row["names"]) or "-",
         row["repository"],
         (row["revision"] or "-")[:12],
-        "-" if row["size"] is None else _mb(row["size"]),
+        "-" if row["size"] is None else human_size(row["size"]),
         row["state"],
         (f"used by {used}" if used else "no profile") + serving,
     )
@@ -226,7 +227,3 @@ def _key(held: Held) -> tuple[str, str]:
 def _known(profile: Profile) -> str:
     names = ", ".join(profile.models) or "none"
     return f"Its 'models': {names}. One of the checkout's models/ needs no pull."
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

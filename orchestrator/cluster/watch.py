@@ -13,6 +13,7 @@ from rich.text import Text
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.status import Status, status
 from orchestrator.core.console import out
+from orchestrator.core.sizes import human_size
 from orchestrator.provision.netboot.timeline import BootTimeline
 
 #: Seconds between two looks; a look itself takes longer where a node does not answer.
@@ -68,10 +69,10 @@ class Lines:
 
 def timeline(boots: Iterable[BootTimeline]) -> Table:
     """The steps of boots: when each began after the boot's first, and how long it took."""
-    table = Table("node", "step", "at", "took", "MB", "", box=None, pad_edge=False)
+    table = Table("node", "step", "at", "took", "size", "", box=None, pad_edge=False)
     for boot in boots:
         for number, step in enumerate(boot.steps):
-            size = f"{step.bytes / 1e6:.1f}" if step.bytes else ""
+            size = human_size(step.bytes) if step.bytes else ""
             times = (f"{step.start - boot.began:.1f} s", f"{step.seconds:.1f} s")
             cells = ["" if number else boot.node, step.step, *times, size, step.text]
             table.add_row(*(Text(cell) for cell in cells))

@@ -9,6 +9,7 @@ from typing import Self
 from rich import progress as bars
 
 from orchestrator.core.console import err
+from orchestrator.core.sizes import human_size
 
 
 class Progress:
@@ -30,7 +31,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if not err.is_terminal:
-            err.print(f"fetching {self.files} files, {self.size >> 20} MiB")
+            err.print(f"fetching {self.files} files, {human_size(self.size)}")
         self.bar.start()
         self.task = self.bar.add_task("fetch", total=self.size, files=self._files())
         return self
@@ -53,7 +54,9 @@ class Progress:
             if tenth > self.told:
                 self.told = tenth
                 if not err.is_terminal:
-                    err.print(f"{tenth * 10} %: {self.bytes >> 20} of {self.size >> 20} MiB")
+                    err.print(
+                        f"{tenth * 10} %: {human_size(self.bytes)} of {human_size(self.size)}"
+                    )
 
     def finish(self) -> None:
         """One more file is whole."""

@@ -13,6 +13,7 @@ from orchestrator.core import paths
 from orchestrator.core.download import existing_parent
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run, stream
+from orchestrator.core.sizes import human_size
 from orchestrator.image import lockfile, spec, store
 from orchestrator.image.lockfile import Lock
 
@@ -122,7 +123,7 @@ def require_space(locks: dict[str, Lock]) -> None:
     free = shutil.disk_usage(disk).free
     if needed > free:
         raise UserError(
-            f"not enough space at {disk}: a build may need {needed >> 20} MiB, "
-            f"{free >> 20} MiB are free",
+            f"not enough space at {disk}: a build may need {human_size(needed)}, "
+            f"{human_size(free)} are free",
             "Free some: orchestrate image gc, nix-collect-garbage",
         )

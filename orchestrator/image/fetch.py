@@ -16,6 +16,7 @@ import httpx
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
 from orchestrator.image import lockfile, seed, store
 from orchestrator.image.lockfile import File, Lock
@@ -203,7 +204,8 @@ def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
         if needed > free:
             where = " and ".join(str(path) for path, _ in disk)
             raise UserError(
-                f"not enough space at {where}: {needed >> 20} MiB needed, {free >> 20} MiB free",
+                f"not enough space at {where}: {human_size(needed)} needed,"
+                f" {human_size(free)} free",
                 "Free some: orchestrate image gc, nix-collect-garbage; or move the cache with "
                 "$ORCHESTRATE_CACHE.",
             )

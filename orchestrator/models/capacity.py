@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
 from orchestrator.core.nodeset import fold, grouped
+from orchestrator.core.sizes import human_size
 from orchestrator.image import MANIFEST
 from orchestrator.models import hub
 
@@ -36,13 +37,13 @@ def misfits(profile: Profile, model: int, image: int, memory: Mapping[str, int])
     store = profile.ray.object_store_memory
     taken = model + image + store
     for size, names in grouped(memory).items():
-        told = f"{fold(names)}: {profile.serving.model} takes {_gb(model)} of memory"
+        told = f"{fold(names)}: {profile.serving.model} takes {human_size(model)} of memory"
         if model > size * WRITABLE:
-            most = _gb(size * WRITABLE)
+            most = human_size(size * WRITABLE)
             yield f"{told}, and files of a node may take {most}, half of what it has"
         elif taken > size:
-            parts = f"the image {_gb(image)}, Ray's object store {_gb(store)}"
-            yield f"{told}, {parts}: {_gb(taken)} of {_gb(size)}"
+            parts = f"the image {human_size(image)}, Ray's object store {human_size(store)}"
+            yield f"{told}, {parts}: {human_size(taken)} of {human_size(size)}"
 
 
 #: What to do about all of them.
@@ -75,7 +76,3 @@ def of_image(image: Path | None) -> int:
     layers = json.loads((image / MANIFEST).read_text())["layers"]
     trees = sum(int(layer["verity"]["size"]) for layer in layers if "verity" in layer)
     return sum(int(layer["size"]) for layer in layers) + trees
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

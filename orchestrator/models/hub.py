@@ -21,6 +21,7 @@ from typing import Any
 from orchestrator.core import download, paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import locked, write_json
+from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
 from orchestrator.models import catalog
 from orchestrator.models.hub_listing import (
@@ -272,7 +273,7 @@ def _check_space(home: Path, files: Sequence[RemoteFile]) -> None:
     needed = sum(coming) + SLACK
     if coming and needed > free:
         raise UserError(
-            f"not enough space at {home}: {needed >> 20} MiB needed, {free >> 20} MiB free",
+            f"not enough space at {home}: {human_size(needed)} needed, {human_size(free)} free",
             "Free some: orchestrate model ls, then model rm; or move it with $ORCHESTRATE_STATE.",
         )
 

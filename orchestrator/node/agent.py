@@ -286,7 +286,7 @@ class ThisNode:
         free = disk.f_bavail * disk.f_frsize
         if wanted["in_memory"]:
             free = min(free, available_memory())
-        told = f"{coming / 1e9:.1f} GB to come, {free / 1e9:.1f} GB free"
+        told = f"{coming / 2**30:.1f} GiB to come, {free / 2**30:.1f} GiB free"
         return told + " in memory" * wanted["in_memory"] if coming > free else ""
 
     def _make_room(self, wanted: Resource, path: Path) -> None:

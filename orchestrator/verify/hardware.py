@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from orchestrator.core.sizes import human_size
 from orchestrator.verify.facts import HardwareFacts, PciFacts
 from orchestrator.verify.judge import Rule, Verdict
 
@@ -91,7 +92,7 @@ def _software(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
 
 
 def memory(least: int, facts: HardwareFacts) -> Verdict:
-    return Verdict(facts.memory >= least, f"{size(least)} or more", size(facts.memory))
+    return Verdict(facts.memory >= least, f"{human_size(least)} or more", human_size(facts.memory))
 
 
 def present(device: PciDevice, facts: HardwareFacts) -> Verdict:
@@ -116,12 +117,12 @@ def bar(device: PciDevice, number: str, facts: HardwareFacts) -> Verdict:
     least, there = device.bars[number], _those(device, facts)
     sizes = {each.address: each.bars.get(number, 0) for each in there}
     small = [
-        f"resizable BAR is off: BAR {number} of {address} is {size(found)}"
+        f"resizable BAR is off: BAR {number} of {address} is {human_size(found)}"
         for address, found in sizes.items()
         if found < least
     ]
-    seen = "; ".join(small) or ", ".join(map(size, sizes.values())) or GONE
-    return Verdict(bool(there) and not small, f"{size(least)} or more", seen)
+    seen = "; ".join(small) or ", ".join(map(human_size, sizes.values())) or GONE
+    return Verdict(bool(there) and not small, f"{human_size(least)} or more", seen)
 
 
 def module(name: str, facts: HardwareFacts) -> Verdict:
@@ -191,14 +192,6 @@ def output(command: Command, index: int, facts: HardwareFacts) -> Verdict:
     wrong = ran.error or "no line of its output matches"
     expected = f"output with a line that matches {command.matches}"
     return Verdict(fits, expected, found[0] if fits else wrong)
-
-
-def size(count: int) -> str:
-    """Bytes for people: 256 MiB, 15.9 GiB."""
-    for unit, worth in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= worth:
-            return f"{count / worth:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{count} bytes"
 
 
 def _those(device: PciDevice, facts: HardwareFacts) -> list[PciFacts]:

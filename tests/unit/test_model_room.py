@@ -32,18 +32,18 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     return load(make_checkout(tmp_path, text))
 
 
-#: Bytes of model and image -> what is said of two nodes with 16 GiB, 17.2 GB.
+#: Bytes of model and image -> what is said of two nodes with 16 GiB.
 SAID = {
     "fits": ((8 * GB, 4 * GB), []),
     "more than half": (
         (9 * GB, 4 * GB),
-        ["left,right: big takes 9.0 GB of memory, and files of a node may take 8.6 GB, half of"
+        ["left,right: big takes 8.4 GiB of memory, and files of a node may take 8 GiB, half of"
          " what it has"],
     ),
     "with all the rest": (
         (8 * GB, 8 * GB),
-        ["left,right: big takes 8.0 GB of memory, the image 8.0 GB, Ray's object store 1.6 GB:"
-         " 17.6 GB of 17.2 GB"],
+        ["left,right: big takes 7.5 GiB of memory, the image 7.5 GiB, Ray's object store 1.5"
+         " GiB: 16.4 GiB of 16 GiB"],
     ),
 }  # fmt: skip
 
@@ -91,4 +91,4 @@ def test_a_check_knows_the_sizes_of_what_is_here(
     link.parent.mkdir()
     link.symlink_to(built)
     (note,) = (note for note in _notes(profile) if "memory" in note)
-    assert "the image 8.0 GB" in note and "serving.model_cache: disk" in note
+    assert "the image 7.5 GiB" in note and "serving.model_cache: disk" in note

@@ -97,7 +97,7 @@ def test_as_json(planned: Plan) -> None:
     alone = document["ranked"][2]
     assert alone["fit"]["runs"]
     assert alone["fit"]["text"].startswith(
-        "does not fit: weights 12.15 GB of 14.60 GB, room for 2 requests"
+        "does not fit: weights 11.3 GiB of 13.6 GiB, room for 2 requests"
     )
     assert document["chosen"] == {"tensor": 2, "pipeline": 1, "data": 1}
     assert set(alone["loaded"]["request"]["parts"]) >= {"memory_s", "link_latency_s", "queue_s"}

@@ -358,5 +358,5 @@ def test_messages_of_a_token_over_two_devices() -> None:
 def test_weights_that_do_not_fit_do_not_run_also_where_the_context_is_unknown() -> None:
     small = fit(shape_of(MISTRAL), ONE, 8e9, Limits(context=None))
     assert small.sequences > 0 and not small.runs and not small.fits
-    assert str(small).startswith("does not fit: weights 12.15 GB of 7.36 GB")
+    assert str(small).startswith("does not fit: weights 11.3 GiB of 6.9 GiB")
     assert fit(shape_of(MISTRAL), ONE, 16e9, Limits(context=None)).runs

@@ -19,13 +19,14 @@ from support import DATA
 
 from orchestrator.core import paths
 from orchestrator.core.run import Result
+from orchestrator.core.sizes import human_size
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
 from orchestrator.profile import Node, Profile
 from orchestrator.profile.hardware import Command, Hardware, Sign
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
 from orchestrator.verify.facts import CommandFacts, HardwareFacts
-from orchestrator.verify.hardware import looks, output, size
+from orchestrator.verify.hardware import looks, output
 from orchestrator.verify.report import Check
 
 RECORDED = DATA / "recorded"
@@ -233,7 +234,7 @@ def test_an_answer_of_torch_without_torch_is_its_error() -> None:
     ],
 )
 def test_sizes_are_for_people(count: int, said: str) -> None:
-    assert size(count) == said
+    assert human_size(count) == said
 
 
 def test_a_command_has_to_end_well_whatever_it_printed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.core.sizes import human_size
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Forecast, Limits, Load, Prediction, forecast
 from orchestrator.performance.predict.phase import Cause
@@ -51,11 +52,11 @@ class Fit:
         return self.runs and self.sequences >= self.wanted
 
     def __str__(self) -> str:
-        held = f"weights {_gb(self.weight_bytes)} of {_gb(self.usable_bytes)}"
+        held = f"weights {human_size(self.weight_bytes)} of {human_size(self.usable_bytes)}"
         if self.weight_bytes > self.usable_bytes:
             return f"does not fit: {held}"
         word = "fits" if self.fits else "does not fit"
-        each = f"{_gb(self.cache_bytes_per_sequence)} each"
+        each = f"{human_size(self.cache_bytes_per_sequence)} each"
         return f"{word}: {held}, room for {self.sequences} requests, {each}"
 
 
@@ -202,7 +203,3 @@ def counterfactuals(
 
 def _of(ranked: Sequence[Ranked], layout: Parallelism) -> Ranked | None:
     return next((one for one in ranked if one.layout == layout), None)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
