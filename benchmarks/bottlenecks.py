@@ -31,14 +31,14 @@ from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.report.attribute import story
-from orchestrator.performance.results.bench import Asked, Scenario
+from orchestrator.performance.results.bench import Asked, Workload
 from orchestrator.performance.results.probe import Probes
 
 COLUMNS = ("built", "phase", "seconds", "predicted", "named", "right", "why")
-PLAIN = Scenario("plain", 64, 16, 2, 1)
+PLAIN = Workload("plain", 64, 16, 2, 1)
 #: One by one, so that each one's tokens wait for others' prompts: where all begin at once, none do.
-PROMPTS = Scenario("prompts", 128, 8, 16, rate=1.2)
-MANY = Scenario("many", 16, 8, 8, 8)
+PROMPTS = Workload("prompts", 128, 8, 16, rate=1.2)
+MANY = Workload("many", 16, 8, 8, 8)
 #: Turns with samplers, and as many without.
 TURNS = 4
 #: Of a processor, what is left for the slow node.
@@ -120,10 +120,10 @@ class Judge:
     engine: Engine
 
     def __call__(
-        self, name: str, scenario: Scenario, other: Cluster | None = None, **wanted: Cause
+        self, name: str, workload: Workload, other: Cluster | None = None, **wanted: Cause
     ) -> Iterator[Named]:
         cluster = other or self.lab.cluster
-        run = self.lab.run(cluster, scenario)
+        run = self.lab.run(cluster, workload)
         layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
         config = cluster.model.config
         found = story(run, cluster.profile, config, layout, self.probes, self.engine, Earlier())
@@ -144,11 +144,11 @@ class Judge:
 
 def sampled(lab: Lab) -> dict[str, float]:
     """Tokens a second with and without samplers, in turns; and the processor time they take."""
-    scenario = replace(LOADED, requests=8)
+    workload = replace(LOADED, requests=8)
     speeds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * TURNS):
         samples = number % 2 == 0
-        speeds[samples].append(speed(lab, scenario, samples=samples))
+        speeds[samples].append(speed(lab, workload, samples=samples))
         err.print(f"  {'with' if samples else 'without'} samplers: {speeds[samples][-1]:.2f}")
     with lab.cluster.driver.network(), sampling(lab.cluster, lab.profile.nodes):
         begun, before = time.monotonic(), samplers_cpu()
@@ -165,12 +165,12 @@ def sampled(lab: Lab) -> dict[str, float]:
     }
 
 
-def speed(lab: Lab, scenario: Scenario, *, samples: bool) -> float:
+def speed(lab: Lab, workload: Workload, *, samples: bool) -> float:
     """Tokens a second."""
     watching = sampling(lab.cluster, lab.profile.nodes) if samples else nullcontext()
     with lab.cluster.driver.network(), watching:
         seed = int(time.time())  # no prompt is known from before
-        found = loaded(lab.cluster, Asked((scenario,), repeats=1), scenario, seed)
+        found = loaded(lab.cluster, Asked((workload,), repeats=1), workload, seed)
     return found.output_tokens_per_s.median
 
 

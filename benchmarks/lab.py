@@ -29,7 +29,7 @@ from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.probe.run import Kind, probe
-from orchestrator.performance.results.bench import Asked, Run, Scenario
+from orchestrator.performance.results.bench import Asked, Run, Workload
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import cgroup
@@ -38,15 +38,15 @@ from orchestrator.provision.machines.network import Cables
 BASE = "sim"
 #: One that computes for so long that messages and scheduling are not all there is.
 MODEL = "random-300m"
-SINGLE = Scenario("single stream", 32, 16, 6, 1)
+SINGLE = Workload("single stream", 32, 16, 6, 1)
 #: Several rounds: in the first one the engine begins with one prompt alone.
-LOADED = Scenario("4 at once", 32, 16, 16, 4)
+LOADED = Workload("4 at once", 32, 16, 16, 4)
 #: On one node, to tell the engine's costs apart.
 FITTING = (
     SINGLE,
     LOADED,
-    Scenario("long prompt", 128, 8, 4, 1),
-    Scenario("2 at once", 16, 16, 8, 2),
+    Workload("long prompt", 128, 8, 4, 1),
+    Workload("2 at once", 16, 16, 8, 2),
 )
 ONE_NODE, TENSOR, PIPELINE = Parallelism(1, 1), Parallelism(2, 1), Parallelism(1, 2)
 
@@ -107,9 +107,9 @@ class Lab:
     def cables(self) -> Cables:
         return self.cluster.driver.cables
 
-    def run(self, cluster: Cluster, *scenarios: Scenario) -> Run:
+    def run(self, cluster: Cluster, *workloads: Workload) -> Run:
         with Board(quiet=True) as board:
-            found = bench(cluster, board, Asked(scenarios, repeats=2, rates=False))
+            found = bench(cluster, board, Asked(workloads, repeats=2, rates=False))
         if found.note:
             raise UserError(f"the run is {found.state}: {found.note}")
         return found

@@ -23,9 +23,9 @@ from measure import Goal, Report
 from orchestrator.core.console import err
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Load, limits, predict
+from orchestrator.performance.predict.load import OfferedLoad, limits, predict
 from orchestrator.performance.predict.rates import rates, what_if
-from orchestrator.performance.results.bench import Run, Scenario
+from orchestrator.performance.results.bench import Run, Workload
 from orchestrator.performance.results.probe import Probes
 
 #: Of the cables, bits a second; None: as fast as they can.
@@ -120,10 +120,10 @@ class Known:
     before: Probes
     alone: Probes
 
-    def of(self, layout: Parallelism, scenario: Scenario) -> tuple[Probes, Probes]:
+    def of(self, layout: Parallelism, workload: Workload) -> tuple[Probes, Probes]:
         """Now and before, with devices as busy as the layout has them: a pipeline with one request
         has one at work, as one node has."""
-        if layout.tensor > 1 or (layout.pipeline > 1 and scenario.concurrency != 1):
+        if layout.tensor > 1 or (layout.pipeline > 1 and workload.concurrency != 1):
             return self.now, self.before
         devices = self.alone.devices
         return replace(self.now, devices=devices), replace(self.before, devices=devices)
@@ -139,13 +139,15 @@ def compare(
 ) -> Iterator[Compared]:
     name, layout = laid
     for each in run.measured:
-        scenario = each.scenario
-        now, before = probes.of(layout, scenario)
+        workload = each.workload
+        now, before = probes.of(layout, workload)
         known = rates(now, lab.profile, layout, engine)
         plain = rates(before, lab.profile, layout, engine)
         foreseen = what_if(plain, link_bytes_per_s=rate / 8 * PAYLOAD) if rate else plain
         allowed = limits(lab.profile, known.synchronous)
-        asked = Load(scenario.prompt_tokens, scenario.output_tokens, scenario.concurrency or 1)
+        asked = OfferedLoad(
+            workload.prompt_tokens, workload.output_tokens, workload.concurrency or 1
+        )
         by_probe = predict(lab.shape, layout, known, asked, allowed)
         by_rate = predict(lab.shape, layout, foreseen, asked, allowed)
         for phase, figure in (("prefill", each.ttft_s), ("decode", each.tpot_s)):
@@ -153,7 +155,7 @@ def compare(
             yield Compared(
                 layout=name,
                 bits_per_s=rate,
-                load=scenario.name,
+                load=workload.name,
                 phase=phase,
                 measured=figure.median,
                 predicted=by_probe[phase].seconds,

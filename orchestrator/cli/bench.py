@@ -29,7 +29,7 @@ def bench() -> None:
 @bench.command("run")
 @on_cluster
 @json_option
-@click.option("--scenario", multiple=True, help="Only these: names as in 'bench loads'.")
+@click.option("--workload", multiple=True, help="Only these: names as in 'bench workloads'.")
 @click.option(
     "--repeats",
     type=click.IntRange(1, 100),
@@ -51,11 +51,11 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
 
     One request at a time, more and more at once, more and more a second, long prompts, long
     answers. Refused where 'verify' fails. A node that is lost marks the run. With --resume the
-    loads that are missing are measured.
+    workloads that are missing are measured.
 
     \b
     Example: orchestrate bench run
-    Example: orchestrate bench run --scenario "single stream" --repeats 8
+    Example: orchestrate bench run --workload "single stream" --repeats 8
     """
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
@@ -75,7 +75,7 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
                     "verdict": told(run, profile).verdict,
-                    "loads": [each.scenario.name for each in run.measured]})  # fmt: skip
+                    "workloads": [each.workload.name for each in run.measured]})  # fmt: skip
     else:
         _show(told(run, profile))
     if run.note:
@@ -102,16 +102,16 @@ def _asked(profile: Profile, how: dict[str, Any]) -> Asked:
     """What the options ask for, else the profile. Raises BadInput for a load that is not known."""
     from orchestrator.core.errors import BadInput
     from orchestrator.core.nearest import nearest
-    from orchestrator.performance.bench.load import scenarios, targets
+    from orchestrator.performance.bench.load import targets, workloads
     from orchestrator.performance.results.bench import Asked
 
-    names = how["scenario"]
-    every = scenarios(profile)
+    names = how["workload"]
+    every = workloads(profile)
     known = [each.name for each in every]
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"there is no load {unknown[0]!r}", nearest(unknown[0], known))
     return Asked(
-        scenarios=tuple(each for each in every if not names or each.name in names),
+        workloads=tuple(each for each in every if not names or each.name in names),
         repeats=how["repeats"] or profile.bench.repeats,
         rates=not (names or how["no_rates"]),
         targets_ms=_targets(how["target"]) or targets(profile),
@@ -133,16 +133,16 @@ def _targets(text: str | None) -> dict[str, float]:
 @bench.command()
 @on_cluster
 @json_option
-def loads(profile: Profile, as_json: bool) -> None:
-    """List the loads that the profile's limits have room for.
+def workloads(profile: Profile, as_json: bool) -> None:
+    """List the workloads that the profile's limits have room for.
 
-    Example: orchestrate bench loads
+    Example: orchestrate bench workloads
     """
     from dataclasses import asdict
 
-    from orchestrator.performance.bench.load import scenarios
+    from orchestrator.performance.bench.load import workloads
 
-    every = scenarios(profile)
+    every = workloads(profile)
     if as_json:
         print_json([asdict(each) for each in every])
         return
@@ -169,13 +169,15 @@ def ls(profile: Profile, as_json: bool) -> None:
     rows = [
         {"id": run.id, "state": run.state, "model": run.provenance.model,
          "layout": run.provenance.layout, "image": run.provenance.image_id[:12],
-         "loads": len(run.measured), "note": run.note}
+         "workloads": len(run.measured), "note": run.note}
         for run in runs
     ]  # fmt: skip
     if as_json:
         print_json(rows)
         return
-    table = Table("run", "state", "model", "layout", "image", "loads", "", box=None, pad_edge=False)
+    table = Table(
+        "run", "state", "model", "layout", "image", "workloads", "", box=None, pad_edge=False
+    )
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))
     if rows:
@@ -304,8 +306,8 @@ def _show(story: Story) -> None:
         times = engine_times(each.engine)
         goodput = [_spread(each.goodput_per_s)] if each.goodput_per_s else []
         table.add_row(
-            each.scenario.name,
-            each.scenario.load,
+            each.workload.name,
+            each.workload.load,
             f"{_spread(each.ttft_s, 1e3)} ms",
             f"{_spread(each.tpot_s, 1e3)} ms",
             _spread(each.output_tokens_per_s),
@@ -320,7 +322,7 @@ def _show(story: Story) -> None:
     for phase in story.phases:
         rest = f"{phase.unexplained_s * 1e3:+.3g} ms unexplained"
         took = f"{phase.measured_s * 1e3:.3g} ms"
-        out.print(f"{phase.scenario}, {phase.name}: {took}, {phase.cause}; {rest}. {phase.why}",
+        out.print(f"{phase.workload}, {phase.name}: {took}, {phase.cause}; {rest}. {phase.why}",
                   markup=False)  # fmt: skip
     for line in story.compared:
         out.print(f"since the last good run: {line}", markup=False)
@@ -335,9 +337,9 @@ def _document(story: Story) -> dict[str, Any]:
     return {
         "verdict": story.verdict,
         "compared": story.compared,
-        "engine_s": {each.scenario.name: engine_times(each.engine) for each in story.run.measured},
+        "engine_s": {each.workload.name: engine_times(each.engine) for each in story.run.measured},
         "phases": [
-            {"scenario": each.scenario, "phase": each.name, "measured_s": each.measured_s,
+            {"workload": each.workload, "phase": each.name, "measured_s": each.measured_s,
              "parts_s": dict(each.parts), "unexplained_s": each.unexplained_s,
              "cause": each.cause, "why": each.why, "modelled": each.modelled}
             for each in story.phases

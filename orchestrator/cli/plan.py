@@ -14,7 +14,7 @@ from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 
 if TYPE_CHECKING:
-    from orchestrator.performance.predict.load import Load
+    from orchestrator.performance.predict.load import OfferedLoad
     from orchestrator.performance.predict.outlook import Outlook
     from orchestrator.profile import Profile
 
@@ -137,13 +137,13 @@ def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook
     )
 
 
-def _load(text: str) -> Load:
-    from orchestrator.performance.predict.load import Load
+def _load(text: str) -> OfferedLoad:
+    from orchestrator.performance.predict.load import OfferedLoad
 
     words = text.split(",")
     if len(words) != 3 or not all(word.strip().isdigit() and int(word) for word in words):
         raise click.UsageError(f"--load {text}: three whole numbers, like 512,128,8")
-    return Load(*map(int, words))
+    return OfferedLoad(*map(int, words))
 
 
 def _show(found: Outlook, as_json: bool) -> None:

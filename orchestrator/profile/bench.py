@@ -1,4 +1,4 @@
-"""What a profile says about `orchestrate bench`: loads of its own, and how fast is fast enough."""
+"""What a profile says about `orchestrate bench`: its own workloads, and how fast is enough."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Targets(Section):
     e2el_ms: float | None = Field(default=None, gt=0, le=LONGEST, description="For all of it.")
 
 
-class BenchLoad(Section):
+class BenchWorkload(Section):
     """Requests of one size; either `concurrency` of them at once, or `rate` a second."""
 
     prompt_tokens: int = Field(ge=1, le=10_000_000, description="Tokens of each prompt.")
@@ -52,21 +52,23 @@ class BenchLoad(Section):
 class Bench(Section):
     """What `orchestrate bench run` does where its options do not say it."""
 
-    repeats: int = Field(default=4, ge=1, le=100, description="How often each load is measured.")
+    repeats: int = Field(
+        default=4, ge=1, le=100, description="How often each workload is measured."
+    )
     targets: Targets = Field(default=Targets(), description=Targets.__doc__)
-    loads: dict[Name, BenchLoad] = Field(
+    workloads: dict[Name, BenchWorkload] = Field(
         default={},
-        description="Loads beside those that fit every model (`orchestrate bench loads`), by names "
-        "of your choice.",
+        description="Workloads beside those that fit every model (`orchestrate bench workloads`), "
+        "by names of your choice.",
     )
 
 
-def loads_are_loads(bench: Bench, serving: Serving) -> Iterator[tuple[Loc, str]]:
+def workloads_are_possible(bench: Bench, serving: Serving) -> Iterator[tuple[Loc, str]]:
     """The check of this section, as in profile/checks.py."""
     flags = {name.replace("_", "-"): value for name, value in serving.args.items()}
     context = flags.get("max-model-len")
-    for name, load in bench.loads.items():
-        where = ("bench", "loads", name)
+    for name, load in bench.workloads.items():
+        where = ("bench", "workloads", name)
         if (load.concurrency is None) == (load.rate is None):
             yield where, "needs one of concurrency and rate, and not both"
         tokens = load.prompt_tokens + load.output_tokens

@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.core import paths
 from orchestrator.core.nearest import nearest
 from orchestrator.profile import power as power_keys
-from orchestrator.profile.bench import loads_are_loads
+from orchestrator.profile.bench import workloads_are_possible
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.model import (
     LINK_KEYS,
@@ -320,7 +320,7 @@ CHECKS: tuple[Check, ...] = (
     nat_is_another_network,
     ports_differ,
     placeholders_are_known,
-    loads_are_loads,
+    workloads_are_possible,
 )
 
 

@@ -21,7 +21,7 @@ from support.sim import ANYHOW, NAME, SHIPPED, Sim
 #: Loads that take seconds.
 LOADS = """
 bench:
-  loads:
+  workloads:
     brief: { prompt_tokens: 32, output_tokens: 8, requests: 4, concurrency: 2 }
     short: { prompt_tokens: 16, output_tokens: 48, requests: 4, concurrency: 2 }
 """

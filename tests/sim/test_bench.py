@@ -15,13 +15,13 @@ from support.sim import NAME, NODES, Sim, wait_for
 
 pytestmark = [pytest.mark.sim, pytest.mark.usefixtures("serving")]
 
-BRIEF = ("--scenario", "brief", "--repeats", "2")
+BRIEF = ("--workload", "brief", "--repeats", "2")
 
 
 @pytest.mark.usefixtures("probes")  # what explains a run
 def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path) -> None:
     done = json.loads(sim.run("bench", "run", *BRIEF, "--target", "ttft=60000", "--json").stdout)
-    assert done["state"] == "complete" and done["loads"] == ["brief"]
+    assert done["state"] == "complete" and done["workloads"] == ["brief"]
     shown = sim.json("bench", "show", "last")
     (measured,) = shown["run"]["measured"]
     assert measured["failed"] == 0 and measured["completed"] == 8
@@ -30,7 +30,7 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
     assert {each["node"] for each in shown["run"]["series"]} == set(NODES)
     names = {each["name"] for each in shown["run"]["series"]}
     assert {"processors", "cluster0 sent", "vLLM num_requests_running"} <= names
-    assert {(phase["scenario"], phase["phase"]) for phase in shown["phases"]} == {
+    assert {(phase["workload"], phase["phase"]) for phase in shown["phases"]} == {
         ("brief", "prefill"),
         ("brief", "decode"),
     }
@@ -45,7 +45,7 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
 
 
 def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
-    process = sim.start("bench", "run", "--scenario", "brief", "--repeats", "1")
+    process = sim.start("bench", "run", "--workload", "brief", "--repeats", "1")
     wait_for(process, "brief")
     key = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME, "api.key").read_text().strip()
     seen = []
@@ -61,21 +61,21 @@ def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
 
 def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     """It is interrupted in its second load; the first one is kept, and not measured again."""
-    two = ("--scenario", "brief", "--scenario", "short", "--repeats", "1")
+    two = ("--workload", "brief", "--workload", "short", "--repeats", "1")
     process = sim.start("bench", "run", *two)
     wait_for(process, "short")
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in said
     (last,) = sim.json("bench", "ls")[-1:]
-    assert last["state"] == "interrupted" and last["loads"] == 1
+    assert last["state"] == "interrupted" and last["workloads"] == 1
     for node in NODES:
         assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
     done = sim.run("bench", "run", *two, "--resume", last["id"], ok=False)
-    assert "leave out --scenario" in done.stderr
+    assert "leave out --workload" in done.stderr
     sim.run("bench", "run", "--resume", last["id"])
     (last,) = sim.json("bench", "ls")[-1:]
-    assert last["state"] == "complete" and last["loads"] == 2
+    assert last["state"] == "complete" and last["workloads"] == 2
 
 
 def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:

@@ -130,7 +130,7 @@ def test_a_service_that_ends_again_and_again_ends_the_wait_for_it(sim: Sim) -> N
         assert "vllm.service ended on compute0" in done.stderr and "no such flag" in done.stderr
         assert "journalctl -u vllm.service" in done.stderr
         # No load on an endpoint that is down.
-        refused = sim.run("bench", "run", "--scenario", "brief", ok=False)
+        refused = sim.run("bench", "run", "--workload", "brief", ok=False)
         assert "vllm.service" in refused.stderr and "Nothing was measured" in refused.stderr
     finally:
         sim.shell("compute0", "rm", "-r", dropin)

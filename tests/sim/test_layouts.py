@@ -10,7 +10,7 @@ pytestmark = pytest.mark.sim
 
 @pytest.mark.usefixtures("serving")
 def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
-    sim.run("bench", "run", "--scenario", "brief", "--repeats", "2", "--against-one-node")
+    sim.run("bench", "run", "--workload", "brief", "--repeats", "2", "--against-one-node")
     alone, together = (run["id"] for run in sim.json("bench", "ls")[-2:])
     compared = sim.run("bench", "compare", alone, together).stdout
     assert "layout tensor 1" in compared and "to tensor 2" in compared

@@ -87,7 +87,7 @@ def test_a_node_that_lost_power_comes_back_and_the_model_with_it(
     sim: Sim, watch: Callable[..., dict[str, str]]
 ) -> None:
     """A load that runs meanwhile ends: its figures are marked, and kept apart."""
-    load = sim.start("bench", "run", "--scenario", "decode-heavy", "--repeats", "8")
+    load = sim.start("bench", "run", "--workload", "decode-heavy", "--repeats", "8")
     wait_for(load, "decode-heavy")
     sim.cut_power("compute1")
     lost(watch, "compute1")

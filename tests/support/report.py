@@ -12,9 +12,9 @@ from orchestrator.performance.results.bench import (
     Provenance,
     Run,
     RunState,
-    Scenario,
     Series,
     Window,
+    Workload,
 )
 from orchestrator.performance.results.probe import (
     CollectiveRates,
@@ -38,7 +38,7 @@ def about(value: float) -> Spread:
 def measured(number: int, concurrency: int | None, rate: float | None = None) -> Measured:
     load = concurrency or int(rate or 1)
     return Measured(
-        scenario=Scenario(f"load {number}", 64, 32, 16, concurrency, rate),
+        workload=Workload(f"load {number}", 64, 32, 16, concurrency, rate),
         ttft_s=about(0.05 * load),
         ttft_p99_s=about(0.09 * load),
         tpot_s=about(0.02 * math.sqrt(load)),

@@ -22,7 +22,7 @@ from orchestrator.performance.bench.load import (
     command,
     counters,
     differences,
-    scenarios,
+    workloads,
 )
 from orchestrator.performance.bench.run import moved
 from orchestrator.performance.bench.sample import series
@@ -30,12 +30,12 @@ from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.report.attribute import evidence
 from orchestrator.performance.report.attribute import story as explained
-from orchestrator.performance.results.bench import Run, RunState, Scenario, Series, Window
+from orchestrator.performance.results.bench import Run, RunState, Series, Window, Workload
 from orchestrator.performance.results.probe import Spread
 from orchestrator.profile import Profile
 
 PROJECT = Path(__file__).resolve().parents[2]
-SINGLE = Scenario("single stream", 64, 32, 4, 1)
+SINGLE = Workload("single stream", 64, 32, 4, 1)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_loads_fit_into_the_profiles_limits(profile: Profile) -> None:
-    found = scenarios(profile)
+    found = workloads(profile)
     assert found
     for each in found:
         check(each, profile)
@@ -74,10 +74,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("scenario", WRONG.values(), ids=WRONG)
-def test_a_load_that_cannot_be_is_refused(profile: Profile, scenario: Scenario) -> None:
+@pytest.mark.parametrize("workload", WRONG.values(), ids=WRONG)
+def test_a_load_that_cannot_be_is_refused(profile: Profile, workload: Workload) -> None:
     with pytest.raises(BadInput, match="single stream"):
-        check(scenario, profile)
+        check(workload, profile)
 
 
 def test_the_key_is_on_no_command_line(profile: Profile) -> None:
@@ -142,17 +142,17 @@ def test_metrics_are_read_with_and_without_labels_and_bars_are_left_out() -> Non
 
 
 def test_rates_are_shares_of_the_most_that_was_served() -> None:
-    swept = [replace(made(n, n), scenario=Scenario(f"{n} at once", 8, 8, 4, n)) for n in (2, 4)]
+    swept = [replace(made(n, n), workload=Workload(f"{n} at once", 8, 8, 4, n)) for n in (2, 4)]
     best = swept[1].requests_per_s.median
-    assert [each.rate for each in load.rate_scenarios(swept)] == pytest.approx(
+    assert [each.rate for each in load.rate_workloads(swept)] == pytest.approx(
         [best * share for share in load.RATE_SHARES], rel=1e-3
     )
-    assert load.rate_scenarios([]) == []
+    assert load.rate_workloads([]) == []
 
 
 OWN = """bench:
   targets: { ttft_ms: 500, tpot_ms: 50 }
-  loads:
+  workloads:
     chat: { prompt_tokens: 100, output_tokens: 20, requests: 8, rate: 2 }
     single stream: { prompt_tokens: 10, output_tokens: 10, requests: 2, concurrency: 1 }
 """
@@ -166,8 +166,8 @@ def with_bench(home: Path, text: str) -> Profile:
 
 def test_a_profile_has_loads_and_targets_of_its_own(tmp_path: Path) -> None:
     profile = with_bench(tmp_path, OWN.replace("single stream", "decode-heavy"))
-    found = {each.name: each for each in scenarios(profile)}
-    assert found["chat"] == Scenario("chat", 100, 20, 8, None, 2)
+    found = {each.name: each for each in workloads(profile)}
+    assert found["chat"] == Workload("chat", 100, 20, 8, None, 2)
     assert found["decode-heavy"].prompt_tokens == 10  # in place of the one of that name
     assert load.targets(profile) == {"ttft": 500, "tpot": 50}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
 from orchestrator.performance.predict.layout import Parallelism, candidates, place
-from orchestrator.performance.predict.load import Limits, Load, forecast, predict
+from orchestrator.performance.predict.load import Limits, OfferedLoad, forecast, predict
 from orchestrator.performance.predict.phase import Cause, Parts, Work, step
 from orchestrator.performance.predict.rank import fit
 from orchestrator.performance.predict.rates import Rates, what_if
@@ -38,7 +38,7 @@ shapes = st.builds(
     expert_intermediate=st.just(512),
 )
 loads = st.builds(
-    Load,
+    OfferedLoad,
     prompt_tokens=st.integers(1, 5000),
     output_tokens=st.integers(1, 500),
     concurrency=st.integers(1, 64).map(float),
@@ -146,13 +146,13 @@ def test_mistral_small_on_two_arc_a770(
     layout: Parallelism, rates: Rates, tokens_per_s: float
 ) -> None:
     """The figures of docs/explanation/hardware-0.1-arc-a770.md."""
-    load = Load(prompt_tokens=1, output_tokens=2)
+    load = OfferedLoad(prompt_tokens=1, output_tokens=2)
     decode = predict(shape_of(MISTRAL), layout, rates, load)["decode"]
     assert 1 / decode.seconds == pytest.approx(tokens_per_s, rel=0.03)
 
 
 def test_a_faster_link_of_the_counterfactual_is_that_link() -> None:
-    shape, load = shape_of(MISTRAL), Load(16, 16)
+    shape, load = shape_of(MISTRAL), OfferedLoad(16, 16)
     other = what_if(
         a770(2, GBE),
         link_bytes_per_s=USB4.bytes_per_s,
@@ -164,11 +164,11 @@ def test_a_faster_link_of_the_counterfactual_is_that_link() -> None:
 def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> None:
     shape, stages = shape_of(MISTRAL), Parallelism(pipeline=2)
     cut = a770(1, GBE, borders=1)
-    alone = forecast(shape, ONE, a770(1), Load(64, 64)).decode
-    single = forecast(shape, stages, cut, Load(64, 64)).decode
+    alone = forecast(shape, ONE, a770(1), OfferedLoad(64, 64)).decode
+    single = forecast(shape, stages, cut, OfferedLoad(64, 64)).decode
     assert alone.seconds < single.seconds < 1.1 * alone.seconds
-    few = forecast(shape, ONE, a770(1), Load(64, 64, 8))
-    many = forecast(shape, stages, cut, Load(64, 64, 16))
+    few = forecast(shape, ONE, a770(1), OfferedLoad(64, 64, 8))
+    many = forecast(shape, stages, cut, OfferedLoad(64, 64, 16))
     assert many.decode.seconds < 1.1 * few.decode.seconds
     # Not twice as many: all prompts but the first go through the stages together.
     assert many.output_tokens_per_s > 1.5 * few.output_tokens_per_s
@@ -179,7 +179,7 @@ def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> N
 
 @given(shapes, layouts, rates_, loads)
 def test_parts_are_all_of_the_time(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad
 ) -> None:
     found = predict(shape, layout, rates, load)
     assert {"prefill", "decode"} <= set(found)
@@ -192,7 +192,7 @@ def test_parts_are_all_of_the_time(
 
 
 @given(shapes, rates_, loads)
-def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: Load) -> None:
+def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: OfferedLoad) -> None:
     alone = replace(rates, link=None, tensor_nodes=1, borders=0)
     found = predict(shape, ONE, alone, load)
     assert {"prefill", "decode"} <= set(found)
@@ -202,7 +202,7 @@ def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: Load) -> 
 
 @given(shapes, layouts, rates_, loads, st.floats(1, 100))
 def test_better_hardware_is_never_slower(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, factor: float
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, factor: float
 ) -> None:
     assert rates.link is not None
     before = forecast(shape, layout, rates, load)
@@ -220,7 +220,7 @@ def test_better_hardware_is_never_slower(
 
 @given(shapes, st.sampled_from([2, 4, 8]), rates_, loads)
 def test_tensor_parallel_is_never_faster_than_its_share_of_the_memory(
-    shape: ModelShape, tensor: int, rates: Rates, load: Load
+    shape: ModelShape, tensor: int, rates: Rates, load: OfferedLoad
 ) -> None:
     decode = predict(shape, Parallelism(tensor), rates, load)["decode"]
     least = shape.bytes_read() / (tensor * rates.memory_bytes_per_s)
@@ -237,7 +237,9 @@ def test_a_larger_batch_never_takes_less(
 
 
 @given(shapes, layouts, rates_, loads)
-def test_little_holds(shape: ModelShape, layout: Parallelism, rates: Rates, load: Load) -> None:
+def test_little_holds(
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad
+) -> None:
     """Requests at once = requests a second x seconds of one, whatever waits for what."""
     found = forecast(shape, layout, rates, load, Limits(sequences=8))
     assert found.running + found.waiting == pytest.approx(max(load.concurrency, 1))
@@ -247,7 +249,9 @@ def test_little_holds(shape: ModelShape, layout: Parallelism, rates: Rates, load
 
 
 @given(shapes, rates_, loads)
-def test_a_slow_trickle_is_served_as_it_comes(shape: ModelShape, rates: Rates, load: Load) -> None:
+def test_a_slow_trickle_is_served_as_it_comes(
+    shape: ModelShape, rates: Rates, load: OfferedLoad
+) -> None:
     stay = forecast(shape, ONE, rates, replace(load, concurrency=1)).request.seconds
     slow = replace(load, rate_per_s=0.1 / stay)
     found = forecast(shape, ONE, rates, slow, Limits(sequences=8))
@@ -261,7 +265,7 @@ def test_a_slow_trickle_is_served_as_it_comes(shape: ModelShape, rates: Rates, l
 
 def test_the_batch_limit_is_what_makes_requests_wait() -> None:
     shape = shape_of(MISTRAL)
-    found = forecast(shape, ONE, a770(1), Load(64, 64, 16), Limits(sequences=2))
+    found = forecast(shape, ONE, a770(1), OfferedLoad(64, 64, 16), Limits(sequences=2))
     assert (found.running, found.waiting) == (2, 14)
     assert found.prefill.bound is Cause.BATCH_LIMIT
     assert found.request.bound is Cause.BATCH_LIMIT
@@ -270,7 +274,7 @@ def test_the_batch_limit_is_what_makes_requests_wait() -> None:
 
 def test_long_prompts_are_what_a_request_is_spent_on() -> None:
     slow = a770(1, flops_per_s={"float16": 2e12})
-    found = forecast(shape_of(MISTRAL), ONE, slow, Load(4000, 8, 4))
+    found = forecast(shape_of(MISTRAL), ONE, slow, OfferedLoad(4000, 8, 4))
     assert found.request.bound is Cause.LONG_PREFILL
     assert found.decode.bound is Cause.LONG_PREFILL
 
@@ -306,9 +310,9 @@ def test_an_engine_that_costs_nothing_has_all_constants() -> None:
 
 def test_tokens_wait_for_the_prompts_of_those_that_come_meanwhile() -> None:
     """Of few, too: at 0.5 a second a stay of one second meets half of another one's prompt."""
-    load = Load(512, 32, 8, rate_per_s=0.5)
+    load = OfferedLoad(512, 32, 8, rate_per_s=0.5)
     found = forecast(shape_of(MISTRAL), ONE, a770(1), load)
-    alone = forecast(shape_of(MISTRAL), ONE, a770(1), Load(512, 32))
+    alone = forecast(shape_of(MISTRAL), ONE, a770(1), OfferedLoad(512, 32))
     waits = 31 * found.decode.parts.prefill_s
     assert waits == pytest.approx(found.running * alone.prefill.seconds, rel=0.15)
 

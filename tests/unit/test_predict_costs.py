@@ -16,7 +16,7 @@ from orchestrator.performance.predict.calibration import Sample, calibrate, line
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import Curve, LinkRate, all_reduce, rising, send
-from orchestrator.performance.predict.load import Load, forecast
+from orchestrator.performance.predict.load import OfferedLoad, forecast
 from orchestrator.performance.predict.phase import Cause, Work, step
 from orchestrator.performance.predict.rates import Rates
 
@@ -102,7 +102,7 @@ def test_calibration_finds_what_the_samples_were_made_with(
 def test_a_fitted_engine_predicts_the_runs_that_it_was_fitted_to(rates: Rates) -> None:
     shape = shape_of(MISTRAL | {"torch_dtype": "bfloat16"})
     alone = replace(rates, link=None, tensor_nodes=1, borders=0)
-    runs = [Load(prompt, 32, many) for prompt in (16, 128) for many in (1, 2, 8)]
+    runs = [OfferedLoad(prompt, 32, many) for prompt in (16, 128) for many in (1, 2, 8)]
     samples = []
     for load in runs:
         seen = forecast(shape, ONE, alone, load)
@@ -170,7 +170,7 @@ def test_the_engine_fits_runs_that_were_measured() -> None:
     """Seven real runs by four constants: each within a quarter, most within an eighth."""
     shape = shape_of(json.loads((PROJECT / "models/known-answers/config.json").read_text()))
     rates = Rates(7.66e9, {"bfloat16": 8.4e9}, 5e-6, 8 * 10**9, synchronous=True)
-    loads = {Load(prompt, 32, many): seen for (prompt, many), seen in RUNS.items()}
+    loads = {OfferedLoad(prompt, 32, many): seen for (prompt, many), seen in RUNS.items()}
     fitted = replace(
         rates, engine=calibrate([sample(shape, rates, load, seen) for load, seen in loads.items()])
     )

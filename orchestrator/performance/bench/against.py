@@ -28,7 +28,7 @@ from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.calibration import calibrate, sample
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism as Spread
-from orchestrator.performance.predict.load import Load, limits
+from orchestrator.performance.predict.load import OfferedLoad, limits
 from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Asked, Run
@@ -106,16 +106,16 @@ def fitted(
             sample(
                 shape,
                 known,
-                Load(
-                    each.scenario.prompt_tokens,
-                    each.scenario.output_tokens,
-                    each.scenario.concurrency,
+                OfferedLoad(
+                    each.workload.prompt_tokens,
+                    each.workload.output_tokens,
+                    each.workload.concurrency,
                 ),
                 (each.ttft_s.median, each.tpot_s.median),
                 allowed,
             )
             for each in alone.measured
-            if each.scenario.concurrency
+            if each.workload.concurrency
         ]
     )
 

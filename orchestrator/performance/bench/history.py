@@ -30,10 +30,10 @@ NOTABLE = 0.05
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of one scenario, before and after. ``share``: of before; ``significant``: the
+    """A figure of one workload, before and after. ``share``: of before; ``significant``: the
     repeats of the two do not overlap, and there are enough of them to say so."""
 
-    scenario: str
+    workload: str
     figure: str
     before: float
     after: float
@@ -45,7 +45,7 @@ class Change:
     @property
     def line(self) -> str:
         """For people."""
-        figures = f"{self.scenario}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
+        figures = f"{self.workload}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
         if abs(self.share) < 0.005:
             return f"{figures}, the same"
         way = "worse" if self.worse else "better"
@@ -120,10 +120,10 @@ def load(cluster: str, name: str) -> Run:
 
 def _before(cluster: str, run: Run) -> Iterator[Run]:
     """Complete runs before this one with a load in common with it, the newest first."""
-    mine = {each.scenario for each in run.measured}
+    mine = {each.workload for each in run.measured}
     for name in reversed([each for each in names(cluster) if each < run.id]):
         other = load(cluster, name)
-        if other.state is RunState.COMPLETE and mine & {each.scenario for each in other.measured}:
+        if other.state is RunState.COMPLETE and mine & {each.workload for each in other.measured}:
             yield other
 
 
@@ -145,12 +145,12 @@ def goes_on(begun: Run, now: Run) -> Run:
 
 def changes(before: Run, after: Run) -> list[Change]:
     """Figures of the loads that both runs had."""
-    known = {each.scenario: each for each in before.measured}
+    known = {each.workload: each for each in before.measured}
     return [
         change
         for each in after.measured
-        if each.scenario in known
-        for change in _changes(known[each.scenario], each)
+        if each.workload in known
+        for change in _changes(known[each.workload], each)
     ]
 
 
@@ -160,7 +160,7 @@ def _changes(before: Measured, after: Measured) -> Iterator[Change]:
         share = (new.median - old.median) / old.median if old.median else 0.0
         apart = old.high < new.low or new.high < old.low
         yield Change(
-            scenario=before.scenario.name,
+            workload=before.workload.name,
             figure=figure,
             before=old.median,
             after=new.median,
@@ -212,7 +212,7 @@ def _profile_lines(old: str, new: str) -> list[str]:
 def clusters_help(alone: Run, together: Run) -> list[str]:
     """ "Does clustering help?": a line for each load that both had."""
     return [
-        f"{each.scenario}: {_verdict(each)}"
+        f"{each.workload}: {_verdict(each)}"
         for each in changes(alone, together)
         if each.figure in RATES
     ]

@@ -11,7 +11,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.node.paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
 from orchestrator.performance import metrics
 from orchestrator.performance.predict.load import limits
-from orchestrator.performance.results.bench import Measured, Scenario, Window
+from orchestrator.performance.results.bench import Measured, Window, Workload
 from orchestrator.performance.results.probe import spread
 from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUESTS
 
@@ -36,25 +36,25 @@ WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec
 END = f"pid=$(cat {PID}) && grep -qa bench /proc/$pid/cmdline && kill $pid; rm -f {PID}"
 
 
-def scenarios(profile: Profile) -> list[Scenario]:
-    """The loads that a profile's limits have room for, then its own, which replace those of the
+def workloads(profile: Profile) -> list[Workload]:
+    """The workloads that a profile's limits have room for, then its own, which replace those of the
     same name. The rate sweep comes later: its rates are shares of what was served."""
     allowed = limits(profile)
     context = min(allowed.context or CONTEXT, CONTEXT)
     most = min(allowed.sequences, MOST)
     half, short = context // 2, max(8, context // 16)
-    found = [Scenario("single stream", half, half - short, 4, 1)]
+    found = [Workload("single stream", half, half - short, 4, 1)]
     at_once = 2
     while at_once <= most:
-        found.append(Scenario(f"{at_once} at once", half, half - short, 2 * at_once, at_once))
+        found.append(Workload(f"{at_once} at once", half, half - short, 2 * at_once, at_once))
         at_once *= 2
     few = max(1, min(2, most))
-    found.append(Scenario("prefill-heavy", context - 2 * short, short, 4 * few, few))
-    found.append(Scenario("decode-heavy", short, context - 2 * short, 4 * few, few))
+    found.append(Workload("prefill-heavy", context - 2 * short, short, 4 * few, few))
+    found.append(Workload("decode-heavy", short, context - 2 * short, 4 * few, few))
     own = [
-        Scenario(name, load.prompt_tokens, load.output_tokens, load.requests,
+        Workload(name, load.prompt_tokens, load.output_tokens, load.requests,
                  load.concurrency, load.rate)
-        for name, load in profile.bench.loads.items()
+        for name, load in profile.bench.workloads.items()
     ]  # fmt: skip
     return list({each.name: each for each in (*found, *own)}.values())
 
@@ -65,15 +65,15 @@ def targets(profile: Profile) -> dict[str, float]:
     return {name.removesuffix("_ms"): float(value) for name, value in given.items()}
 
 
-def rate_scenarios(done: Sequence[Measured]) -> list[Scenario]:
+def rate_workloads(done: Sequence[Measured]) -> list[Workload]:
     """A sweep over rates below what the largest concurrency was served at."""
-    swept = [each for each in done if each.scenario.name.endswith("at once")]
+    swept = [each for each in done if each.workload.name.endswith("at once")]
     if not swept:
         return []
     best = max(swept, key=lambda each: each.requests_per_s.median)
-    size = best.scenario
+    size = best.workload
     return [
-        Scenario(
+        Workload(
             f"{share:.0%} of the most", size.prompt_tokens, size.output_tokens, size.requests,
             None, round(best.requests_per_s.median * share, 4),
         )
@@ -81,33 +81,33 @@ def rate_scenarios(done: Sequence[Measured]) -> list[Scenario]:
     ]  # fmt: skip
 
 
-def check(scenario: Scenario, profile: Profile) -> None:
+def check(workload: Workload, profile: Profile) -> None:
     """Raises BadInput for a load that is none, or that cannot be meant."""
     context = limits(profile).context
     wrong = {
-        "requests": not 0 < scenario.requests <= MOST_REQUESTS,
-        "tokens": min(scenario.prompt_tokens, scenario.output_tokens) < 1,
-        "concurrency": scenario.concurrency is not None
-        and not 0 < scenario.concurrency <= MOST_CONCURRENCY,
-        "rate": scenario.rate is not None and not 0 < scenario.rate <= MOST_RATE,
+        "requests": not 0 < workload.requests <= MOST_REQUESTS,
+        "tokens": min(workload.prompt_tokens, workload.output_tokens) < 1,
+        "concurrency": workload.concurrency is not None
+        and not 0 < workload.concurrency <= MOST_CONCURRENCY,
+        "rate": workload.rate is not None and not 0 < workload.rate <= MOST_RATE,
     }
     if bad := [name for name, is_bad in wrong.items() if is_bad]:
         raise BadInput(
-            f"the load {scenario.name!r} cannot be: {', '.join(bad)}",
+            f"Invalid workload {workload.name!r}: {', '.join(bad)} out of range.",
             f"Allowed: 1 to {MOST_REQUESTS} requests, 1 or more tokens, up to {MOST_CONCURRENCY} "
             f"at once, up to {MOST_RATE:g} a second.",
         )
-    if context and scenario.prompt_tokens + scenario.output_tokens > context:
+    if context and workload.prompt_tokens + workload.output_tokens > context:
         raise BadInput(
-            f"the load {scenario.name!r} has {scenario.prompt_tokens} + {scenario.output_tokens} "
-            f"tokens, the profile's max-model-len is {context}",
+            f"Invalid workload {workload.name!r}: {workload.prompt_tokens} +"
+            f" {workload.output_tokens} tokens, the profile's max-model-len is {context}",
             "Make it shorter, or serving.args.max-model-len longer.",
         )
 
 
 def command(
     profile: Profile,
-    scenario: Scenario,
+    workload: Workload,
     endpoint: str,
     *,
     repeats: int,
@@ -115,19 +115,20 @@ def command(
     targets_ms: Mapping[str, float],
 ) -> list[str]:
     """What is run on the control node. All repeats are one run of the client, told apart by their
-    order: its start takes longer than most loads. Seeds differ, so that no prompt is known yet."""
+    order: its start takes longer than most
+    workloads. Seeds differ, so that no prompt is known yet."""
     model = profile.serving.model
     words = [f"{VENV}/bin/vllm", "bench", "serve", "--backend", "openai"]
     words += ["--base-url", endpoint, "--endpoint", "/v1/completions", "--model", model]
     words += ["--tokenizer", f"{FILES_ROOT}/models/{model}", "--dataset-name", "random"]
-    words += ["--random-input-len", str(scenario.prompt_tokens)]
-    words += ["--random-output-len", str(scenario.output_tokens), "--ignore-eos"]
+    words += ["--random-input-len", str(workload.prompt_tokens)]
+    words += ["--random-output-len", str(workload.output_tokens), "--ignore-eos"]
     words += ["--temperature", "0", "--seed", str(seed)]
-    words += ["--num-prompts", str(scenario.requests * repeats)]
-    words += ["--num-warmups", str(min(2, scenario.concurrency or 2))]
-    words += ["--request-rate", str(scenario.rate) if scenario.rate is not None else "inf"]
-    if scenario.concurrency is not None:
-        words += ["--max-concurrency", str(scenario.concurrency)]
+    words += ["--num-prompts", str(workload.requests * repeats)]
+    words += ["--num-warmups", str(min(2, workload.concurrency or 2))]
+    words += ["--request-rate", str(workload.rate) if workload.rate is not None else "inf"]
+    if workload.concurrency is not None:
+        words += ["--max-concurrency", str(workload.concurrency)]
     if targets_ms:
         words += ["--goodput", *(f"{name}:{value:g}" for name, value in targets_ms.items())]
     words += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--disable-tqdm"]
@@ -140,7 +141,7 @@ def command(
 
 def measured(
     text: str,
-    scenario: Scenario,
+    workload: Workload,
     repeats: int,
     clock: float,
     engine: Mapping[str, float],
@@ -176,7 +177,7 @@ def measured(
     ]
     rates = list(zip(tokens, good, seconds, batches, strict=True))
     return Measured(
-        scenario=scenario,
+        workload=workload,
         ttft_s=spread([statistics.median(each) for each in ttft]),
         ttft_p99_s=spread([_p99(each) for each in ttft]),
         tpot_s=spread([statistics.median(each) if each else 0.0 for each in tpot]),

@@ -24,7 +24,7 @@ from orchestrator.performance.bench.load import (
     counters,
     differences,
     measured,
-    rate_scenarios,
+    rate_workloads,
 )
 from orchestrator.performance.bench.sample import clocks, sampling, series
 from orchestrator.performance.bench.watch import gone, told, watched
@@ -35,7 +35,7 @@ from orchestrator.performance.results.bench import (
     Provenance,
     Run,
     RunState,
-    Scenario,
+    Workload,
     layout_text,
 )
 from orchestrator.verify.everything import verify
@@ -59,8 +59,8 @@ def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = No
     cluster does not pass its checks: no figures from a stack that may give wrong answers. A lost
     node marks the run.
     """
-    for scenario in asked.scenarios:
-        check(scenario, cluster.profile)
+    for workload in asked.workloads:
+        check(workload, cluster.profile)
     _must_be_right(cluster, board)
     with cluster.driver.network():
         run = _begun(cluster, asked)
@@ -68,7 +68,7 @@ def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = No
 
 
 def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
-    """The loads, with samplers on every node."""
+    """The workloads, with samplers on every node."""
     nodes = cluster.profile.nodes
     skews = clocks(cluster, nodes)
     run = replace(begun, clocks_s=skews)
@@ -114,38 +114,38 @@ def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str,
 def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
     """One load after the other, each with what came before."""
     asked = run.asked or Asked(())
-    done = {each.scenario.name for each in run.measured}
-    for scenario in asked.scenarios:
-        if scenario.name not in done:
-            run = _with(cluster, board, asked, run, scenario)
+    done = {each.workload.name for each in run.measured}
+    for workload in asked.workloads:
+        if workload.name not in done:
+            run = _with(cluster, board, asked, run, workload)
             yield run
-    for scenario in rate_scenarios(run.measured) if asked.rates else ():
-        if scenario.name not in done:
-            run = _with(cluster, board, asked, run, scenario)
+    for workload in rate_workloads(run.measured) if asked.rates else ():
+        if workload.name not in done:
+            run = _with(cluster, board, asked, run, workload)
             yield run
 
 
-def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, scenario: Scenario) -> Run:
-    with board.step(CLUSTER, scenario.name) as step:
-        found = loaded(cluster, asked, scenario, int(time.time()))
+def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, workload: Workload) -> Run:
+    with board.step(CLUSTER, workload.name) as step:
+        found = loaded(cluster, asked, workload, int(time.time()))
         step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
         if found.failed:
             step.detail += f", {found.failed} requests failed"
     return replace(run, measured=(*run.measured, found))
 
 
-def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Measured:
+def loaded(cluster: Cluster, asked: Asked, workload: Workload, seed: int) -> Measured:
     """One load, in the cluster's network. Raises UserError where it gave no figures."""
     control = cluster.remote(cluster.profile.control)
     argv = command(
-        cluster.profile, scenario, cluster.endpoint,
+        cluster.profile, workload, cluster.endpoint,
         repeats=asked.repeats, seed=seed, targets_ms=asked.targets_ms,
     )  # fmt: skip
     before = counters(metrics.page(cluster))
     try:
         control.run(
             argv,
-            what=f"the load {scenario.name!r}",
+            what=f"the workload {workload.name!r}",
             stdin=cluster.trust.api_key.reveal() + "\n",
             timeout=LOAD_TIMEOUT,
         )
@@ -157,10 +157,10 @@ def loaded(cluster: Cluster, asked: Asked, scenario: Scenario, seed: int) -> Mea
     text = control.run(["cat", RESULT], what="the client's result").out
     try:
         found = differences(before, after)
-        return measured(text, scenario, asked.repeats, clock, found, asked.targets_ms)
+        return measured(text, workload, asked.repeats, clock, found, asked.targets_ms)
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"the load {scenario.name!r} gave no figures: {error}",
+            f"the workload {workload.name!r} gave no figures: {error}",
             "The endpoint refused it, or broke off: orchestrate verify; orchestrate status",
         ) from None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Forecast, Limits, Load, forecast
+from orchestrator.performance.predict.load import Forecast, Limits, OfferedLoad, forecast
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
@@ -40,7 +40,7 @@ class Sample:
 def sample(
     shape: ModelShape,
     rates: Rates,
-    load: Load,
+    load: OfferedLoad,
     measured_s: tuple[float, float],
     limits: Limits | None = None,
 ) -> Sample:

@@ -35,7 +35,7 @@ ROUNDS = 60
 
 
 @dataclass(frozen=True)
-class Load:
+class OfferedLoad:
     """``concurrency`` requests at once; with ``rate_per_s`` as many as come, ``concurrency`` at
     most."""
 
@@ -106,7 +106,11 @@ def _whole(value: object) -> int | None:
 
 
 def predict(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits | None = None
+    shape: ModelShape,
+    layout: Parallelism,
+    rates: Rates,
+    load: OfferedLoad,
+    limits: Limits | None = None,
 ) -> dict[str, Prediction]:
     """Each phase of a request under a load: "prefill", "decode", "request"."""
     found = forecast(shape, layout, rates, load, limits)
@@ -114,7 +118,11 @@ def predict(
 
 
 def forecast(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits | None = None
+    shape: ModelShape,
+    layout: Parallelism,
+    rates: Rates,
+    load: OfferedLoad,
+    limits: Limits | None = None,
 ) -> Forecast:
     """A load on a layout: its copies share it evenly."""
     allowed = limits or Limits()
@@ -166,7 +174,7 @@ def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float
 
 
 def _round(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> _Round:
     """One request's stay, among ``load.concurrency`` that run."""
     prompt, output = load.prompt_tokens, load.output_tokens
@@ -206,7 +214,12 @@ def _round(
 
 
 def _forecast(
-    found: _Round, load: Load, copies: float, throughput: float, waiting: float, saturated: bool
+    found: _Round,
+    load: OfferedLoad,
+    copies: float,
+    throughput: float,
+    waiting: float,
+    saturated: bool,
 ) -> Forecast:
     first = found.first.plus(queue_s=waiting / throughput)
     further = load.output_tokens - 1

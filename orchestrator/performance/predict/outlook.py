@@ -13,7 +13,7 @@ from orchestrator.models.serving import number
 from orchestrator.performance.predict import rank
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, accelerators, candidates
-from orchestrator.performance.predict.load import Limits, Load, limits
+from orchestrator.performance.predict.load import Limits, OfferedLoad, limits
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import SYNCHRONOUS, Rates, rates
 from orchestrator.performance.predict.shape import ModelShape, read
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
 #: A load to rank by, where none is given; cut to what the profile's context has room for.
-USUAL = Load(prompt_tokens=512, output_tokens=128, concurrency=8)
+USUAL = OfferedLoad(prompt_tokens=512, output_tokens=128, concurrency=8)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outlook:
     model: str
     probes: str
     chosen: Parallelism
-    load: Load
+    load: OfferedLoad
     limits: Limits
     ranked: tuple[rank.Ranked, ...]
     answer: str
@@ -69,7 +69,7 @@ class Outlook:
             )
 
 
-def headings(load: Load) -> tuple[str, ...]:
+def headings(load: OfferedLoad) -> tuple[str, ...]:
     """Of the table's columns: tokens a second of one request, then the load's."""
     many = f"{load.concurrency:g} at once"
     return (
@@ -89,7 +89,7 @@ def outlook(
     chosen: Parallelism,
     probes: Probes,
     engine: Engine | None = None,
-    load: Load | None = None,
+    load: OfferedLoad | None = None,
 ) -> Outlook:
     """Rank all layouts that the probes suffice for.
 
@@ -142,11 +142,11 @@ def _known(
     return found, tuple(missing)
 
 
-def _cut(load: Load, context: int | None) -> Load:
+def _cut(load: OfferedLoad, context: int | None) -> OfferedLoad:
     if context is None or load.prompt_tokens + load.output_tokens <= context:
         return load
     output = max(1, min(load.output_tokens, context // 4))
-    return Load(max(1, context // 2), output, load.concurrency)
+    return OfferedLoad(max(1, context // 2), output, load.concurrency)
 
 
 def _widest(layouts: list[Parallelism]) -> Parallelism:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 
 from orchestrator.core.sizes import human_size
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Forecast, Limits, Load, Prediction, forecast
+from orchestrator.performance.predict.load import (
+    Forecast,
+    Limits,
+    OfferedLoad,
+    Prediction,
+    forecast,
+)
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.shape import ModelShape
@@ -95,7 +101,11 @@ def fit(shape: ModelShape, layout: Parallelism, memory_bytes: float, limits: Lim
 
 
 def rank(
-    shape: ModelShape, layouts: Iterable[Parallelism], rates_of: RatesOf, load: Load, limits: Limits
+    shape: ModelShape,
+    layouts: Iterable[Parallelism],
+    rates_of: RatesOf,
+    load: OfferedLoad,
+    limits: Limits,
 ) -> list[Ranked]:
     """Layouts by tokens a second of a single request, those that fit first."""
     found = [_ranked(shape, layout, rates_of(layout), load, limits) for layout in layouts]
@@ -107,7 +117,7 @@ def _speed(one: Ranked) -> float:
 
 
 def _ranked(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> Ranked:
     room = fit(shape, layout, rates.memory_bytes, limits)
     # What has no room waits; where nothing has, the figures say how fast it would be.
@@ -154,7 +164,7 @@ def _added(alone: Prediction, spread: Prediction) -> Cause:
     return max(after, key=lambda cause: after[cause] - before.get(cause, 0.0))
 
 
-def does_clustering_help(ranked: Sequence[Ranked], load: Load) -> str:
+def does_clustering_help(ranked: Sequence[Ranked], load: OfferedLoad) -> str:
     """The answer in one line, with figures, of layouts of one copy."""
     one = _of(ranked, Parallelism())
     several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
@@ -180,7 +190,7 @@ def _answer(name: str, one: Ranked, other: Ranked | None, of: Callable[[Ranked],
 
 
 def counterfactuals(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: Load, limits: Limits
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> dict[str, float]:
     """Tokens a second of a single request, if one thing differed: what -> tokens a second."""
     alone = replace(load, concurrency=1, rate_per_s=None)

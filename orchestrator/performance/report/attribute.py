@@ -18,7 +18,7 @@ from orchestrator.performance.bench.history import (
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Limits, Load, limits, predict
+from orchestrator.performance.predict.load import Limits, OfferedLoad, limits, predict
 from orchestrator.performance.predict.rates import Rates, rates
 from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.report.plots import Point
@@ -86,14 +86,14 @@ def _compared(before: Run, run: Run) -> tuple[str, ...]:
 
 
 def _fastest(run: Run) -> str:
-    single = [each for each in run.measured if each.scenario.concurrency == 1]
+    single = [each for each in run.measured if each.workload.concurrency == 1]
     most = max(run.measured, key=lambda each: each.output_tokens_per_s.median, default=None)
     parts = []
     if single:
         speed = 1 / single[0].tpot_s.median if single[0].tpot_s.median else 0.0
         parts.append(f"{speed:.3g} tokens a second for one request")
     if most:
-        parts.append(f"{most.output_tokens_per_s.median:.3g} for all at {most.scenario.load}")
+        parts.append(f"{most.output_tokens_per_s.median:.3g} for all at {most.workload.load}")
     return ", ".join(parts) or "Nothing was measured."
 
 
@@ -101,9 +101,9 @@ def _causes(phases: Sequence[Phase]) -> Iterator[str]:
     """The cause of each phase, those of the same cause together."""
     by_cause: dict[tuple[str, str], list[str]] = {}
     for phase in phases:
-        by_cause.setdefault((phase.name, phase.cause), []).append(phase.scenario)
-    for (name, cause), scenarios in by_cause.items():
-        yield f"{name}: {cause} ({', '.join(scenarios)})"
+        by_cause.setdefault((phase.name, phase.cause), []).append(phase.workload)
+    for (name, cause), workloads in by_cause.items():
+        yield f"{name}: {cause} ({', '.join(workloads)})"
 
 
 def _phases(
@@ -115,19 +115,19 @@ def _phases(
     allowed: Limits,
     probes: Probes,
 ) -> Iterator[Phase]:
-    scenario = found.scenario
-    load = Load(
-        scenario.prompt_tokens,
-        scenario.output_tokens,
-        scenario.concurrency or MANY,
-        scenario.rate,
+    workload = found.workload
+    load = OfferedLoad(
+        workload.prompt_tokens,
+        workload.output_tokens,
+        workload.concurrency or MANY,
+        workload.rate,
     )
     predictions = predict(shape, layout, known, load, allowed)
     seen = evidence(found, series, allowed, probes)
     for name, measured in (("prefill", found.ttft_s), ("decode", found.tpot_s)):
         told = explain(measured.median, predictions[name], seen)
         yield Phase(
-            scenario=scenario.name,
+            workload=workload.name,
             name=name,
             measured_s=measured.median,
             parts={str(cause): each for cause, each in told.parts.shares().items() if each},
@@ -135,7 +135,7 @@ def _phases(
             cause=str(told.cause),
             why=f"{told.why[:1].upper()}{told.why[1:]} ({told.basis}).",
             modelled=MODELLED,
-            point=_point(told, shape, scenario.prompt_tokens),
+            point=_point(told, shape, workload.prompt_tokens),
         )
 
 

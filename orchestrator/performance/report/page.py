@@ -76,7 +76,7 @@ def _drawn(story: Story) -> Iterator[Drawn]:
     for number, phase in enumerate(story.phases):
         yield Drawn(
             f"phase-{number}",
-            f"{phase.name} of {phase.scenario}: {phase.cause}",
+            f"{phase.name} of {phase.workload}: {phase.cause}",
             "From the predicted parts to what was measured; grey is what no part explains.",
             plots.waterfall(phase.parts, phase.measured_s),
         )
@@ -92,7 +92,7 @@ def _drawn(story: Story) -> Iterator[Drawn]:
         yield Drawn(
             "timeline",
             "Every node over the same seconds",
-            "Bars on top: when each scenario ran, on the control node's clock.",
+            "Bars on top: when each workload ran, on the control node's clock.",
             _timeline(story.run),
         )
     if story.probes and story.probes.links:
@@ -119,15 +119,15 @@ def _load_plots(story: Story) -> Iterator[Drawn]:
     """A plot for the sweep over concurrency and one for that over rates, where there are two
     points at least."""
     sweeps = {
-        "concurrency": [each for each in story.run.measured if each.scenario.rate is None],
-        "rate": [each for each in story.run.measured if each.scenario.rate is not None],
+        "concurrency": [each for each in story.run.measured if each.workload.rate is None],
+        "rate": [each for each in story.run.measured if each.workload.rate is not None],
     }
     titles = {"concurrency": "requests at once", "rate": "requests a second"}
     for key, every in sweeps.items():
         found = _one_size(every, key)
         if len(found) < 2:
             continue
-        x = [float(getattr(each.scenario, key) or 0) for each in found]
+        x = [float(getattr(each.workload, key) or 0) for each in found]
         curves = [
             PlotCurve(TTFT, x, [_figure(each.ttft_s) for each in found]),
             PlotCurve(TPOT, x, [_figure(each.tpot_s) for each in found]),
@@ -142,10 +142,10 @@ def _load_plots(story: Story) -> Iterator[Drawn]:
 
 def _one_size(measured: Sequence[Measured], key: str) -> list[Measured]:
     """Those of the most common sizes of prompt and answer, by load."""
-    sizes = [(each.scenario.prompt_tokens, each.scenario.output_tokens) for each in measured]
+    sizes = [(each.workload.prompt_tokens, each.workload.output_tokens) for each in measured]
     common = max(sizes, key=sizes.count, default=None)
     chosen = [each for each, size in zip(measured, sizes, strict=True) if size == common]
-    return sorted(chosen, key=lambda each: float(getattr(each.scenario, key) or 0))
+    return sorted(chosen, key=lambda each: float(getattr(each.workload, key) or 0))
 
 
 def _figure(spread: Spread) -> plots.Figure:
@@ -164,7 +164,7 @@ def _timeline(run: Run) -> go.Figure:
         for series in _shown(run.series)
     ]
     spans = [
-        Span(each.scenario.name, window.start - start, window.end - start)
+        Span(each.workload.name, window.start - start, window.end - start)
         for each in run.measured
         for window in each.windows
     ]
@@ -192,12 +192,12 @@ def _cables(probes: Probes) -> go.Figure:
 
 
 def _row(measured: Measured) -> dict[str, str]:
-    scenario = measured.scenario
+    workload = measured.workload
     goodput = measured.goodput_per_s
     return {
-        "scenario": scenario.name,
-        "load": scenario.load,
-        "tokens": f"{scenario.prompt_tokens} in, {scenario.output_tokens} out",
+        "workload": workload.name,
+        "load": workload.load,
+        "tokens": f"{workload.prompt_tokens} in, {workload.output_tokens} out",
         TTFT: milliseconds(measured.ttft_s),
         TPOT: milliseconds(measured.tpot_s),
         "tokens a second": f"{measured.output_tokens_per_s.median:.4g}",

@@ -12,13 +12,13 @@ from orchestrator.performance.results.probe import Probes
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a scenario against its prediction.
+    """A phase of a workload against its prediction.
 
     ``parts``: predicted seconds by part; ``unexplained_s``: measured minus all parts, negative
     where the prediction is too long. ``modelled``: parts that no counter of the machine shows.
     """
 
-    scenario: str
+    workload: str
     name: str
     measured_s: float
     parts: Mapping[str, float]

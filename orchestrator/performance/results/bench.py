@@ -26,7 +26,7 @@ def layout_text(tensor: int, pipeline: int) -> str:
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Workload:
     """One load. ``concurrency``: requests at once at most; ``rate``: requests a second, as a
     Poisson process; None: each as soon as one ends. ``requests``: of each repeat."""
 
@@ -50,7 +50,7 @@ class Asked:
     """What the user wants measured; ``--resume`` goes on with it. ``rates``: also the sweep over
     requests a second; ``targets_ms``: by ttft, tpot, e2el, for goodput."""
 
-    scenarios: tuple[Scenario, ...]
+    workloads: tuple[Workload, ...]
     repeats: int = 4
     rates: bool = True
     targets_ms: dict[str, float] = field(default_factory=dict)
@@ -66,13 +66,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one scenario gave. Latencies are medians over requests; their spread is over repeats.
+    """What one workload gave. Latencies are medians over requests; their spread is over repeats.
 
     ``goodput_per_s``: requests a second within the latency target, where there is one. ``engine``:
     differences of vLLM's own counters over all repeats and the requests that warm up.
     """
 
-    scenario: Scenario
+    workload: Workload
     ttft_s: Spread
     ttft_p99_s: Spread
     tpot_s: Spread
