@@ -155,9 +155,9 @@ def _notes(profile: Profile) -> Iterator[str]:
 def _problems(error: BadInput) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from orchestrator.profile import ProfileError
+    from orchestrator.core.document import DocumentError
 
-    if isinstance(error, ProfileError):
+    if isinstance(error, DocumentError):
         return [asdict(problem) for problem in error.problems]
     return [{"text": error.message}]
 
@@ -179,6 +179,6 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _shown(path: Path) -> str:
-    from orchestrator.profile.source import display
+    from orchestrator.core.source import display
 
     return display(path)

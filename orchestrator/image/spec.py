@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -19,11 +18,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
-from orchestrator.core import paths
+from orchestrator.core import document, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import tags
 
@@ -254,18 +252,7 @@ def names() -> list[str]:
 def load(name: str) -> Spec:
     """Read image.yml of ``name``. Raises BadInput with every mistake and its key."""
     path = directory(name) / "image.yml"
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from None
-    try:
-        found = Spec.model_validate(raw)
-    except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(str(part) for part in each['loc'])}: {each['msg']}"
-            for each in error.errors()
-        ]
-        raise BadInput("\n".join(lines), "The keys are listed in images/README.md") from None
+    found = document.load(Spec, path, "Every key is explained in docs/reference/image.md.")
     parts = {each.name for each in (paths.checkout() / "images/parts").glob("*")}
     if unknown := sorted(set(found.system.get("parts", ())) - parts):
         raise BadInput(

@@ -32,7 +32,7 @@ def active(option: str | None = None) -> Profile:
 
 
 def load(path: Path) -> Profile:
-    """Read and check a profile. Raises ProfileError (a BadInput) with all that is wrong."""
+    """Read and check a profile. Raises DocumentError (a BadInput) with all that is wrong."""
     return load_alone(path, CHECKS)
 
 

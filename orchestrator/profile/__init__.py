@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.profile.choose import known, locate, use
 
 if TYPE_CHECKING:
-    from orchestrator.profile.load import ProfileError
     from orchestrator.profile.model import Account, Boot, Link, Network, Node, Profile, Ray, Users
     from orchestrator.profile.serving import Serving
     from orchestrator.profile.verification import Verification
@@ -28,7 +27,6 @@ __all__ = [
     "Network",
     "Node",
     "Profile",
-    "ProfileError",
     "Ray",
     "Serving",
     "Users",
@@ -42,5 +40,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "load" if name == "ProfileError" else "model"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.model"), name)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from orchestrator.core.source import Loc
 from orchestrator.profile.section import Section
 from orchestrator.profile.serving import Serving
-from orchestrator.profile.source import Loc
 from orchestrator.profile.types import Name
 
 #: Loads beyond these no cluster of this kind is asked for by somebody who means it.

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.core import paths
 from orchestrator.core.nearest import nearest
+from orchestrator.core.source import Loc
 from orchestrator.profile import power as power_keys
 from orchestrator.profile.bench import workloads_are_possible
 from orchestrator.profile.hardware import Hardware
@@ -31,7 +32,6 @@ from orchestrator.profile.model import (
 )
 from orchestrator.profile.power import Power
 from orchestrator.profile.serving import Serving
-from orchestrator.profile.source import Loc
 
 Found = Iterator[tuple[Loc, str]]
 Check = Callable[..., Found]

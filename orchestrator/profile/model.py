@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from orchestrator.core.source import YamlSource
 from orchestrator.profile.bench import Bench
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section
 from orchestrator.profile.serving import HubModel, Serving
-from orchestrator.profile.source import YamlSource
 from orchestrator.profile.types import (
     AccountName,
     Address,

@@ -5,7 +5,6 @@ A validator's message has the form "what is wrong; what is allowed".
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+from orchestrator.core.source import quoted
 
 UNITS = {
     "": 1,
@@ -52,12 +53,6 @@ def parse_size(value: object) -> int:
     if size.denominator != 1:
         raise ValueError(f"{quoted(value)} is not a whole number of bytes; {SIZE_ALLOWED}")
     return int(size)
-
-
-def quoted(value: object) -> str:
-    """A value as the user wrote it, in single quotes, cut where it is long."""
-    text = str(value) if isinstance(value, str) else json.dumps(value)
-    return f"'{text[:57]}...'" if len(text) > 60 else f"'{text}'"
 
 
 @dataclass(frozen=True)

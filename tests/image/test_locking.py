@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -186,5 +187,6 @@ def test_every_mistake_in_image_yml_is_named_with_its_key(box: Box) -> None:
     failed = box.run("lock", "demo")
     assert failed.returncode == 2
     for key in ("debian.packges", "debian.packages", "dat"):
-        assert f"image.yml: {key}:" in failed.stderr
+        assert re.search(rf"image\.yml:[0-9]+: {re.escape(key)}: ", failed.stderr)
+    assert "unknown key; did you mean 'packages'?" in failed.stderr
     assert sys.executable not in failed.stderr

@@ -221,7 +221,7 @@ ELSEWHERE = {
         ({"url": "torch.whl"}, "python.elsewhere.torch.url"),
         ({"url": ELSEWHERE["url"].replace("cp311", "cp313")}, "not for Python 3.11"),
         ({"version": "2.1"}, "is not torch 2.1"),
-        ({"requires": ["a ==== b"]}, "python.elsewhere.torch.requires.0"),
+        ({"requires": ["a ==== b"]}, "python.elsewhere.torch.requires[0]"),
         ({"size": -1}, "python.elsewhere.torch.size"),
     ],
 )

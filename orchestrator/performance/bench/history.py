@@ -14,7 +14,13 @@ from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.files import write_json
 from orchestrator.core.nearest import nearest
-from orchestrator.performance.results.bench import Measured, Provenance, Run, RunState, layout_text
+from orchestrator.performance.results.bench import (
+    Measured,
+    Provenance,
+    Run,
+    RunState,
+    layout_text,
+)
 
 RUNS = "runs"
 #: How the model lies on one accelerator.

@@ -6,6 +6,7 @@ decimal digits stays text (YAML 1.1 reads ``11:22:33:44:55:10`` as a number in b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,12 @@ def key_path(loc: Loc) -> str:
     return "".join(words).removeprefix(".")
 
 
+def quoted(value: object) -> str:
+    """A value as the user wrote it, in single quotes, cut where it is long."""
+    text = str(value) if isinstance(value, str) else json.dumps(value)
+    return f"'{text[:57]}...'" if len(text) > 60 else f"'{text}'"
+
+
 def display(path: Path) -> str:
     """A path as people want to read it: relative where it is below the working directory."""
     path, here = path.absolute(), Path.cwd()
@@ -79,9 +86,7 @@ def read(path: Path) -> YamlSource:
         line = text[: error.position].count("\n") + 1
         return _unreadable(path, f"has the character {chr(error.character)!r}, not allowed", line)
     if root is None:
-        return _unreadable(
-            path, "the file is empty; a profile has at least the keys of the example"
-        )
+        return _unreadable(path, "the file is empty")
     builder = _Builder(path)
     data = builder.build(root, ())
     return YamlSource(path, data, builder.lines, tuple(builder.problems))
@@ -98,7 +103,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     if "mapping values are not allowed" in problem:
         return "is not YAML: a second 'key:' in one line; put text that has ': ' in quotes"
     if "another document" in problem:
-        return "has a second document (behind '---'); a profile is one"
+        return "has a second document (behind '---'); a file holds one"
     context = f" ({error.context})" if error.context else ""
     return f"is not YAML: {problem}{context}"
 
