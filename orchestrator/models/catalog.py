@@ -14,7 +14,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from orchestrator.core import paths
+from orchestrator.core.document import load
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 
@@ -27,6 +30,19 @@ CONFIG = "config.json"
 INDEXES = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json"}
 #: Where models carry their quantization when it is not in config.json -> its method.
 QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+HINT = "Keys: description, image (what Nix makes it with), training."
+
+
+class Description(BaseModel):
+    """model.json; ``image`` and ``training`` are for the build (models/default.nix)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str
+    image: str = ""
+    training: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ def find(name: str) -> Model:
     answers = directory / "answers.json"
     return Model(
         name=name,
-        description=str(_object(directory / DESCRIPTION).get("description", "")),
+        description=load(Description, directory / DESCRIPTION, HINT).description,
         directory=directory,
         config=_object(directory / CONFIG),
         answers=_answers(answers) if answers.is_file() else [],
