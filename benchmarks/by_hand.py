@@ -20,6 +20,7 @@ from measure import ORCHESTRATE, Stage, timed
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import SERVER_UNIT, model_directory
 from orchestrator.cluster.readiness import POLL, SERVE_TIMEOUT
+from orchestrator.cluster.targets import publish_model, targets
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run
@@ -44,8 +45,8 @@ class ByHand:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.profile = cluster.profile
-        files = cluster.publish_model(lambda line: None)
-        self.states = {name: target.state for name, target in cluster.targets(files).items()}
+        files = publish_model(cluster, lambda line: None)
+        self.states = {name: target.state for name, target in targets(cluster, files).items()}
 
     def stages(self) -> list[Stage]:
         """Bring the cluster up, step by step."""

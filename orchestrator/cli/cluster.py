@@ -195,13 +195,14 @@ def verify(
     Example: orchestrate verify --exclude control
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.targets import verify_context
     from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
     cluster = open_cluster(profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
     selection = choice.of(cluster.profile)
-    context = cluster.verify_context(files, selection, choice.jobs)
+    context = verify_context(cluster, files, selection, choice.jobs)
     report = check(cluster.profile, context, selection, choice.jobs)
     if junit:
         junit.write_text(report.junit())

@@ -237,11 +237,12 @@ def use(name: str, profile: Profile, as_json: bool) -> None:
     Example: orchestrate image use pxe-sim
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.images import use_image
 
     cluster = open_cluster(profile)
     with cluster.locked("image use"):
         before = cluster.choice
-        _print_choice(before, cluster.use_image(name), as_json)
+        _print_choice(before, use_image(cluster, name), as_json)
 
 
 @image.command()
@@ -255,11 +256,12 @@ def rollback(profile: Profile, as_json: bool) -> None:
     Example: orchestrate image rollback
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.images import roll_back_image
 
     cluster = open_cluster(profile)
     with cluster.locked("image rollback"):
         before = cluster.choice
-        _print_choice(before, cluster.roll_back_image(), as_json)
+        _print_choice(before, roll_back_image(cluster), as_json)
 
 
 def _print_choice(before: ImageChoice, now: ImageChoice, as_json: bool) -> None:

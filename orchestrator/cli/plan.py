@@ -83,6 +83,7 @@ def plan(
     Example: orchestrate plan --serving --load 512,128,8
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.targets import plan
 
     if serving:
         if choice.nodes or choice.excluded or choice.only:
@@ -100,7 +101,7 @@ def plan(
     cluster = open_cluster(profile)
     selection = choice.of(cluster.profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
-    found = cluster.plan(files, selection, choice.jobs)
+    found = plan(cluster, files, selection, choice.jobs)
     if as_json:
         print_json({"profile_sha256": cluster.profile.sha256, **found.document()})
     else:

@@ -10,6 +10,7 @@ import httpx
 
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT, SERVER_UNIT, WORKER_UNIT
+from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.waiting import as_long_as
@@ -72,7 +73,7 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     UserError that names who is missing, or has no power.
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
-    context = cluster.verify_context(())
+    context = verify_context(cluster, ())
 
     def look() -> str:
         if reason := not_joined(context, profile, chosen):

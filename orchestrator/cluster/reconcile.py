@@ -17,6 +17,7 @@ from orchestrator.cluster.certificates import shown_by
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.power_intent import kept_off
 from orchestrator.cluster.readiness import why_not
+from orchestrator.cluster.targets import plan
 from orchestrator.cluster.up import bring
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
@@ -150,8 +151,8 @@ def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
     profile = cluster.profile
     files = published(profile.name, profile.serving.model)
     nodes = tuple(node for node in profile.nodes if node.name in names)
-    plan = cluster.plan(files, Selection(nodes, whole=nodes == profile.nodes))
-    return {name: "off" if name in plan.off else told(plan.outcomes[name]) for name in names}
+    found = plan(cluster, files, Selection(nodes, whole=nodes == profile.nodes))
+    return {name: "off" if name in found.off else told(found.outcomes[name]) for name in names}
 
 
 def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
@@ -147,7 +148,7 @@ def status(cluster: Cluster) -> Status:
     logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:
-        context = cluster.verify_context(())
+        context = verify_context(cluster, ())
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
             asked = pool.map(lambda node: node_status(context, profile, node), powered)
             seen = {node.name: node for node in asked}

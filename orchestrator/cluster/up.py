@@ -10,6 +10,7 @@ from threading import Event
 from orchestrator.cluster import certificates
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.down import end_children, undo
+from orchestrator.cluster.images import publish_image
 from orchestrator.cluster.power_intent import kept_off, want_on
 from orchestrator.cluster.readiness import (
     must_have_power,
@@ -17,6 +18,7 @@ from orchestrator.cluster.readiness import (
     wait_for_model,
     wait_for_ray,
 )
+from orchestrator.cluster.targets import publish_model, short_of_memory, targets, verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS, Slots
@@ -89,7 +91,7 @@ def bring(
         files = prepare(cluster, board, serves=serves)
         # Threads and processes started in here are in the cluster's network too.
         with cluster.driver.network():
-            configure_nodes(cluster, cluster.targets(files), result, chosen, Slots(jobs))
+            configure_nodes(cluster, targets(cluster, files), result, chosen, Slots(jobs))
             if (until == Step.RAY or (serves and whole)) and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
             if serves and whole and not result.failures:
@@ -99,7 +101,7 @@ def bring(
                         cluster.diary.add(node.name, "ready")
             if serves and not result.failures:
                 with board.step(CLUSTER, "verify") as done:
-                    context = cluster.verify_context(files, chosen, jobs)
+                    context = verify_context(cluster, files, chosen, jobs)
                     # Part of a cluster cannot promise what all of it does together.
                     judged = chosen if whole else replace(chosen, steps=(Step.BASE,))
                     result.report = verify(cluster.profile, context, judged, jobs)
@@ -118,10 +120,10 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
     files: tuple[ModelFile, ...] = ()
     if serves:
         with board.step(CLUSTER, "model") as done:
-            files = cluster.publish_model(lambda line: board.note(CLUSTER, line))
-            done.detail = "; ".join(cluster.short_of_memory())
+            files = publish_model(cluster, lambda line: board.note(CLUSTER, line))
+            done.detail = "; ".join(short_of_memory(cluster))
     with board.step(CLUSTER, "image") as done:
-        changed = cluster.publish_image()
+        changed = publish_image(cluster)
         held = ", held: see orchestrate status" if cluster.choice.held else ""
         done.detail = f"{cluster.image_id[:12]} {'served' if changed else 'is served'}{held}"
     with board.step(CLUSTER, "machines"):

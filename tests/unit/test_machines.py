@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ import pytest
 from orchestrator.cli.cluster import STEPS
 from orchestrator.cluster import up
 from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.waiting import as_long_as
 from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.identity import BootFile
@@ -137,6 +141,28 @@ def test_a_process_whose_id_is_used_again_is_not_ours(tmp_path: Path) -> None:
     process.record.write_text(json.dumps({"pid": 1, "started": "before the flood"}))
     assert process.pid() is None
     assert start_time(1) is not None
+
+
+def test_a_process_is_known_also_where_its_starter_was_killed_at_once(tmp_path: Path) -> None:
+    """Else nobody would ever stop it, and the next start would be a second one."""
+    process = Process(tmp_path / "process.json")
+    code = (
+        "import os, subprocess; from pathlib import Path\n"
+        "from orchestrator.provision.machines import processes\n"
+        "begun = subprocess.Popen\n"
+        "def popen(*argv, **how):\n"
+        "    begun(*argv, **how); os.kill(os.getpid(), 9)\n"
+        "subprocess.Popen = popen\n"
+        f"home = Path({str(tmp_path)!r})\n"
+        "processes.Process(home / 'process.json').start(['sleep', '60'], log=home / 'log')\n"
+    )
+    starter = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False)
+    assert starter.returncode == -signal.SIGKILL
+    assert not as_long_as(lambda: process.pid() is None, 60, 0.02)
+    pid = process.pid()
+    assert pid is not None
+    kill([pid])
+    assert process.pid() is None
 
 
 def test_qmp_skips_events_and_tells_refusals(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import DATA
 
-from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.images import publish_image
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import ident
@@ -22,7 +22,7 @@ from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot import publish as publishing
-from orchestrator.provision.netboot.images import Image, ImageChoice
+from orchestrator.provision.netboot.images import Image, ImageChoice, read
 from orchestrator.provision.netboot.publish import publish
 
 GOLDEN = DATA / "golden"
@@ -237,11 +237,14 @@ def test_the_choice_is_kept(build: Build, profile: Profile) -> None:
 def test_what_was_built_is_served_unless_another_image_is_held(
     build: Build, profile: Profile
 ) -> None:
-    before, served = lay_out(profile, build("one")), []
-    cluster: Any = SimpleNamespace(profile=profile, image=build("two"), _serve=served.append)
+    before = lay_out(profile, build("one"))
+    trust = SimpleNamespace(user_ca_public="ssh-ed25519 AAAA")
+    cluster: Any = SimpleNamespace(profile=profile, image=build("two"), trust=trust)
+    served = []
     for held in (True, False):
         cluster.choice = ImageChoice(current=before, held=held)
-        Cluster.publish_image(cluster)
+        publish_image(cluster)
+        served.append(read(profile.name))
     kept, moved = served
     assert kept.current == before and kept.held
     assert moved.current != before and moved.previous == before

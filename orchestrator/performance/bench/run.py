@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.models.publish import published
@@ -173,7 +174,7 @@ def _end_client(cluster: Cluster) -> None:
 def _must_be_right(cluster: Cluster, board: Board) -> None:
     with board.step(CLUSTER, "verify"):
         files = published(cluster.profile.name, cluster.profile.serving.model)
-        report = verify(cluster.profile, cluster.verify_context(files))
+        report = verify(cluster.profile, verify_context(cluster, files))
         if not report.ok:
             first = report.failed[0]
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,16 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import PACKAGE_OF
 from orchestrator.core.waiting import as_long_as
 
-#: Seconds for a killed process to be gone.
-KILL_TIMEOUT = 10.0
+#: Seconds for a killed process to be gone, and for a started one to have its record.
+KILL_TIMEOUT, RECORD_TIMEOUT = 10.0, 10.0
+#: A process writes its own record ($0), and then becomes what it was started for ($@): whoever
+#: kills this command between the two leaves nothing behind that nobody knows of.
+RECORDED = """\
+started=$(cut -d ' ' -f 22 "/proc/$$/stat")
+printf '{"pid": %d, "started": "%s"}' $$ "$started" >"$0.new"
+mv "$0.new" "$0"
+exec "$@"
+"""
 #: Kept until this command ends: Python warns of a running process that nobody holds any more.
 _STARTED: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -54,28 +63,33 @@ class Process:
         `outlives` it stays in this session, and is killed when the calling thread ends. Raises
         UserError where the command is not installed.
         """
+        if not shutil.which(argv[0]):
+            package = PACKAGE_OF.get(argv[0], argv[0])
+            raise UserError(
+                f"the command {argv[0]!r} is not installed", f"On Debian: apt-get install {package}"
+            )
         if not outlives:
             argv = ["setpriv", "--pdeathsig", "KILL", *argv]
         with log.open("ab") as stream:
-            try:
-                process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    cwd=cwd,
-                    env={**os.environ, **(env or {})},
-                    start_new_session=outlives,
-                )
-            except FileNotFoundError:
-                package = PACKAGE_OF.get(argv[0], argv[0])
-                raise UserError(
-                    f"the command {argv[0]!r} is not installed",
-                    f"On Debian: apt-get install {package}",
-                ) from None
+            process = subprocess.Popen(
+                ["/bin/sh", "-e", "-c", RECORDED, str(self.record.absolute()), *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                start_new_session=outlives,
+            )
         _STARTED[process.pid] = process
-        record = {"pid": process.pid, "started": start_time(process.pid)}
-        self.record.write_text(json.dumps(record))
+        as_long_as(lambda: self._unknown(process), RECORD_TIMEOUT, 0.002)
+
+    def _unknown(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether a process that runs has not recorded itself yet."""
+        try:
+            recorded = json.loads(self.record.read_text())["pid"] == process.pid
+        except (FileNotFoundError, ValueError):
+            recorded = False
+        return not recorded and process.poll() is None
 
 
 def start_time(pid: int) -> str | None:
