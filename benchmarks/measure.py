@@ -236,6 +236,7 @@ class Report:
     versions: dict[str, str]
     figures: dict[str, Any] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=machine)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -259,6 +260,7 @@ class Report:
         for table in tables:
             out.print()
             out.print(table)
+            self.tables.append(as_data(table))
         out.print()
         for goal in self.goals:
             met = "met" if goal.met else "[bold red]missed[/bold red]"
@@ -275,6 +277,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def as_data(shown: Table) -> dict[str, Any]:
+    """A table's title, columns and rows: benchmarks/figures.py makes Markdown of it."""
+    columns = [list(map(str, column.cells)) for column in shown.columns]
+    return {
+        "title": str(shown.title or ""),
+        "columns": [str(column.header) for column in shown.columns],
+        "rows": [list(row) for row in zip(*columns, strict=True)],
+    }
 
 
 def start(command: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -124,3 +125,13 @@ def test_every_dependency_has_its_reason() -> None:
     names = [re.split(r"[\[<>=!~ ]", each)[0] for each in listed]
     missing = [name for name in names if f"| {name} |" not in text]
     assert not missing, f"no reason in docs/explanation/decisions.md: {missing}"
+
+
+def test_figures_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`benchmarks/figures.py` puts them there; nobody types one."""
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    figures = importlib.import_module("figures")
+    page = (PROJECT / "docs/reference/performance.md").read_text()
+    assert figures.rendered(page) == page
+    marked = set(re.findall(r"<!-- figures: (\w+) -->", page))
+    assert marked == {path.stem for path in (PROJECT / "benchmarks/results").glob("*.json")}
