@@ -240,11 +240,12 @@ def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
     "--out",
     "to",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Default: RUN.html here. '-': the standard output, as from another computer.",
+    help="Default: beside the run, in the state directory. '-': the standard output.",
 )
 def report(profile: Profile, run: str, to: Path | None) -> None:
-    """Write a run's report: one HTML file that opens without a network.
+    """Write a run's report, one HTML file that opens without a network, and print its path.
 
+    Example: orchestrate bench report
     Example: orchestrate bench report last --out report.html
     """
     from orchestrator.core.files import write
@@ -256,7 +257,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
     if to == Path("-"):
         print(page(told(found, profile)))
         return
-    path = to or Path(f"{found.id}.html")
+    path = to or history.report(profile.name, found.id)
     write(path, page(told(found, profile)))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False)
 

@@ -39,8 +39,10 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
         assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
         assert phase["cause"] and phase["why"]
     file = tmp_path / "report.html"
-    sim.run("bench", "report", "last", "--out", str(file))
+    assert str(file) in sim.run("bench", "report", "last", "--out", str(file)).stdout
     assert "brief" in file.read_text()
+    (path, _) = sim.run("bench", "report").stdout.rsplit(": ", 1)
+    assert "brief" in Path(path).read_text()
     assert done["id"] in sim.run("bench", "ls").stdout
 
 

@@ -110,6 +110,11 @@ def names(cluster: str) -> list[str]:
     return sorted(path.stem for path in _home(cluster).glob("*.json"))
 
 
+def report(cluster: str, run: str) -> Path:
+    """Where a run's report goes by itself."""
+    return _home(cluster) / f"{run}.html"
+
+
 def load(cluster: str, name: str) -> Run:
     """A run by its id, or the beginning of one; "last" is the newest. Raises BadInput."""
     known = names(cluster)
