@@ -259,7 +259,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
         return
     path = to or history.report(profile.name, found.id)
     write(path, page(told(found, profile)))
-    out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False)
+    out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
 
 
 def told(run: Run, profile: Profile) -> Story:
