@@ -155,8 +155,8 @@ def status(profile: Profile, as_json: bool, watch: bool) -> None:
     Example: orchestrate status --watch
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.live_status import watch as look_again
     from orchestrator.cluster.status import status as look
-    from orchestrator.cluster.watch import watch as look_again
 
     if watch and as_json:
         raise click.UsageError("--watch is for people: not together with --json")

@@ -218,8 +218,8 @@ def _finish(
     limit: float | None = None,
 ) -> None:
     """Say what came of nodes, wait for those that are to be waited for, and exit by all of it."""
+    from orchestrator.cluster.live_status import timeline
     from orchestrator.cluster.nodes import wait as wait_for
-    from orchestrator.cluster.watch import timeline
     from orchestrator.core.progress import Board
 
     failed = {outcome.node for outcome in outcomes if outcome.error}

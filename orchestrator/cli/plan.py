@@ -14,8 +14,8 @@ from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 
 if TYPE_CHECKING:
+    from orchestrator.performance.predict.forecast import Forecast
     from orchestrator.performance.predict.load import OfferedLoad
-    from orchestrator.performance.predict.outlook import Outlook
     from orchestrator.profile import Profile
 
 #: Layouts that are shown; `--json` has all.
@@ -88,7 +88,7 @@ def plan(
     if serving:
         if choice.nodes or choice.excluded or choice.only:
             raise click.UsageError("--serving is of the whole cluster: not with nodes or --only")
-        return _show(_outlook(profile, probes, load), as_json)
+        return _show(_forecast(profile, probes, load), as_json)
     if probes or load:
         raise click.UsageError("--probes and --load belong to --serving")
     from rich.markup import escape
@@ -112,13 +112,13 @@ def plan(
     sys.exit(found.code)
 
 
-def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook:
+def _forecast(profile: Profile, probes: Path | None, load: str | None) -> Forecast:
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull
     from orchestrator.performance.predict import inputs
+    from orchestrator.performance.predict.forecast import forecast
     from orchestrator.performance.predict.layout import Parallelism
-    from orchestrator.performance.predict.outlook import outlook
 
     asked = _load(load) if load else None
     model = catalog.served(profile)
@@ -128,7 +128,7 @@ def _outlook(profile: Profile, probes: Path | None, load: str | None) -> Outlook
             f"Run: {how_to_pull(profile)}",
         )
     found = serving.resolve(profile)
-    return outlook(
+    return forecast(
         profile,
         model.config,
         Parallelism(found.tensor, found.pipeline),
@@ -147,13 +147,13 @@ def _load(text: str) -> OfferedLoad:
     return OfferedLoad(*map(int, words))
 
 
-def _show(found: Outlook, as_json: bool) -> None:
+def _show(found: Forecast, as_json: bool) -> None:
     if as_json:
         return print_json(found.document())
     from rich.table import Table
 
     from orchestrator.core.console import err
-    from orchestrator.performance.predict.outlook import headings
+    from orchestrator.performance.predict.forecast import headings
     from orchestrator.performance.predict.rank import AS_IT_IS
 
     table = Table(*headings(found.load), box=None, pad_edge=False)

@@ -43,7 +43,7 @@ def probe(
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
     from orchestrator.node.selection import select
-    from orchestrator.performance.probe.judge import odd
+    from orchestrator.performance.probe.judge import anomalies
     from orchestrator.performance.probe.run import Kind, store
     from orchestrator.performance.probe.run import probe as measure
     from orchestrator.performance.probe.tables import tables
@@ -56,15 +56,15 @@ def probe(
         found = measure(cluster, board, kinds, chosen.nodes, requests)
     whole = chosen.whole and set(kinds) == set(Kind)
     path = store(found, whole=whole)
-    lines = list(odd(cluster.profile, found))
+    lines = list(anomalies(cluster.profile, found))
     if as_json:
-        print_json({"file": path, "odd": lines, **asdict(found)})
+        print_json({"file": path, "anomalies": lines, **asdict(found)})
     else:
         for table in tables(found):
             out.print(table)
             out.print()
         for line in lines:
-            out.print(f"odd: {line}", markup=False)
+            out.print(f"anomaly: {line}", markup=False)
         use = "" if whole else " (a part: 'plan --serving' predicts from whole rounds)"
         out.print(f"kept: {path}{use}", markup=False)
     for failure in found.failed:

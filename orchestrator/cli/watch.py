@@ -38,7 +38,7 @@ def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, u
     """
     from orchestrator.cluster import reconcile
     from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.reconcile import Keeper, ReconcileEvent
+    from orchestrator.cluster.reconcile import ReconcileEvent, Reconciler
     from orchestrator.models.profiles import load
 
     if unit:
@@ -52,11 +52,11 @@ def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, u
             out.print(f"{event.time}  {event.node}: {event.text}", markup=False)
             sys.stdout.flush()
 
-    keeper = Keeper(lambda: open_cluster(load(profile.path)), tell)
+    reconciler = Reconciler(lambda: open_cluster(load(profile.path)), tell)
     if once:
-        keeper.round()
+        reconciler.round()
         return
-    reconcile.keep(keeper, interval or reconcile.INTERVAL)
+    reconcile.run(reconciler, interval or reconcile.INTERVAL)
 
 
 def _unit(profile: Profile) -> str:

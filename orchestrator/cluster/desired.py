@@ -18,7 +18,7 @@ from orchestrator.cluster import wait_for_ray
 from orchestrator.core.templating import render
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import Layout, vllm_argv
-from orchestrator.node.firewall import guard
+from orchestrator.node.firewall import firewall
 from orchestrator.node.paths import (
     CACHE,
     ETC,
@@ -93,7 +93,7 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_accounts(profile, context),
         *_base_files(profile, node, context),
         *_clock(profile, node),
-        *guard(profile, node),
+        *firewall(profile, node),
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):

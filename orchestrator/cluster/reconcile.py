@@ -75,7 +75,7 @@ class Pauses:
 
 
 @dataclass
-class Keeper:
+class Reconciler:
     """The loop's state. ``opened`` gives the cluster anew each round: profiles are edited."""
 
     opened: Callable[[], Cluster]
@@ -189,8 +189,8 @@ def told(outcome: Outcome) -> str:
     return f"differs: {', '.join(found[:NAMED])}{more}"
 
 
-def keep(keeper: Keeper, interval: float = INTERVAL) -> None:
+def run(reconciler: Reconciler, interval: float = INTERVAL) -> None:
     """Round after round, until interrupted."""
     while True:
-        keeper.round()
+        reconciler.round()
         time.sleep(interval)

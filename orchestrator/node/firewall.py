@@ -15,14 +15,14 @@ from orchestrator.node.resources import Resource, Step, service
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-UNIT, RULES = "orchestrate-guard.service", f"{ETC}/guard.nft"
+UNIT, RULES = "orchestrate-firewall.service", f"{ETC}/firewall.nft"
 
 
-def guard(profile: Profile, node: Node) -> Iterable[Resource]:
-    """Its rules, and the unit that puts them in force, before there is anything to guard."""
+def firewall(profile: Profile, node: Node) -> Iterable[Resource]:
+    """Its rules, and the unit that puts them in force, before anything listens."""
     serves = node.name == profile.server.name
     text = render(
-        "guard.nft",
+        "firewall.nft",
         nodes=[link.address for each in profile.nodes for link in each.links.values()],
         public=public(profile, node),
         model=profile.serving.port if serves else None,

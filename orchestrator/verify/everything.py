@@ -95,9 +95,9 @@ def _made(part: Part, context: VerifyContext, slots: Slots) -> list[Check]:
 def _node(profile: Profile, context: VerifyContext, node: Node) -> Part:
     def make() -> Iterator[Check]:
         facts, clock = gather.node(context, profile, node)
-        sight = judge.NodeSight(profile, node, context.image_id, facts, clock)
+        observed = judge.NodeObservation(profile, node, context.image_id, facts, clock)
         for rule, verdict in judge.NODE_RULES.items():
-            yield rule.check(node.name, verdict(sight))
+            yield rule.check(node.name, verdict(observed))
 
     return Part([(rule, node.name) for rule in judge.NODE_RULES], make)
 

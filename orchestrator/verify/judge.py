@@ -50,7 +50,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class NodeSight:
+class NodeObservation:
     """A node with all that its judges need: what it should be, and what it is."""
 
     profile: Profile
@@ -64,38 +64,38 @@ def same(expected: str, seen: str, nothing: str = "nothing") -> Verdict:
     return Verdict(seen == expected, expected, seen or nothing)
 
 
-def reachable(sight: NodeSight) -> Verdict:
-    answer = f"an answer within {2 * sight.clock.uncertainty:.1f} s"
+def reachable(observed: NodeObservation) -> Verdict:
+    answer = f"an answer within {2 * observed.clock.uncertainty:.1f} s"
     return Verdict(True, "an answer over SSH", answer)
 
 
-def image(sight: NodeSight) -> Verdict:
-    return same(sight.image, sight.facts.image, "no image id is recorded")
+def image(observed: NodeObservation) -> Verdict:
+    return same(observed.image, observed.facts.image, "no image id is recorded")
 
 
-def hostname(sight: NodeSight) -> Verdict:
-    return same(sight.node.host_name, sight.facts.hostname)
+def hostname(observed: NodeObservation) -> Verdict:
+    return same(observed.node.host_name, observed.facts.hostname)
 
 
-def loopback(sight: NodeSight) -> Verdict:
-    names = sight.facts.loopback
-    ok = LOOPBACK_NAME in names or sight.profile.is_control(sight.node)
+def loopback(observed: NodeObservation) -> Verdict:
+    names = observed.facts.loopback
+    ok = LOOPBACK_NAME in names or observed.profile.is_control(observed.node)
     return Verdict(ok, f"{LOOPBACK_NAME} on the line of 127.0.0.1", " ".join(names) or "no names")
 
 
-def names(sight: NodeSight) -> Verdict:
-    wanted = {node.name: [sight.profile.ray_address(node)] for node in sight.profile.nodes}
-    return same(_addresses(wanted), _addresses(sight.facts.names))
+def names(observed: NodeObservation) -> Verdict:
+    wanted = {node.name: [observed.profile.ray_address(node)] for node in observed.profile.nodes}
+    return same(_addresses(wanted), _addresses(observed.facts.names))
 
 
-def accounts(sight: NodeSight) -> Verdict:
-    wanted = {account.name: account.uid for account in sight.profile.users.accounts}
-    return same(_accounts(wanted), _accounts(sight.facts.accounts))
+def accounts(observed: NodeObservation) -> Verdict:
+    wanted = {account.name: account.uid for account in observed.profile.users.accounts}
+    return same(_accounts(wanted), _accounts(observed.facts.accounts))
 
 
-def clock(sight: NodeSight) -> Verdict:
-    tolerance = sight.profile.verification.clock_tolerance_s
-    off = sight.clock
+def clock(observed: NodeObservation) -> Verdict:
+    tolerance = observed.profile.verification.clock_tolerance_s
+    off = observed.clock
     return Verdict(
         abs(off.offset) <= tolerance,
         f"at most {tolerance:g} s from this machine's clock",
@@ -103,8 +103,8 @@ def clock(sight: NodeSight) -> Verdict:
     )
 
 
-def units(sight: NodeSight) -> Verdict:
-    facts = sight.facts
+def units(observed: NodeObservation) -> Verdict:
+    facts = observed.facts
     idle = [f"{u} {state}" for u, state in facts.units.items() if not runs(state)]
     idle += [f"{unit} failed" for unit in facts.failed if unit not in facts.units]
     listed = ", ".join(facts.units)
@@ -124,7 +124,7 @@ DRIFT = Rule(
     "drift", "orchestrate plan --node {node} shows it; up changes it back; journalctl -b there"
 )
 #: In the order shown. A node that does not answer says why at the first.
-NODE_RULES: Mapping[Rule, Callable[[NodeSight], Verdict]] = {
+NODE_RULES: Mapping[Rule, Callable[[NodeObservation], Verdict]] = {
     Rule("reachable", "the node's console; ping {node}"): reachable,
     Rule("image", "on {node}: cat /proc/cmdline; boot it again"): image,
     Rule("hostname", "on {node}: hostnamectl"): hostname,

@@ -90,11 +90,11 @@ def test_probes_tell_which_way_the_bytes_took(pair: Sim) -> None:
     found = pair.json(*probe)
     cables = {link["network"]: set(link["interfaces"]) for link in found["links"]}
     assert cables == {network: {"to-compute1", "to-compute0"} for network in ("direct", "cluster")}
-    assert not [line for line in found["odd"] if "used" in line], found["odd"]
+    assert not [line for line in found["anomalies"] if "used" in line], found["anomalies"]
     cable = pair.shell("compute0", "ip", "route", "show", "10.78.0.11", "dev", "to-compute1")
     pair.shell("compute0", "ip", "route", "delete", "10.78.0.11", "dev", "to-compute1")
     try:
-        odd = pair.json(*probe)["odd"]
+        odd = pair.json(*probe)["anomalies"]
     finally:
         pair.shell("compute0", "ip", "route", "add", *cable.split(), "dev", "to-compute1")
     assert [line for line in odd if "compute0 used cluster0, not to-compute1" in line], odd

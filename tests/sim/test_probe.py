@@ -35,7 +35,7 @@ def test_probes_measure_every_node_link_the_collective_and_the_model(sim: Sim, p
     assert [each["node"] for each in found["storage"]] == NODES[1:]
     assert found["before"]["requests"] == 0 and set(found["before"]["busy"]) == set(NODES)
     assert found["versions"]["vllm"] and found["versions"]["torch"]
-    assert not [line for line in found["odd"] if "used" in line], found["odd"]
+    assert not [line for line in found["anomalies"] if "used" in line], found["anomalies"]
     assert json.loads(Path(found["file"]).read_text())["devices"] == found["devices"]
     assert "tensor 2 (the profile)" in sim.run("plan", "--serving").stdout
 

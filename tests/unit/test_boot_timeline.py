@@ -111,7 +111,7 @@ def test_every_cause_has_a_case_and_a_line_in_the_reference() -> None:
         seen = netboot(found)
         boot = seen.boots[NODE.name]
         if boot.current is not None and "stuck" in found:
-            sight = causes.Sight(boot, seen, boot.current)
+            sight = causes.BootObservation(boot, seen, boot.current)
             used.add(next(rule.__name__ for rule in causes.RULES if rule(sight)))
     assert used == names
 

@@ -17,10 +17,10 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.models.profiles import load
 from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.forecast import forecast
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
-from orchestrator.performance.predict.outlook import outlook
 from orchestrator.performance.predict.rates import rates, what_if
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
@@ -157,7 +157,7 @@ def test_layouts_that_were_not_measured_enough_for_are_left_out(planned: Plan) -
 
 def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
-        outlook(profile, {"model_type": "mystery"}, Parallelism(), GBE)
+        forecast(profile, {"model_type": "mystery"}, Parallelism(), GBE)
     assert "nothing can be predicted" in raised.value.message
 
 

@@ -21,7 +21,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load as load_profile
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.probe import node_guard, node_link
-from orchestrator.performance.probe.judge import odd, used, way
+from orchestrator.performance.probe.judge import anomalies, used, way
 from orchestrator.performance.probe.node_state import cards, negotiated
 from orchestrator.performance.probe.nodes import environment, source
 from orchestrator.performance.probe.plan import (
@@ -157,7 +157,7 @@ def test_the_way_is_the_network_that_carries(profile: Profile, carrying: Profile
 
 def lines(profile: Profile, **parts: Any) -> str:
     clean = {"devices": (), "links": ()}
-    return "\n".join(odd(profile, probes(**clean | parts)))
+    return "\n".join(anomalies(profile, probes(**clean | parts)))
 
 
 def by(interfaces: tuple[str, str]) -> tuple[Any, ...]:

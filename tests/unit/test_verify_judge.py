@@ -31,7 +31,7 @@ FACTS = NodeFacts(
     failed=[],
     units={"ray-worker.service": "active", "chrony.service": "declined"},
 )
-SIGHT = judge.NodeSight(PROFILE, COMPUTE0, "abc", FACTS, Clock(offset=0.4, uncertainty=0.1))
+SIGHT = judge.NodeObservation(PROFILE, COMPUTE0, "abc", FACTS, Clock(offset=0.4, uncertainty=0.1))
 RULES = {rule.name: verdict for rule, verdict in judge.NODE_RULES.items()}
 
 RAY = RayFacts(

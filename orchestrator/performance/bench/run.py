@@ -27,8 +27,8 @@ from orchestrator.performance.bench.load import (
     measured,
     rate_workloads,
 )
+from orchestrator.performance.bench.lost_nodes import gone, told, watched
 from orchestrator.performance.bench.sample import clocks, sampling, series
-from orchestrator.performance.bench.watch import gone, told, watched
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.results.bench import (
     Asked,

@@ -38,7 +38,7 @@ def way(profile: Profile, a: Node, b: Node, network: str) -> str:
     return network
 
 
-def odd(profile: Profile, probes: Probes) -> Iterator[str]:
+def anomalies(profile: Profile, probes: Probes) -> Iterator[str]:
     """What is not as the profile says, or should not be believed too much."""
     yield from _before(probes)
     yield from _links(profile, probes)

@@ -26,7 +26,7 @@ class BootCause:
 
 
 @dataclass(frozen=True)
-class Sight:
+class BootObservation:
     """What a rule looks at."""
 
     boot: BootTimeline
@@ -44,7 +44,7 @@ class Sight:
         return re.search(pattern, self.at.text)
 
 
-Rule = Callable[[Sight], BootCause | None]
+Rule = Callable[[BootObservation], BootCause | None]
 
 
 def stuck(
@@ -63,31 +63,31 @@ def stuck(
     patience = PATIENCE.get(boot.reached, PATIENCE_ELSE)
     if at.status != FAILED and now - boot.seen < patience:
         return None
-    sight = Sight(boot, netboot, at)
-    return next(cause for rule in RULES if (cause := rule(sight)))
+    observed = BootObservation(boot, netboot, at)
+    return next(cause for rule in RULES if (cause := rule(observed)))
 
 
-def foreign_server(sight: Sight) -> BootCause | None:
-    if not sight.boot.foreign or sight.reached not in ("power", "dhcp", "loader"):
+def foreign_server(observed: BootObservation) -> BootCause | None:
+    if not observed.boot.foreign or observed.reached not in ("power", "dhcp", "loader"):
         return None
     return BootCause(
-        f"another DHCP server answered: {sight.boot.foreign}",
+        f"another DHCP server answered: {observed.boot.foreign}",
         "Switch that one off on this network, or set boot.dhcp: proxy in the profile.",
     )
 
 
-def other_card(sight: Sight) -> BootCause | None:
-    if sight.reached != "power" or not sight.netboot.unknown:
+def other_card(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "power" or not observed.netboot.unknown:
         return None
-    macs = ", ".join(sight.netboot.unknown)
+    macs = ", ".join(observed.netboot.unknown)
     return BootCause(
         f"no DHCP request came from the profile's hardware address, but one from {macs}",
         "If that is this node: correct its mac in the profile, or let it boot from the other card.",
     )
 
 
-def no_dhcp(sight: Sight) -> BootCause | None:
-    if sight.reached != "power":
+def no_dhcp(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "power":
         return None
     return BootCause(
         "no DHCP request was seen",
@@ -96,8 +96,8 @@ def no_dhcp(sight: Sight) -> BootCause | None:
     )
 
 
-def no_address(sight: Sight) -> BootCause | None:
-    if sight.reached != "dhcp" or sight.at.status == DONE:
+def no_address(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "dhcp" or observed.at.status == DONE:
         return None
     return BootCause(
         "it asks for an address, and does not take the one that it is offered",
@@ -106,8 +106,8 @@ def no_address(sight: Sight) -> BootCause | None:
     )
 
 
-def no_loader(sight: Sight) -> BootCause | None:
-    if sight.reached != "dhcp":
+def no_loader(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "dhcp":
         return None
     return BootCause(
         "it has an address, but fetches no loader",
@@ -116,17 +116,17 @@ def no_loader(sight: Sight) -> BootCause | None:
     )
 
 
-def loader_gone(sight: Sight) -> BootCause | None:
-    if not sight.failed("loader"):
+def loader_gone(observed: BootObservation) -> BootCause | None:
+    if not observed.failed("loader"):
         return None
     return BootCause(
-        f"the loader that it asks for is not there: {sight.at.text}",
+        f"the loader that it asks for is not there: {observed.at.text}",
         "Correct boot.loaders or the node's loader in the profile, then: orchestrate up",
     )
 
 
-def no_script(sight: Sight) -> BootCause | None:
-    if sight.reached != "loader":
+def no_script(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "loader":
         return None
     return BootCause(
         "it has its loader, which does not ask for a boot script",
@@ -135,19 +135,19 @@ def no_script(sight: Sight) -> BootCause | None:
     )
 
 
-def image_gone(sight: Sight) -> BootCause | None:
+def image_gone(observed: BootObservation) -> BootCause | None:
     gone = r"HTTP 404|404 Not Found|no such file"
     steps = ("kernel", "initrd", "manifest", "layer", LATE)
-    if not any(sight.failed(step, gone) for step in steps):
+    if not any(observed.failed(step, gone) for step in steps):
         return None
     return BootCause(
-        f"the image that it boots is not served (any more): {sight.at.text}",
+        f"the image that it boots is not served (any more): {observed.at.text}",
         "It was started with an older script. Run: orchestrate up, then restart the node.",
     )
 
 
-def no_kernel(sight: Sight) -> BootCause | None:
-    if sight.reached != "script":
+def no_kernel(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "script":
         return None
     return BootCause(
         "it has its boot script, but fetches no kernel",
@@ -155,13 +155,13 @@ def no_kernel(sight: Sight) -> BootCause | None:
     )
 
 
-def no_init(sight: Sight) -> BootCause | None:
-    if sight.reached == "kernel":
+def no_init(observed: BootObservation) -> BootCause | None:
+    if observed.reached == "kernel":
         return BootCause(
             "the kernel was fetched, but no initrd",
             "Its console says why. With boot.secure, a kernel that Debian did not sign is refused.",
         )
-    if sight.reached != "initrd":
+    if observed.reached != "initrd":
         return None
     return BootCause(
         "kernel and initrd were fetched, but the initrd does not report",
@@ -170,45 +170,45 @@ def no_init(sight: Sight) -> BootCause | None:
     )
 
 
-def no_network(sight: Sight) -> BootCause | None:
-    if not sight.failed("network"):
+def no_network(observed: BootObservation) -> BootCause | None:
+    if not observed.failed("network"):
         return None
     return BootCause(
-        f"its initrd has no network: {sight.at.text}",
+        f"its initrd has no network: {observed.at.text}",
         "No link: cable and switch. No card: its driver has to be in the image's initrd"
         " (system.initrd.modules).",
     )
 
 
-def wrong_hash(sight: Sight) -> BootCause | None:
+def wrong_hash(observed: BootObservation) -> BootCause | None:
     steps = ("manifest", "layer", LATE)
-    if not any(sight.failed(step, "not what the manifest says") for step in steps):
+    if not any(observed.failed(step, "not what the manifest says") for step in steps):
         return None
-    what = sight.at.step.partition(":")[2] or sight.at.step
+    what = observed.at.step.partition(":")[2] or observed.at.step
     return BootCause(
-        f"{what} is not what the image's id says: {sight.at.text}",
+        f"{what} is not what the image's id says: {observed.at.text}",
         "The served file is damaged, or somebody changed it on its way. Run: orchestrate up, which"
         " lays it out anew; if it comes again, look for who answers at that address.",
     )
 
 
-def memory(sight: Sight) -> BootCause | None:
-    if not sight.failed("manifest", "of memory"):
+def memory(observed: BootObservation) -> BootCause | None:
+    if not observed.failed("manifest", "of memory"):
         return None
-    return BootCause(sight.at.text, "Give it more memory, or a disk labelled orchestrate-cache.")
+    return BootCause(observed.at.text, "Give it more memory, or a disk labelled orchestrate-cache.")
 
 
-def no_identity(sight: Sight) -> BootCause | None:
-    if not sight.failed("identity", "refused"):
+def no_identity(observed: BootObservation) -> BootCause | None:
+    if not observed.failed("identity", "refused"):
         return None
     return BootCause(
-        f"its identity was refused: {sight.at.text}",
+        f"its identity was refused: {observed.at.text}",
         "If another machine took it, find that machine first; then restart the node.",
     )
 
 
-def no_ssh(sight: Sight) -> BootCause | None:
-    if sight.reached != "switch":
+def no_ssh(observed: BootObservation) -> BootCause | None:
+    if observed.reached != "switch":
         return None
     return BootCause(
         "it has started its system, but does not answer over SSH",
@@ -216,13 +216,13 @@ def no_ssh(sight: Sight) -> BootCause | None:
     )
 
 
-def said_so(sight: Sight) -> BootCause | None:
+def said_so(observed: BootObservation) -> BootCause | None:
     """A step that failed told its cause; of one that hangs, all is known that was seen."""
-    if sight.at.status == FAILED:
+    if observed.at.status == FAILED:
         return BootCause(
-            f"{sight.at.step}: {sight.at.text}", "It tries again by itself, with pauses."
+            f"{observed.at.step}: {observed.at.text}", "It tries again by itself, with pauses."
         )
-    said = f"{sight.at.step} {sight.at.status} {sight.at.text}".rstrip()
+    said = f"{observed.at.step} {observed.at.status} {observed.at.text}".rstrip()
     return BootCause(f"nothing was seen of it since: {said}", "See its console.")
 
 

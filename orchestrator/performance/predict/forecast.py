@@ -27,7 +27,7 @@ USUAL = OfferedLoad(prompt_tokens=512, output_tokens=128, concurrency=8)
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """Layouts, the best first. ``warnings``: what speaks against the profile's choice;
     ``counterfactuals``: tokens a second of one request on ``compared``, if one thing differed;
     ``unpredicted``: what of the model could not be read; ``assumed``: constants nobody measured."""
@@ -47,7 +47,7 @@ class Outlook:
 
     def document(self) -> dict[str, Any]:
         """As JSON types."""
-        found: dict[str, Any] = TypeAdapter(Outlook).dump_python(self, mode="json")
+        found: dict[str, Any] = TypeAdapter(Forecast).dump_python(self, mode="json")
         for row, one in zip(found["ranked"], self.ranked, strict=True):
             row["name"] = str(one.layout)
             row["single_tokens_per_s"] = one.single_tokens_per_s
@@ -83,14 +83,14 @@ def headings(load: OfferedLoad) -> tuple[str, ...]:
     )
 
 
-def outlook(
+def forecast(
     profile: Profile,
     config: dict[str, Any],
     chosen: Parallelism,
     probes: Probes,
     engine: Engine | None = None,
     load: OfferedLoad | None = None,
-) -> Outlook:
+) -> Forecast:
     """Rank all layouts that the probes suffice for.
 
     Raises BadInput where config.json does not say what the model is, UserError where no device was
@@ -111,7 +111,7 @@ def outlook(
     known, missing = _known(probes, profile, candidates(config, len(devices)), engine)
     ranked = rank.rank(shape, known, known.__getitem__, asked, allowed)
     compared = chosen if chosen in known and not chosen.one else _widest(list(known))
-    return Outlook(
+    return Forecast(
         model=profile.serving.model,
         probes=probes.time,
         chosen=chosen,

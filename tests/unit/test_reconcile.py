@@ -16,9 +16,9 @@ from orchestrator.cluster.reconcile import (
     FIRST_PAUSE,
     GOOD,
     LONGEST_PAUSE,
-    Keeper,
     Pauses,
     ReconcileEvent,
+    Reconciler,
     told,
 )
 from orchestrator.core import paths
@@ -45,9 +45,9 @@ def test_an_error_is_told_once_and_does_not_end_the_loop() -> None:
     def opened() -> None:
         raise UserError("profiles/x.yml:3: networks: is missing", "Give it one.")
 
-    keeper = Keeper(opened, events.append)  # type: ignore[arg-type]
+    reconciler = Reconciler(opened, events.append)  # type: ignore[arg-type]
     for _ in range(3):
-        keeper.round()
+        reconciler.round()
     assert [event.text for event in events] == ["profiles/x.yml:3: networks: is missing"]
 
 
