@@ -51,7 +51,7 @@ class ByHand:
     def stages(self) -> list[Stage]:
         """Bring the cluster up, step by step."""
         steps: list[tuple[str, Callable[[], None]]] = [
-            ("sim up", self.power_on),
+            ("power and boot", self.power_on),
             ("boot", self.wait_for_boot),
             (COPY, self.copy_model),
             *((f"ray start, {node.name}", partial(self.ray, node)) for node in self.profile.nodes),
@@ -65,7 +65,8 @@ class ByHand:
         return stages
 
     def power_on(self) -> None:
-        run([ORCHESTRATE, "sim", "up", "--profile", self.profile.path], what="orchestrate sim up")
+        argv = [ORCHESTRATE, "up", "--until", "ssh", "--profile", self.profile.path]
+        run(argv, what="orchestrate up --until ssh")
 
     def wait_for_boot(self) -> None:
         limit = self.cluster.driver.boot_timeout

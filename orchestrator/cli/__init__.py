@@ -17,7 +17,7 @@ COMMANDS = {
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
     "control": ("orchestrator.cli.control", "The control host, from your laptop."),
     "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),
-    "sim": ("orchestrator.cli.sim", "The simulated cluster: up, down, status, shell."),
+    "sim": ("orchestrator.cli.sim", "Simulated machines: slower cables, a shell from outside."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),

@@ -164,6 +164,11 @@ def status(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...
         cells = (number, row.node, row.address, row.power, row.boot, row.system)
         table.add_row(*(Text(cell) for cell in cells))
     out.print(table)
+    for row in rows:
+        for network, rate in row.throttled_bits_per_s.items():
+            out.print(f"{row.node}: {network} is throttled to {rate / 1e6:g} Mb/s", markup=False)
+        if not whole:
+            out.print(f"{row.node}: console: {row.console}", markup=False, soft_wrap=True)
 
 
 @node.command()

@@ -1,18 +1,17 @@
-"""`orchestrate sim`: simulated machines alone, without configuring them."""
+"""`orchestrate sim`: what only simulated machines allow."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.choice import nodes_option
-from orchestrator.cli.cluster import accel_option, json_option, machines_option
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -20,82 +19,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def sim() -> None:
-    """The simulated cluster: machines that boot the image on this computer.
+    """What only simulated machines allow: slower cables, a shell from outside.
 
-    'orchestrate up' starts them by itself; these verbs are for a closer look.
+    'orchestrate up' starts them, 'node status' shows them, 'down' ends them.
     """
-
-
-@sim.command()
-@on_cluster
-@machines_option
-@accel_option
-def up(profile: Profile, machines: str | None, accel: str | None) -> None:
-    """Start the machines and their network; configure nothing.
-
-    Example: orchestrate sim up --profile sim
-    """
-    from orchestrator.cluster.cluster import open_cluster
-
-    cluster = open_cluster(profile, machines, accel)
-    with cluster.locked("sim up"):
-        cluster.driver.prepare(cluster.image)
-        off = [node for node in cluster.profile.nodes if not cluster.driver.running(node)]
-        for node in off:
-            cluster.boot(node)
-    names = ", ".join(node.name for node in off)
-    out.print(f"started: {names}" if off else "all machines run already; nothing changed")
-
-
-@sim.command()
-@on_cluster
-def down(profile: Profile) -> None:
-    """Stop the machines and remove their network and mounts.
-
-    Example: orchestrate sim down --profile sim
-    """
-    from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.down import down as take_down
-    from orchestrator.core.progress import Board
-
-    cluster = open_cluster(profile)
-    with cluster.locked("sim down"), Board() as board:
-        found = take_down(cluster, board)
-    out.print("stopped" if found else "nothing ran; nothing changed")
-
-
-@sim.command()
-@on_cluster
-@json_option
-def status(profile: Profile, as_json: bool) -> None:
-    """Show which machines run, which cables are throttled, and where consoles are.
-
-    Example: orchestrate sim status --json
-    """
-    from rich.table import Table
-
-    from orchestrator.cluster.cluster import open_cluster
-
-    cluster = open_cluster(profile)
-    cables = cluster.driver.cables
-    rows: list[dict[str, Any]] = [
-        {
-            "node": node.name,
-            "running": cluster.driver.running(node),
-            "throttled_bits_per_s": dict(cables.throttled(node)),
-            "console": str(cluster.driver.console(node)),
-        }
-        for node in cluster.profile.nodes
-    ]
-    if as_json:
-        print_json({"machines": rows})
-        return
-    table = Table("node", "running", "throttled", "console", box=None, pad_edge=False)
-    for row in rows:
-        slow = (f"{k} {v / 1e6:g} Mb/s" for k, v in row["throttled_bits_per_s"].items())
-        running = "yes" if row["running"] else "no"
-        table.add_row(row["node"], running, ", ".join(slow), row["console"])
-    out.print(table)
 
 
 @sim.command()
@@ -109,7 +36,7 @@ def link(
 ) -> None:
     """Throttle the cables of containers, to see what a slower network would do.
 
-    It stays until --reset, or 'down'; 'sim status' shows it.
+    It stays until --reset, or 'down'; 'node status' shows it.
 
     \b
     Example: orchestrate sim link --rate 100Mbit

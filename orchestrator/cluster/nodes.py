@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +47,10 @@ class NodeLook:
     power: str
     boot: str
     system: str
+    #: Where its console is: a file, or words for people.
+    console: str
+    #: By network, the rate of a cable that was throttled (simulated machines only).
+    throttled_bits_per_s: Mapping[str, int]
 
 
 def choose(
@@ -228,6 +232,8 @@ def look_at(cluster: Cluster, nodes: Sequence[Node]) -> list[NodeLook]:
             states[node.name],
             "-" if states[node.name] == PowerState.OFF else told(boots[node.name]),
             systems.get(node.name, "-"),
+            driver.console(node),
+            dict(driver.cables.throttled(node)),
         )
         for node in nodes
     ]

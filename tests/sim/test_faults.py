@@ -53,7 +53,7 @@ def test_a_port_in_use_is_told(sim: Sim) -> None:
 
 def test_not_root_is_told(sim: Sim) -> None:
     """In a user namespace without a mapping: this process's files, but nobody's id."""
-    argv = ["unshare", "--user", *sim.argv("sim", "up")]
+    argv = ["unshare", "--user", *sim.argv("up")]
     done = subprocess.run(
         argv, env=sim.env, capture_output=True, text=True, timeout=60, check=False
     )
@@ -240,9 +240,9 @@ def test_leftovers_of_a_killed_run_are_cleaned(sim: Sim) -> None:
     process.communicate(timeout=60)
     sim.cut_power("compute0")
     assert sim.left() != []
-    assert "compute0" in sim.run("sim", "up").stdout
-    assert "nothing changed" in sim.run("sim", "up").stdout
-    rows = sim.json("sim", "status")["machines"]
-    assert [row["running"] for row in rows] == [True] * len(NODES)
-    sim.run("sim", "down")
+    assert "nothing changed" not in sim.run("up", "--until", "ssh").stdout
+    assert "nothing changed" in sim.run("up", "--until", "ssh").stdout
+    rows = sim.json("node", "status")["nodes"]
+    assert [row["power"] for row in rows] == ["on"] * len(NODES)
+    sim.run("down")
     assert sim.left() == []

@@ -44,7 +44,7 @@ def test_a_throttled_cable_is_seen_shown_and_set_free(sim: Sim) -> None:
     sim.run("sim", "link", "--rate", "50Mbit", "--node", "compute1")
     try:
         (row,) = [
-            each for each in sim.json("sim", "status")["machines"] if each["throttled_bits_per_s"]
+            each for each in sim.json("node", "status")["nodes"] if each["throttled_bits_per_s"]
         ]
         assert (row["node"], row["throttled_bits_per_s"]) == ("compute1", {"cluster": 50_000_000})
         (link,) = sim.json("probe", *PAIR)["links"]
@@ -52,7 +52,7 @@ def test_a_throttled_cable_is_seen_shown_and_set_free(sim: Sim) -> None:
         assert 0.85 * 50e6 < link["bytes_per_s"]["median"] * 8 < 1.02 * 50e6
     finally:
         sim.run("sim", "link", "--reset")
-    left = [each["throttled_bits_per_s"] for each in sim.json("sim", "status")["machines"]]
+    left = [each["throttled_bits_per_s"] for each in sim.json("node", "status")["nodes"]]
     assert left == [{}] * len(NODES)
 
 

@@ -64,7 +64,7 @@ class Sim:
             self.state = "down"
         verbs = {
             "control": ("up", "--until", "control"),
-            "machines": ("sim", "up"),
+            "machines": ("up", "--until", "ssh"),
             "base": ("up", "--until", "base"),
             "ray": ("up", "--until", "ray"),
             "serving": ("up",),

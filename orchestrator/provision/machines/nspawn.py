@@ -70,7 +70,7 @@ class Container:
         pid = self.process.pid()
         inside = self._inside(pid) if pid is not None else []
         if not inside:
-            raise UserError(f"{self.node.name} is not running", "Run: orchestrate sim up")
+            raise UserError(f"{self.node.name} is not running", "Run: orchestrate up")
         return inside[0]
 
     def power_on(self, files: dict[str, BootFile]) -> None:
