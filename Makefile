@@ -21,10 +21,10 @@ $(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-g
 endef
 export NIX_CONFIG
 
-.PHONY: help setup demo check test lint unit image e2e mutants down clean
+.PHONY: help setup demo check test lint unit image e2e mutants requirements down clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 21
 
 setup: ## install what is missing (as root), make .venv; nothing to do the second time
 	@tools/setup.sh --tests
@@ -52,6 +52,11 @@ e2e: image ## the image, rebuilt and compared, and the simulated cluster end to 
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py
+
+requirements: setup ## lock the newest of what .venv needs, by hash; UPDATE=NAME moves only that one
+	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --only-binary :all: \
+	  $(if $(UPDATE),--upgrade-package $(UPDATE),--upgrade) --extra dev \
+	  --custom-compile-command "make requirements" --output-file requirements.txt pyproject.toml
 
 down: ## stop the simulated cluster
 	@.venv/bin/orchestrate down --profile $(PROFILE)

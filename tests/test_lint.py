@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).resolve().parent.parent
 TOOLS = Path(sys.executable).parent
@@ -109,3 +113,47 @@ def test_no_python_file_is_too_long_to_read() -> None:
         and text.count("\n") > (limit := LONGER.get(str(file), LONGEST_FILE))
     ]
     assert not long, "\n".join(long)
+
+
+#: An entry of requirements.txt: name, version, and the rest with marker and hashes.
+ENTRY = re.compile(r"^([\w.-]+)==([^ ;\\\n]+)((?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+def unlocked(lock: str, wanted: list[str]) -> list[str]:
+    """Requirements without a pinned version that meets them, and entries without a hash."""
+    entries = ENTRY.findall(lock)
+    pinned = {canonicalize_name(name): version for name, version, _ in entries}
+    behind = [
+        each.name
+        for each in map(Requirement, wanted)
+        if pinned.get(canonicalize_name(each.name), "none") not in each.specifier
+    ]
+    hashed = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
+    return behind + [name for name, _, rest in entries if not hashed.search(rest)]
+
+
+def test_what_the_environment_needs_is_locked_by_hash() -> None:
+    document = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    project = document["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted += document["build-system"]["requires"]
+    lock = (PROJECT / "requirements.txt").read_text()
+    assert unlocked(lock, wanted) == [], "run: make requirements"
+    assert "://" not in lock, "an address: other machines use another index"
+    # The test reads all of it: nothing is left beside entries and comments.
+    assert ENTRY.sub("", re.sub(r"^ *#.*$", "", lock, flags=re.MULTILINE)).strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("lock", "wrong"),
+    [
+        ("", ["Click"]),
+        ("click==7.1 \\\n    --hash=sha256:HASH\n    # via x\n", ["Click"]),
+        ("click==8.1 \\\n    --hash=sha256:HASH\nb==1 ; python_version < '3'\n", ["b"]),
+        ("click==8.1\nb==1 \\\n    --hash=sha256:HASH \\\n    --hash=sha256:HASH\n", ["click"]),
+        ("click==8.1 \\\n    --hash=sha256:0123\n", ["click"]),
+        ("click==8.1 \\\n    --hash=sha256:HASH\n    # via x\n", []),
+    ],
+)
+def test_a_lock_that_is_behind_is_noticed(lock: str, wrong: list[str]) -> None:
+    assert unlocked(lock.replace("HASH", "0" * 64), ["Click>=8"]) == wrong

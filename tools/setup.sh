@@ -85,15 +85,19 @@ make_environment() {
     fail "$(python3 --version) is too old: 3.11 or later is needed" "Debian 12 and later have it."
   # A moved checkout, another Python or other dependencies: made anew. Else there is nothing to do.
   local stamp=.venv/made-from made_from
-  made_from="$PWD $(python3 --version) $(sha256sum <pyproject.toml)"
+  made_from="$PWD $(python3 --version) $(cat pyproject.toml requirements.txt | sha256sum)"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$made_from" ]; then
     say "Python: .venv is up to date"
     return
   fi
   say "Python: making .venv (orchestrate, and what it and its tests need)"
   rm -f "$stamp"
+  local pip=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
   python3 -m venv --clear .venv
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+  # Wheels alone: building a source archive would download what no hash names.
+  "${pip[@]}" --require-hashes --only-binary :all: --requirement requirements.txt
+  # The project itself: nothing is downloaded, and setuptools is the locked one.
+  "${pip[@]}" --no-index --no-deps --no-build-isolation --editable .
   echo "$made_from" >"$stamp"
 }
 
