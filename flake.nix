@@ -8,7 +8,7 @@
       system = "x86_64-linux";
       images = import ./images { inherit system; };
       models = import ./models { inherit images; };
-      inherit (import ./images/lib/attrs.nix) nest;
+      inherit (import ./images/lib/attrs.nix) flatten nest prefixed;
     in
     {
       # `nix build .#pxe-0.1` is read as the attribute `pxe-0`, then `1`: names are nested at dots.
@@ -16,5 +16,16 @@
         models = models.byName;
         inherit (images) tools loaders;
       };
+
+      # The same for `nix flake show`, which takes no dots: `pxe-0_1`.
+      packages.${system} = flatten (images.byName // prefixed "model-" models.byName);
+
+      # Needs no fetched file: docs/reference/image.md says what is checked.
+      checks.${system} = flatten (
+        import ./images/lib/checks.nix {
+          inherit (images) locks;
+          images = images.byName;
+        }
+      );
     };
 }

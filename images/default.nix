@@ -21,9 +21,8 @@ let
     "loaders"
     "builders"
   ];
-  names = filter (name: !elem name shared && pathExists (./. + "/${name}/lock.json")) (
-    attrNames (readDir ./.)
-  );
+  locked = filter (name: pathExists (./. + "/${name}/lock.json")) (attrNames (readDir ./.));
+  names = filter (name: !elem name shared) locked;
 
   # 1. What comes from outside, by hash.
   inputs = import ./lib/inputs.nix { inherit system; };
@@ -54,6 +53,13 @@ let
 in
 {
   inherit tools loaders;
+  # Of images and of what they share.
+  locks = listToAttrs (
+    map (name: {
+      inherit name;
+      value = lockOf name;
+    }) locked
+  );
   byName = listToAttrs (
     map (name: {
       inherit name;

@@ -1,13 +1,19 @@
-# Attribute names with dots, as the nix command line reads them.
+# Attribute names for the flake's outputs. Image names have dots, and the nix command line reads a
+# dot as a level.
 let
   inherit (builtins)
     attrNames
+    concatStringsSep
     elemAt
+    filter
     foldl'
+    groupBy
     isAttrs
     isString
-    filter
     length
+    listToAttrs
+    mapAttrs
+    replaceStrings
     split
     ;
 
@@ -34,4 +40,24 @@ in
   # { "pxe-0.1" = A; "pxe-0.2" = B; sim = C; } -> { pxe-0 = { "1" = A; "2" = B; }; sim = C; }
   nest = byName: foldl' (tree: name: put tree (words name) byName.${name}) { } (attrNames byName);
 
+  # "model-" { tiny = A; } -> { model-tiny = A; }
+  prefixed =
+    prefix: byName:
+    listToAttrs (
+      map (name: {
+        name = prefix + name;
+        value = byName.${name};
+      }) (attrNames byName)
+    );
+
+  # { "pxe-0.1" = A; sim = B; } -> { pxe-0_1 = A; sim = B; }
+  flatten =
+    byName:
+    mapAttrs (
+      flat: names:
+      if length names == 1 then
+        byName.${elemAt names 0}
+      else
+        throw "${concatStringsSep " and " names} are both ${flat}: rename one"
+    ) (groupBy (replaceStrings [ "." ] [ "_" ]) (attrNames byName));
 }

@@ -76,23 +76,23 @@ let
   environment =
     name: wheels:
     tools.run {
-    name = "${name}-python.squashfs";
-    script = "python.py";
-    modules = [
-      "bytecode.py"
-      "compiling.py"
-      "deb.py"
-      "wheel.py"
-    ];
-    spec = {
-      inherit (lock) epoch python;
-      prefix = lock.system.environment;
-      owners = lock.system.owners or { };
-      inherit wheels;
-      # Only these of the base, so that a change there leaves this layer as it is.
-      inherit interpreter;
+      name = "${name}-python.squashfs";
+      script = "python.py";
+      modules = [
+        "bytecode.py"
+        "compiling.py"
+        "deb.py"
+        "wheel.py"
+      ];
+      spec = {
+        inherit (lock) epoch python;
+        prefix = lock.system.environment;
+        owners = lock.system.owners or { };
+        inherit wheels;
+        # Only these of the base, so that a change there leaves this layer as it is.
+        inherit interpreter;
+      };
     };
-  };
 
   python = environment name allWheels;
 

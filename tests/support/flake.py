@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,11 +20,18 @@ from support.generated import File
 IMAGES = sorted(path.parent.name for path in PROJECT.glob("images/pxe-*/lock.json"))
 
 
-def nix(*words: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a nix command; whether it may fail is said by `ok`."""
+def nix(
+    *words: str | Path, ok: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a nix command, with `env` added to the environment; `ok` says whether it has to work."""
     argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
     done = subprocess.run(
-        [*argv, *map(str, words)], capture_output=True, text=True, timeout=1700, check=False
+        [*argv, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=1700,
+        check=False,
+        env=os.environ | (env or {}),
     )
     assert (done.returncode == 0) == ok, done.stderr
     return done
