@@ -53,7 +53,8 @@ e2e: image ## the image, rebuilt and compared, and the simulated cluster end to 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py
 
-requirements: setup ## lock the newest of what .venv needs, by hash; UPDATE=NAME moves only that one
+requirements: ## lock the newest of what .venv needs, by hash; UPDATE=NAME moves only that one
+	@[ -x .venv/bin/uv ] || tools/setup.sh
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --only-binary :all: \
 	  $(if $(UPDATE),--upgrade-package $(UPDATE),--upgrade) --extra dev \
 	  --custom-compile-command "make requirements" --output-file requirements.txt pyproject.toml
