@@ -65,7 +65,8 @@ class ByHand:
         return stages
 
     def power_on(self) -> None:
-        argv = [ORCHESTRATE, "up", "--until", "ssh", "--profile", self.profile.path]
+        argv: list[str | Path] = [ORCHESTRATE, "up", "--until", "ssh"]
+        argv += ["--profile", self.profile.path]
         run(argv, what="orchestrate up --until ssh")
 
     def wait_for_boot(self) -> None:
