@@ -15,6 +15,8 @@ from orchestrator.core.errors import UserError
 
 #: As for a file that is simply opened; what has secrets gets PRIVATE.
 PUBLIC, PRIVATE = 0o644, 0o600
+#: What the name of a file begins with that is not whole yet; a killed command leaves it behind.
+NEW = ".new-"
 
 
 def write(path: Path, content: str | bytes, mode: int = PUBLIC) -> None:
@@ -24,7 +26,7 @@ def write(path: Path, content: str | bytes, mode: int = PUBLIC) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, beside = tempfile.mkstemp(prefix=NEW, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
-from orchestrator.core.files import PRIVATE, locked, write
+from orchestrator.core.files import NEW, PRIVATE, locked, write
 from orchestrator.core.run import run
 
 #: The only account that the operator's certificate opens.
@@ -39,7 +39,7 @@ SUCCESSOR, COMMITTED = "successor", "committed"
 HOST_LIFETIME = timedelta(weeks=52)
 HOST_RENEWAL = HOST_LIFETIME / 3
 #: What is written beside, under the lock: an interruption leaves it, and the next use removes it.
-BESIDE = (".successor-", ".key-", ".cert-", ".new-")
+BESIDE = (".successor-", ".key-", ".cert-", NEW)
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 from support.control import ADDRESS, SPACES, Pair
 
 from orchestrator.cli import control_host as module
-from orchestrator.cli.control import without_profile
 from orchestrator.cli.control_host import archive, digest_of
+from orchestrator.cli.where import without_profile
 from orchestrator.provision.machines import netns
 
 #: A command line that no other process has.

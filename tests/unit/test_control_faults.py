@@ -81,7 +81,8 @@ def test_what_was_set_up_is_so_only_with_its_environment(tmp_path: Path, home: P
 
 def test_the_tree_under_a_running_command_stays(tmp_path: Path, home: Path) -> None:
     runner = (
-        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from orchestrator import on_control;"
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r});"
+        "from orchestrator.cli import on_control;"
         "on_control.run = lambda *_: [print('runs', flush=True), sys.stdin.read()];"
         "on_control.main(['lifeline'])"
     )
