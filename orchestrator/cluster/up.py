@@ -83,6 +83,7 @@ def bring(
     cluster: Cluster, board: Board, until: str, chosen: Selection, jobs: int = JOBS
 ) -> Bringup:
     """`up` without its user's word that these nodes are to be on: one switched off stays off."""
+    cluster.driver.check_rights()  # before minutes of work that would be for nothing
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING

@@ -43,6 +43,9 @@ class Driver(Protocol):
     def boot_timeout(self) -> float:
         """Seconds that a machine may take from power to SSH."""
 
+    def check_rights(self) -> None:
+        """Raises UserError where this user may not do what it takes to run machines."""
+
     def prepare(self, image: Path) -> None:
         """Make what machines share: networks, mounted layers. Left-overs are taken or removed."""
 

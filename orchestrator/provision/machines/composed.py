@@ -71,8 +71,16 @@ class Composed:
     def boot_timeout(self) -> float:
         return max(machine.boot_timeout for machine in self.machines.values())
 
+    def check_rights(self) -> None:
+        """Namespaces, mounts and containers need root."""
+        if os.geteuid() != 0:
+            raise UserError(
+                "machines need root (network namespaces, mounts, containers)",
+                "Run: sudo --preserve-env orchestrate ...",
+            )
+
     def prepare(self, image: Path) -> None:
-        require_root()
+        self.check_rights()
         self._make_way(image)
         self.layers.mount(image)
         write_kind(self.profile, self.kind)
@@ -142,12 +150,3 @@ def recorded_kind(profile: Profile) -> str | None:
 
 def write_kind(profile: Profile, kind: str) -> None:
     (home(profile) / "kind").write_text(kind)
-
-
-def require_root() -> None:
-    """Raises UserError for other users: namespaces and mounts need root."""
-    if os.geteuid() != 0:
-        raise UserError(
-            "machines need root (network namespaces, mounts, containers)",
-            "Run: sudo --preserve-env orchestrate ...",
-        )
