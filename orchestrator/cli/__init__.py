@@ -12,23 +12,23 @@ import click
 COMMANDS = {
     "image": ("orchestrator.cli.image", "Lock, fetch, build and list images."),
     "profile": ("orchestrator.cli.profile", "Check, choose and list cluster profiles."),
-    "netboot": ("orchestrator.cli.netboot", "What machines are told when they boot."),
+    "netboot": ("orchestrator.cli.netboot", "Options that machines need to boot."),
     "model": ("orchestrator.cli.model", "Models of the hub: pull, list, remove."),
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
     "control": ("orchestrator.cli.control", "The control host, from your laptop."),
     "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),
-    "sim": ("orchestrator.cli.sim", "Simulated machines: slower cables, a shell from outside."),
+    "sim": ("orchestrator.cli.sim", "Simulated machines: throttle links, open a shell."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
-    "plan": ("orchestrator.cli.plan", "Show what 'up' would change; changes nothing."),
+    "plan": ("orchestrator.cli.plan", "Show what 'up' would change (dry run)."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
     "probe": ("orchestrator.cli.probe", "Measure what machines and cables can do."),
-    "bench": ("orchestrator.cli.bench", "Load on the model, and where the bottleneck is."),
-    "watch": ("orchestrator.cli.watch", "Keep the cluster what its profile says."),
+    "bench": ("orchestrator.cli.bench", "Load the model, and find the bottleneck."),
+    "watch": ("orchestrator.cli.watch", "Keep reconciling the cluster with its profile."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
     "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),
     "doc": ("orchestrator.cli.doc", "Print a page of the documentation."),
-    "completion": ("orchestrator.cli.doc", "Print a shell's completion of this command."),
+    "completion": ("orchestrator.cli.doc", "Print a shell's completion."),
 }
 
 
@@ -62,16 +62,16 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="orchestrate")
 @click.option(
-    ON_CONTROL, is_flag=True, help="Run the command on the control host; also after the command."
+    ON_CONTROL, is_flag=True, help="Run the command on the control host. Works after it, too."
 )
 def orchestrate(on_control: bool) -> None:
     """From bare machines to a measured LLM inference cluster.
 
     \b
-    orchestrate plan     what 'up' would change on the nodes
+    orchestrate plan     show what 'up' would change on the nodes
     orchestrate up       bring the active profile's cluster up, then verify it
     orchestrate verify   check it again; changes nothing
-    orchestrate down     undo
+    orchestrate down     undo 'up'
 
     The active profile: --profile NAME_OR_PATH after a verb, else $ORCHESTRATE_PROFILE,
     else what 'orchestrate profile use' chose.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Where is the bottleneck? Load on the model, what every node did, and why it took so long.
+    """Find the bottleneck: put load on the model, record every node, explain the time taken.
 
     RUN is a run's id, the beginning of one, or "last".
     """
@@ -29,29 +29,29 @@ def bench() -> None:
 @bench.command("run")
 @on_cluster
 @json_option
-@click.option("--workload", multiple=True, help="Only these: names as in 'bench workloads'.")
+@click.option("--workload", multiple=True, help="Only these, by their names in 'bench workloads'.")
 @click.option(
     "--repeats",
     type=click.IntRange(1, 100),
-    help="How often each load is measured.  [default: the profile's bench.repeats]",
+    help="Repeats of each workload.  [default: the profile's bench.repeats]",
 )
-@click.option("--no-rates", is_flag=True, help="Without the sweep over requests a second.")
+@click.option("--no-rates", is_flag=True, help="Skip the sweep over request rates.")
 @click.option(
     "--target",
     metavar="ttft=MS,tpot=MS",
-    help="Goodput: requests whose first token, and each further one, come within these times.  "
+    help="Goodput: requests per second whose TTFT and TPOT are within these times.  "
     "[default: the profile's bench.targets]",
 )
 @click.option(
-    "--against-one-node", is_flag=True, help="Measure on one node first: does clustering help?"
+    "--against-one-node", is_flag=True, help="Measure one node first: does clustering help?"
 )
-@click.option("--resume", metavar="RUN", help="Finish a run that was interrupted, as it was asked.")
+@click.option("--resume", metavar="RUN", help="Finish an interrupted run with its own options.")
 def run_(profile: Profile, as_json: bool, **how: Any) -> None:
-    """Put load on the model, by vLLM's own client at the endpoint, and keep what came.
+    """Load the model through the endpoint with vLLM's own client, and store the results.
 
-    One request at a time, more and more at once, more and more a second, long prompts, long
-    answers. Refused where 'verify' fails. A node that is lost marks the run. With --resume the
-    workloads that are missing are measured.
+    Workloads: a single stream, rising concurrency, rising request rates, long prompts, long
+    answers. Refused if 'verify' fails. A lost node marks the run. --resume measures only the
+    missing workloads.
 
     \b
     Example: orchestrate bench run
@@ -134,7 +134,7 @@ def _targets(text: str | None) -> dict[str, float]:
 @on_cluster
 @json_option
 def workloads(profile: Profile, as_json: bool) -> None:
-    """List the workloads that the profile's limits have room for.
+    """List the workloads that fit the profile's limits.
 
     Example: orchestrate bench workloads
     """
@@ -191,7 +191,7 @@ def ls(profile: Profile, as_json: bool) -> None:
 @json_option
 @click.argument("run", default="last")
 def show(profile: Profile, as_json: bool, run: str) -> None:
-    """Show a run: figures, causes, and what changed since the last good one.
+    """Show a run: figures, causes, and changes since the last good run.
 
     Example: orchestrate bench show last
     """
@@ -211,7 +211,7 @@ def show(profile: Profile, as_json: bool, run: str) -> None:
 @click.argument("before")
 @click.argument("after", default="last")
 def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
-    """Compare two runs, load by load: better or worse, significant or not, and what else differs.
+    """Compare two runs by workload: better or worse, significant or not, other differences.
 
     Example: orchestrate bench compare 20261126T0700 last
     """
@@ -240,7 +240,7 @@ def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
     "--out",
     "to",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Default: beside the run, in the state directory. '-': the standard output.",
+    help="Default: beside the run, in the state directory. '-' is standard output.",
 )
 def report(profile: Profile, run: str, to: Path | None) -> None:
     """Write a run's report, one HTML file that opens without a network, and print its path.
@@ -299,7 +299,7 @@ def _show(story: Story) -> None:
 
     for line in story.verdict:
         out.print(line, markup=False)
-    heads = ("load", "at", "first token", "each further", "tokens/s")
+    heads = ("workload", "load", "first token", "further token", "tokens/s")
     phases = ("queue", "prefill", "decode")
     good = ["good requests/s"] if any(each.goodput_per_s for each in story.run.measured) else []
     table = Table(*heads, *phases, *good, box=None, pad_edge=False)
@@ -317,7 +317,7 @@ def _show(story: Story) -> None:
         )
     out.print(table)
     if story.run.measured:
-        out.print("queue, prefill, decode: of a request, mean, by vLLM's own clocks")
+        out.print("queue, prefill, decode: mean per request, by vLLM's own clocks")
     for line in story.run.warnings:
         err.print(f"warning: {line}", markup=False)
     for phase in story.phases:

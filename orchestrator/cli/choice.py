@@ -30,8 +30,8 @@ def nodes_option(text: str) -> Callable[[_Command], _Command]:
 
 OPTIONS = (
     nodes_option(
-        "Only these: names, indexes of compute nodes (from 0), sets like compute[0-7];"
-        " with commas, or the option again.",
+        "Only these nodes: names, indexes of compute nodes (from 0), sets such as compute[0-7];"
+        " separated by commas, or repeat the option.",
     ),
     click.option(
         "--exclude",
@@ -39,19 +39,19 @@ OPTIONS = (
         metavar="NAMES",
         multiple=True,
         shell_complete=complete.nodes,
-        help="All but these; as --node.",
+        help="All nodes except these; same syntax as --node.",
     ),
     click.option(
         "--only",
         type=click.Choice([step.value for step in Step]),
-        help="Only this step's part of the desired state.",
+        help="Only this step of the desired state.",
     ),
     click.option(
         "--jobs",
         type=click.IntRange(min=1),
         default=JOBS,
         show_default=True,
-        help="How many nodes at once. One that is slow or dead does not count after 10 s.",
+        help="Nodes in parallel. A slow or dead node stops counting after 10 s.",
     ),
 )
 

@@ -21,14 +21,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 machines_option = click.option(
     "--machines",
     metavar="KIND",
-    help="How nodes are powered, in place of the profile's 'machines'; kept until 'down'.",
+    help="Machine driver, in place of the profile's 'machines'; kept until 'down'.",
 )
 accel_option = click.option(
     "--accel",
     type=click.Choice(ACCELERATORS),
-    help="What QEMU machines run under, in place of the profile's 'simulation.accel': KVM,"
-    " translation (TCG, several times slower), or 'auto': KVM where a try of it succeeds. Kept"
-    " until 'down'; for machines that are started from now on.",
+    help="Accelerator of QEMU machines, in place of the profile's 'simulation.accel': KVM, TCG"
+    " (translation, several times slower), or 'auto': KVM if a trial succeeds. Kept until 'down';"
+    " applies to machines started from now on.",
 )
 #: Where 'up' can stop, in order: the last is all of it.
 STEPS = ("control", "ssh", "base", "ray", "serving")
@@ -45,12 +45,12 @@ STEPS = ("control", "ssh", "base", "ray", "serving")
     default=STEPS[-1],
     show_default=True,
     help="Stop after this step. 'control': only the control node, ready for others to boot. "
-    "What does not serve is not verified.",
+    "Only the last step, 'serving', is followed by verification.",
 )
 @click.option(
     "--if-profile",
     metavar="SHA256",
-    help="Only if the profile is still the one of a plan: 'profile_sha256' of 'plan --json'.",
+    help="Refuse unless the profile is the planned one: 'profile_sha256' of 'plan --json'.",
 )
 @choice_options
 def up(
@@ -64,9 +64,9 @@ def up(
 ) -> None:
     """Bring the cluster up, from power to a verified answer.
 
-    What is as it should be already stays as it is; a second 'up' changes nothing and says so.
-    Exit code 0 only if every node came up and every check passed. With part of the nodes, these
-    are checked, and not the endpoint. With --only, nodes get power too, then just that step.
+    Changes only what differs; a second 'up' changes nothing and says so. Exit code 0 only if every
+    node came up and every check passed. With part of the nodes, only these nodes are checked, not
+    the endpoint. With --only, nodes are powered on, then only that step runs.
 
     \b
     Example: orchestrate up --profile sim
@@ -129,7 +129,7 @@ def up(
 @click.command()
 @on_cluster
 def down(profile: Profile) -> None:
-    """Undo 'up': machines off, networks and mounts removed. Keys and images stay.
+    """Undo 'up': switch machines off, remove networks and mounts. Keys and images stay.
 
     Example: orchestrate down --profile sim
     """
@@ -147,10 +147,10 @@ def down(profile: Profile) -> None:
 @on_cluster
 @json_option
 @click.option(
-    "--watch", is_flag=True, help="Look again and again, until all is up or Ctrl-C is pressed."
+    "--watch", is_flag=True, help="Refresh until the whole cluster is up or Ctrl-C is pressed."
 )
 def status(profile: Profile, as_json: bool, watch: bool) -> None:
-    """Show nodes, how far each has booted, image, Ray, model and endpoint. Changes nothing.
+    """Show nodes with their boot progress, image, Ray, model and endpoint. Changes nothing.
 
     Example: orchestrate status --watch
     """
@@ -177,7 +177,7 @@ def status(profile: Profile, as_json: bool, watch: bool) -> None:
 @click.option(
     "--junit",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the checks as JUnit XML to this file.",
+    help="Also write the checks to this file, as JUnit XML.",
 )
 @choice_options
 def verify(
@@ -188,7 +188,8 @@ def verify(
 ) -> None:
     """Check that the cluster is what the profile says. Changes nothing.
 
-    Exit code 0 only if all checks pass. Ray and the endpoint are checked with the control node.
+    Exit code 0 only if all checks pass. Ray and the endpoint are checked only if the control node
+    is among the chosen nodes.
 
     \b
     Example: orchestrate verify --junit verify.xml

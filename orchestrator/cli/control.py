@@ -30,9 +30,9 @@ def control() -> None:
 @profile_name_option
 @json_option
 def sync(profile: str | None, as_json: bool) -> None:
-    """Bring the checkout to the control host as it is here, and set it up there.
+    """Copy the checkout to the control host, and set it up there.
 
-    What git ignores stays here; what was removed here is removed there. Nothing is half replaced.
+    Ignored files are not sent. Files removed here are removed there. The switch is atomic.
 
     Example: orchestrate control sync --profile 0.1
     """

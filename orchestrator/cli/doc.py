@@ -22,9 +22,9 @@ WIDTH = 100
 @click.argument("topic", required=False, shell_complete=complete.topics)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doc(topic: str | None, as_json: bool) -> None:
-    """Print a page of the documentation; without TOPIC, list the pages.
+    """Print a page of the documentation. Without TOPIC: list the pages.
 
-    Part of a topic's name is enough where it is one page's. Into a pipe goes the Markdown itself.
+    A unique part of a topic's name is enough. Into a pipe, it prints the Markdown source.
 
     \b
     Example: orchestrate doc
@@ -69,7 +69,7 @@ def _rendered(text: str) -> str:
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what makes the shell complete commands, options, profiles, nodes, images and pages.
+    """Print the shell completion of commands, options, profiles, nodes, images and pages.
 
     \b
     Example: orchestrate completion bash >~/.local/share/bash-completion/completions/orchestrate

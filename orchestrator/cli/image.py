@@ -1,4 +1,4 @@
-"""``orchestrate image``: lock, fetch, build, list and let go of images."""
+"""``orchestrate image``: lock, fetch, build, list and release images."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def image() -> None:
 
     \b
     lock NAME    resolve image.yml into files with hashes: lock.json
-    fetch NAME   bring those files into the Nix store
-    check NAME   is all that they need among them?
+    fetch NAME   download those files into the Nix store
+    check NAME   check that no dependency is missing
     build NAME   build the image from them, without network
     """
 
@@ -50,15 +50,15 @@ def image() -> None:
     "--update",
     multiple=True,
     metavar="PACKAGE|SUITE",
-    help="Update only this package, distribution or suite, and what has to move with it.",
+    help="Update only this package, wheel or suite, and what it requires.",
 )
 @mirror_option
 @json_option
 def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) -> None:
-    """Resolve image.yml into lock.json and say what changed.
+    """Resolve image.yml into lock.json and print what changed.
 
-    Without --update everything gets the newest version that image.yml allows. --update can be given
-    several times.
+    Without --update, everything gets the newest version that image.yml allows. --update can be
+    repeated.
 
     Example: orchestrate image lock pxe-sim --update ray
     """
@@ -94,7 +94,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     "--from",
     "directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Take the files from this directory only (a machine without network).",
+    help="Take the files only from this directory (for a machine without network).",
 )
 @click.option(
     "-j",
@@ -102,13 +102,13 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     type=click.IntRange(1, 64),
     default=8,
     show_default=True,
-    help="Downloads at once.",
+    help="Parallel downloads.",
 )
 @click.option("--keep", is_flag=True, help="Keep the downloads, to carry them elsewhere.")
 @click.option(
     "--available",
     is_flag=True,
-    help="Leave out what no mirror and no package index has.",
+    help="Skip files that no mirror and no package index has.",
 )
 @mirror_option
 @json_option
@@ -121,7 +121,7 @@ def fetch(
     mirror: str | None,
     as_json: bool,
 ) -> None:
-    """Bring what the Nix store lacks of an image's files, of the build tools and of the loaders.
+    """Download missing files of the image, the build tools and the loaders into the Nix store.
 
     Example: orchestrate image fetch pxe-0.1
     """
@@ -146,11 +146,11 @@ def fetch(
 @click.argument("name", shell_complete=complete.images)
 @json_option
 def check(name: str, as_json: bool) -> None:
-    """Check that all that an image's files need is in its lock, before it is built.
+    """Check before a build that the lock holds everything that the image's files need.
 
-    Of every package and wheel its dependencies, of every ELF file its libraries, each by the rules
-    of what will look for them. What lacks on purpose is in image.yml, with its reason. Exit code 0
-    only if nothing else lacks.
+    Checks every dependency and shared library, by the rules of apt, pip and the dynamic loader.
+    Intentional gaps are listed in image.yml, with reasons. Exit code 0 only if nothing else is
+    missing.
 
     Example: orchestrate image check pxe-sim
     """
@@ -170,7 +170,7 @@ def check(name: str, as_json: bool) -> None:
 @click.argument("name", shell_complete=complete.images)
 @json_option
 def build(name: str, as_json: bool) -> None:
-    """Build an image with Nix; the second time there is nothing to do.
+    """Build an image with Nix. A second build does nothing.
 
     Example: orchestrate image build pxe-0.1
     """
@@ -188,7 +188,7 @@ def build(name: str, as_json: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def ls(name: str | None, as_json: bool) -> None:
-    """List images: lock, inputs in the store, build. With NAME: also which inputs are missing.
+    """List images: lock, inputs in the store, build. With NAME, also list missing inputs.
 
     Example: orchestrate image ls pxe-0.1
     """
@@ -209,7 +209,7 @@ def ls(name: str | None, as_json: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete.images)
 @json_option
 def gc(name: str | None, as_json: bool) -> None:
-    """Let go of an image's build, inputs and downloads (default: of all images').
+    """Release an image's build, inputs and downloads (default: all images).
 
     Example: orchestrate image gc pxe-sim
     """
@@ -229,10 +229,10 @@ def gc(name: str | None, as_json: bool) -> None:
 @on_cluster
 @json_option
 def use(name: str, profile: Profile, as_json: bool) -> None:
-    """Let the cluster's nodes boot the built image NAME from now on.
+    """Make the cluster's nodes boot the built image NAME from now on.
 
-    The switch is atomic; what runs goes on with the image that it booted. An image other than the
-    profile's stays chosen until 'use' names the profile's again.
+    The switch is atomic. Running nodes keep the image that they booted. An image other than the
+    profile's stays selected until 'use' names the profile's again.
 
     Example: orchestrate image use pxe-sim
     """
@@ -249,9 +249,9 @@ def use(name: str, profile: Profile, as_json: bool) -> None:
 @on_cluster
 @json_option
 def rollback(profile: Profile, as_json: bool) -> None:
-    """Let the cluster's nodes boot the image before the current one.
+    """Make the cluster's nodes boot the previous image.
 
-    'up' does not go forward by itself after it; 'image use' does.
+    A later 'up' keeps the previous image; 'image use' selects a newer one.
 
     Example: orchestrate image rollback
     """

@@ -24,8 +24,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def model() -> None:
     """Models of the Hugging Face hub: pull, list, remove.
 
-    NAME is a key of the profile's 'models'. Models of the checkout's models/ need no pull: they
-    are made by 'orchestrate up'.
+    NAME is a key of the profile's 'models'. Models of the checkout's models/ need no pull:
+    'orchestrate up' makes them.
     """
 
 
@@ -36,18 +36,19 @@ def model() -> None:
     "--from",
     "source",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Take the files from a directory, on a machine without network: one of this command's, "
-    "the hub's own cache, or of 'hf download --local-dir'.",
+    help="Take the files from a directory, without network: one of this command's, "
+    "the hub's own cache, or one of 'hf download --local-dir'.",
 )
-@click.option("--check", is_flag=True, help="Read again what is here, and bring what is damaged.")
+@click.option("--check", is_flag=True, help="Read all files again, and replace damaged ones.")
 @click.argument("name", required=False, shell_complete=complete.models)
 def pull(
     profile: Profile, as_json: bool, source: Path | None, check: bool, name: str | None
 ) -> None:
-    """Bring a model's files, at the commit that the profile pins; without NAME the served one.
+    """Download a model's files, at the commit that the profile pins (default: the served model).
 
-    Only what vLLM reads, checked by the hub's hashes. Interrupted, it goes on where it stopped.
-    A token for a gated repository is taken from HF_TOKEN, or from where 'hf auth login' put it.
+    Downloads only the files that vLLM reads, and checks the hub's hashes. An interrupted pull
+    resumes. The token for a gated repository is read from HF_TOKEN, or from where 'hf auth login'
+    put it.
 
     \b
     Example: orchestrate model pull mistral-small --profile 0.1
@@ -85,13 +86,13 @@ def pull(
 @on_clusters_computer
 @json_option
 def ls(as_json: bool) -> None:
-    """List the models of the hub: those on this machine, and those that profiles name.
+    """List models of the hub: those on this machine, and those that profiles name.
 
     \b
-    complete    every file is here and was checked
-    partial     an interrupted pull: the next one goes on
-    by hand     files are here that no pull has checked
-    missing     a profile names it
+    complete    all files are here and were checked
+    partial     an interrupted pull; the next pull resumes it
+    by hand     files that no pull has checked
+    missing     a profile names it; no file is here
     not pinned  a profile names it without a revision
 
     Example: orchestrate model ls
@@ -112,7 +113,7 @@ def ls(as_json: bool) -> None:
 @model.command()
 @on_clusters_computer
 @json_option
-@click.option("--force", is_flag=True, help="Also one that a cluster of this machine serves.")
+@click.option("--force", is_flag=True, help="Even if a cluster of this machine serves it.")
 @click.argument("repository", metavar="NAME")
 def rm(as_json: bool, force: bool, repository: str) -> None:
     """Remove a model's files: NAME of a profile, or OWNER/NAME of the hub (all its commits).

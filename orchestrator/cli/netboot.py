@@ -25,14 +25,14 @@ def netboot() -> None:
     "--for",
     "server",
     type=click.Choice(list(dhcp.SERVERS)),
-    help="Print lines to paste into this DHCP server's configuration instead.",
+    help="Print configuration lines for this DHCP server instead.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def options(profile: Profile, server: str | None, as_json: bool) -> None:
-    """Show what a DHCP server has to answer machines that boot.
+    """Show which DHCP options machines need to boot.
 
-    For boot.dhcp 'off', to set on the other server; with 'authoritative' and 'proxy' the control
-    node answers so by itself.
+    With boot.dhcp 'off', set these options on the other server. With 'authoritative' and 'proxy',
+    the control node sends them itself.
 
     Example: orchestrate netboot options --for kea
     """

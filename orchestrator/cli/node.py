@@ -42,10 +42,10 @@ def node() -> None:
 @wait_option
 @nodes_argument
 def up(profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]) -> None:
-    """Give nodes power; they boot, and nothing more: 'orchestrate up' configures them.
+    """Power nodes on. They only boot; 'orchestrate up' configures them.
 
-    One that is on stays as it is. Where a person is the switch (power driver 'manual'), the command
-    says what to switch on, and waits.
+    A node that is on is not changed. With the power driver 'manual', the command says which machine
+    to switch on, and waits.
 
     Example: orchestrate node up 0 1 --wait
     """
@@ -65,9 +65,9 @@ def up(profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple
 @all_option
 @nodes_argument
 def down(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
-    """Shut nodes down: in order over SSH, then by their power driver where it can.
+    """Shut nodes down: cleanly over SSH, then by their power driver if it can.
 
-    One that is off stays so.
+    A node that is off is not changed.
 
     Example: orchestrate node down compute1
     """
@@ -88,7 +88,7 @@ def down(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...])
 def restart(
     profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple[str, ...]
 ) -> None:
-    """Boot nodes anew: over SSH where they answer, else by their power driver.
+    """Reboot nodes: over SSH if they answer, else by their power driver.
 
     Example: orchestrate node restart compute1 --wait
     """
@@ -109,7 +109,7 @@ def restart(
     "--timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="For how long; without it as long as the machines may take to boot.",
+    help="Timeout. Default: as long as the machines may take to boot.",
 )
 @nodes_argument
 def wait(
@@ -121,7 +121,8 @@ def wait(
 ) -> None:
     """Wait until nodes answer over SSH; show the steps of their boots.
 
-    Exit code 0 only if all do in time. Of one that does not, the likely cause is told.
+    Exit code 0 only if all nodes answer in time. Prints the likely cause for each node that does
+    not.
 
     Example: orchestrate node wait --all --timeout 300
     """
@@ -137,7 +138,7 @@ def wait(
 @all_option
 @nodes_argument
 def status(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...]) -> None:
-    """Show power, boot and system of nodes; without NODE of all, the control node too.
+    """Show power, boot and system of nodes (default: all nodes, with the control node).
 
     Example: orchestrate node status 0
     """
@@ -178,7 +179,7 @@ def status(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...
 def ssh(profile: Profile, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell on a node over SSH, or run COMMAND there.
 
-    The exit code is the command's; 255 is ssh's own. The words of COMMAND stay words: for a pipe
+    The exit code is the command's; 255 is ssh's own. The words of COMMAND are quoted: for a pipe
     or a variable of the node, run a shell.
 
     Example: orchestrate node ssh compute0 -- journalctl -u vllm

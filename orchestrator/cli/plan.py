@@ -48,17 +48,17 @@ class Looking(click.Command):
 @click.option(
     "--serving",
     is_flag=True,
-    help="Predict instead how fast the model will be, on each layout, from what 'probe' measured.",
+    help="Predict the model's speed on each layout instead, from the figures of 'probe'.",
 )
 @click.option(
     "--probes",
     type=click.Path(path_type=Path),
-    help="With --serving: what was measured, in place of the cluster's newest probes.",
+    help="With --serving: a file of measurements, in place of the cluster's newest probes.",
 )
 @click.option(
     "--load",
     metavar="PROMPT,OUTPUT,REQUESTS",
-    help="With --serving: tokens of a prompt, tokens of an answer, requests at once.",
+    help="With --serving: prompt tokens, output tokens, concurrent requests.",
 )
 @choice_options
 def plan(
@@ -71,12 +71,12 @@ def plan(
 ) -> None:
     """Show what 'up' would change on the nodes. Changes nothing.
 
-    Files are shown as unified differences, of secrets only that they differ; what several nodes
-    share is shown once. Exit code 0: nothing differs; 2: something does; 1: could not look (nodes
-    that are off or do not answer are named as unknown).
+    A dry run. Files are shown as unified diffs; secrets only show that they differ. A difference
+    that several nodes share is shown once. Exit code 0: nothing differs; 2: something differs;
+    1: a node could not be checked (it is off or does not answer, and is listed as unknown).
 
-    With --serving: ways to lay the model on the accelerators, the quickest first, before anything
-    is started; whether more than one node helps; and what would change that. Exit code 0.
+    With --serving: rank the layouts of the model on the accelerators, the fastest first; say
+    whether more than one node helps, and what would change that. Starts nothing. Exit code 0.
 
     \b
     Example: orchestrate plan --node 'compute[0-7]' --only base

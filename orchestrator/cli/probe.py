@@ -22,17 +22,17 @@ KINDS = ("device", "link", "collective", "storage")
 @click.command()
 @on_cluster
 @json_option
-@click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all of them.")
-@nodes_option("Only these, as with 'up'.")
-@click.option("--force", is_flag=True, help="Also while the model answers requests.")
+@click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all probes.")
+@nodes_option("Only these nodes, as with 'up'.")
+@click.option("--force", is_flag=True, help="Probe even while the model answers requests.")
 def probe(
     profile: Profile, as_json: bool, only: tuple[str, ...], nodes: tuple[str, ...], force: bool
 ) -> None:
     """Measure memory, matrix products, links, collectives and disks, as the model's ranks use them.
 
-    Minutes at most; what hangs is ended and said. The figures are kept: 'plan --serving' predicts
-    from the newest that are of all kinds and nodes, and reports show them. Exit code 0 only if
-    every probe gave something.
+    It takes minutes at most; a probe that hangs is killed and reported. The figures are stored:
+    'plan --serving' predicts from the newest complete round (all kinds, all nodes), and reports
+    show it. Exit code 0 only if every probe gave a result.
 
     \b
     Example: orchestrate probe

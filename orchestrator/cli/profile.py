@@ -32,7 +32,7 @@ def profile() -> None:
 @profile.command()
 @click.argument("name_or_path", shell_complete=complete.profiles)
 def use(name_or_path: str) -> None:
-    """Make a profile this machine's active one, if it is right.
+    """Check a profile and make it this machine's active one.
 
     Example: orchestrate profile use 0.1
     """
@@ -45,9 +45,9 @@ def use(name_or_path: str) -> None:
 @click.argument("name_or_path", required=False, shell_complete=complete.profiles)
 @json_option
 def check(name_or_path: str | None, as_json: bool) -> None:
-    """Say everything that is wrong with a profile.
+    """Check a profile and print every error.
 
-    Without a name, the active one. Exit code 0 if nothing is wrong, else 2.
+    Without a name: the active profile. Exit code 0 if there is no error, else 2.
 
     Example: orchestrate profile check 0.1
     """

@@ -1,4 +1,4 @@
-"""`orchestrate sim`: what only simulated machines allow."""
+"""`orchestrate sim`: throttled links and shells of simulated machines."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 @click.group()
 def sim() -> None:
-    """What only simulated machines allow: slower cables, a shell from outside.
+    """Simulated machines only: throttle links, enter a machine from the host.
 
-    'orchestrate up' starts them, 'node status' shows them, 'down' ends them.
+    'orchestrate up' starts them, 'node status' shows them, 'down' stops them.
     """
 
 
 @sim.command()
 @on_cluster
-@click.option("--rate", metavar="RATE", help="Bits a second, like 100Mbit or 2.5Gbit.")
-@click.option("--reset", is_flag=True, help="As fast as they can again.")
-@click.option("--network", metavar="NAME", help="Default: the one that Ray uses.")
+@click.option("--rate", metavar="RATE", help="Bits per second, such as 100Mbit or 2.5Gbit.")
+@click.option("--reset", is_flag=True, help="Remove the limit.")
+@click.option("--network", metavar="NAME", help="Default: the network that Ray uses.")
 @nodes_option("Default: all compute nodes.")
 def link(
     profile: Profile, rate: str | None, reset: bool, network: str | None, nodes: tuple[str, ...]
 ) -> None:
-    """Throttle the cables of containers, to see what a slower network would do.
+    """Throttle the links of containers, to see the effect of a slower network.
 
-    It stays until --reset, or 'down'; 'node status' shows it.
+    The limit lasts until --reset or 'down'. 'node status' shows it.
 
     \b
     Example: orchestrate sim link --rate 100Mbit
@@ -77,8 +77,8 @@ def link(
 def shell(profile: Profile, node: str, command: tuple[str, ...]) -> None:
     """Open a root shell in a machine (or run COMMAND there).
 
-    Into a container it goes from outside, also where its SSH is broken; to a machine with a kernel
-    of its own it goes over SSH.
+    A container is entered from the host, so it works even if SSH is broken. A QEMU machine is
+    reached over SSH.
 
     Example: orchestrate sim shell compute0 -- journalctl -u vllm
     """

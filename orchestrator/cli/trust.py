@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def trust() -> None:
-    """The cluster's keys: who is believed, until when, and new ones."""
+    """The cluster's keys: status, rotation and renewal."""
 
 
 @trust.command()
 @on_cluster
 @json_option
 def status(profile: Profile, as_json: bool) -> None:
-    """Show the authorities, and when the operator's and the nodes' certificates end.
+    """Show the authorities, and when the operator's and the nodes' certificates expire.
 
     Example: orchestrate trust status
     """
@@ -70,16 +70,16 @@ def status(profile: Profile, as_json: bool) -> None:
     multiple=True,
     metavar="NODE",
     shell_complete=complete.nodes,
-    help="Do not wait for this one, which is on and does not answer: it has to boot again.",
+    help="Do not wait for this node, which is on and does not answer. Reboot it afterwards.",
 )
 def rotate(
     profile: Profile, as_json: bool, only: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
-    """Put new keys in place of the old ones, on a cluster that runs.
+    """Replace all keys of a running cluster.
 
-    SSH's authorities and the operator's key; Ray's token; the key of the endpoint. Nobody is locked
-    out on the way, and what is interrupted is finished by running it again. New tokens restart
-    Ray and the model: for SSH alone, nothing stops.
+    The keys: SSH's authorities and the operator's key; Ray's token; the endpoint's API key. Nobody
+    is locked out during the rotation. After an interruption, run it again. New tokens restart Ray
+    and the model. With '--only ssh' nothing stops.
 
     \b
     Example: orchestrate trust rotate
@@ -108,9 +108,9 @@ def rotate(
 @on_cluster
 @json_option
 def renew(profile: Profile, as_json: bool) -> None:
-    """New certificates of the same authorities, for the operator and all nodes that are on.
+    """Issue new certificates from the same authorities, to the operator and all nodes that are on.
 
-    'up' and 'watch' do so by themselves for hosts with less than a third of their year left.
+    'up' and 'watch' do this for hosts with less than a third of their year left.
 
     Example: orchestrate trust renew
     """

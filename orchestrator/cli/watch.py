@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @on_cluster
-@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
-@click.option("--interval", type=click.FloatRange(min=0.5), help="Seconds between two looks.")
-@click.option("--once", is_flag=True, help="One look, and what it asks for.")
-@click.option("--unit", is_flag=True, help="Print a systemd unit that does this; do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
+@click.option("--interval", type=click.FloatRange(min=0.5), help="Seconds between two checks.")
+@click.option("--once", is_flag=True, help="Check and fix once.")
+@click.option("--unit", is_flag=True, help="Print a systemd unit that does this, and exit.")
 def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, unit: bool) -> None:
-    """Look at the cluster again and again, and put right what is not as it should be.
+    """Reconcile: check the cluster at an interval, and fix what differs from the profile.
 
-    Nodes that lost power are switched on and configured; what drifted is put back; a line for each
-    event. What 'node down' or 'down' switched off stays off. Ctrl-C ends it and leaves all as is.
+    Nodes that lost power are switched on and configured. Drift is reverted. Each event is a line.
+    Nodes that 'node down' or 'down' switched off stay off. Ctrl-C stops it and changes nothing.
 
     \b
     Example: orchestrate watch
