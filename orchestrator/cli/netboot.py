@@ -49,7 +49,7 @@ def options(profile: Profile, server: str | None, as_json: bool) -> None:
     if as_json:
         print_json([{"who": who, "option": name, "value": value} for who, name, value in rows])
         return
-    table = Table("who asks", "option", "value", box=None, pad_edge=False)
+    table = Table("client", "option", "value", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     out.print(table)
