@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Forecast, Limits, OfferedLoad, forecast
+from orchestrator.performance.predict.load import Limits, LoadPrediction, OfferedLoad, forecast
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
@@ -48,7 +48,7 @@ def sample(
 
     free = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
 
-    def with_engine(engine: Engine) -> Forecast:
+    def with_engine(engine: Engine) -> LoadPrediction:
         return forecast(shape, Parallelism(), replace(rates, engine=engine), load, limits)
 
     def first(engine: Engine) -> float:

@@ -71,7 +71,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class LoadPrediction:
     """A load on a layout. ``running``: requests in the engine, of all copies together; ``waiting``:
     those that wait for a place. ``saturated``: more come than can be served, so that the queue
     grows as long as the load lasts; then no time in it is predicted."""
@@ -123,7 +123,7 @@ def forecast(
     rates: Rates,
     load: OfferedLoad,
     limits: Limits | None = None,
-) -> Forecast:
+) -> LoadPrediction:
     """A load on a layout: its copies share it evenly."""
     allowed = limits or Limits()
     copies = layout.data if load.rate_per_s else min(layout.data, max(load.concurrency, 1.0))
@@ -220,12 +220,12 @@ def _forecast(
     throughput: float,
     waiting: float,
     saturated: bool,
-) -> Forecast:
+) -> LoadPrediction:
     first = found.first.plus(queue_s=waiting / throughput)
     further = load.output_tokens - 1
     prompts = first.seconds - first.queue_s + further * found.further.prefill_s
     whole = replace(found.further.times(further), prefill_s=prompts, queue_s=first.queue_s)
-    return Forecast(
+    return LoadPrediction(
         prefill=_prediction("prefill", first),
         decode=_prediction("decode", found.further),
         request=_prediction("request", whole),

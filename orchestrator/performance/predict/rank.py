@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from orchestrator.core.sizes import human_size
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import (
-    Forecast,
     Limits,
+    LoadPrediction,
     OfferedLoad,
     Prediction,
     forecast,
@@ -72,8 +72,8 @@ class Ranked:
 
     layout: Parallelism
     fit: Fit
-    single: Forecast
-    loaded: Forecast
+    single: LoadPrediction
+    loaded: LoadPrediction
     notes: tuple[str, ...]
 
     @property
