@@ -85,11 +85,6 @@ class Explained:
     why: str
     unexplained_s: float
 
-    @property
-    def unexplained_share(self) -> float:
-        """Of what was measured."""
-        return self.unexplained_s / self.measured_s if self.measured_s else 0.0
-
 
 def explain(
     measured_s: float, prediction: Prediction, evidence: Evidence | None = None
