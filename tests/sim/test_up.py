@@ -41,7 +41,7 @@ def test_up_again_changes_nothing(sim: Sim) -> None:
     assert result["ok"]
     assert result["changed"] == {node: [] for node in NODES}
     assert "nothing changed" in sim.run("up").stdout
-    assert sim.run("plan").stdout == "control, compute0, compute1: nothing differs\n"
+    assert sim.run("plan").stdout == "compute[0-1],control: nothing differs\n"
 
 
 @pytest.mark.usefixtures("serving")
