@@ -1,4 +1,4 @@
-"""Which of systemd's units an image masks, and that image.yml can keep one."""
+"""What an image leaves out: units of systemd, and drivers."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def test_what_is_there_is_masked_unless_it_is_wanted(system: Any) -> None:
         "etc/systemd/system/dev-mqueue.mount",
         "etc/systemd/system-generators/systemd-sysv-generator",
     }
+
+
+def test_drivers_that_another_one_needs_stay(system: Any) -> None:
+    needs = {
+        "kernel/drivers/gpu/drm/xe/xe.ko": "kernel/drivers/media/cec/cec.ko kernel/lib/x.ko",
+        "kernel/drivers/media/cec/cec.ko": "",
+        "kernel/drivers/media/tuners/tuner.ko": "kernel/drivers/media/mc.ko",
+        "kernel/drivers/media/mc.ko": "",
+        "kernel/sound/soundcore.ko": "",
+        "kernel/net/wireless/cfg80211.ko": "kernel/lib/x.ko",
+        "kernel/lib/x.ko": "",
+    }
+    lines = "".join(f"{module}: {needed}\n" for module, needed in needs.items())
+    assert system.unused_drivers(lines) == [
+        "kernel/drivers/media/mc.ko",
+        "kernel/drivers/media/tuners/tuner.ko",
+        "kernel/net/wireless/cfg80211.ko",
+        "kernel/sound/soundcore.ko",
+    ]

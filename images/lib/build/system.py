@@ -55,6 +55,16 @@ UNUSED_GENERATORS = (
     *("run", "ssh", "system-update", "sysv", "tpm2", "veritysetup"),
 )
 
+#: Drivers of what a machine in a cluster does not have or use, by their place below `kernel/`. With
+#: what only they need they are a fifth of the base layer, which each boot fetches first. Those that
+#: another driver needs (a graphics card's may need `cec`) stay.
+UNUSED_DRIVERS = (
+    *("sound/", "drivers/media/", "drivers/staging/", "drivers/iio/", "drivers/comedi/"),
+    *("drivers/net/wireless/", "net/mac80211/", "net/wireless/", "drivers/isdn/"),
+    *("drivers/bluetooth/", "net/bluetooth/", "drivers/input/joystick/"),
+    *("drivers/input/touchscreen/", "drivers/input/tablet/"),
+)
+
 #: What Debian's ld.so.conf adds to the directories that the loader has built in.
 LOCAL_LIBRARIES = ("usr/local/lib/x86_64-linux-gnu", "usr/local/lib")
 
@@ -191,7 +201,7 @@ def ssh(root) -> None:
 
 
 def modules(root) -> None:
-    """modules.dep and friends, by depmod on a copy of the kernel's modules."""
+    """modules.dep and friends, by depmod on a copy of the kernel's modules, without unused ones."""
     paths = root.paths("usr/lib/modules/")
     versions = sorted({path.split("/")[3] for path in paths})
 
@@ -205,9 +215,25 @@ def modules(root) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(copy, paths))
     for version in versions:
+        home = Path("modules/lib/modules", version)
         subprocess.run(tool("depmod", "--basedir", "modules", version), check=True)
-        for made in sorted(Path("modules/lib/modules", version).glob("modules.*")):
+        for module in unused_drivers((home / "modules.dep").read_text()):
+            (home / module).unlink()
+            del root.tree[f"usr/lib/modules/{version}/{module}"]
+        subprocess.run(tool("depmod", "--basedir", "modules", version), check=True)
+        for made in sorted(home.glob("modules.*")):
             root.file(f"usr/lib/modules/{version}/{made.name}", made.read_bytes())
+
+
+def unused_drivers(dependencies: str) -> list[str]:
+    """The modules that are left out, from the text of modules.dep (MODULE: what it needs)."""
+    lines = (line.partition(":") for line in dependencies.splitlines())
+    needs = {module: needed.split() for module, _, needed in lines}
+    unused = {
+        each for each in needs if each.startswith(tuple(f"kernel/{d}" for d in UNUSED_DRIVERS))
+    }
+    kept = {needed for module in needs.keys() - unused for needed in needs[module]}
+    return sorted(unused - kept)
 
 
 def package_database(root, controls: list[str]) -> None:
