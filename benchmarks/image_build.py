@@ -26,7 +26,7 @@ from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.image import lockfile, store
-from orchestrator.image.build import require_inputs
+from orchestrator.image.build.building import require_inputs
 from orchestrator.models.profiles import active
 
 #: Of the other tools' seconds, and of seconds after a change of one configuration file.

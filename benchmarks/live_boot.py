@@ -20,8 +20,9 @@ from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
-from orchestrator.image import apt, lockfile, spec
+from orchestrator.image import lockfile, spec
 from orchestrator.image.layers import layers_of
+from orchestrator.image.lock import apt
 from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files, principals

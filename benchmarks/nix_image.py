@@ -18,7 +18,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run, stream
 from orchestrator.image import store
-from orchestrator.image.build import MAX_JOBS
+from orchestrator.image.build.building import MAX_JOBS
 
 #: The layer that holds the files of images/config, parts and images/NAME/config.
 CONFIG = "config"

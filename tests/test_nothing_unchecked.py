@@ -34,7 +34,7 @@ SWITCHED_OFF = {
 ALLOWED = {
     # Descriptions of packages that it wrote itself, from image.yml; apt resolves with them and
     # fetches nothing. The files are checked by hash.
-    "orchestrator/image/apt.py": "signatures of apt",
+    "orchestrator/image/lock/apt.py": "signatures of apt",
     # Its repository is a directory that it made itself, of packages that were checked by hash.
     "benchmarks/conventional_image.py": "signatures of apt",
     # Faults that `make mutants` puts into a copy, for tests to notice.

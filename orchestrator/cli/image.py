@@ -16,7 +16,7 @@ from orchestrator.core.sizes import human_size
 from orchestrator.image import MIRROR_VARIABLE
 
 if TYPE_CHECKING:
-    from orchestrator.image.inventory import ImageState
+    from orchestrator.image.build.inventory import ImageState
     from orchestrator.profile import Profile
     from orchestrator.provision.netboot.images import ImageChoice
 
@@ -62,7 +62,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
 
     Example: orchestrate image lock pxe-sim --update ray
     """
-    from orchestrator.image.lock import lock as lock_image
+    from orchestrator.image.lock.locking import lock as lock_image
     from orchestrator.image.lockfile import known_size
 
     locked = lock_image(name, mirror, update)
@@ -125,8 +125,8 @@ def fetch(
 
     Example: orchestrate image fetch pxe-0.1
     """
-    from orchestrator.image import fetch as fetching
-    from orchestrator.image.sources import Sources
+    from orchestrator.image.build import fetch as fetching
+    from orchestrator.image.build.sources import Sources
 
     where = Sources(directory, mirror)
     fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
@@ -154,7 +154,7 @@ def check(name: str, as_json: bool) -> None:
 
     Example: orchestrate image check pxe-sim
     """
-    from orchestrator.image.check import check as check_image
+    from orchestrator.image.check.checking import check as check_image
 
     report = check_image(name)
     if as_json:
@@ -174,7 +174,7 @@ def build(name: str, as_json: bool) -> None:
 
     Example: orchestrate image build pxe-0.1
     """
-    from orchestrator.image.build import build as build_image
+    from orchestrator.image.build.building import build as build_image
 
     built = build_image(name, lambda line: err.print(line, markup=False))
     if as_json:
@@ -192,7 +192,8 @@ def ls(name: str | None, as_json: bool) -> None:
 
     Example: orchestrate image ls pxe-0.1
     """
-    from orchestrator.image import inventory, spec
+    from orchestrator.image import spec
+    from orchestrator.image.build import inventory
 
     states = [inventory.state(each) for each in ([name] if name else spec.names())]
     if as_json:
@@ -213,7 +214,8 @@ def gc(name: str | None, as_json: bool) -> None:
 
     Example: orchestrate image gc pxe-sim
     """
-    from orchestrator.image import inventory, spec
+    from orchestrator.image import spec
+    from orchestrator.image.build import inventory
 
     released = inventory.release([name] if name else spec.names())
     if as_json:

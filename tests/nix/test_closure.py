@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from support.flake import IMAGES, PROJECT, built
 
-from orchestrator.image import libraries, loader, lockfile, spec, store
-from orchestrator.image.elf import Object
+from orchestrator.image import lockfile, spec, store
+from orchestrator.image.check import libraries, loader
+from orchestrator.image.check.elf import Object
 
 pytestmark = pytest.mark.nix
 

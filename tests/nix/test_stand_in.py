@@ -20,7 +20,8 @@ from support import generated
 from support.flake import Checkout, bring, built
 from support.generated import File, as_locked
 
-from orchestrator.image import elf, libraries, spec
+from orchestrator.image import spec
+from orchestrator.image.check import elf, libraries
 
 pytestmark = pytest.mark.nix
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.image.closure import closure
-from orchestrator.image.index import environment
+from orchestrator.image.lock.closure import closure
+from orchestrator.image.lock.index import environment
 
 ENV = environment("3.11.2")
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.image import dependencies, findings, metadata
-from orchestrator.image.dependencies import Distribution, Package
-from orchestrator.image.findings import Allowed, Finding
-from orchestrator.image.index import environment
+from orchestrator.image.check import dependencies, findings, metadata
+from orchestrator.image.check.dependencies import Distribution, Package
+from orchestrator.image.check.findings import Allowed, Finding
+from orchestrator.image.lock.index import environment
 
 ENVIRONMENT = environment("3.11.2")
 

@@ -10,9 +10,9 @@ from elftools.common.exceptions import ELFError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.image import elf, libraries, loader
-from orchestrator.image.elf import Content, Object
-from orchestrator.image.libraries import Brought
+from orchestrator.image.check import elf, libraries, loader
+from orchestrator.image.check.elf import Content, Object
+from orchestrator.image.check.libraries import Brought
 from orchestrator.image.spec import Exceptions
 
 LIB = "/usr/lib/x86_64-linux-gnu"

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.image import apt, index, lockfile, sdist, spec, tags, wheels
+from orchestrator.image import lockfile, spec, tags
+from orchestrator.image.lock import apt, index, sdist, wheels
 from orchestrator.image.lockfile import Deb, Lock, LockedSource, Wheel
 from orchestrator.image.spec import Spec
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from orchestrator import image
 from orchestrator.core import paths
-from orchestrator.image import fetch, lockfile, spec, store
+from orchestrator.image import lockfile, spec, store
+from orchestrator.image.build import fetch
 from orchestrator.image.lockfile import File
 
 

@@ -15,7 +15,7 @@ from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
-from orchestrator.image import archives
+from orchestrator.image.check import archives
 
 #: What an ELF file of 64-bit x86 starts with: magic, class, byte order.
 MAGIC = b"\x7fELF\x02\x01"

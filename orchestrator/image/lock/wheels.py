@@ -20,8 +20,9 @@ from packaging.utils import canonicalize_name
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.run import CommandFailed, run
-from orchestrator.image import index, sdist, stubs, tags
-from orchestrator.image.closure import closure
+from orchestrator.image import tags
+from orchestrator.image.lock import index, sdist, stubs
+from orchestrator.image.lock.closure import closure
 from orchestrator.image.lockfile import Deb, LockedSource, Wheel, store_name
 from orchestrator.image.spec import Python, file_of
 
@@ -159,7 +160,7 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
         # Stubs by their address: pip then looks for these names nowhere else.
         lines += [f"{each} @ {stub.as_uri()}" for each, stub in question.declared.items()]
         kept.write_text("\n".join(lines))
-        argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.pip_for_target"]
+        argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.lock.pip_for_target"]
         argv += [json.dumps(environment), "install", "--dry-run", "--ignore-installed"]
         argv += ["--only-binary=:all:", "--implementation=cp", "--report", report]
         argv += ["--target", Path(scratch, "target"), "--find-links", question.links]

@@ -10,18 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core import paths
-from orchestrator.image import (
-    dependencies,
-    findings,
-    index,
-    libraries,
-    lockfile,
-    metadata,
-    spec,
-    store,
-    wheels,
-)
-from orchestrator.image.findings import Finding
+from orchestrator.image import lockfile, spec, store
+from orchestrator.image.check import dependencies, findings, libraries, metadata
+from orchestrator.image.check.findings import Finding
+from orchestrator.image.lock import index, wheels
 from orchestrator.image.lockfile import File, Lock, LockedSource
 from orchestrator.image.spec import Spec
 

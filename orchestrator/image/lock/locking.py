@@ -13,10 +13,11 @@ from packaging.utils import canonicalize_name
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.image import apt, lockfile, seed, spec, wheels
+from orchestrator.image import lockfile, seed, spec
+from orchestrator.image.lock import apt, wheels
+from orchestrator.image.lock.wheels import Resolved
 from orchestrator.image.lockfile import Deb, Lock, PythonPart
 from orchestrator.image.spec import Python, Spec
-from orchestrator.image.wheels import Resolved
 
 
 @dataclass(frozen=True)

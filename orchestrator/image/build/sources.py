@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from orchestrator.image import apt, index
+from orchestrator.image.lock import apt, index
 from orchestrator.image.lockfile import Deb, File
 
 

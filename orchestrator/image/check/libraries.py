@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.core import paths
 from orchestrator.core.files import write
-from orchestrator.image import elf, loader
-from orchestrator.image.elf import Content, Object
-from orchestrator.image.findings import Allowed, Finding
+from orchestrator.image.check import elf, loader
+from orchestrator.image.check.elf import Content, Object
+from orchestrator.image.check.findings import Allowed, Finding
 from orchestrator.image.lockfile import Deb, File, Lock
 from orchestrator.image.spec import Exceptions
 

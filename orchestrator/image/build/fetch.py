@@ -19,8 +19,8 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
 from orchestrator.image import lockfile, seed, store
+from orchestrator.image.build.sources import Sources
 from orchestrator.image.lockfile import File, Lock
-from orchestrator.image.sources import Sources
 
 #: How much may wait in the cache before it is copied into the store and removed: so the disk holds
 #: little twice.

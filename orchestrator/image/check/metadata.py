@@ -15,9 +15,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from orchestrator.core.errors import UserError
-from orchestrator.image import archives, dependencies, sdist, store
-from orchestrator.image.dependencies import Distribution, Package
-from orchestrator.image.findings import Finding
+from orchestrator.image import store
+from orchestrator.image.check import archives, dependencies
+from orchestrator.image.check.dependencies import Distribution, Package
+from orchestrator.image.check.findings import Finding
+from orchestrator.image.lock import sdist
 from orchestrator.image.lockfile import Lock, LockedSource
 from orchestrator.image.spec import Debian, Python
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.image.elf import Object
+from orchestrator.image.check.elf import Object
 
 #: What Debian's loader has built in, where /lib is a link into /usr; and what has links there.
 BUILT_IN = ("/usr/lib/x86_64-linux-gnu", "/usr/lib")

@@ -18,7 +18,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
-from orchestrator.image.findings import Allowed, Finding
+from orchestrator.image.check.findings import Allowed, Finding
 
 if TYPE_CHECKING:
     Relation = PkgRelation.ParsedRelation

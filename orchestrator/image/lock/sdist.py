@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput
-from orchestrator.image import index, lockfile, store
+from orchestrator.image import lockfile, store
+from orchestrator.image.lock import index
 from orchestrator.image.spec import Source
 
 #: The file of every source archive that says what the distribution is.

@@ -1,0 +1,1 @@
+"""Is a lock closed? Every dependency, and every library by the rules of the dynamic loader."""
