@@ -8,8 +8,8 @@ import re
 import pytest
 from support.netboot import HTTP_FIRST, STRANGE_MAC, Net
 
+from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import BIOS
-from orchestrator.provision.machines.qemu import Hardware
 
 pytestmark = pytest.mark.netboot
 
@@ -32,7 +32,7 @@ def test_uefi_over_http(net: Net) -> None:
 def test_a_second_nic_without_a_cable(net: Net) -> None:
     """It comes first, to the firmware and to the kernel; nobody waits for it for ever."""
 
-    def second(hardware: Hardware) -> Hardware:
+    def second(hardware: VirtualHardware) -> VirtualHardware:
         net.switch.add_tap("loose", net.switch.bridge("cluster"))
         return dataclasses.replace(hardware, nics={"loose": STRANGE_MAC, **hardware.nics})
 

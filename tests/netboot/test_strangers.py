@@ -11,13 +11,13 @@ from support.booting import tells
 from support.netboot import OUTSIDE, STRANGE_MAC, Net
 
 from orchestrator.provision.machines import netns
-from orchestrator.provision.machines.qemu import Hardware
+from orchestrator.provision.machines.emulator import VirtualHardware
 
 pytestmark = pytest.mark.netboot
 
 
 def test_an_unknown_machine_gets_nothing(net: Net) -> None:
-    def other_mac(hardware: Hardware) -> Hardware:
+    def other_mac(hardware: VirtualHardware) -> VirtualHardware:
         return dataclasses.replace(hardware, nics=dict.fromkeys(hardware.nics, STRANGE_MAC))
 
     booting = net.boot(change=other_mac)

@@ -9,6 +9,7 @@ import pytest
 from support.netboot import MINIMAL, NAME, OUTSIDE, Net
 
 from orchestrator.core import paths
+from orchestrator.provision.machines import PowerState
 from orchestrator.provision.machines.processes import Process
 
 pytestmark = pytest.mark.netboot
@@ -51,7 +52,7 @@ def test_a_machine_that_stops_is_named_and_started_anew(upping: Net) -> None:
         second.send_signal(signal.SIGINT)
         _, said = second.communicate(timeout=120)
     assert second.returncode == 130, said
-    assert not machine.running()
+    assert machine.state() == PowerState.OFF
 
 
 def test_down_leaves_nothing(net: Net) -> None:

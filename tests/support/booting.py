@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from orchestrator.node.remote import Remote
+from orchestrator.provision.machines import PowerState
 from orchestrator.provision.machines.qemu import QemuMachine
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Booting:
 
         def look() -> str | None:
             found = re.search(f".*(?:{pattern}).*", self.console)
-            assert found or self.machine.running(), f"QEMU ended:\n{self.tail()}"
+            assert found or self.machine.state() == PowerState.ON, f"QEMU ended:\n{self.tail()}"
             return found[0] if found else None
 
         return until(f"console: {pattern}", seconds or self.limit, look, self.tail)

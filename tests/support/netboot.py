@@ -28,11 +28,12 @@ from orchestrator.models.profiles import load
 from orchestrator.node.remote import Remote
 from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
-from orchestrator.provision.machines import netns
+from orchestrator.provision.machines import PowerState, netns
 from orchestrator.provision.machines.composed import Composed
+from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import BIOS, Firmware
 from orchestrator.provision.machines.processes import start_time
-from orchestrator.provision.machines.qemu import Hardware, QemuMachine
+from orchestrator.provision.machines.qemu import QemuMachine
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
 from support.booting import Booting, until
@@ -242,7 +243,7 @@ class Net:
         *,
         firmware: Firmware | None = None,
         extra: Sequence[str] = (),
-        change: Callable[[Hardware], Hardware] = lambda hardware: hardware,
+        change: Callable[[VirtualHardware], VirtualHardware] = lambda hardware: hardware,
     ) -> Booting:
         """Give a machine power, with other firmware or hardware than the profile's if asked."""
         machine = self.machine(name)
@@ -271,7 +272,7 @@ class Net:
             boot_parameters.command_line(self.cluster.profile, node, self.image_id),
         ]
 
-        def direct(hardware: Hardware) -> Hardware:
+        def direct(hardware: VirtualHardware) -> VirtualHardware:
             nowhere = dataclasses.replace(BIOS, nic_rom=False)
             return dataclasses.replace(
                 hardware, firmware=nowhere, disk=disk, extra=[*words, *extra]
@@ -281,7 +282,7 @@ class Net:
 
     def booted(self) -> Booting:
         """A machine that booted from its firmware to SSH; the same one as long as it is on."""
-        if self.shared is None or not self.shared.machine.running():
+        if self.shared is None or self.shared.machine.state() == PowerState.OFF:
             self.shared = self.boot()
             self.shared.reaches_ssh()
         return self.shared

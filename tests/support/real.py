@@ -24,8 +24,9 @@ from typing import Any
 import yaml
 
 from orchestrator.provision.machines import netns
+from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import UEFI
-from orchestrator.provision.machines.qemu import Guest, Hardware
+from orchestrator.provision.machines.qemu import Guest
 from support.images import PROJECT, build, register
 
 NAME = "metal"
@@ -44,7 +45,7 @@ class Metal:
     profile: Path
     env: dict[str, str]
     guest: Guest
-    hardware: Hardware
+    hardware: VirtualHardware
     #: Frames with a magic packet, as they came over the wire.
     packets: list[bytes] = dataclasses.field(default_factory=list)
     #: "down", "control" (the control node alone), "up" (both configured), or something else.
@@ -188,7 +189,7 @@ def metal(root: Path) -> Iterator[Metal]:
     state = root / "state"
     env = os.environ | {"ORCHESTRATE_STATE": str(state), "ORCHESTRATE_PROFILE": str(profile)}
     with cabled():
-        hardware = Hardware("metal", UEFI, 1 << 30, 2, {"tap0": "02:00:0a:4d:00:aa"})
+        hardware = VirtualHardware("metal", UEFI, 1 << 30, 2, {"tap0": "02:00:0a:4d:00:aa"})
         made = Metal(root, profile, env, Guest(root / "machine", WIRE), hardware)
         made.write({"driver": "wol"})
         register("pxe-sim", build("pxe-sim.minimal"))
