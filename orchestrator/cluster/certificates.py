@@ -31,12 +31,12 @@ class Certificate:
 
     @property
     def left(self) -> timedelta | None:
-        """How long it lasts from now; less than nothing where it has ended."""
+        """How long it is valid from now; negative once it has expired."""
         return self.until - datetime.now(UTC) if self.until else None
 
     @property
     def ends_soon(self) -> bool:
-        """Of a host: it is to be renewed. (The operator's is, whenever it is used.)"""
+        """Whether a host certificate needs renewal. (The operator's is renewed at each use.)"""
         return bool(self.node) and self.left is not None and self.left < HOST_RENEWAL
 
     @property
@@ -85,6 +85,6 @@ def answers(remote: Remote) -> bool:
 
 
 def as_seen_by(cluster: Cluster, node: Node, trust: Trust) -> Remote:
-    """The node as seen by who has another authority."""
+    """The node, reached with the keys of another authority."""
     remote = cluster.remote(node)
     return Remote(remote.name, remote.address, trust)

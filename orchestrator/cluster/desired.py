@@ -145,7 +145,7 @@ def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
 
 def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     yield Directory(Step.BASE, ETC)
-    # As it was at boot, but for a rotation. sshd reads it whenever somebody knocks.
+    # As at boot, except after a rotation. sshd reads it at each login.
     yield File(Step.BASE, USER_CA, context.user_ca_public)
     yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
     text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))

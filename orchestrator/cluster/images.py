@@ -39,7 +39,7 @@ def roll_back_image(cluster: Cluster) -> ImageChoice:
     assert choice.current is not None
     if not images.directory(cluster.profile.name, choice.current.id).is_dir():
         raise UserError(
-            f"the files of the image before, {choice.current.id[:12]}, are gone",
+            f"the files of the previous image, {choice.current.id[:12]}, are missing",
             "Choose one: orchestrate image use NAME",
         )
     _serve(cluster, choice)

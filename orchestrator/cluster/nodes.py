@@ -165,7 +165,7 @@ def _wait_until_gone(remote: Remote, boot_id: str) -> None:
             remote.close()
 
     if as_long_as(runs, GONE_TIMEOUT, POLL):
-        raise UserError(f"{remote.name} was told to restart, and still runs")
+        raise UserError(f"{remote.name} was told to restart but is still running")
 
 
 def wait(
@@ -173,7 +173,7 @@ def wait(
 ) -> tuple[list[PowerOutcome], Seen]:
     """Wait until nodes let the operator in over SSH, for at most `limit` seconds (the driver's).
 
-    Returns what came of each, and the boots. Raises UserError where the control node is off.
+    Returns each node's outcome, and the boots. Raises UserError where the control node is off.
     """
     must_boot_others(cluster)
     profile, driver = cluster.profile, cluster.driver

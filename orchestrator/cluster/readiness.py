@@ -69,7 +69,7 @@ def missing_layer(cluster: Cluster, node: Node) -> str:
 def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     """Return when every chosen node has joined: its unit may run while it is on its way there.
 
-    (A model's answer says it of workers only: the head may have been away meanwhile.) Raises
+    (A model's answer proves it for workers only: the head may have restarted meanwhile.) Raises
     UserError that names who is missing, or has no power.
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
@@ -99,9 +99,9 @@ def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> s
         return f"Ray does not answer: {error.message}"
     counts = {node.name: there[profile.ray_address(node)] for node in chosen.nodes}
     if missing := [name for name, count in counts.items() if not count]:
-        return f"Ray does not have {', '.join(missing)}"
+        return f"not joined to Ray: {', '.join(missing)}"
     twice = [name for name, count in counts.items() if count > 1]
-    return f"Ray still has {', '.join(twice)} as before a restart, too" if twice else ""
+    return f"Ray still lists {', '.join(twice)} from before a restart" if twice else ""
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
@@ -143,7 +143,7 @@ def why_not(client: httpx.Client) -> str:
 
 
 def must_have_power(cluster: Cluster, node: Node) -> None:
-    """Raises UserError where a node is off that was on, or its machine will not go on."""
+    """Raises UserError where a node lost its power, or its machine cannot recover."""
     if trouble := cluster.driver.trouble(node):
         raise trouble
     if cluster.driver.state(node) == PowerState.OFF:

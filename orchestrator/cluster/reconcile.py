@@ -34,7 +34,7 @@ INTERVAL, FIRST_PAUSE, LONGEST_PAUSE = 10.0, 10.0, 600.0
 CERTIFICATES = 3600.0
 #: Resources that are named in a line.
 NAMED = 3
-GOOD = "as it should be"
+GOOD = "in the desired state"
 #: What the model's events stand under, beside the nodes' and the cluster's.
 MODEL = "model"
 
@@ -161,7 +161,7 @@ def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
     def look(node: Node) -> str:
         with cluster.driver.network():
             found = shown_by(cluster, node)
-        return f"its certificate ends {found.told}" if found.ends_soon else ""
+        return f"its certificate expires {found.told}" if found.ends_soon else ""
 
     nodes = [node for node in cluster.profile.nodes if node.name in names]
     with ThreadPoolExecutor(max(1, min(JOBS, len(nodes)))) as pool:

@@ -1,8 +1,8 @@
-"""New keys for a running cluster, without locking anyone out; and how it stands with them.
+"""Key rotation of a running cluster without a lockout, and the state of its keys.
 
-SSH's keys go in steps that can each be interrupted: both authorities are believed, on nodes and
-here; every node shows a certificate of the new one and lets its operator in; only then does the
-new one take over and is the old one forgotten. Nodes are told by their desired state.
+SSH keys rotate in steps that may each be interrupted. First nodes and this machine trust both
+authorities. Then every node presents a certificate of the new authority and accepts its operator.
+Only then does the new authority replace the old one. Nodes learn of it by their desired state.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Standing:
 def rotate(
     cluster: Cluster, board: Board, parts: Collection[KeyKind], without: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Put new keys in place of those of ``parts``; returns the names of the nodes that have them.
+    """Replace the keys of ``parts``; returns the names of the nodes that have the new ones.
 
-    Nodes that are off need nothing: they get the new ones when they boot. A node that is on and
-    does not answer holds the rotation, unless it is named in ``without``: it then has to boot
-    again. Raises UserError where a node holds it, or could not be told; to be run again.
+    Nodes that are off get the new keys when they boot. A node that is on but does not answer
+    blocks the rotation, unless ``without`` names it: it then needs a reboot. Raises UserError
+    when a node blocks the rotation or could not be updated; a rerun continues it.
     """
     on = _on(cluster, without)
     if KeyKind.SSH in parts:
@@ -75,7 +75,7 @@ def renew(cluster: Cluster, board: Board) -> tuple[str, ...]:
 
 
 def standing(cluster: Cluster) -> Standing:
-    """What keys there are, and how long certificates last; changes nothing."""
+    """Fingerprints of all keys, and how long certificates are valid; changes nothing."""
     trust = cluster.trust
     states = power_states(cluster.driver, cluster.profile.nodes)
     on = [node for node in cluster.profile.nodes if states[node.name] is PowerState.ON]
@@ -94,18 +94,18 @@ def standing(cluster: Cluster) -> Standing:
 
 
 def _on(cluster: Cluster, without: Collection[str]) -> list[Node]:
-    """The nodes that are told. Raises UserError for such as nobody knows to be on or off.
+    """The nodes to update. Raises UserError for nodes whose power state is unknown.
 
-    `up` would switch these on, which is nobody's wish here.
+    `up` would switch those on, which a rotation must not do.
     """
     states = power_states(cluster.driver, cluster.profile.nodes)
     asked = [node for node in cluster.profile.nodes if node.name not in without]
     unknown = [n.name for n in asked if states[n.name] not in (PowerState.ON, PowerState.OFF)]
     if unknown:
         raise UserError(
-            f"not known to be on, nor to be off: {fold(unknown)}; nothing is changed",
+            f"Power state unknown: {fold(unknown)}. Nothing was changed.",
             "Wait until they answer (orchestrate node wait), switch them off (orchestrate node "
-            "down), or leave them out with --without NODE: they then have to boot again.",
+            "down), or skip them with --without NODE and reboot them later.",
         )
     return [node for node in asked if states[node.name] is PowerState.ON]
 
@@ -124,7 +124,7 @@ def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
     for node in on:
         cluster.remote(node).close()
         as_seen_by(cluster, node, successor).close()
-    with board.step(CLUSTER, "the new ones take over"):
+    with board.step(CLUSTER, "switch to the new authorities"):
         trust.take_over()
     _apply(cluster, board, on, Step.BASE)  # nodes forget the old one
 
@@ -139,8 +139,8 @@ def _apply(cluster: Cluster, board: Board, on: Sequence[Node], until: Step) -> N
         reasons = [str(error) for error in done.failures.values()]
         raise UserError(
             "\n".join(reasons or ["the cluster does not pass its checks: orchestrate verify"]),
-            "Nobody is locked out: what is believed now is believed by all who were told. Mend it "
-            "and run the same again; or leave a node out with --without NODE and boot it later.",
+            "All updated nodes accept the current keys. Fix the nodes above and rerun, or skip a "
+            "node with --without NODE and reboot it later.",
         )
 
 
@@ -160,6 +160,6 @@ def _on_each(
     if failed:
         raise UserError(
             "\n".join(str(error) for error in failed.values()),
-            "Nobody is locked out: both authorities are believed. Run it again when "
-            f"{', '.join(failed)} answers, or with --without, and boot it later.",
+            "All updated nodes accept the old and the new keys. Rerun when "
+            f"{', '.join(failed)} answers, or skip it with --without NODE and reboot it later.",
         )

@@ -109,7 +109,7 @@ class Status:
     def told_of_choice(self) -> str:
         previous = self.choice.previous
         before = f", before: {previous.name} {previous.id[:12]}" if previous else ""
-        return before + (", held (orchestrate image use goes forward)" if self.choice.held else "")
+        return before + (", held (orchestrate image use releases it)" if self.choice.held else "")
 
     def warnings(self) -> Iterator[tuple[str, str]]:
         """What needs a look: boots that do not get on, strangers, refusals."""
@@ -122,7 +122,7 @@ class Status:
         for refusal in self.seen.netboot.refused:
             when = datetime.fromtimestamp(refusal.time).astimezone()
             times = f"{refusal.count} times, last" if refusal.count > 1 else "at"
-            who = f"{refusal.address} in the name of {refusal.mac}"
+            who = f"{refusal.address} claiming to be {refusal.mac}"
             yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
 
 
@@ -144,7 +144,7 @@ def status(cluster: Cluster) -> Status:
     states = power_states(cluster.driver, profile.nodes)
     powered = [node for node in profile.nodes if states[node.name] == PowerState.ON]
     models: list[str] = []
-    note, alive = "the control node has no power", dict[str, str]()
+    note, alive = "the control node is off", dict[str, str]()
     logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:

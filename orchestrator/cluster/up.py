@@ -82,7 +82,7 @@ def up(
 def bring(
     cluster: Cluster, board: Board, until: str, chosen: Selection, jobs: int = JOBS
 ) -> Bringup:
-    """`up` without its user's word that these nodes are to be on: one switched off stays off."""
+    """`up` without the wish to switch nodes on: one that its user switched off stays off."""
     cluster.driver.check_rights()  # before minutes of work that would be for nothing
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
@@ -318,7 +318,7 @@ class Way:
             wait_for_layers(self.cluster, self.node, self.result.board, waiting)
 
     def renew(self) -> None:
-        """Of a node that has run for long, the host's certificate before it ends."""
+        """Renew the host certificate of a long-running node before it expires."""
         name = self.node.name
         if self.node in self.result.started:
             return
@@ -330,9 +330,9 @@ class Way:
         self.result.changed.setdefault(name, []).append("certificate")
 
     def must_run(self) -> None:
-        """Raises UserError where waiting for the node is over."""
+        """Raises UserError where waiting for the node is pointless."""
         if self.course.slots.closed:
-            raise UserError(f"{self.node.name}: interrupted while it was waited for")
+            raise UserError(f"{self.node.name}: interrupted while waiting for it")
         must_have_power(self.cluster, self.node)
 
     def apply(self, step: Step) -> None:

@@ -136,7 +136,7 @@ def test_a_node_that_may_be_on_is_named_before_a_key_is_made(
     driver = SimpleNamespace(state=lambda node: states[node.name])
     cluster = SimpleNamespace(driver=driver, profile=load(PROFILE), trust=trust)
     before = kept(trust)
-    with pytest.raises(UserError, match=r"nor to be off: compute1; nothing is changed"):
+    with pytest.raises(UserError, match=r"Power state unknown: compute1. Nothing was changed."):
         rotate_cluster(cluster, Board(quiet=True), list(KeyKind))  # type: ignore[arg-type]
     assert kept(trust) == before and trust.successor is None
 

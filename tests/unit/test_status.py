@@ -74,6 +74,6 @@ def test_what_needs_a_look_is_told() -> None:
     kind, text = told[3]
     assert kind == "refused"
     assert text.startswith(
-        "10.0.0.9 in the name of 02:00:00:00:00:01: its nonce is not of the boot"
+        "10.0.0.9 claiming to be 02:00:00:00:00:01: its nonce is not of the boot"
     )
     assert "3 times, last" in text
