@@ -79,7 +79,7 @@ class Stop:
         signal.setitimer(signal.ITIMER_REAL, limit_s or 0)
 
     def _heard(self, number: int, frame: object) -> None:
-        self.reason = "time was up" if number == signal.SIGALRM else "stopped by a signal"
+        self.reason = "timed out" if number == signal.SIGALRM else "stopped by a signal"
         if self.armed:
             self.armed = False
             raise Stopped(self.reason)
@@ -139,9 +139,9 @@ class ThisNode:
         try:
             self._setting(wanted).write_text(wanted["value"])
         except OSError as error:
-            raise Failed(f"the kernel does not take {wanted['value']!r}: {error}") from None
+            raise Failed(f"the kernel rejects {wanted['value']!r}: {error}") from None
         if (found := self._sysctl(wanted)).split() != wanted["value"].split():
-            raise Failed(f"the kernel made {found!r} of {wanted['value']!r}")
+            raise Failed(f"the kernel set {found!r} instead of {wanted['value']!r}")
 
     def _sysctl(self, wanted: Resource) -> str:
         try:
@@ -250,7 +250,7 @@ class ThisNode:
         if found is None:
             return {"create": None} | changes
         if not stat.S_ISDIR(found.st_mode):
-            raise Failed("something else than a directory is there")
+            raise Failed("exists and is not a directory")
         return changes | self._ownership(wanted, found)
 
     def apply_directories(self, wanted: Resource, changes: Changes) -> None:
@@ -286,7 +286,7 @@ class ThisNode:
         free = disk.f_bavail * disk.f_frsize
         if wanted["in_memory"]:
             free = min(free, available_memory())
-        told = f"{coming / 2**30:.1f} GiB to come, {free / 2**30:.1f} GiB free"
+        told = f"{coming / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
         return told + " in memory" * wanted["in_memory"] if coming > free else ""
 
     def _make_room(self, wanted: Resource, path: Path) -> None:
@@ -299,7 +299,7 @@ class ThisNode:
             if self._lacking(wanted):
                 shutil.rmtree(old)
         if lacking := self._lacking(wanted):
-            raise Failed(f"no room: {lacking}")
+            raise Failed(f"no space: {lacking}")
 
     def differs_files(self, wanted: Resource) -> Changes:
         path = self.at(wanted["path"])
@@ -307,7 +307,7 @@ class ThisNode:
         if found is None:
             return {"create": None}
         if stat.S_ISDIR(found.st_mode):
-            raise Failed("a directory is there")
+            raise Failed("is a directory")
         if not stat.S_ISREG(found.st_mode):
             return {"content": "not a regular file"}
         same = self._sha256(path, found, wanted) == digest_of(wanted)
@@ -427,7 +427,7 @@ def look(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
             if kind == "files" and "content" in changes and not resource["secret"]:
                 entry["current"] = shown_text(node.at(resource["path"]))
                 if entry["current"] is None:
-                    entry["found"].setdefault("content", "no text, or too long to show")
+                    entry["found"].setdefault("content", "not text, or too long to show")
             if kind == "links" and "file" in changes:
                 entry["current"] = shown_text(node.at(resource["file"]))
         report.append(entry)
@@ -569,7 +569,7 @@ def download(url: str) -> Iterator[bytes]:
         try:
             with opener.open(request, timeout=DOWNLOAD_TIMEOUT_S) as answer:
                 if have and answer.status != 206:
-                    raise Failed(f"{url}: the server does not go on after {have} bytes")
+                    raise Failed(f"{url}: the server does not resume after {have} bytes")
                 size = have + int(answer.headers["Content-Length"])
                 while chunk := answer.read(CHUNK):
                     have += len(chunk)
@@ -650,7 +650,7 @@ def alone(root: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    sys.exit(f"an earlier run is still at work on this node ({path} is locked)")
+                    sys.exit(f"an earlier run is still active on this node ({path} is locked)")
             time.sleep(0.2)
         yield
 

@@ -164,7 +164,7 @@ def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
     except ValueError:
         raise UserError(
             f"{target.name}: the agent's report cannot be read: {result.out[:200]!r}",
-            "Something prints on login there; see /etc/bash.bashrc and /root/.bashrc.",
+            "A login script on the node prints text; see /etc/bash.bashrc and /root/.bashrc.",
         ) from None
     return report
 

@@ -123,7 +123,7 @@ def _told(wanted: Resource, change: str, now: Any) -> str:
 def _link(wanted: NetworkLink, change: str, now: Any) -> str:
     return {
         "file": "",
-        "reload": "systemd-networkd has to read its file",
+        "reload": "systemd-networkd must reload its file",
         "absent": "there is no such interface (yet)",
         "address": f"{now or 'no address'} -> {', '.join(wanted.addresses)}",
         "up": "down -> up",
@@ -148,7 +148,7 @@ def _on_disk(wanted: Directory | File, change: str, now: Any) -> str:
         "owner": f"owner {now} -> {owner}",
         "mode": f"mode {now} -> {wanted.mode}",
         "stray": f"remove {now}",
-        "room": f"make room: {now}",
+        "room": f"free space: {now}",
     }[change]
 
 

@@ -125,8 +125,8 @@ class Plan:
     def _said(self, name: str, outcome: Outcome) -> str:
         if not outcome.differences:
             return "nothing differs"
-        said = f"{len(outcome.differences)} would change, {outcome.unchanged} as they should be"
-        return said + (f", {len(outcome.failed)} cannot be" if outcome.failed else "")
+        said = f"{len(outcome.differences)} would change, {outcome.unchanged} unchanged"
+        return said + (f", {len(outcome.failed)} would fail" if outcome.failed else "")
 
 
 def alike(text: str, node: str) -> str:
@@ -158,7 +158,7 @@ def _item(item: Difference) -> Iterator[Text]:
     told = "; ".join(details)
     yield Text(f"    {visible(item.name)}" + (f": {visible(told)}" if told else ""))
     if item.error:
-        yield Text(f"      cannot be put right: {visible(item.error)}", "red")
+        yield Text(f"      cannot be fixed: {visible(item.error)}", "red")
     lines = item.diff.split("\n") if item.diff else []
     if lines and lines[0] == f"--- {NOTHING}" and len(lines) > NEW_LINES + 3:
         cut = len(lines) - NEW_LINES - 3

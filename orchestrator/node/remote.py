@@ -144,9 +144,9 @@ class Remote:
         last = said[-1] if said else "the connection was lost"
         if "Certificate invalid: expired" in stderr:
             return HostKeyRefused(
-                f"{where}: its host certificate has ended",
-                "Boot it again: it then gets a new one. Before the end, 'orchestrate up' and "
-                "'watch' renew it; see: orchestrate trust status",
+                f"{where}: its host certificate has expired",
+                "Reboot it: it then gets a new one. 'orchestrate up' and 'watch' renew "
+                "certificates before they expire; see: orchestrate trust status",
             )
         wrong_key = (
             "Host key verification failed|no matching host key type|Certificate invalid"
@@ -154,15 +154,15 @@ class Remote:
         )
         if re.search(wrong_key, stderr):
             return HostKeyRefused(
-                f"{where}: the host key is not one that this cluster's authority certified for"
+                f"{where}: this cluster's authority did not certify this host key for"
                 f" {self.name}: {last}",
                 "Another machine answers at this address, or the node was booted by another"
-                " cluster or with older keys: boot it again from this one.",
+                " cluster or with older keys. Reboot it from this cluster.",
             )
         if "Permission denied" in stderr:
             return AccessDenied(
-                f"{where}: {self.user} is not let in: {last}",
-                f"The node does not know the authority in {self.trust.directory}, or its clock is"
-                " past the certificate's end: boot it again from this cluster.",
+                f"{where}: {self.user} may not log in: {last}",
+                f"The node does not trust the authority in {self.trust.directory}, or its clock is"
+                " past the certificate's end. Reboot it from this cluster.",
             )
         return Unreachable(f"{where}: SSH does not answer: {last}")

@@ -54,7 +54,7 @@ def select(
     without = _found(profile, "--exclude", excluded)
     nodes = tuple(node for node in profile.nodes if node.name in chosen - without)
     if not nodes:
-        raise BadInput("no node is left: --exclude takes out all that --node chose")
+        raise BadInput("no node is selected: --exclude removes every node that --node chose")
     steps = (only,) if only else tuple(Step)
     return Selection(nodes, steps, whole=nodes == profile.nodes and not only)
 

@@ -1,8 +1,8 @@
-"""What lets a cluster's machines trust each other: an SSH certificate authority and the tokens.
+"""A cluster's trust: its SSH certificate authorities and tokens.
 
-One private directory per cluster, made on first use. Every file in it is written beside and
-renamed, so that an interruption leaves either nothing or the whole. Losing the directory means
-a new authority: nodes have to be booted again.
+One private directory per cluster, created on first use. Every file in it is written under a
+temporary name and renamed, so an interruption never leaves half a file. Without the directory
+the cluster gets a new authority, and its nodes need a reboot.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ OPERATOR_RENEWAL = timedelta(days=10)
 PAIRS = ("host_ca", "user_ca", "operator")
 RAY_TOKEN, API_KEY = "ray.token", "api.key"
 TOKENS = (RAY_TOKEN, API_KEY)
-#: Where the keys are that are about to take over; the mark that from now on they do.
+#: The directory of a rotation's new keys; the file that marks them as the current ones.
 SUCCESSOR, COMMITTED = "successor", "committed"
 #: A host's identity is for one boot; it is renewed on a machine that runs for longer than this.
 HOST_LIFETIME = timedelta(weeks=52)
 HOST_RENEWAL = HOST_LIFETIME / 3
-#: What is written beside, under the lock: an interruption leaves it, and the next use removes it.
+#: Temporary files, written under the lock: an interruption leaves them, the next use removes them.
 BESIDE = (".successor-", ".key-", ".cert-", NEW)
 
 
@@ -88,7 +88,7 @@ class Trust:
 
     @property
     def successor(self) -> Trust | None:
-        """The SSH keys that are about to take over, during a rotation."""
+        """The new SSH keys during a rotation; None otherwise."""
         directory = self.directory / SUCCESSOR
         return Trust(directory) if directory.is_dir() else None
 
@@ -142,7 +142,7 @@ class Trust:
             return Path(scratch, "key-cert.pub").read_text()
 
     def prepare_successor(self) -> Trust:
-        """Make the keys that will take over; nothing believes them yet.
+        """Make the new keys of a rotation; nothing trusts them yet.
 
         Those of a rotation that was interrupted are taken up again.
         """
@@ -165,7 +165,7 @@ class Trust:
         return successor
 
     def take_over(self) -> None:
-        """From here on the successor's keys are the keys. Interrupted, the next use finishes it."""
+        """Make the new keys the current ones. After an interruption, the next use finishes it."""
         successor = self.successor
         assert successor is not None, "nothing was prepared"
         (successor.directory / COMMITTED).touch()
@@ -268,7 +268,7 @@ class Trust:
                 self._certify_operator()
 
     def _believe(self) -> None:
-        """Write known_hosts: hosts of this authority, and of the one that is about to take over."""
+        """Write known_hosts: hosts of this authority, and of a rotation's new one."""
         authorities = [each._read("host_ca.pub") for each in (self, self.successor) if each]
         known = "".join(f"@cert-authority * {authority}" for authority in authorities)
         write(self.directory / "known_hosts", known, PRIVATE)
@@ -332,8 +332,8 @@ def open_trust(cluster: str) -> Trust:
         trust._create()
     except OSError as error:
         raise UserError(
-            f"the cluster's keys cannot be kept in {directory}: {error.strerror}",
-            "Give this user the directory, or name another one in ORCHESTRATE_STATE.",
+            f"the cluster's keys cannot be stored in {directory}: {error.strerror}",
+            "Make the directory writable for this user, or set ORCHESTRATE_STATE to another one.",
         ) from None
     return trust
 

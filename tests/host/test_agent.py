@@ -191,7 +191,7 @@ def test_a_second_agent_does_not_run_beside_the_first(root: Path) -> None:
             argv, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=60
         )
     assert done.returncode == 1
-    assert "still at work" in done.stderr
+    assert "still active" in done.stderr
     assert not (root / "a").exists()
     subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, check=True)
     assert (root / "a").read_text() == "x"
@@ -258,7 +258,7 @@ def test_a_report_comes_also_from_a_run_that_is_stopped(root: Path, endless: str
         process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     report = {entry["id"]: entry for entry in json.loads(out)["resources"]}
-    said = "time was up" if how == "time" else "stopped by a signal"
+    said = "timed out" if how == "time" else "stopped by a signal"
     assert statuses(report) == {
         "file:/first": "changed",
         "file:/held": "failed",
@@ -276,7 +276,7 @@ def test_what_is_there_is_told(root: Path) -> None:
     (root / "link").symlink_to("open")
     wanted = state(*(File(Step.BASE, path, "x") for path in ("/binary", "/open", "/link")))
     report = ask("look", root, wanted)
-    assert report["file:/binary"]["found"]["content"] == "no text, or too long to show"
+    assert report["file:/binary"]["found"]["content"] == "not text, or too long to show"
     assert report["file:/open"]["found"] == {"mode": "0666"}
     assert report["file:/link"]["found"]["content"] == "not a regular file"
 

@@ -83,7 +83,7 @@ def test_old_models_go_where_there_is_no_room_and_only_then(shelf: Path, server:
         os.utime(shelf / name, (0, 1_000_000 - age))
     report = ask("look", root, model_state(server))["directory:/models/new"]
     assert report["changes"] == ["create", "room"]
-    assert "GiB to come" in report["found"]["room"]
+    assert "GiB needed" in report["found"]["room"]
     assert set(statuses(ask("apply", root, model_state(server))).values()) == {"changed"}
     assert sorted(path.name for path in shelf.iterdir()) == ["new", "small"]
     # What is not the model's goes; what is on the shelf beside it stays.
@@ -104,7 +104,7 @@ def test_a_model_that_does_not_fit_is_told_before_the_first_byte(shelf: Path) ->
         File(Step.SERVING, "/models/new/a", url="http://127.0.0.1:9/a", sha256="0" * 64),
     )
     report = ask("apply", shelf.parent, wanted)
-    assert "no room: 0.0 GiB to come" in report["directory:/models/new"]["error"]
+    assert "no space: 0.0 GiB needed" in report["directory:/models/new"]["error"]
     assert report["file:/models/new/a"]["error"] == "needs directory:/models/new"
 
 
@@ -114,7 +114,7 @@ def test_memory_that_is_not_there_is_no_room(root: Path) -> None:
         Directory(Step.SERVING, "/models/new", holds=held, shelf="/models", in_memory=True)
     )
     error = ask("apply", root, wanted)["directory:/models/new"]["error"]
-    assert error.startswith("no room: 1048576.0 GiB to come") and error.endswith("free in memory")
+    assert error.startswith("no space: 1048576.0 GiB needed") and error.endswith("free in memory")
 
 
 def test_what_an_earlier_boot_left_is_read_before_it_is_used_and_then_no_more(
@@ -147,4 +147,4 @@ def test_room_in_memory_is_what_is_free_there_however_large_the_disk(root: Path)
         error = ask("apply", root, wanted)["directory:/models/new"]["error"]
     finally:
         subprocess.run(["umount", root], check=True)
-    assert error.startswith("no room: 16384.0 GiB to come")
+    assert error.startswith("no space: 16384.0 GiB needed")

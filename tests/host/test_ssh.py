@@ -121,7 +121,7 @@ def test_another_node_at_the_address_is_refused(trust: Trust, serve: Serve) -> N
 
 def test_a_node_that_does_not_know_the_operator_is_final(trust: Trust, serve: Serve) -> None:
     port = serve(trust.host_identity(["node0"]), open_trust("two").user_ca_public)
-    with pytest.raises(AccessDenied, match=r"node0.*root is not let in"):
+    with pytest.raises(AccessDenied, match=r"node0.*root may not log in"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
@@ -135,7 +135,7 @@ def test_a_node_whose_clock_is_a_year_ahead_lets_nobody_in_and_the_clock_is_name
     )
     (trust.directory / "operator-cert.pub").unlink()
     port = serve(trust.host_identity(["node0"]), open_trust("one").user_ca_public)
-    with pytest.raises(AccessDenied, match=r"node0.*root is not let in.*\n.*its clock is past"):
+    with pytest.raises(AccessDenied, match=r"node0.*root may not log in.*\n.*its clock is past"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 
@@ -144,7 +144,7 @@ def test_a_host_certificate_that_has_ended_is_refused_and_said_to_have(
 ) -> None:
     monkeypatch.setattr(trust_module, "HOST_LIFETIME", -timedelta(hours=1))
     port = serve(trust.host_identity(["node0"]), trust.user_ca_public)
-    with pytest.raises(HostKeyRefused, match=r"node0.*its host certificate has ended"):
+    with pytest.raises(HostKeyRefused, match=r"node0.*its host certificate has expired"):
         Remote("node0", "127.0.0.1", trust, port=port).wait_for_ssh(60)
 
 

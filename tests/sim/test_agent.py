@@ -261,7 +261,7 @@ def test_a_report_comes_also_when_time_is_up(machine: Machine) -> None:
     report = machine.ask("apply", document, limit_s=8)
     assert report[f"file:{PATH}"]["status"] == "changed"
     assert report[f"unit:{UNIT}"] | {"changes": []} == {
-        "id": f"unit:{UNIT}", "changes": [], "status": "failed", "error": "time was up",
+        "id": f"unit:{UNIT}", "changes": [], "status": "failed", "error": "timed out",
     }  # fmt: skip
     machine.run("systemctl", "stop", UNIT)
     machine.ask("apply", wanted())

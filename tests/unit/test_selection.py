@@ -83,7 +83,7 @@ def test_all_unknown_words_are_one_error_with_the_known_names() -> None:
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(BadInput, match="no node is left"):
+    with pytest.raises(BadInput, match="no node is selected"):
         select(PROFILE, ["compute0"], ["0"])
 
 

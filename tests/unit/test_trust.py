@@ -67,7 +67,7 @@ def test_a_directory_that_cannot_be_made_is_a_message(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "file"))
-    with pytest.raises(trust_module.UserError, match="cannot be kept in"):
+    with pytest.raises(trust_module.UserError, match="cannot be stored in"):
         open_trust("one")
 
 
