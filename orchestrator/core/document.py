@@ -70,13 +70,13 @@ WORDS = {
     "dict_type": "{shown} is given; allowed here: lines of 'key: value'",
     "tuple_type": "{shown} is given; allowed here: a list, each item behind a '-'",
     "string_type": "{shown} is not text; allowed: text, in double quotes",
-    "bool_type": "{shown} does not fit; allowed: true or false",
-    "int_type": "{shown} does not fit; allowed: a whole number",
-    "float_type": "{shown} does not fit; allowed: a number",
+    "bool_type": "{shown} is invalid; allowed: true or false",
+    "int_type": "{shown} is invalid; allowed: a whole number",
+    "float_type": "{shown} is invalid; allowed: a number",
     "greater_than_equal": "{shown} is too small; allowed: {ge} or more",
     "greater_than": "{shown} is too small; allowed: more than {gt:g}",
     "less_than_equal": "{shown} is too large; allowed: at most {le}",
-    "literal_error": "{shown} does not fit; allowed: {expected}",
+    "literal_error": "{shown} is invalid; allowed: {expected}",
     "too_short": "is empty; allowed: one or more",
 }
 
@@ -89,7 +89,7 @@ def _words(model: type[BaseModel], loc: Loc, error: ErrorDetails) -> str:
     shown = _shown(error["input"])
     if words := WORDS.get(error["type"]):
         return words.format(shown=shown, **error.get("ctx", {}))
-    return f"{shown} does not fit; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{shown} is invalid; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _shown(value: object) -> str:

@@ -92,7 +92,7 @@ def run(
         )
     except ProcessTimedOut:
         raise UserError(
-            f"{what}: no end after {timeout:g} s", f"To repeat: {shlex.join(words)}"
+            f"{what}: timed out after {timeout:g} s", f"To repeat: {shlex.join(words)}"
         ) from None
     result = Result(words, int(code), str(out), str(err))
     if ok is not None and result.code not in ok:

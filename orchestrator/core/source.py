@@ -97,13 +97,13 @@ def _unreadable(path: Path, text: str, line: int = 1) -> YamlSource:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or "it ends too early"
+    problem = error.problem or "the file ends unexpectedly"
     if "'\\t'" in problem:
-        return "has a tab where YAML wants spaces; indent with spaces"
+        return "has a tab in the indentation; YAML allows only spaces"
     if "mapping values are not allowed" in problem:
-        return "is not YAML: a second 'key:' in one line; put text that has ': ' in quotes"
+        return "is not YAML: a second 'key:' in one line; quote text that contains ': '"
     if "another document" in problem:
-        return "has a second document (behind '---'); a file holds one"
+        return "has a second YAML document (after '---'); allowed: one"
     context = f" ({error.context})" if error.context else ""
     return f"is not YAML: {problem}{context}"
 

@@ -135,7 +135,7 @@ def _nix_store(words: Sequence[str | Path], what: str) -> list[Path]:
             raise
         raise UserError(
             f"{what}: no space left at {directory()}",
-            "Make room (nix-store --gc) and run it again: it goes on where it stopped.",
+            "Make room (nix-store --gc) and run it again: it resumes where it stopped.",
         ) from None
     return [Path(line) for line in out.splitlines()]
 

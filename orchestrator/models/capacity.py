@@ -40,7 +40,7 @@ def misfits(profile: Profile, model: int, image: int, memory: Mapping[str, int])
         told = f"{fold(names)}: {profile.serving.model} takes {human_size(model)} of memory"
         if model > size * WRITABLE:
             most = human_size(size * WRITABLE)
-            yield f"{told}, and files of a node may take {most}, half of what it has"
+            yield f"{told}, but files may take {most} at most, half of the node's memory"
         elif taken > size:
             parts = f"the image {human_size(image)}, Ray's object store {human_size(store)}"
             yield f"{told}, {parts}: {human_size(taken)} of {human_size(size)}"

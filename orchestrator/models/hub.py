@@ -82,7 +82,7 @@ def pull(repository: str, revision: str, check: bool = False) -> Pulled:
     must_be_a_model(
         files,
         f"{repository} at {revision[:12]}",
-        "Formats such as GGUF are for other programs; look for the model's own repository.",
+        "Formats such as GGUF are for other programs; use the model's original repository.",
     )
     return _bring(repository, revision, files)
 
@@ -258,8 +258,8 @@ def _must_have_all_weights(home: Path, files: Sequence[RemoteFile], what: str) -
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(
-            f"{what} is not whole: its index names {lacking[0]}{more}, which it does not have",
-            "Of a directory: copy those too. Of the hub: pin another revision.",
+            f"{what} is incomplete: its index names {lacking[0]}{more}, which is missing",
+            "In a directory: copy the missing files too. On the hub: pin another revision.",
         )
 
 
@@ -287,7 +287,7 @@ def _alone(home: Path) -> Iterator[None]:
         with locked(
             home,
             busy=lambda _: UserError(
-                f"another 'orchestrate model' is at work on {home}", "Wait until it ends."
+                f"another 'orchestrate model' is using {home}", "Wait until it ends."
             ),
         ):
             yield

@@ -23,7 +23,7 @@ WANTED = {
     "*.model": "SentencePiece's vocabulary",
     "*.tiktoken": "tiktoken's vocabulary",
     "*.txt": "vocabulary and merges of older tokenizers",
-    "*.jinja": "how a chat is put into words",
+    "*.jinja": "the chat template",
 }
 
 
@@ -50,7 +50,7 @@ PAUSES = (1.0, 3.0)
 TOO_BUSY = (429, 500, 502, 503, 504)
 #: What the hub names contents by: sha256 of a large file, git's SHA-1 of others.
 SHA256, BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-TOKEN = "set HF_TOKEN to a token of an account that may read it"
+TOKEN = "set HF_TOKEN to a token with read access"
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def listed(repository: str, revision: str) -> list[RemoteFile]:
         )
     if info.sha != revision:
         raise UserError(
-            f"the hub answers with commit {info.sha} of {repository}, not {revision}",
-            "A revision has to be a commit with all its 40 digits.",
+            f"the hub returned commit {info.sha} of {repository} instead of {revision}",
+            "A revision must be a full commit hash of 40 digits.",
         )
     return [
         RemoteFile(
@@ -165,8 +165,8 @@ def _promised(home: Path, revision: str) -> dict[str, str]:
         found[note.name.removesuffix(".metadata")] = etag
     if others := commits - {revision}:
         raise UserError(
-            f"{home} holds the commit {sorted(others)[0]}, and the profile wants {revision}",
-            "Bring that one, or change the profile's revision.",
+            f"{home} holds commit {sorted(others)[0]}; the profile requires {revision}",
+            "Provide that commit, or change the profile's revision.",
         )
     return found
 
@@ -196,14 +196,12 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
 
 def refused(repository: str, file: str, status: int | None, said: str) -> UserError:
     """Why a file of a listed commit does not come."""
-    what = f"{repository}: the hub does not give {file}: {said}"
+    what = f"{repository}: cannot download {file} from the hub: {said}"
     if status in (401, 403):
-        return UserError(
-            what, f"Accept its terms at its page there where it has some, and {TOKEN}."
-        )
+        return UserError(what, f"Accept the terms on its hub page, if it has any, and {TOKEN}.")
     if status in (404, 410):
-        return UserError(what, "It was removed there: pin another revision in the profile.")
-    return UserError(what, "Run it again: it goes on where it stopped.")
+        return UserError(what, "The hub no longer has it: pin another revision in the profile.")
+    return UserError(what, "Run it again: it resumes where it stopped.")
 
 
 @contextmanager
@@ -217,8 +215,8 @@ def explained(repository: str, revision: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"{what}: the hub wants its terms accepted first",
-            f"Accept them at its page there, then {TOKEN}.",
+            f"{what}: the hub requires that its terms are accepted first",
+            f"Accept them on its hub page, then {TOKEN}.",
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(
@@ -227,8 +225,8 @@ def explained(repository: str, revision: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{what}: the hub has no such repository, or does not show it",
-            f"Check the name; where it is private, {TOKEN}.",
+            f"{what}: the hub has no such repository, or it is private",
+            f"Check the name; for a private repository, {TOKEN}.",
         ) from None
     except (web_error, OSError, ValueError) as error:
         reply = getattr(error, "response", None)
@@ -240,11 +238,13 @@ def explained(repository: str, revision: str) -> Iterator[None]:
             ) from None
         if reply.status_code == 401:
             raise UserError(
-                f"{what}: the hub does not know the token that it was given",
-                "It is HF_TOKEN's, else the one of 'hf auth login': renew it, or take it away.",
+                f"{what}: Hugging Face rejected the token (401)",
+                "It comes from HF_TOKEN, else from 'hf auth login'. Renew or remove it.",
             ) from None
         said = reply.headers.get("X-Error-Message") or reply.reason_phrase
         raise UserError(
-            f"{what}: the hub does not give it: HTTP {reply.status_code} {said}",
-            "Try again later." if reply.status_code in TOO_BUSY else f"To see more, {TOKEN}.",
+            f"{what}: the hub refused it: HTTP {reply.status_code} {said}",
+            "Try again later."
+            if reply.status_code in TOO_BUSY
+            else f"If it needs permission, {TOKEN}.",
         ) from None

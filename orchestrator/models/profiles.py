@@ -53,10 +53,10 @@ def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
     known = [*models, *catalog.known()]
     chosen = models.get(serving.model)
     if serving.model not in known:
-        text = f"there is no models/{serving.model}, and no such key of models"
+        text = f"there is no directory models/{serving.model} and no key models.{serving.model}"
         yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
     elif chosen and not chosen.revision:
-        text = f"is missing, and the model is served; {catalog.how_to_pin(chosen.repository)}"
+        text = f"is missing, but serving.model needs it; {catalog.how_to_pin(chosen.repository)}"
         yield ("models", serving.model, "revision"), text
 
 
@@ -70,7 +70,7 @@ def flags_are_free(serving: Serving) -> Found:
     for key in serving.args:
         flag = vllm.flag_name(key)
         if instead := vllm.managed(flag):
-            yield ("serving", "args", key), f"is not yours to set here; {instead}"
+            yield ("serving", "args", key), f"cannot be set here; {instead}"
         elif flag in seen:
             yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
         seen[flag] = key
@@ -81,8 +81,8 @@ def variables_are_free(ray: Ray, serving: Serving) -> Found:
         for name in env:
             loc = (section, "env", name)
             if name in vllm.MANAGED_VARIABLES:
-                text = "'orchestrate up' sets it; secrets are made there and stand in no file"
-                yield loc, f"is not yours to set here; {text}"
+                text = "'orchestrate up' sets it and generates the secrets; no profile contains any"
+                yield loc, f"cannot be set here; {text}"
 
 
 CHECKS: tuple[Check, ...] = (

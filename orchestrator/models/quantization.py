@@ -38,7 +38,7 @@ def check(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str
             where = profile.where(section, "env", BATCH_INVARIANT)
             reason = capabilities[NO_BATCH_INVARIANT]
             raise BadInput(
-                f"{where}: has no hold on a quantized model here: {reason}; leave it out"
+                f"{where}: has no effect on this quantized model: {reason}; leave it out"
             )
 
 

@@ -38,9 +38,9 @@ MANAGED_FLAGS = {
     "ep": "use serving.expert_parallel",
     "data-parallel-size": "a profile serves one copy of the model",
     "dp": "a profile serves one copy of the model",
-    "distributed-executor-backend": "it is always ray",
-    "api-key": "'orchestrate up' makes the key, and it stands in no file",
-    "config": "write the flags here, where they can be seen",
+    "distributed-executor-backend": "the backend is always ray",
+    "api-key": "'orchestrate up' generates the key; no profile contains it",
+    "config": "set the flags here instead of in another file",
 }
 #: Variables that carry secrets or belong to the cluster.
 MANAGED_VARIABLES = frozenset(
@@ -199,7 +199,7 @@ def _expert(
     obstacles = list(_expert_obstacles(profile, config, capabilities, tensor))
     wanted = profile.serving.expert_parallel
     if wanted is True and obstacles:
-        text = f"true cannot be: {'; '.join(obstacles)}; allowed: false or auto"
+        text = f"true is not possible: {'; '.join(obstacles)}; allowed: false or auto"
         _refuse(profile, "expert_parallel", text)
     return wanted is not False and not obstacles
 
@@ -210,9 +210,9 @@ def _expert_obstacles(
     if not has_experts(config):
         yield f"the model {profile.serving.model} has no experts"
     if NO_EXPERT_PARALLEL in capabilities:
-        yield f"the image {profile.image} cannot: {capabilities[NO_EXPERT_PARALLEL]}"
+        yield f"the image {profile.image} does not support it: {capabilities[NO_EXPERT_PARALLEL]}"
     if tensor == 1:
-        yield "experts are spread over the tensor-parallel ranks, and there is one"
+        yield "expert parallelism needs two or more tensor-parallel ranks; there is one"
 
 
 def _refuse_too_large(profile: Profile, total: int) -> NoReturn:

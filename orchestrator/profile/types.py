@@ -64,7 +64,7 @@ class Matching:
 
     def check(self, value: str) -> str:
         if re.fullmatch(self.pattern, value) is None:
-            raise ValueError(f"{quoted(value)} does not fit; allowed: {self.allowed}")
+            raise ValueError(f"{quoted(value)} is invalid; allowed: {self.allowed}")
         return value
 
     def __get_pydantic_core_schema__(
@@ -137,13 +137,13 @@ def _whole_or_auto(value: object) -> object:
 
 def _bool_or_auto(value: object) -> object:
     if not isinstance(value, bool) and value != "auto":
-        raise ValueError(f"{quoted(value)} does not fit; allowed: true, false or auto")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: true, false or auto")
     return value
 
 
 def _flag_value(value: object) -> object:
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{quoted(value)} does not fit; allowed: text, a number, true or false")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: text, a number, true or false")
     return value
 
 
@@ -159,9 +159,9 @@ def _variable(value: object) -> object:
 
 def _sysctl_value(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"{quoted(value)} does not fit; allowed: a whole number, or text")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: a whole number, or text")
     if not re.fullmatch(r"[!-~]+( [!-~]+)*", str(value)):
-        raise ValueError(f"{quoted(value)} does not fit; allowed: words with one blank between")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: words with one blank between")
     return value
 
 

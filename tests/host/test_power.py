@@ -179,7 +179,7 @@ def test_a_hanging_command_is_ended_with_all_that_it_started(loaded: Load, tmp_p
         supply(profile, profile.compute_nodes[0], SPACE).on()
     assert time.monotonic() - begun < 5
     assert "power: switching left on failed" in told.value.message
-    assert "no end after 0.5 s" in told.value.message
+    assert "timed out after 0.5 s" in told.value.message
     assert "stdout: dialling" in told.value.message
     assert "command_timeout_s" in told.value.hint
     assert ended(int((tmp_path / "profiles/pid").read_text()), 2)

@@ -101,7 +101,7 @@ def test_a_damaged_copy_is_refused(layout: Layout, tmp_path: Path, home: Path) -
 @pytest.mark.parametrize("layout", [own, local_dir])
 def test_another_commit_is_refused(layout: Layout, tmp_path: Path, home: Path) -> None:
     layout(tmp_path / "stick", NEWEST)
-    with pytest.raises(UserError, match=f"holds the commit {NEWEST}"):
+    with pytest.raises(UserError, match=f"holds commit {NEWEST}"):
         hub.take(REPOSITORY, REVISION, tmp_path / "stick")
     assert not home.exists()
 

@@ -37,8 +37,8 @@ SAID = {
     "fits": ((8 * GB, 4 * GB), []),
     "more than half": (
         (9 * GB, 4 * GB),
-        ["left,right: big takes 8.4 GiB of memory, and files of a node may take 8 GiB, half of"
-         " what it has"],
+        ["left,right: big takes 8.4 GiB of memory, but files may take 8 GiB at most, half of"
+         " the node's memory"],
     ),
     "with all the rest": (
         (8 * GB, 8 * GB),

@@ -89,7 +89,7 @@ def test_no_profile_sets_what_is_a_secret_or_the_clusters(
     without = PROFILE.replace("  env: {}\n", "")
     text = without.replace(f"{section}:\n", f"{section}:\n  env: {{{name}: mine}}\n")
     monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
-    with pytest.raises(BadInput, match=f"{section}.env.{name}: is not yours to set here"):
+    with pytest.raises(BadInput, match=f"{section}.env.{name}: cannot be set here"):
         load(make_checkout(tmp_path, text))
 
 

@@ -110,8 +110,8 @@ def test_batch_invariance_needs_an_image_that_can(hub: Path, value: str, refused
         with pytest.raises(BadInput) as raised:
             resolve(profile())
         assert raised.value.message == (
-            "profiles/small.yml:33: ray.env.VLLM_BATCH_INVARIANT: has no hold on a quantized model "
-            "here: its kernels are not; leave it out"
+            "profiles/small.yml:33: ray.env.VLLM_BATCH_INVARIANT: has no effect on this quantized "
+            "model: its kernels are not; leave it out"
         )
     else:
         assert resolve(profile()).tensor == 2

@@ -26,7 +26,7 @@ def test_a_code_that_is_expected_is_none(ok: Any) -> None:
 
 
 def test_what_takes_too_long_is_ended_and_said() -> None:
-    with pytest.raises(UserError, match=r"the trial: no end after 0\.2 s"):
+    with pytest.raises(UserError, match=r"the trial: timed out after 0\.2 s"):
         run(["sleep", "1000"], what="the trial", timeout=0.2)
 
 

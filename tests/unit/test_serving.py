@@ -121,22 +121,22 @@ def test_layouts(
             {"expert_parallel": True},
             CONFIG,
             {},
-            "expert_parallel: true cannot be: the model tiny has no experts; "
+            "expert_parallel: true is not possible: the model tiny has no experts; "
             "allowed: false or auto",
         ),
         (
             {"expert_parallel": True},
             EXPERTS,
             CANNOT,
-            "expert_parallel: true cannot be: the image plain cannot: no collectives for it; "
-            "allowed: false or auto",
+            "expert_parallel: true is not possible: the image plain does not support it: no "
+            "collectives for it; allowed: false or auto",
         ),
         (
             {"expert_parallel": True, "tensor_parallel": 1},
             EXPERTS,
             {},
-            "expert_parallel: true cannot be: experts are spread over the tensor-parallel ranks, "
-            "and there is one; allowed: false or auto",
+            "expert_parallel: true is not possible: expert parallelism needs two or more "
+            "tensor-parallel ranks; there is one; allowed: false or auto",
         ),
     ],
 )

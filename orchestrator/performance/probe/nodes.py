@@ -63,7 +63,7 @@ def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeou
     )
     if result.code == LATE:
         raise UserError(
-            f"{node.name}: {program}: no end after {limit:g} s, so it was ended",
+            f"{node.name}: {program}: timed out after {limit:g} s; killed",
             f"By hand, there: {shlex.join(argv)} <{program}.py",
         )
     if result.code != 0:

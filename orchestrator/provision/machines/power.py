@@ -140,7 +140,7 @@ class PowerByCommand(PowerMethod):
         if done.code in TIMED_OUT and time.monotonic() - begun >= limit:
             failed = CommandFailed(result, where)
             raise UserError(
-                failed.message.replace(f"exit code: {done.code}", f"no end after {limit:g} s"),
+                failed.message.replace(f"exit code: {done.code}", f"timed out after {limit:g} s"),
                 "Run it by hand; if it needs longer: power.command_timeout_s",
             )
         if done.code not in ok:
