@@ -85,7 +85,7 @@ def _made(part: Part, context: VerifyContext, slots: Slots) -> list[Check]:
             return list(part.make())
     except Exception as error:
         reason = _reason(error)
-        short = f"not looked at: {reason.partition(chr(10))[0]}"
+        short = f"not checked: {reason.partition(chr(10))[0]}"
         return [
             rule.broken(node, short if number else reason)
             for number, (rule, node) in enumerate(part.checks)
@@ -120,7 +120,7 @@ def _drift(context: VerifyContext, names: Sequence[str]) -> Part:
             if name in plan:
                 yield judge.DRIFT.check(name, judge.drift(plan[name]))
             else:
-                yield judge.DRIFT.broken(name, "the plan does not have this node")
+                yield judge.DRIFT.broken(name, "the plan does not include this node")
 
     return Part([(judge.DRIFT, name) for name in names], make)
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.profile.hardware import Command, Hardware, LinkSpeed, PciDevice, Sign, Torch
 
-MEMORY = "the firmware's setup: is each module seen, and how much is given to the graphics?"
-SLOT = "is it in its slot, with its power; the firmware's setup: is it turned off?"
-RESIZABLE_BAR = "turn on 'Above 4G Decoding' and 'Re-Size BAR Support' in the firmware's setup"
-DEVICE_FILE = "the kernel's driver makes it; on {node}: journalctl --dmesg"
+MEMORY = "check in the firmware setup that it detects every module, and the graphics memory size"
+SLOT = "check its slot and power cable, and that the firmware setup does not disable it"
+RESIZABLE_BAR = "turn on 'Above 4G Decoding' and 'Re-Size BAR Support' in the firmware setup"
+DEVICE_FILE = "the kernel driver creates it; on {node}: journalctl --dmesg"
 LEVEL_ZERO = "the driver's checks above; on {node}: clinfo -l; ls -l /dev/dri"
-GONE = "the device is not there"
+GONE = "device not found"
 
 Judge = Callable[[HardwareFacts], Verdict]
 
@@ -70,7 +70,7 @@ def _links(profile: Profile, node: Node, kind: Hardware) -> Iterator[tuple[str, 
             continue
         interface, mtu = node.links[network].interface, profile.networks[network].mtu
         name = f"link {network}"
-        look = f"on {{node}}: networkctl status {interface}; is the cable in?"
+        look = f"on {{node}}: networkctl status {interface}; check the cable"
         yield name, look, partial(up, interface)
         if speed.ethernet or speed.usb4:
             yield f"{name}: speed", speed.advice, partial(fast, interface, speed)
@@ -132,7 +132,7 @@ def module(name: str, facts: HardwareFacts) -> Verdict:
 
 def device_file(path: str, facts: HardwareFacts) -> Verdict:
     count = facts.devices[path]
-    return Verdict(count > 0, "a device file", f"{count} of them" if count else "none")
+    return Verdict(count > 0, "a device file", f"{count} found" if count else "none")
 
 
 def line(sign: Sign, index: int, facts: HardwareFacts) -> Verdict:
@@ -158,7 +158,7 @@ def fast(interface: str, speed: LinkSpeed, facts: HardwareFacts) -> Verdict:
     return Verdict(
         all((seen or 0) >= least for least, seen, _ in wanted),
         ", ".join(f"{least} {unit} or more" for least, _, unit in wanted),
-        ", ".join(f"{seen:g} {unit}" if seen else "it says no speed" for _, seen, unit in wanted),
+        ", ".join(f"{seen:g} {unit}" if seen else "speed unknown" for _, seen, unit in wanted),
     )
 
 
@@ -168,20 +168,20 @@ def packets(interface: str, mtu: int, facts: HardwareFacts) -> Verdict:
 
 def level_zero(least: int, facts: HardwareFacts) -> Verdict:
     seen = facts.level_zero
-    said = (seen.error or f"{seen.devices} GPU(s)") if seen else "not looked at"
+    said = (seen.error or f"{seen.devices} GPU(s)") if seen else "not checked"
     return Verdict(bool(seen and seen.devices >= least), f"{least} GPU(s) or more", said)
 
 
 def torch(want: Torch, facts: HardwareFacts) -> Verdict:
     seen = facts.torch
-    said = (seen.error or ", ".join(seen.names) or "no device") if seen else "not looked at"
+    said = (seen.error or ", ".join(seen.names) or "no device") if seen else "not checked"
     return Verdict(bool(seen and len(seen.names) == want.count), f"{want.count} device(s)", said)
 
 
 def torch_computes(facts: HardwareFacts) -> Verdict:
-    seen, right = facts.torch, "every product is right"
+    seen, right = facts.torch, "every product is correct"
     if seen is None or not seen.names:
-        return Verdict(False, right, "no device to compute on")
+        return Verdict(False, right, "no device")
     return Verdict(not seen.wrong, right, seen.wrong or right)
 
 

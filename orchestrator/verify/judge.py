@@ -45,8 +45,8 @@ class Rule:
         return Check(self.name, node, verdict.ok, verdict.expected, verdict.seen, look)
 
     def broken(self, node: str, reason: str) -> Check:
-        """The check could not be made: that is a failure."""
-        return self.check(node, Verdict(False, "that this can be looked at", reason))
+        """The check could not run: that is a failure."""
+        return self.check(node, Verdict(False, "the check can run", reason))
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def reachable(observed: NodeObservation) -> Verdict:
 
 
 def image(observed: NodeObservation) -> Verdict:
-    return same(observed.image, observed.facts.image, "no image id is recorded")
+    return same(observed.image, observed.facts.image, "no image id")
 
 
 def hostname(observed: NodeObservation) -> Verdict:
@@ -80,7 +80,7 @@ def hostname(observed: NodeObservation) -> Verdict:
 def loopback(observed: NodeObservation) -> Verdict:
     names = observed.facts.loopback
     ok = LOOPBACK_NAME in names or observed.profile.is_control(observed.node)
-    return Verdict(ok, f"{LOOPBACK_NAME} on the line of 127.0.0.1", " ".join(names) or "no names")
+    return Verdict(ok, f"{LOOPBACK_NAME} in the line of 127.0.0.1", " ".join(names) or "no names")
 
 
 def names(observed: NodeObservation) -> Verdict:
@@ -120,13 +120,11 @@ def runs(state: str) -> bool:
     return state.split(" ", 1)[0] in ("active", "reloading", "declined")
 
 
-DRIFT = Rule(
-    "drift", "orchestrate plan --node {node} shows it; up changes it back; journalctl -b there"
-)
+DRIFT = Rule("drift", "orchestrate plan --node {node} shows it; up reverts it; journalctl -b there")
 #: In the order shown. A node that does not answer says why at the first.
 NODE_RULES: Mapping[Rule, Callable[[NodeObservation], Verdict]] = {
     Rule("reachable", "the node's console; ping {node}"): reachable,
-    Rule("image", "on {node}: cat /proc/cmdline; boot it again"): image,
+    Rule("image", "on {node}: cat /proc/cmdline; reboot it"): image,
     Rule("hostname", "on {node}: hostnamectl"): hostname,
     Rule("loopback", "on {node}: cat /etc/hosts"): loopback,
     Rule("names", "on {node}: cat /etc/hosts; getent ahostsv4 NAME"): names,
@@ -230,7 +228,7 @@ def answer(known: Answer, said: Generated) -> Verdict:
 
 def repeated(answers: Sequence[Generated], tolerance: float) -> Verdict:
     """The same tokens each time, with log probabilities no further apart than ``tolerance``."""
-    expected = f"{len(answers)} times the same tokens, log probabilities within {tolerance:g}"
+    expected = f"the same tokens {len(answers)} times, log probabilities within {tolerance:g}"
     first, *others = answers
     if not first.tokens:
         return Verdict(False, expected, "an answer without tokens")

@@ -177,7 +177,7 @@ def command(run: Run, want: dict[str, Any]) -> dict[str, object]:
 def last_line(code: int | None, said: str) -> str:
     """Why a command failed, in one line."""
     if code is None:
-        return "no end in time"
+        return "timed out"
     lines = said.strip().splitlines()
     return lines[-1][:200] if lines else f"exit code {code}, no output"
 

@@ -141,7 +141,7 @@ def test_what_the_host_is_reached_by_is_not_taken(
         cards.plug_namespace(cards.profile.control)
     netns.ip(HOST, "link", "add", "br0", "type", "bridge")
     netns.ip(HOST, "link", "set", CARD, "master", "br0")
-    with pytest.raises(UserError, match=f"{CARD} is a part of br0"):
+    with pytest.raises(UserError, match=f"{CARD} belongs to br0"):
         make().plug_namespace(cards.profile.control)
     assert {CARD, "lan0"} <= set(links(HOST))
 

@@ -57,7 +57,7 @@ def test_wol_without_a_card_says_where(loaded: Load) -> None:
     profile = loaded(driver="wol")
     netns.create(SPACE)
     try:
-        with pytest.raises(UserError, match=f"no Wake-on-LAN packet for {MAC} went out at enx8"):
+        with pytest.raises(UserError, match=f"cannot send a Wake-on-LAN packet for {MAC} on enx8"):
             supply(profile, profile.compute_nodes[0], SPACE).on()
     finally:
         netns.delete(SPACE)

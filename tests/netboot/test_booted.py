@@ -87,7 +87,7 @@ def test_identity_is_given_once_and_to_its_owner(net: Net, booted: Booting) -> N
     with net.stranger("cluster", f"{link.address}/24", link.mac) as space:
         assert ask(space, url) == 409
         assert ask(space, url.replace(nonce[1], "0" * len(nonce[1]))) == 410
-    net.status_says("handed out already")
+    net.status_says("already has an identity")
 
 
 def ask(space: str, url: str) -> int:

@@ -76,8 +76,8 @@ def test_verify_looks_at_the_hardware_that_the_profile_names(pair: Sim) -> None:
     assert seen.pop("memory")[0]
     assert seen == {
         "card": (False, "no PCI device 8086:56a0"),
-        "card: driver": (False, "the device is not there"),
-        "card: BAR 2": (False, "the device is not there"),
+        "card: driver": (False, "device not found"),
+        "card: BAR 2": (False, "device not found"),
         "link direct": (True, "to-compute1 is up"),
         "link direct: speed": (True, "10000 Mb/s"),
         "link direct: MTU": (True, "4000"),

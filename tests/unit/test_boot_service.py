@@ -109,7 +109,7 @@ def test_a_second_identity_is_refused_and_written_down(service: Running, tmp_pat
     assert service.identity(nonce, key).status_code == 409
     assert service.identity(nonce, new_key(tmp_path, "another")).status_code == 409
     first, second = service.events("refused")
-    assert first["text"] == second["text"] == "this boot's identity was handed out already"
+    assert first["text"] == second["text"] == "this boot already has an identity"
     assert (first["address"], first["mac"], first["node"]) == (ADDRESS, MAC, "compute0")
 
 

@@ -178,7 +178,7 @@ def test_a_layer_that_cannot_be_late_is_refused_before_anything_is_served(
     with pytest.raises(UserError, match=rf"late_layers.*'built-one' has no layer '{name}'") as told:
         publish(changed, choice, "CA")
     assert f"{tmp_path / 'sim.yml'}:" in told.value.message
-    assert told.value.hint == "Layers that can: python"
+    assert told.value.hint == "Layers that may: python"
     assert not (paths.served(changed.name) / "netboot").exists()
 
 
@@ -223,7 +223,7 @@ def test_going_back_is_held_until_an_image_is_chosen() -> None:
     assert choice == ImageChoice(current=first, previous=second, held=True)
     assert choice.back() == ImageChoice(current=second, previous=first, held=True)
     assert choice.moved(first) == replace(choice, held=False)
-    with pytest.raises(UserError, match="has had one only"):
+    with pytest.raises(UserError, match="has only used one"):
         ImageChoice(current=first).back()
 
 

@@ -44,7 +44,7 @@ def test_a_card_that_is_woken_by_a_packet_is_told_to_wait_for_it(loaded: Load) -
 
 def test_a_command_that_is_not_there_is_said_to_be(loaded: Load) -> None:
     profile = loaded(driver="command", on=["./nowhere.sh"])
-    with pytest.raises(UserError, match=r"switching left on: there is no command /.*nowhere"):
+    with pytest.raises(UserError, match=r"switching left on: command not found: /.*nowhere"):
         supply(profile, profile.compute_nodes[0], SPACE).on()
 
 

@@ -348,7 +348,7 @@ def test_a_rate_is_bits_a_second(text: str, bits: int) -> None:
 
 @pytest.mark.parametrize("text", ["100", "100mbps", "fast", "-1mbit", "1bit", "9999gbit"])
 def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match="no rate of a cable"):
+    with pytest.raises(BadInput, match="Invalid cable rate"):
         bits_per_s(text)
 
 

@@ -58,7 +58,7 @@ def test_a_table_fits_a_terminal_and_says_what_needs_a_word() -> None:
 
 
 def test_what_needs_a_look_is_told() -> None:
-    refused = Refusal("02:00:00:00:00:01", "10.0.0.9", "its nonce is not of the boot", 3, 1e9)
+    refused = Refusal("02:00:00:00:00:01", "10.0.0.9", "wrong nonce", 3, 1e9)
     boot = BootTimeline("a", (BootStep("script", "start", 0.0, 60.0),), last=("script start",))
     found = Seen(
         Netboot({"a": boot}, {"02:00:00:00:00:02": 1e9}, (refused,)),
@@ -73,7 +73,5 @@ def test_what_needs_a_look_is_told() -> None:
     ]
     kind, text = told[3]
     assert kind == "refused"
-    assert text.startswith(
-        "10.0.0.9 claiming to be 02:00:00:00:00:01: its nonce is not of the boot"
-    )
+    assert text.startswith("10.0.0.9 claiming to be 02:00:00:00:00:01: wrong nonce")
     assert "3 times, last" in text

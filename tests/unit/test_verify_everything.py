@@ -192,7 +192,7 @@ def test_a_dead_node_fails_its_own_checks_only() -> None:
     assert failures(report) == {("compute1", rule.name) for rule in judge.NODE_RULES}
     first, second, *_ = report.failed
     assert first.seen == "compute1: SSH does not answer\n  and more"
-    assert second.seen == "not looked at: compute1: SSH does not answer"
+    assert second.seen == "not checked: compute1: SSH does not answer"
 
 
 def test_a_node_that_answers_nonsense_is_no_traceback() -> None:
@@ -218,7 +218,7 @@ def test_drift_is_by_node() -> None:
     plan = {"control": [], "compute0": ["file /etc/hosts: content"]}
     report = verified(Cluster(plan=lambda: plan))
     assert failures(report) == {("compute0", "drift"), ("compute1", "drift")}
-    assert "does not have" in report.failed[1].seen
+    assert "does not include" in report.failed[1].seen
 
 
 def test_a_plan_that_breaks_fails_drift_only() -> None:

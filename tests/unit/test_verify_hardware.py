@@ -241,7 +241,7 @@ def test_a_command_has_to_end_well_whatever_it_printed() -> None:
     command = Command(name="x", argv=("x",), matches="all is well", advice="look")
     nothing: dict[str, Any] = {"memory": 0, "modules": {}, "devices": {}, "links": {}}
     nothing |= {"pci": [], "signs": [], "level_zero": None, "torch": None}
-    for code, error in ((0, ""), (1, "exit code 1"), (None, "no end")):
+    for code, error in ((0, ""), (1, "exit code 1"), (None, "timed out")):
         ran = [CommandFacts(code, "first\nall is well\n", error)]
         verdict = output(command, 0, HardwareFacts(**nothing, commands=ran))
         assert verdict.ok == (code == 0)

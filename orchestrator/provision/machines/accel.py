@@ -103,7 +103,7 @@ def decide(facts: Callable[[], Mapping[str, str]], tried: Callable[[], str]) -> 
             _SAID.add(decision.why)
             err.print(
                 f"{decision.why}; using translation (TCG), several times slower."
-                " Decide by hand: --accel kvm",
+                " To override: --accel kvm",
                 markup=False,
             )
         return decision
@@ -113,7 +113,7 @@ def _decide(facts: Callable[[], Mapping[str, str]], tried: Callable[[], str]) ->
     if not DEVICE.exists():
         return Decision(TCG, why=f"This machine has no {DEVICE}")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return Decision(TCG, why=f"This user may not open {DEVICE}")
+        return Decision(TCG, why=f"This user has no access to {DEVICE}")
     known = facts()
     why = recall(known)
     if why is None:

@@ -84,13 +84,13 @@ class Cards(Cables):
             called = f"{link.interface}{f' ({link.mac})' if link.mac and not link.shared else ''}"
             raise UserError(
                 f"{where}: this machine has no network card {called}",
-                f"Plug it in, or correct the profile. Here are: {listed or 'none'}",
+                f"Plug it in, or correct the profile. Cards of this machine: {listed or 'none'}",
             )
         reason = "" if link.shared else why_not(card)
         if reason:
             raise UserError(
-                f"{where}: {card['ifname']} {reason}: taking it would cut this machine off",
-                "Use another card for the cluster, or set `shared: true` at this link: then the"
+                f"{where}: {card['ifname']} {reason}: moving it would disconnect this machine",
+                "Use another card for the cluster, or set `shared: true` on this link: then the"
                 " control node has an address of its own beside this machine's.",
             )
         return card
@@ -166,7 +166,7 @@ def why_not(card: Mapping[str, Any]) -> str:
     if any(route.get("dev") == name for route in routes):
         return "leads to this machine's default route"
     if card.get("master"):
-        return f"is a part of {card['master']}"
+        return f"belongs to {card['master']}"
     here = os.environ.get("SSH_CONNECTION", "").split()[2:3]
     own = [one["local"] for one in ip("address", "show", "dev", name)[0].get("addr_info", ())]
     return "carries the SSH session that this command runs in" if set(here) & set(own) else ""

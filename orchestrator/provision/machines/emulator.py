@@ -171,7 +171,7 @@ class Emulator:
                 return None
         except FileNotFoundError:
             return None  # it is switched off just now
-        return Ailment(f"the guest has said nothing on its console for {limit:g} s since power")
+        return Ailment(f"no console output in {limit:g} s since power-on")
 
     @property
     def seconds(self) -> float:

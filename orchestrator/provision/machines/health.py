@@ -27,7 +27,7 @@ STOPPED = (
 ENDS = {
     "guest-shutdown": "the guest shut itself down",
     "guest-panic": "the guest panicked",
-    "host-signal": "QEMU was ended by a signal",
+    "host-signal": "a signal ended QEMU",
     "host-qmp-quit": "QEMU was told to quit",
 }
 #: A guest that resets itself more often than this in so many seconds does not get anywhere.
@@ -80,7 +80,7 @@ def resets(events: Path) -> Ailment | None:
     count = sum(event["timestamp"]["seconds"] >= since for event in own)
     if count <= RESETS:
         return None
-    return Ailment(f"the guest resets itself again and again ({count} times in {WINDOW:g} s)")
+    return Ailment(f"the guest keeps resetting itself ({count} times in {WINDOW:g} s)")
 
 
 def panicked(console: Path) -> Ailment | None:

@@ -71,7 +71,7 @@ def enter(name: str | Path) -> None:
         handle = os.open(DIRECTORY / name, os.O_RDONLY)  # `host` is a path of its own
     except FileNotFoundError:
         raise UserError(
-            f"the cluster's network ({name}) is not there", "Run: orchestrate up"
+            f"the cluster's network ({name}) does not exist", "Run: orchestrate up"
         ) from None
     try:
         if libc.setns(handle, CLONE_NEWNET) != 0:

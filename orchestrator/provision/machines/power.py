@@ -128,7 +128,7 @@ class PowerByCommand(PowerMethod):
         where = f"{self._where()}: {what}"
         if which(words[0]) is None:
             raise UserError(
-                f"{where}: there is no command {words[0]}", "Install it, or correct the profile."
+                f"{where}: command not found: {words[0]}", "Install it, or correct the profile."
             )
         limit = self.power.command_timeout_s
         # `timeout` ends what the command started, too.
@@ -141,7 +141,7 @@ class PowerByCommand(PowerMethod):
             failed = CommandFailed(result, where)
             raise UserError(
                 failed.message.replace(f"exit code: {done.code}", f"timed out after {limit:g} s"),
-                "Run it by hand; if it needs longer: power.command_timeout_s",
+                "Run it by hand. If it needs more time, raise power.command_timeout_s.",
             )
         if done.code not in ok:
             raise CommandFailed(result, where)

@@ -89,20 +89,20 @@ class Guest(Emulator):
             return None
         lines = [f"{name} does not run: {ailment.text}", *self.said()]
         if last := health.last_line(self.console):
-            lines.append(f"  last on its console: {last}")
+            lines.append(f"  last console line: {last}")
         todo = advice(decision)
         if ailment.faulty and decision.tried:
-            accel.remember(decision.facts, f"it passed the try; then {ailment.text}")
-            todo = "Noted: 'orchestrate up' starts it anew with translation (TCG), which is slower."
+            accel.remember(decision.facts, f"it passed the trial; then {ailment.text}")
+            todo = "Recorded: 'orchestrate up' restarts it with translation (TCG), which is slower."
         return UserError("\n".join(lines), f"{todo}\n  Its console: {self.console}")
 
 
 def advice(decision: Decision) -> str:
     """What to do with a machine that stopped."""
     if decision.way.name != KVM.name:
-        return "'orchestrate up' starts it anew."
+        return "'orchestrate up' restarts it."
     by = f" KVM was chosen by {decision.by}." if decision.by else ""
-    return f"With translation (TCG): orchestrate up --accel tcg.{by}"
+    return f"To use translation (TCG): orchestrate up --accel tcg.{by}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def connected(path: Path) -> Iterator[socket.socket]:
                 return False
 
             if as_long_as(crowded, TIMEOUT, 0.05):
-                raise TimeoutError(f"{path}: others talk to QEMU all the time")
+                raise TimeoutError(f"{path}: another client keeps QEMU's control socket busy")
             yield client
     finally:
         os.close(directory)

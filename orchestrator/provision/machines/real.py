@@ -140,7 +140,7 @@ class RealMachine:
         name, driver = self.node.name, self.power.driver
         if self.answers():
             limit = self.power.off_timeout_s
-            said = f"{name} was told to shut down, and still answers after {limit:g} s"
+            said = f"{name} was told to shut down but still answers after {limit:g} s"
         else:
             said = f"{name} does not answer"
         raise UserError(

@@ -31,8 +31,8 @@ def bits_per_s(text: str) -> int:
     found = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
     if not SLOWEST <= found <= QUICKEST:
         raise BadInput(
-            f"{text!r} is no rate of a cable",
-            "Bits a second with their unit: 100kbit or more, like 100Mbit or 2.5Gbit.",
+            f"Invalid cable rate {text!r}",
+            "Give bits per second with a unit, 100kbit or more, such as 100Mbit or 2.5Gbit.",
         )
     return found
 

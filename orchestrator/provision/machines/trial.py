@@ -69,13 +69,13 @@ def _watched(emulator: Emulator, word: bytes) -> str:
             return _told(ailment, emulator)
         if now - heard > SILENCE or now - begun > DEADLINE:
             last = health.last_line(emulator.console)
-            return f"no kernel reached its init in {now - begun:.0f} s; last on the console: {last}"
+            return f"no kernel reached its init in {now - begun:.0f} s; last console line: {last}"
         time.sleep(POLL)
 
 
 def _told(ailment: Ailment, emulator: Emulator) -> str:
     """With the first line of QEMU's log: what comes after is its consequence."""
     if ailment.interrupted:
-        raise UserError("interrupted while KVM was tried")
+        raise UserError("interrupted during the KVM trial")
     first = next(iter(health.log_end(emulator.log)), "").removeprefix(f"{QEMU}: ")
     return f"{ailment.text}: {first}" if first else ailment.text

@@ -47,6 +47,6 @@ def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
                 datagrams.sendto(packet, (str(broadcast), PORT))
     except OSError as error:
         raise UserError(
-            f"no Wake-on-LAN packet for {mac} went out at {interface}: {error.strerror}",
-            "Is the control node up, and its cable in? Run: orchestrate up --until control",
+            f"cannot send a Wake-on-LAN packet for {mac} on {interface}: {error.strerror}",
+            "Check the control node and its cable. Run: orchestrate up --until control",
         ) from None

@@ -252,11 +252,13 @@ class Service:
             raise HTTPException(404, "this hardware address is not in the profile")
         key = PUBLIC_KEY.fullmatch((await body(request)).decode("ascii", "replace"))
         if key is None:
-            raise HTTPException(400, "the body has to be one public ed25519 key")
+            raise HTTPException(400, "the body must be one public ed25519 key")
         boot = self.boots.last(asking.mac, nonce)
         if boot is None:
-            raise self.refused(410, asking, "its nonce is not of the boot that began last here")
-        given = "this boot's identity was handed out already"
+            raise self.refused(
+                410, asking, "its nonce does not belong to the latest boot of this node"
+            )
+        given = "this boot already has an identity"
         if boot["identity"] is not None:
             raise self.refused(409, asking, given, nonce)
         answer = await run_in_threadpool(self.certified, asking, key[1])
@@ -283,18 +285,20 @@ class Service:
         mac = request.path_params.get("mac") or request.query_params.get("mac", "")
         mac = mac.lower().replace("-", ":")
         if MAC.fullmatch(mac) is None:
-            raise HTTPException(400, "mac= has to be a hardware address like 02:00:0a:4d:00:10")
+            raise HTTPException(400, "mac= must be a hardware address like 02:00:0a:4d:00:10")
         document = self.files.read_document()
         address = request.headers.get("x-real-ip", "")
         asking = Asking(mac, address, document["nodes"].get(mac), document)
         seen = self.files.neighbours_at(address)
         if mac not in seen:
-            text = f"it says {mac}, and is {', '.join(sorted(seen)) or 'no neighbour'}"
+            text = f"it claims {mac}, but its MAC is {', '.join(sorted(seen)) or 'unknown'}"
             raise self.refused(403 if asking.node else 404, asking, text)
         # With another DHCP server, only the hardware address tells who asks.
         ours = document["leases"] == "ours"
         if asking.node and ours and address != asking.node["address"]:
-            text = f"it asks from {address}, its address is {asking.node['address']}"
+            text = (
+                f"the request came from {address}; the node's address is {asking.node['address']}"
+            )
             raise self.refused(403, asking, text)
         return asking
 
@@ -329,7 +333,7 @@ def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Respon
 
 async def not_now(request: Request, error: Exception) -> Response:
     print(f"{request.url.path}: {type(error).__name__}: {error}", file=sys.stderr)
-    return PlainTextResponse("the control node cannot do this now; see its log\n", 503)
+    return PlainTextResponse("internal error on the control node; see its log\n", 503)
 
 
 def certify(ours: Files, key: str, principals: list[str]) -> str:

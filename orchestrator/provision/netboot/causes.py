@@ -72,7 +72,7 @@ def foreign_server(observed: BootObservation) -> BootCause | None:
         return None
     return BootCause(
         f"another DHCP server answered: {observed.boot.foreign}",
-        "Switch that one off on this network, or set boot.dhcp: proxy in the profile.",
+        "Switch that server off on this network, or set boot.dhcp: proxy in the profile.",
     )
 
 
@@ -81,7 +81,7 @@ def other_card(observed: BootObservation) -> BootCause | None:
         return None
     macs = ", ".join(observed.netboot.unknown)
     return BootCause(
-        f"no DHCP request came from the profile's hardware address, but one from {macs}",
+        f"no DHCP request came from the MAC in the profile, but one from {macs}",
         "If that is this node: correct its mac in the profile, or let it boot from the other card.",
     )
 
@@ -91,8 +91,8 @@ def no_dhcp(observed: BootObservation) -> BootCause | None:
         return None
     return BootCause(
         "no DHCP request was seen",
-        "Check cable and switch port, that its firmware boots from the network first, and that"
-        " its link on boot.network is the card that boots.",
+        "Check the cable, the switch port, the boot order in its firmware, and that its link on"
+        " boot.network is the card that boots.",
     )
 
 
@@ -100,9 +100,9 @@ def no_address(observed: BootObservation) -> BootCause | None:
     if observed.reached != "dhcp" or observed.at.status == DONE:
         return None
     return BootCause(
-        "it asks for an address, and does not take the one that it is offered",
-        "Another DHCP server may answer first, or the answer does not reach it: look for one on"
-        " this network, and at the switch (DHCP snooping).",
+        "it requests an address but does not accept the offered one",
+        "Another DHCP server may answer first, or the answer does not arrive. Look for another"
+        " server on this network, and for DHCP snooping on the switch.",
     )
 
 
@@ -110,9 +110,9 @@ def no_loader(observed: BootObservation) -> BootCause | None:
     if observed.reached != "dhcp":
         return None
     return BootCause(
-        "it has an address, but fetches no loader",
-        "Is Secure Boot on? Then set boot.secure: true, or switch it off. Is another machine named"
-        " as boot server on this network?",
+        "it has an address but fetches no loader",
+        "If Secure Boot is on, set boot.secure: true or switch it off. Look for other boot"
+        " servers on this network.",
     )
 
 
@@ -120,7 +120,7 @@ def loader_gone(observed: BootObservation) -> BootCause | None:
     if not observed.failed("loader"):
         return None
     return BootCause(
-        f"the loader that it asks for is not there: {observed.at.text}",
+        f"the requested loader does not exist: {observed.at.text}",
         "Correct boot.loaders or the node's loader in the profile, then: orchestrate up",
     )
 
@@ -129,7 +129,7 @@ def no_script(observed: BootObservation) -> BootCause | None:
     if observed.reached != "loader":
         return None
     return BootCause(
-        "it has its loader, which does not ask for a boot script",
+        "it fetched its loader, but the loader requests no boot script",
         "iPXE may lack a driver for this card: set loader: snponly.efi for the node. With Secure"
         " Boot on, firmware refuses iPXE: set boot.secure: true.",
     )
@@ -141,8 +141,8 @@ def image_gone(observed: BootObservation) -> BootCause | None:
     if not any(observed.failed(step, gone) for step in steps):
         return None
     return BootCause(
-        f"the image that it boots is not served (any more): {observed.at.text}",
-        "It was started with an older script. Run: orchestrate up, then restart the node.",
+        f"the image that it boots is not served (anymore): {observed.at.text}",
+        "It booted with an outdated script. Run: orchestrate up, then restart the node.",
     )
 
 
@@ -150,23 +150,23 @@ def no_kernel(observed: BootObservation) -> BootCause | None:
     if observed.reached != "script":
         return None
     return BootCause(
-        "it has its boot script, but fetches no kernel",
-        "Its console says why.",
+        "it has its boot script but fetches no kernel",
+        "See its console for the reason.",
     )
 
 
 def no_init(observed: BootObservation) -> BootCause | None:
     if observed.reached == "kernel":
         return BootCause(
-            "the kernel was fetched, but no initrd",
-            "Its console says why. With boot.secure, a kernel that Debian did not sign is refused.",
+            "it fetched the kernel but no initrd",
+            "See its console. With boot.secure, a kernel without Debian's signature is refused.",
         )
     if observed.reached != "initrd":
         return None
     return BootCause(
-        "kernel and initrd were fetched, but the initrd does not report",
-        "Its console says why: no driver for the card in the image's initrd"
-        " (system.initrd.modules), too little memory, or no link.",
+        "it fetched kernel and initrd, but the initrd does not report",
+        "See its console. Common causes: no driver for the card in the image's initrd"
+        " (system.initrd.modules), too little memory, no link.",
     )
 
 
@@ -175,7 +175,7 @@ def no_network(observed: BootObservation) -> BootCause | None:
         return None
     return BootCause(
         f"its initrd has no network: {observed.at.text}",
-        "No link: cable and switch. No card: its driver has to be in the image's initrd"
+        "No link: check cable and switch. No card: add its driver to the image's initrd"
         " (system.initrd.modules).",
     )
 
@@ -186,9 +186,9 @@ def wrong_hash(observed: BootObservation) -> BootCause | None:
         return None
     what = observed.at.step.partition(":")[2] or observed.at.step
     return BootCause(
-        f"{what} is not what the image's id says: {observed.at.text}",
-        "The served file is damaged, or somebody changed it on its way. Run: orchestrate up, which"
-        " lays it out anew; if it comes again, look for who answers at that address.",
+        f"{what} does not match the image's id: {observed.at.text}",
+        "The served file is damaged, or was changed in transit. Run: orchestrate up, which"
+        " restores it. If it recurs, find out which machine answers at that address.",
     )
 
 
@@ -203,7 +203,7 @@ def no_identity(observed: BootObservation) -> BootCause | None:
         return None
     return BootCause(
         f"its identity was refused: {observed.at.text}",
-        "If another machine took it, find that machine first; then restart the node.",
+        "If another machine took it, find that machine first. Then restart the node.",
     )
 
 
@@ -211,19 +211,17 @@ def no_ssh(observed: BootObservation) -> BootCause | None:
     if observed.reached != "switch":
         return None
     return BootCause(
-        "it has started its system, but does not answer over SSH",
-        "See its console; orchestrate up says how SSH fails.",
+        "its system has started but does not answer over SSH",
+        "See its console; orchestrate up reports how SSH fails.",
     )
 
 
 def said_so(observed: BootObservation) -> BootCause | None:
-    """A step that failed told its cause; of one that hangs, all is known that was seen."""
+    """A failed step reports its own cause; a hanging one only where it was last seen."""
     if observed.at.status == FAILED:
-        return BootCause(
-            f"{observed.at.step}: {observed.at.text}", "It tries again by itself, with pauses."
-        )
+        return BootCause(f"{observed.at.step}: {observed.at.text}", "It retries by itself.")
     said = f"{observed.at.step} {observed.at.status} {observed.at.text}".rstrip()
-    return BootCause(f"nothing was seen of it since: {said}", "See its console.")
+    return BootCause(f"no sign of it since: {said}", "See its console.")
 
 
 #: In the order of a boot; docs/reference/boot.md lists them for people.

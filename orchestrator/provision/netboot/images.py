@@ -44,7 +44,7 @@ class ImageChoice:
         """The choice before. Raises UserError where there is none."""
         if self.previous is None:
             raise UserError(
-                "there is no image to go back to: this cluster has had one only",
+                "there is no previous image: this cluster has only used one",
                 "Choose one: orchestrate image use NAME",
             )
         return ImageChoice(current=self.previous, previous=self.current, held=True)
@@ -98,8 +98,8 @@ def publish(cluster: str, name: str, source: Path) -> Image:
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
-            f"the image {name!r} cannot be laid out in {place.parent}: {error.strerror}",
-            "Make room there, or move the state directory with ORCHESTRATE_STATE.",
+            f"the image {name!r} cannot be published in {place.parent}: {error.strerror}",
+            "Free space there, or move the state directory with ORCHESTRATE_STATE.",
         ) from None
     return image
 

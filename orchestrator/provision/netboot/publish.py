@@ -78,7 +78,7 @@ def check_late_layers(profile: Profile, image: Image, source: Path) -> None:
             raise UserError(
                 f"{profile.where('boot', 'late_layers', number)}: the image {image.name!r} has no"
                 f" layer {name!r} that can be late",
-                f"Layers that can: {', '.join(possible) or 'none'}",
+                f"Layers that may: {', '.join(possible) or 'none'}",
             )
 
 

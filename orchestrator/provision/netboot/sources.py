@@ -96,7 +96,7 @@ def _dhcp(
     if said.startswith(_NO_PLACE):
         return BootEvent(time, UNKNOWN, FAILED, mac=mac, text=said)
     if "wrong server-ID" in said:
-        text = f"it took {address} from another server"
+        text = f"it got {address} from another server"
         return BootEvent(time, FOREIGN, FAILED, mac=mac, text=text)
     status = {"ACK": DONE, "NAK": FAILED}.get(kind, STARTED)
     text = " ".join(word for word in (kind, address, said) if word)
