@@ -18,39 +18,47 @@ LONGEST = 3_600_000
 
 
 class Targets(Section):
-    """Latencies that a request has to keep to count as good: goodput is of those that keep all."""
+    """Latency limits of a good request. Goodput counts only requests within all limits."""
 
     ttft_ms: float | None = Field(
-        default=None, gt=0, le=LONGEST, description="Until its first token, in milliseconds."
+        default=None,
+        gt=0,
+        le=LONGEST,
+        description="Maximum time to first token (TTFT), in milliseconds.",
     )
     tpot_ms: float | None = Field(
-        default=None, gt=0, le=LONGEST, description="For each further token, on average."
+        default=None,
+        gt=0,
+        le=LONGEST,
+        description="Maximum time per further output token (TPOT), on average, in milliseconds.",
     )
-    e2el_ms: float | None = Field(default=None, gt=0, le=LONGEST, description="For all of it.")
+    e2el_ms: float | None = Field(
+        default=None, gt=0, le=LONGEST, description="Maximum end-to-end latency, in milliseconds."
+    )
 
 
 class BenchWorkload(Section):
-    """Requests of one size; either `concurrency` of them at once, or `rate` a second."""
+    """Requests of one size: either `concurrency` at once, or `rate` per second."""
 
     prompt_tokens: int = Field(ge=1, le=10_000_000, description="Tokens of each prompt.")
     output_tokens: int = Field(ge=1, le=10_000_000, description="Tokens of each answer.")
-    requests: int = Field(ge=1, le=MOST_REQUESTS, description="Requests of each repeat.")
+    requests: int = Field(ge=1, le=MOST_REQUESTS, description="Requests in each repeat.")
     concurrency: int | None = Field(
         default=None,
         ge=1,
         le=MOST_CONCURRENCY,
-        description="Requests at once: one begins as another ends.",
+        description="Concurrent requests: a new one starts when another one ends.",
     )
     rate: float | None = Field(
         default=None,
         gt=0,
         le=MOST_RATE,
-        description="Requests a second, at random moments (a Poisson process).",
+        description="Requests per second, at random times (a Poisson process).",
     )
 
 
 class Bench(Section):
-    """What `orchestrate bench run` does where its options do not say it."""
+    """Defaults of `orchestrate bench run`; its options override them."""
 
     repeats: int = Field(
         default=4, ge=1, le=100, description="How often each workload is measured."
@@ -58,8 +66,8 @@ class Bench(Section):
     targets: Targets = Field(default=Targets(), description=Targets.__doc__)
     workloads: dict[Name, BenchWorkload] = Field(
         default={},
-        description="Workloads beside those that fit every model (`orchestrate bench workloads`), "
-        "by names of your choice.",
+        description="Additional workloads, by names of your choice. `orchestrate bench workloads` "
+        "lists all.",
     )
 
 
@@ -70,7 +78,7 @@ def workloads_are_possible(bench: Bench, serving: Serving) -> Iterator[tuple[Loc
     for name, load in bench.workloads.items():
         where = ("bench", "workloads", name)
         if (load.concurrency is None) == (load.rate is None):
-            yield where, "needs one of concurrency and rate, and not both"
+            yield where, "needs either concurrency or rate, not both"
         tokens = load.prompt_tokens + load.output_tokens
         if isinstance(context, int) and tokens > context:
             text = f"{load.prompt_tokens} + {load.output_tokens} tokens do not fit"

@@ -69,7 +69,7 @@ def gateways_are_in_their_networks(
             yield where, f"{network.gateway} is not in {network.subnet}; allowed: an address of it"
         elif network.gateway in owners:
             text = f"{network.gateway} is the address of {owners[network.gateway]}"
-            yield where, f"{text}; allowed: that of the router which leads outside"
+            yield where, f"{text}; allowed: the router's address"
 
 
 def named_networks_exist(networks: dict[str, Network], boot: Boot, ray: Ray) -> Found:
@@ -115,7 +115,7 @@ def nodes_have_their_links(
     for loc, node in _nodes(control, compute_nodes)[1:]:
         link = node.links.get(boot.network)
         if link and not link.mac:
-            text = "is missing; its lease is given by this hardware address (boot.network)"
+            text = "is missing; needed for its DHCP lease on boot.network"
             yield (*loc, "links", boot.network, "mac"), text
 
 
@@ -165,7 +165,7 @@ def hardware_is_known(
         repeated = Counter([*(each.name for each in one.signs), *(c.name for c in one.commands)])
         for title, count in repeated.items():
             if count > 1:
-                text = f"'{title}' is the name of {count} checks; each has its own"
+                text = f"'{title}' is the name of {count} checks; names must be unique"
                 yield ("hardware", name), text
 
 
@@ -175,15 +175,17 @@ def nodes_differ(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
     links = _links(control, compute_nodes)
     macs = [((*loc, "mac"), link.mac, node.name) for loc, node, _, link in links if link.mac]
     addresses = [((*loc, "address"), str(link.address), node.name) for loc, node, _, link in links]
-    yield from _repeated(names, "is also the name of another node; each has its own")
-    yield from _repeated(macs, "is also the hardware address of {}; each link has its own")
-    yield from _repeated(addresses, "is also the address of {}; each link has its own")
+    yield from _repeated(names, "is also the name of another node; names must be unique")
+    yield from _repeated(macs, "is also the hardware address of {}; addresses must be unique")
+    yield from _repeated(addresses, "is also the address of {}; addresses must be unique")
     for loc, node in nodes:
         interfaces = [
             ((*loc, "links", name, "interface"), link.interface, name)
             for name, link in node.links.items()
         ]
-        yield from _repeated(interfaces, "is also the link on '{}'; each link has its own")
+        yield from _repeated(
+            interfaces, "is also the link on '{}'; each link needs its own interface"
+        )
 
 
 def accelerators_are_on_compute_nodes(control: Node, compute_nodes: tuple[Node, ...]) -> Found:
@@ -199,8 +201,8 @@ def accounts_agree(users: Users) -> Found:
     accounts = [(("users", "accounts", index), one) for index, one in enumerate(users.accounts)]
     names = [((*loc, "name"), one.name, one.name) for loc, one in accounts]
     uids = [((*loc, "uid"), str(one.uid), one.name) for loc, one in accounts]
-    yield from _repeated(names, "is also the name of another account; each has its own")
-    yield from _repeated(uids, "is also the uid of {}; each has its own")
+    yield from _repeated(names, "is also the name of another account; names must be unique")
+    yield from _repeated(uids, "is also the uid of {}; uids must be unique")
     if users.service not in {one.name for one in users.accounts}:
         known = [one.name for one in users.accounts]
         text = f"'{users.service}' is not in users.accounts; {nearest(users.service, known)}"
@@ -249,7 +251,10 @@ def _power(loc: Loc, power: Power) -> Found:
             for name in power_keys.PLACEHOLDER.findall(word):
                 if name not in power_keys.KEYS:
                     allowed = ", ".join(f"{{{each}}}" for each in power_keys.KEYS)
-                    yield (*loc, key, index), f"'{{{name}}}' is no placeholder; allowed: {allowed}"
+                    yield (
+                        (*loc, key, index),
+                        f"'{{{name}}}' is not a placeholder; allowed: {allowed}",
+                    )
 
 
 def cards_are_shared_by_the_control_node(compute_nodes: tuple[Node, ...]) -> Found:
@@ -257,7 +262,7 @@ def cards_are_shared_by_the_control_node(compute_nodes: tuple[Node, ...]) -> Fou
         for network, link in node.links.items():
             if link.shared:
                 where = ("compute_nodes", index, "links", network, "shared")
-                yield where, "is for links of the control node; leave it out"
+                yield where, "is only for links of the control node; leave it out"
 
 
 def nat_is_another_network(networks: dict[str, Network], boot: Boot, control: Node) -> Found:
@@ -267,7 +272,7 @@ def nat_is_another_network(networks: dict[str, Network], boot: Boot, control: No
     if boot.nat not in networks:
         yield where, f"there is no network '{boot.nat}'; {nearest(boot.nat, networks)}"
     elif boot.nat == boot.network:
-        yield where, f"'{boot.nat}' is the boot network itself; name the one that leads outside"
+        yield where, f"'{boot.nat}' is the boot network itself; name the network that leads outside"
     elif boot.nat not in control.links:
         links = [name for name in control.links if name != boot.network]
         text = f"{control.name} has no link on '{boot.nat}'; allowed: {', '.join(links) or 'none'}"
@@ -283,10 +288,10 @@ def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
         (("serving", "endpoint_port"), serving.endpoint_port),
     ]
     named = [(loc, str(port), ".".join(map(str, loc))) for loc, port in ports]
-    yield from _repeated(named, "is also {}, on the control node too; each has its own")
+    yield from _repeated(named, "is also {}, on the control node too; ports must be unique")
     if boot.peers and boot.http_port == serving.port:
         text = f"{serving.port} is also boot.http_port, with boot.peers on compute nodes too"
-        yield ("serving", "port"), f"{text}; each has its own"
+        yield ("serving", "port"), f"{text}; ports must be unique"
 
 
 def placeholders_are_known(networks: dict[str, Network], ray: Ray, serving: Serving) -> Found:
@@ -296,7 +301,7 @@ def placeholders_are_known(networks: dict[str, Network], ray: Ray, serving: Serv
             for match in PLACEHOLDER.finditer(value):
                 if match[2] not in LINK_KEYS:
                     allowed = ", ".join(f"{{{key}}}" for key in LINK_KEYS)
-                    yield loc, f"'{match[0]}' is no placeholder; allowed: {allowed}"
+                    yield loc, f"'{match[0]}' is not a placeholder; allowed: {allowed}"
                 elif match[1] and match[1] not in networks:
                     yield loc, f"there is no network '{match[1]}'; {nearest(match[1], networks)}"
 

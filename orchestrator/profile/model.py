@@ -49,35 +49,36 @@ LINK_KEYS = ("address", "interface", "mac")
 class Network(Section):
     """A network that nodes have links on."""
 
-    subnet: Subnet = Field(description="Its addresses, as ADDRESS/BITS.")
+    subnet: Subnet = Field(description="Its address range, as ADDRESS/BITS.")
     gateway: Address | None = Field(
         default=None,
-        description="What leads outside from it: an address of none of the nodes. Used on the "
-        "network that `boot.nat` names.",
+        description="The router to the outside: an address that no node has. Used on the network "
+        "that `boot.nat` names.",
     )
     mtu: Mtu | None = Field(
         default=None,
-        description="The largest packet, in bytes, of every link on it. Not set: the drivers' own.",
+        description="The MTU of every link on it, in bytes. Default: the driver's own.",
     )
     carries: Name | None = Field(
         default=None,
-        description="Of a network of just two nodes: another network (a key of `networks`) whose "
-        "traffic between them goes over this one. Each gets a route to the other's address there. "
-        "While the link is down there is no route, and the traffic goes its own way.",
+        description="For a network of exactly two nodes: another network (a key of `networks`) "
+        "whose traffic between them uses this one. Each node gets a route to the "
+        "other's address there. While the link is down the route is gone, and the "
+        "traffic uses its own network.",
     )
 
 
 class Loaders(Section):
-    """What firmware is given to load, by its kind: iPXE, as a file of the image's `loaders/`."""
+    """The iPXE loader for each kind of firmware: a file of the image's `loaders/`."""
 
     bios: BiosLoader = Field(
         default="undionly.kpxe",
-        description="For legacy BIOS: iPXE that uses the card's own driver.",
+        description="For legacy BIOS: iPXE with the network card's own driver.",
     )
     uefi: UefiLoader = Field(
         default="ipxe.efi",
-        description="For UEFI: `ipxe.efi` with drivers of its own, or `snponly.efi` with the "
-        "firmware's, where the first does not know the card.",
+        description="For UEFI: `ipxe.efi` has its own drivers. `snponly.efi` uses the firmware's, "
+        "for cards that `ipxe.efi` does not support.",
     )
 
 
@@ -87,64 +88,66 @@ class Boot(Section):
     network: Name = Field(description="The network (a key of `networks`) that they PXE boot from.")
     dhcp: Literal["authoritative", "proxy", "off"] = Field(
         default="authoritative",
-        description="Who gives nodes their addresses on it. `authoritative`: the control node, "
-        "and nobody else. `proxy`: another server does, and the control node adds what is needed "
-        "to boot. `off`: another server does both, set up as `orchestrate netboot options` says.",
+        description="The DHCP mode. `authoritative`: the control node is the only DHCP server. "
+        "`proxy`: another server assigns addresses, and the control node adds the boot "
+        "options. `off`: another server does both, configured as `orchestrate netboot "
+        "options` prints.",
     )
     http_port: HighPort = Field(
         default=8081,
-        description="Where the control node (and, with `peers`, each node that is up) gives "
-        "images over HTTP.",
+        description="The HTTP port on which the control node (and, with `peers`, each node that is "
+        "up) serves images.",
     )
     loaders: Loaders = Field(default=Loaders(), description=Loaders.__doc__)
     secure: bool = Field(
         default=False,
-        description="UEFI boots by Secure Boot's chain: shim, then GRUB, then the kernel, each "
-        "signed, and all by TFTP, since the signed GRUB has no HTTP. BIOS has no such chain, and "
-        "loads iPXE as ever.",
+        description="UEFI nodes boot with Secure Boot: shim, GRUB and the kernel, each signed, all "
+        "over TFTP because the signed GRUB has no HTTP. BIOS nodes still load iPXE.",
     )
     consoles: tuple[KernelWord, ...] = Field(
         default=("tty0", "ttyS0,115200"),
-        description="Values of the kernel's `console=`, in order; the last one is /dev/console.",
+        description="Values of the kernel's `console=`, in order. The last one is `/dev/console`.",
     )
     kernel_args: tuple[KernelWord, ...] = Field(
-        default=(), description="Further words of the kernel's command line."
+        default=(), description="Further arguments of the kernel's command line."
     )
     nat: Name | None = Field(
         default=None,
-        description="The network that nodes reach the outside through: the control node has a "
-        "link there, and hands on what comes from the boot network. Not set: they do not.",
+        description="The network through which nodes reach the outside. The control node needs a "
+        "link on it and forwards (NAT) the traffic of the boot network. Default: nodes "
+        "have no access to the outside.",
     )
     peers: bool = Field(
         default=False,
-        description="Nodes that are up also give the image to those that boot.",
+        description="Nodes that are up also serve the image to booting nodes.",
     )
     late_layers: tuple[Name, ...] = Field(
         default=("python",),
-        description="Layers of the image that a node fetches after its system has started, one "
-        "after the other: it answers over SSH before they are there, and what needs one waits for "
-        "it. Only a layer that lies below a directory of its own can be late. `[]`: the node "
-        "starts when all layers are there.",
+        description="Image layers that a node fetches after its system has started, one after the "
+        "other. The node answers over SSH before that; services that need a late layer "
+        "wait for it. Only a layer with a directory of its own can be late. `[]`: the "
+        "node waits for all layers before it starts.",
     )
 
 
 class Link(Section):
-    """A node's place on a network."""
+    """A node's link to a network."""
 
     interface: Interface = Field(
         description="Its network interface, as the node's kernel names it (`ip link`)."
     )
     mac: Mac = Field(
         default="",
-        description="Its hardware address. A compute node needs one on the boot network; "
-        "elsewhere it may be left out, and the link is found by its interface.",
+        description="Its MAC address. A compute node needs it on the boot network. Elsewhere it is "
+        "optional, and the interface name identifies the link.",
     )
     address: Address = Field(description="Its IPv4 address, inside the network's subnet.")
     shared: bool = Field(
         default=False,
-        description="Of the control node, with `machines: real`: the card stays the host's, and "
-        "the control node has a MACVLAN on it, with `mac` (another one than the card's) or one "
-        "that is made up. Not set: the card is the control node's alone until `down`.",
+        description="For the control node with `machines: real`: the host keeps the card, and the "
+        "control node gets a MACVLAN on it. Its `mac` must differ from the card's; "
+        "without one, it is generated. Default: the control node has the card to itself"
+        " until `down`.",
     )
 
 
@@ -152,32 +155,33 @@ class Node(Section):
     """A machine."""
 
     name: HostName = Field(
-        description="Its name, different from every other node's. The machine's host name has `-` "
-        "for `_`, which systemd takes in none."
+        description="Its unique name. `_` becomes `-` in the host name: systemd rejects "
+        "underscores."
     )
     accelerators: int = Field(
         default=0,
         ge=0,
         le=64,
-        description='How many accelerators vLLM may use here: what Ray counts as "GPU". '
+        description='The number of accelerators that vLLM may use here (Ray counts them as "GPU"). '
         "0 on the control node.",
     )
     loader: UefiLoader | None = Field(
         default=None,
-        description="Of a compute node: what its UEFI firmware is given to load, in place of "
+        description="For a compute node: the loader of its UEFI firmware, instead of "
         "`boot.loaders.uefi`.",
     )
     power: Power | None = Field(
         default=None,
-        description="Of a compute node: how it is switched on and off, in place of the profile's "
-        "`power`, all of it.",
+        description="For a compute node: how to switch it on and off. Replaces the whole `power` "
+        "section of the profile.",
     )
     hardware: Name | None = Field(
         default=None,
-        description="What it has to have: a key of `hardware`. Not set: `verify` does not look.",
+        description="The hardware to check for: a key of `hardware`. Default: `verify` does not "
+        "check its hardware.",
     )
     links: dict[Name, Link] = Field(
-        min_length=1, description="By network: a key of `networks`, then the link."
+        min_length=1, description="Links by network (a key of `networks`)."
     )
 
     @property
@@ -191,7 +195,9 @@ class Account(Section):
 
     name: AccountName = Field(description="The login name.")
     uid: int = Field(
-        ge=1000, le=60000, description="Its number, the same on every node; its group has it too."
+        ge=1000,
+        le=60000,
+        description="The user id, the same on every node. Its group has the same number.",
     )
     keys: tuple[PublicKey, ...] = Field(
         default=(), description="Public SSH keys that may log in: lines of `.pub` files."
@@ -199,65 +205,70 @@ class Account(Section):
 
 
 class Users(Section):
-    """The accounts that are made on every node."""
+    """The accounts on every node."""
 
     service: AccountName = Field(description="The account that Ray and vLLM run as.")
-    accounts: tuple[Account, ...] = Field(min_length=1, description="All accounts, that one too.")
+    accounts: tuple[Account, ...] = Field(
+        min_length=1, description="All accounts, including the service account."
+    )
 
 
 class Ray(Section):
     """Ray: the head on the control node, a worker on each compute node."""
 
     network: Name = Field(
-        description="The network (a key of `networks`) that Ray talks over. Every node has a "
-        "link on it, the control node too."
+        description="The network (a key of `networks`) for Ray's traffic. Every node has a link on "
+        "it, including the control node."
     )
-    port: HighPort = Field(description="Where the head listens, on the control node.")
+    port: HighPort = Field(description="The port of the Ray head on the control node.")
     dashboard_port: HighPort = Field(
-        description="Ray's dashboard and job API, on the control node."
+        description="The port of Ray's dashboard and job API on the control node."
     )
     object_store_memory: ObjectStoreSize = Field(
-        description="Ray's shared memory on each node, 75MiB or more."
+        description="Size of Ray's shared memory on each node, 75MiB or more."
     )
     env: Environment = Field(
         default={},
-        description="Variables for Ray and the workers that vLLM starts in it. `{interface}`, "
-        "`{address}` and `{mac}` become those of the node's link on `ray.network`, "
-        "`{NETWORK.interface}` and so on those of its link on NETWORK; on a node that has no "
-        "link there the variable is left out.",
+        description="Environment variables for Ray and the vLLM workers in it. Placeholders: "
+        "`{interface}`, `{address}` and `{mac}` of the node's link on `ray.network`; "
+        "`{NETWORK.interface}` etc. of its link on NETWORK. A node without that link "
+        "does not get the variable.",
     )
 
 
 class Simulation(Section):
-    """Machines that QEMU simulates; other drivers do not read it."""
+    """Settings of QEMU machines; other machine drivers ignore them."""
 
-    firmware: Literal["bios", "uefi"] = Field(default="uefi", description="What they start with.")
+    firmware: Literal["bios", "uefi"] = Field(
+        default="uefi", description="The firmware of the machines."
+    )
     memory: Size = Field(default=4 << 30, description="Memory of each machine.")
-    cpus: int = Field(default=2, ge=1, le=256, description="Processors of each machine.")
+    cpus: int = Field(default=2, ge=1, le=256, description="CPUs of each machine.")
     accel: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
-        description="What runs their instructions: KVM, or QEMU's translation (TCG), several "
-        "times slower. `auto`: KVM where it runs the machines' firmware and kernel. "
-        "`orchestrate up --accel` takes its place.",
+        description="The accelerator: KVM, or QEMU's translation (TCG), several times slower. "
+        "`auto`: KVM if it can run the machines' firmware and kernel. `orchestrate up "
+        "--accel` overrides it.",
     )
     cache_disk: Size | None = Field(
         default=None,
-        description="Size of a disk where each machine keeps layers for its next boot; without "
-        "it they come over the network each time.",
+        description="Size of the disk on which each machine caches layers for its next boot. "
+        "Default: no disk; each boot fetches the layers over the network.",
     )
 
 
 class ControlHost(Section):
-    """The computer that `orchestrate` runs on, where that is another one than yours."""
+    """The computer on which `orchestrate` runs, if it is not your own."""
 
     ssh: Destination | None = Field(
         default=None,
-        description="How your ssh reaches it: USER@HOST, or a name of ~/.ssh/config. Without it, "
-        "the control node's name.",
+        description="The SSH destination: USER@HOST, or a name of `~/.ssh/config`. Default: the "
+        "control node's name.",
     )
     path: RemotePath = Field(
         default="orchestrate",
-        description="Where the checkout goes there; below the home directory, or absolute.",
+        description="The directory of the checkout there: relative to the home directory, or "
+        "absolute.",
     )
 
 
@@ -269,43 +280,47 @@ class Profile(Section):
     name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
     image: Name = Field(description="The image that every node boots: a directory of `images/`.")
     machines: Name = Field(
-        description="What nodes are: `nspawn` (containers on this machine), `qemu` (QEMU machines) "
-        "or `real` (machines that `power` switches on). The control node is always a container."
+        description="The machine driver: `nspawn` (containers on this machine), `qemu` (QEMU "
+        "machines) or `real` (machines that `power` switches on). The control node is "
+        "always a container."
     )
     networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
     boot: Boot = Field(description=Boot.__doc__)
-    control: Node = Field(description="The control node: it boots, configures and fronts the rest.")
+    control: Node = Field(
+        description="The control node: it boots and configures the others, and serves the endpoint."
+    )
     control_host: ControlHost | None = Field(
         default=None,
-        description="Where commands run. With it, those that concern the cluster, its images or "
-        "models are run there over SSH, after a sync; without it here, and there with "
-        "`--on-control`.",
+        description="The control host. With it, commands for the cluster, its images or models sync"
+        " the checkout there and run there over SSH. Without it they run here, unless"
+        " `--on-control` is given.",
     )
     compute_nodes: tuple[Node, ...] = Field(
-        min_length=1, description="The compute nodes, in order; vLLM's server runs on the first."
+        min_length=1, description="The compute nodes, in order. vLLM's server runs on the first."
     )
     power: Power = Field(
         default=Power(),
-        description="How compute nodes are switched on and off, where a node does not say it "
-        "itself. Only `machines: real` reads it.",
+        description="How to switch compute nodes on and off, unless a node has its own `power`. "
+        "Applies only to `machines: real`.",
     )
     users: Users = Field(description=Users.__doc__)
     sysctls: dict[SysctlName, SysctlValue] = Field(
         default={},
-        description="Kernel settings of every node, like `net.core.rmem_max: 67108864`. One that "
-        "is taken out stays until the node's next boot. Containers may only set those of `net`.",
+        description="Kernel settings of every node, such as `net.core.rmem_max: 67108864`. A "
+        "removed setting stays until the node's next boot. Containers may only set "
+        "those of `net`.",
     )
     ray: Ray = Field(description=Ray.__doc__)
     models: dict[Name, HubModel] = Field(
         default={},
-        description="Models of the Hugging Face hub, by names of your choice: what "
-        "`serving.model` can name beside those of the checkout.",
+        description="Models of the Hugging Face hub, by names of your choice. `serving.model` can "
+        "use these names, and those of the checkout's `models/`.",
     )
     serving: Serving = Field(description=Serving.__doc__)
     hardware: dict[Name, Hardware] = Field(
         default={},
-        description="Kinds of machines, by names of your choice: what each has to have. A node "
-        "names its own.",
+        description="Kinds of machines, by names of your choice, and what each must have. A node's "
+        "`hardware` names its kind.",
     )
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
     bench: Bench = Field(default=Bench(), description=Bench.__doc__)

@@ -21,57 +21,58 @@ Argv = tuple[Line, ...]
 
 
 class Power(Section):
-    """How real machines (`machines: real`) are switched on and off; simulated ones do not read it.
+    """How to switch real machines (`machines: real`) on and off; other drivers ignore it.
 
     A machine that answers over SSH is always shut down in order first.
     """
 
     driver: Literal["wol", "command", "manual"] = Field(
         default="manual",
-        description="`wol`: by Wake-on-LAN, from the control node's card on the boot network. "
-        "`command`: by commands of yours (a smart plug, AMT, IPMI). `manual`: by a person, who is "
-        "told to.",
+        description="`wol`: Wake-on-LAN from the control node's card on the boot network. "
+        "`command`: your own commands (a smart plug, AMT, IPMI). `manual`: `up` asks a "
+        "person.",
     )
     on: Argv | None = Field(
         default=None,
-        description="Of `command`: the command and its arguments that switch a machine on, also "
-        "one that is on already. In each word `{node}`, `{index}`, `{mac}`, `{address}` and "
-        "`{interface}` become those of the node, the last three of its link on the boot network. "
-        "It runs in the profile's directory, without a shell.",
+        description="For `command`: the command and its arguments that switch a machine on. It must"
+        " succeed for a machine that is already on. Placeholders: `{node}`, `{index}`, "
+        "`{mac}`, `{address}`, `{interface}`; the last three are of the node's link on "
+        "the boot network. It runs in the profile's directory, without a shell.",
     )
     off: Argv | None = Field(
         default=None,
-        description="Of `command`: what cuts the power, once the machine was shut down over SSH "
-        "or does not answer. Not set: a machine that does not answer stays on.",
+        description="For `command`: the command that cuts the power, once the machine has shut down"
+        " over SSH or does not answer. Default: a machine that does not answer stays "
+        "on.",
     )
     status: Argv | None = Field(
         default=None,
-        description="Of `command`: what tells whether a machine has power: exit code 0 for yes, 1 "
-        "for no. Not set: a machine is on when it answers on the network.",
+        description="For `command`: the command that reports whether a machine has power: exit code"
+        " 0 for yes, 1 for no. Default: a machine is on if it answers on the network.",
     )
     status_says: Line | None = Field(
         default=None,
-        description="Of `command`: text in what `status` prints when a machine has power. With "
-        "it the exit code has to be 0 in any case.",
+        description="For `command`: text that `status` prints if a machine has power. The exit code"
+        " must then be 0 in either case.",
     )
     network: Literal["host", "cluster"] = Field(
         default="host",
-        description="Of `command`: where the commands' connections go. `host`: by this machine's "
-        "own networks; `cluster`: by the control node's, as for a controller that shares the "
+        description="For `command`: the network that the commands use. `host`: this machine's own "
+        "networks. `cluster`: the control node's, for a controller that shares the "
         "node's cable.",
     )
     command_timeout_s: float = Field(
-        default=30, gt=0, le=3600, description="Of `command`: seconds that a command may take."
+        default=30, gt=0, le=3600, description="For `command`: timeout of a command, in seconds."
     )
     boot_timeout_s: float = Field(
         default=900,
         gt=0,
         le=86400,
-        description="Seconds from power (with `manual`: from the request to the person) to SSH.",
+        description="Timeout from power-on (with `manual`: from the request) to SSH, in seconds.",
     )
     off_timeout_s: float = Field(
         default=90,
         gt=0,
         le=3600,
-        description="Seconds that a machine may take to shut down in order.",
+        description="Timeout of a clean shutdown, in seconds.",
     )

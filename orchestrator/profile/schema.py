@@ -15,17 +15,16 @@ commented example. This page is generated: `orchestrate profile schema --referen
 
 - Unknown keys, keys given twice and values of another type are errors. `orchestrate profile check`
   lists all of a file's mistakes with their lines.
-- YAML as in its version 1.2: only `true` and `false` are booleans, so text like `no` or a MAC
+- The format is YAML 1.2: only `true` and `false` are booleans, so text like `no` or a MAC
   address of decimal digits needs no quotes. Text that looks like a number does: `"0.1"`.
-- What a profile names has to be in the checkout: `images/IMAGE/image.yml`, `models/MODEL` (or the
-  profile's own `models` say where it is).
+- Image and model must exist: `images/IMAGE/image.yml` and `models/MODEL` in the checkout, or a key
+  of the profile's own `models`.
 - Sizes take KiB, MiB, GiB, TiB, kB, MB, GB or TB; without a unit they are bytes.
-- There is no key for the format's version: profiles are versioned together with the code that
-  reads them, and a key that it does not know is an error.
+- The format has no version key: profiles are versioned together with the code that reads them.
 
 The active profile is the one that `--profile NAME_OR_PATH` names, else the variable
-`ORCHESTRATE_PROFILE`, else what `orchestrate profile use NAME_OR_PATH` chose. What has a `/` in it
-or ends in `.yml` is a path, the rest a name.
+`ORCHESTRATE_PROFILE`, else the choice of `orchestrate profile use NAME_OR_PATH`. A value with a `/`
+or the suffix `.yml` is a path, any other value a name.
 """
 
 

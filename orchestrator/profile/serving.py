@@ -24,11 +24,11 @@ from orchestrator.profile.types import (
 class HubModel(Section):
     """A model of the Hugging Face hub, at one commit."""
 
-    repository: HubName = Field(description="Its repository on the hub, as OWNER/NAME.")
+    repository: HubName = Field(description="Its Hugging Face repository, as OWNER/NAME.")
     revision: Revision | None = Field(
         default=None,
-        description="The commit, with all its 40 digits. Without it the model is not served: what "
-        "a branch holds may be something else tomorrow.",
+        description="The commit hash, all 40 digits. Without it the model cannot be served: a "
+        "branch may change at any time.",
     )
 
 
@@ -41,32 +41,34 @@ class Serving(Section):
     )
     tensor_parallel: WholeOrAuto = Field(
         default="auto",
-        description="Over how many accelerators each layer is spread. `auto` uses as many "
-        "accelerators as the model can be spread over.",
+        description="The number of accelerators that each layer is split over (tensor parallelism)."
+        " `auto`: as many as the model allows.",
     )
     pipeline_parallel: WholeOrAuto = Field(
-        default=1, description="Into how many stages the layers are cut, one after the other."
+        default=1, description="The number of pipeline stages that the layers are divided into."
     )
     expert_parallel: BoolOrAuto = Field(
         default="auto",
-        description="Whether whole experts are spread instead of slices of each. `auto`: where "
-        "the model has experts and the image can.",
+        description="Expert parallelism: each accelerator holds whole experts instead of a slice of"
+        " each. `auto`: on if the model has experts and the image supports it.",
     )
     model_cache: Literal["memory", "disk"] = Field(
         default="memory",
-        description="Where compute nodes keep the model: in memory, fetched after each boot, or on "
-        "the disk that keeps layers, where it is found again and checked by its hash, and where "
-        "models served before stay as long as there is room.",
+        description="Where compute nodes keep the model. `memory`: fetched after each boot. `disk`:"
+        " on the layer cache disk. There it survives a reboot, its hash is checked, and"
+        " earlier models stay while space permits.",
     )
-    port: HighPort = Field(description="Where vLLM listens, on the first compute node.")
-    endpoint_port: Port = Field(description="Where clients find it, on the control node.")
+    port: HighPort = Field(description="The port of vLLM on the first compute node.")
+    endpoint_port: Port = Field(
+        description="The port of the endpoint on the control node, for clients."
+    )
     args: dict[FlagName, FlagValue] = Field(
         default={},
-        description="Further flags of `vllm serve`, as vLLM spells them, without dashes. `true` "
-        "is a flag without a value, `false` its `--no-` form.",
+        description="Further flags of `vllm serve`, in vLLM's spelling without leading dashes. "
+        "`true` is a flag without a value, `false` its `--no-` form.",
     )
     env: Environment = Field(
         default={},
-        description="Further variables for the vLLM server, beside those of `ray.env`; "
-        "placeholders as there.",
+        description="Further environment variables of the vLLM server, in addition to `ray.env`, "
+        "with the same placeholders.",
     )

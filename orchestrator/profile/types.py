@@ -106,7 +106,7 @@ def _subnet(value: object) -> IPv4Network:
 def _mac(value: str) -> str:
     if value and int(value[:2], 16) & 1:
         raise ValueError(
-            f"{quoted(value)} is a group address; allowed: a single machine's, "
+            f"{quoted(value)} is a multicast address; allowed: an address "
             "whose first pair of digits is even"
         )
     return value.lower()
@@ -117,21 +117,21 @@ def _regex(value: str) -> str:
         re.compile(value)
     except re.error as error:
         raise ValueError(
-            f"{quoted(value)} is no regular expression: {error}; allowed: one that Python reads"
+            f"{quoted(value)} is not a regular expression: {error}; allowed: Python's syntax"
         ) from None
     return value
 
 
 def _object_store(value: int) -> int:
     if value < 75 * UNITS["MiB"]:
-        raise ValueError("is less than Ray takes; allowed: 75MiB or more")
+        raise ValueError("is below Ray's minimum; allowed: 75MiB or more")
     return value
 
 
 def _whole_or_auto(value: object) -> object:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and value != "auto":
-        raise ValueError(f"{quoted(value)} is no size; allowed: a whole number from 1, or auto")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: a whole number from 1, or auto")
     return value
 
 
@@ -161,7 +161,7 @@ def _sysctl_value(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{quoted(value)} is invalid; allowed: a whole number, or text")
     if not re.fullmatch(r"[!-~]+( [!-~]+)*", str(value)):
-        raise ValueError(f"{quoted(value)} is invalid; allowed: words with one blank between")
+        raise ValueError(f"{quoted(value)} is invalid; allowed: words, separated by one space")
     return value
 
 
@@ -185,7 +185,7 @@ HubName = Annotated[
 ]
 #: A branch or a tag may hold something else tomorrow, the first digits of a commit too.
 Revision = Annotated[
-    str, Matching(r"[0-9a-f]{40}", "a commit: all 40 digits, hexadecimal, lower-case")
+    str, Matching(r"[0-9a-f]{40}", "a commit: all 40 hexadecimal digits, lower-case")
 ]
 HostName = Annotated[
     str,
@@ -246,9 +246,7 @@ FlagName = Annotated[
 ]
 Line = Annotated[str, Matching(r"[^\x00-\x1f\x7f]+", "one line of printable text, not empty")]
 Regex = Annotated[Line, AfterValidator(_regex)]
-AbsolutePath = Annotated[
-    str, Matching(r"/[^\x00-\x1f\x7f]*", "a path from the root on, beginning with /")
-]
+AbsolutePath = Annotated[str, Matching(r"/[^\x00-\x1f\x7f]*", "an absolute path, beginning with /")]
 PciId = Annotated[
     str, Matching(r"[0-9a-f]{4}:[0-9a-f]{4}", "VENDOR:DEVICE, like 8086:56a0, lower-case")
 ]

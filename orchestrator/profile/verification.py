@@ -9,23 +9,30 @@ from orchestrator.profile.types import Line
 
 
 class Prompt(Section):
-    """A question, and what a right answer to it has."""
+    """A question, and what a correct answer contains."""
 
     question: Line = Field(description="The question.")
     contains: Line = Field(
-        description="Text that a right answer has, in capitals or not: where a card computes "
-        "wrong, the answer is nonsense."
+        description="Text that a correct answer contains (case-insensitive). A card that computes "
+        "wrong produces nonsense."
     )
 
 
 class Verification(Section):
-    """What `orchestrate verify` asks, and what it tolerates."""
+    """Questions and tolerances of `orchestrate verify`."""
 
     repeats: int = Field(
-        default=3, ge=2, le=100, description="How often a question is asked for the same answer."
+        default=3,
+        ge=2,
+        le=100,
+        description="How often the same question is asked: each answer must be the same.",
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="The seed sent with each.")
-    max_tokens: int = Field(default=48, ge=1, le=4096, description="The longest answer, in tokens.")
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="The seed sent with each question."
+    )
+    max_tokens: int = Field(
+        default=48, ge=1, le=4096, description="Maximum length of an answer, in tokens."
+    )
     logprob_tolerance: float = Field(
         default=0.01,
         ge=0,
@@ -34,12 +41,12 @@ class Verification(Section):
     )
     prompts: tuple[Prompt, ...] = Field(
         default=(),
-        description="What a model without known answers is asked. The first one is also the "
-        "question that is asked `repeats` times.",
+        description="Questions for a model without known answers. The first one is also asked "
+        "`repeats` times.",
     )
     clock_tolerance_s: float = Field(
         default=5,
         gt=0,
         le=3600,
-        description="How far a node's clock may be from the control node's, in seconds.",
+        description="Maximum difference between a node's clock and the control node's, in seconds.",
     )

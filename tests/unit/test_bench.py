@@ -175,8 +175,8 @@ def test_a_profile_has_loads_and_targets_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("rate: 2", "rate: 2, concurrency: 2"), "needs one of concurrency and rate"),
-        ((", rate: 2", ""), "needs one of concurrency and rate"),
+        (("rate: 2", "rate: 2, concurrency: 2"), "needs either concurrency or rate"),
+        ((", rate: 2", ""), "needs either concurrency or rate"),
         (("output_tokens: 20", "output_tokens: 200"), "100 + 200 tokens do not fit"),
         (("requests: 8", "requests: 0"), "requests"),
         (("ttft_ms: 500", "ttft_ms: -1"), "ttft_ms"),
