@@ -182,7 +182,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"no space left while writing {path}",
-                "Make room and run it again: it resumes where it stopped.",
+                "Free space and run it again: it resumes where it stopped.",
             ) from None
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
 

@@ -29,13 +29,13 @@ def extract(deb: Path, member: str) -> bytes:
                     stream = None
                 if stream is not None:
                     return stream.read()
-    raise UserError(f"{deb.name}: no file {member!r} in it", "Put seed.file in image.yml right.")
+    raise UserError(f"{deb.name}: contains no file {member!r}", "Correct seed.file in image.yml.")
 
 
 def _ar(archive: bytes) -> list[tuple[str, bytes]]:
     """Names and contents of an ar archive: 60 bytes of header a member, padded to even length."""
     if not archive.startswith(b"!<arch>\n"):
-        raise UserError("not a Debian package: it does not begin like an ar archive")
+        raise UserError("not a Debian package: it is not an ar archive")
     members, at = [], 8
     while at + 60 <= len(archive):
         name = archive[at : at + 16].decode().rstrip(" /")

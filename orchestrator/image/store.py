@@ -135,7 +135,7 @@ def _nix_store(words: Sequence[str | Path], what: str) -> list[Path]:
             raise
         raise UserError(
             f"{what}: no space left at {directory()}",
-            "Make room (nix-store --gc) and run it again: it resumes where it stopped.",
+            "Free space (nix-store --gc) and run it again: it resumes where it stopped.",
         ) from None
     return [Path(line) for line in out.splitlines()]
 
@@ -155,7 +155,7 @@ def keep(name: str, wanted: Iterable[Path]) -> None:
     links.mkdir(parents=True)
     words: list[str | Path] = ["--realise", "--add-root", links / "input", *sorted(wanted)]
     if wanted:
-        _nix_store(words, "keeping the inputs from being collected")
+        _nix_store(words, "protecting the inputs from garbage collection")
 
 
 def out_link(name: str) -> Path:

@@ -56,7 +56,7 @@ def test_a_dependency_that_is_not_in_the_lock_is_named_with_who_needs_it(demo: M
     ]
     said = demo.box.run("check", "demo")
     assert said.returncode == 1
-    assert "wrong: tool wants base (>= 1), other: not in the lock" in said.stdout
+    assert "wrong: tool needs base (>= 1), other: not in the lock" in said.stdout
     assert "6 problems" in said.stdout
 
 
@@ -118,7 +118,7 @@ def test_a_library_of_another_wheel_is_found_by_rpath_only(demo: Making) -> None
     demo.wheel("found", {"found/_f.so": demo.library("_f.so", base, options=beside)})
     demo.check(0)
     demo.wheel("lost", {"lost/_l.so": demo.library("_l.so", base)})
-    where = f"not where the loader looks, but {PREFIX}/lib/libbase.so.1"
+    where = f"outside the loader's search path: {PREFIX}/lib/libbase.so.1"
     assert demo.problems() == [(f"lost: {SITE}/lost/_l.so", "libbase.so.1", where)]
     demo.allowed = {"loaded": {"lost:libbase.so.*": "it imports base first"}}
     demo.check(0)
@@ -198,7 +198,7 @@ def test_what_is_not_in_the_store_is_told_with_the_command_that_brings_it(demo: 
     report = demo.check(1, [*demo.files[:-1], gone])
     assert (report["unread"], report["problems"]) == (["base_1.0_amd64.deb"], [])
     said = demo.box.run("check", "demo").stdout
-    assert "not looked at, not in the Nix store: base_1.0_amd64.deb" in said
+    assert "not in the Nix store, not checked: base_1.0_amd64.deb" in said
     assert "orchestrate image fetch demo" in said
 
 

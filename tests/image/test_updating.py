@@ -127,7 +127,7 @@ def test_an_update_of_a_distribution_that_cannot_be_is_told_and_the_lock_stays(
 def test_a_version_that_image_yml_names_is_not_moved_and_that_is_told(image: Box) -> None:
     write(image, "apple==1.0", "cherry")
     done = image.run("lock", "demo", "--update", "apple")
-    assert "apple stays at 1.0: images/demo/image.yml names this version" in done.stdout
+    assert "apple stays at 1.0: images/demo/image.yml pins this version" in done.stdout
 
 
 def test_a_name_that_the_image_does_not_have_is_an_error(image: Box) -> None:
@@ -136,6 +136,4 @@ def test_a_name_that_the_image_does_not_have_is_an_error(image: Box) -> None:
     assert "--update appel: neither a suite, a package nor a distribution" in failed.stderr
     assert "Did you mean 'app" in failed.stderr
     image.lock("demo").unlink()
-    assert (
-        "has no lock that could be updated" in image.run("lock", "demo", "--update", "app").stderr
-    )
+    assert "has no lock to update" in image.run("lock", "demo", "--update", "app").stderr

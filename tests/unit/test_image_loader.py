@@ -118,7 +118,7 @@ def test_a_finding_names_the_package_and_where_the_library_is() -> None:
     module = brought("vllm", lib(f"{SITE}/v/_C.so", "libtorch.so", "libcuda.so.1"))
     torch = brought("torch", lib(f"{SITE}/torch/lib/libtorch.so"))
     who = f"vllm: {SITE}/v/_C.so"
-    where = f"not where the loader looks, but {SITE}/torch/lib/libtorch.so"
+    where = f"outside the loader's search path: {SITE}/torch/lib/libtorch.so"
     assert check(Exceptions(), module, torch) == [
         (who, "libcuda.so.1", "not in the image", ""),
         (who, "libtorch.so", where, ""),

@@ -50,7 +50,7 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     """
     if name in (*spec.SHARED, spec.BUILDERS):
         raise UserError(
-            f"{name!r} is no image: images are built with it",
+            f"{name!r} is not an image: images are built with it",
             f"It is fetched and built along with an image that needs it: {', '.join(_images())}",
         )
     require_flakes()
@@ -109,7 +109,7 @@ def require_known_to_git() -> None:
     if unknown.strip():
         files = unknown.splitlines()
         raise UserError(
-            "Nix sees only files that git knows, and it does not know these:\n"
+            "Nix sees only files that git tracks. Not tracked:\n"
             + "\n".join(f"  {file}" for file in files[:SHOWN]),
             f"Run: git -C {paths.checkout()} add {' '.join(FLAKE_FILES)}",
         )

@@ -31,8 +31,8 @@ BATCH_BYTES = 256 << 20
 SLACK = 64 << 20
 
 HINT = (
-    "A machine with network can bring the files: 'orchestrate image fetch NAME --keep' there, then "
-    "here with '--from' and the directory that it names."
+    "Without network: run 'orchestrate image fetch NAME --keep' on a machine with network, then "
+    "here with '--from' and the directory that it prints."
 )
 
 

@@ -55,17 +55,17 @@ class ImageReport:
         reasons = {each.key: each.reason for each in self.allowed}
         counts = Counter(each.key for each in self.allowed)
         told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
-        told += [f"as declared, not in the Nix store: {file}" for file in self.declared]
-        told += [f"as its source archive says, not built: {wheel}" for wheel in self.unbuilt]
-        told += [f"undecided without these: {line}" for line in _by_owner(self.undecided)]
-        told += [f"not looked at, not in the Nix store: {file}" for file in self.unread]
+        told += [f"not in the Nix store, checked as declared: {file}" for file in self.declared]
+        told += [f"not built, checked by its source archive: {wheel}" for wheel in self.unbuilt]
+        told += [f"undecided: {line}" for line in _by_owner(self.undecided)]
+        told += [f"not in the Nix store, not checked: {file}" for file in self.unread]
         if self.unread:
             told.append(f"Run: orchestrate image fetch {self.name}")
         told += [f"wrong: {line}" for line in _grouped(self.problems)]
-        told += [f"wrong: {key} allows nothing: take it out of image.yml" for key in self.stale]
+        told += [f"wrong: {key} is unused: remove it from image.yml" for key in self.stale]
         looked = f"{self.packages} packages, {self.wheels} wheels, {self.objects} ELF files"
         wrong = len(self.problems) + len(self.stale)
-        skipped = f", {len(self.unread)} files not looked at" if self.unread else ""
+        skipped = f", {len(self.unread)} files not checked" if self.unread else ""
         told.append(f"{self.name}: {looked}: {wrong or 'no'} problem{'s' * (wrong != 1)}{skipped}")
         return told
 
@@ -122,7 +122,7 @@ def _grouped(problems: Iterable[Finding]) -> list[str]:
     wants: dict[tuple[str, str], list[str]] = {}
     for each in problems:
         wants.setdefault((each.who, each.problem), []).append(each.wants)
-    return [f"{who} wants {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
+    return [f"{who} needs {', '.join(all_)}: {how}" for (who, how), all_ in wants.items()]
 
 
 def _by_owner(undecided: Iterable[Finding]) -> list[str]:
@@ -130,7 +130,7 @@ def _by_owner(undecided: Iterable[Finding]) -> list[str]:
     wants: dict[str, set[str]] = {}
     for each in undecided:
         wants.setdefault(each.who.partition(":")[0], set()).add(each.wants)
-    return [f"{who} wants {', '.join(sorted(all_))}" for who, all_ in wants.items()]
+    return [f"{who} needs {', '.join(sorted(all_))}" for who, all_ in wants.items()]
 
 
 def _here(lock: Lock) -> dict[Path, File]:

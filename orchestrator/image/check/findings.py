@@ -34,7 +34,7 @@ class Finding:
         return replace(self, key=exception.key, reason=exception.reason)
 
     def __str__(self) -> str:
-        return f"{self.who} wants {self.wants}: {self.problem}"
+        return f"{self.who} needs {self.wants}: {self.problem}"
 
 
 def exceptions(sections: Mapping[str, Mapping[str, str]]) -> dict[str, Allowed]:

@@ -119,7 +119,7 @@ def check(parts: Sequence[Brought], allowed: Exceptions) -> list[Finding]:
             found.append(broken.allowed_by(_exception(image, allowed, part.owner, whole, False)))
     for each in loader.missing(image):
         places = image.by_name.get(PurePosixPath(each.library).name, [])
-        problem = f"not where the loader looks, but {places[0]}" if places else ABSENT
+        problem = f"outside the loader's search path: {places[0]}" if places else ABSENT
         lacking = Finding(f"{owners[each.path]}: {each.path}", each.library, problem)
         exception = _exception(image, allowed, owners[each.path], each, bool(places))
         found.append(lacking.allowed_by(exception))

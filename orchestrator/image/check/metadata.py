@@ -64,7 +64,7 @@ def of_source(source: LockedSource, requires: str | None, path: Path) -> Distrib
     try:
         lines = sdist.requirements(path, requires)
     except (KeyError, InvalidRequirement, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"{source.file}: no requirements to read in it: {error}") from None
+        raise UserError(f"{source.file}: its requirements cannot be read: {error}") from None
     return Distribution(source.name, source.version, tuple(lines))
 
 

@@ -74,7 +74,7 @@ def mirror(chosen: str | None) -> str:
     found = chosen.rstrip("/") if chosen else host_mirror()
     if found is None:
         raise UserError(
-            "no Debian mirror is known: this machine's apt uses none",
+            "no Debian mirror found: this machine's apt has none",
             f"Give one with --mirror URL or in ${MIRROR_VARIABLE}",
         )
     return found
@@ -87,7 +87,7 @@ def keyring() -> Path:
     if not found.exists():
         raise UserError(
             f"{found} is missing: package lists could not be checked",
-            f"Put ${KEYRING_VARIABLE} right."
+            f"Correct ${KEYRING_VARIABLE}."
             if chosen
             else "Run: apt-get install debian-archive-keyring",
         )
@@ -158,7 +158,7 @@ class Root:
             raise BadInput(
                 f"images/{name}/image.yml: debian.elsewhere: no package of the image needs "
                 f"{', '.join(sorted(unused))}",
-                "Add it to debian.packages, or take it out.",
+                "Add it to debian.packages, or remove it.",
             )
         return debs
 

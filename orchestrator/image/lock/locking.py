@@ -70,7 +70,7 @@ def _require_known(name: str, image: Spec, old: Lock | None, update: Collection[
     """Raises UserError where there is nothing to update, BadInput for a name that is not there."""
     if old is None:
         raise UserError(
-            f"the image {name!r} has no lock that could be updated",
+            f"the image {name!r} has no lock to update",
             f"Run: orchestrate image lock {name}",
         )
     known = {*_suites(image), *image.debian.roots, *(deb.name for deb in old.debs)}
@@ -139,9 +139,7 @@ def _notes(
         key = each if each in after else str(canonicalize_name(each))
         version = wheels.pinned(image.python, key) if image.python else None
         if version and key in after and before.get(key) == after[key]:
-            notes.append(
-                f"{each} stays at {after[key]}: images/{name}/image.yml names this version"
-            )
+            notes.append(f"{each} stays at {after[key]}: images/{name}/image.yml pins this version")
     return notes
 
 

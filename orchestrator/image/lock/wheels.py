@@ -199,7 +199,7 @@ def _require_all_needed(question: _Question, keep: set[str]) -> None:
         raise BadInput(
             f"images/{question.name}/image.yml: python.elsewhere, python.sources: no distribution "
             f"of the image needs {', '.join(sorted(unused))}",
-            "Add it to python.requirements, or take it out.",
+            "Add it to python.requirements, or remove it.",
         )
 
 
