@@ -91,10 +91,12 @@ def _begun(cluster: str, how: dict[str, Any]) -> Run:
     others = [name for name, value in how.items() if value and name != "resume"]
     if others:
         option = others[0].replace("_", "-")
-        raise click.UsageError(f"--resume goes on with what was asked then: leave out --{option}")
+        raise click.UsageError(
+            f"--resume uses the options of the interrupted run: leave out --{option}"
+        )
     run = history.load(cluster, how["resume"])
     if run.asked is None:
-        raise BadInput(f"the run {run.id} does not say what it had to measure", "Begin a new one.")
+        raise BadInput(f"the run {run.id} has no recorded options", "Start a new run.")
     return run
 
 
@@ -109,7 +111,7 @@ def _asked(profile: Profile, how: dict[str, Any]) -> Asked:
     every = workloads(profile)
     known = [each.name for each in every]
     if unknown := [name for name in names if name not in known]:
-        raise BadInput(f"there is no load {unknown[0]!r}", nearest(unknown[0], known))
+        raise BadInput(f"there is no workload {unknown[0]!r}", nearest(unknown[0], known))
     return Asked(
         workloads=tuple(each for each in every if not names or each.name in names),
         repeats=how["repeats"] or profile.bench.repeats,
@@ -228,7 +230,7 @@ def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
     for each in changes:
         out.print(each.line, markup=False)
     if not changes:
-        out.print("The two have no load in common.")
+        out.print("The two runs have no workload in common.")
     for line in differs:
         out.print(f"differs: {line}", markup=False)
 

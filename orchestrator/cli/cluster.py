@@ -81,14 +81,14 @@ def up(
 
     only = choice.only
     if only and until not in (STEPS[-1], only):
-        raise click.UsageError("--only is a step by itself: not together with --until")
+        raise click.UsageError("--only and --until cannot be combined")
     until = only or until
     cluster = open_cluster(profile, machines, accel)
     if if_profile and if_profile != cluster.profile.sha256:
         raise UserError(
             f"{cluster.profile.path} was changed since that plan: its sha256 is now"
             f" {cluster.profile.sha256}",
-            "Nothing was done. See what it means now: orchestrate plan",
+            "Nothing was changed. See the current plan: orchestrate plan",
         )
     selection = choice.of(cluster.profile)
     with cluster.locked("up"), Board(quiet=as_json) as board:
@@ -159,7 +159,7 @@ def status(profile: Profile, as_json: bool, watch: bool) -> None:
     from orchestrator.cluster.status import status as look
 
     if watch and as_json:
-        raise click.UsageError("--watch is for people: not together with --json")
+        raise click.UsageError("--watch and --json cannot be combined")
     if watch:
         look_again(open_cluster(profile))
         return

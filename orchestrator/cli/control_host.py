@@ -69,11 +69,11 @@ if [ -e "$p" ] && [ -e "$p.sync/new/.venv" ]; then mv "$p.sync/new/.venv" "$p/.v
 rm -rf "$p.sync/new"
 free=$(df -k --output=avail "$p.sync" | tail -n 1)
 if [ "$free" -lt "$3" ]; then
-  echo "no room: $3 KiB are to come, $((free)) KiB are free" >&2; exit 1
+  echo "no space: $3 KiB needed, $((free)) KiB free" >&2; exit 1
 fi
 mkdir "$p.sync/new"
 tar -xf - -C "$p.sync/new" || {{ rm -rf "$p.sync/new"; exit 1; }}
-rm "$p.sync/new/{END}" 2>/dev/null || {{ echo "the tree did not come whole" >&2; exit 1; }}
+rm "$p.sync/new/{END}" 2>/dev/null || {{ echo "the transfer was incomplete" >&2; exit 1; }}
 echo none >"$p.sync/tree"
 rm -f "$p.sync/set-up"
 if [ -e "$p/.venv" ]; then mv "$p/.venv" "$p.sync/new/.venv"; fi
@@ -205,25 +205,28 @@ class RemoteCheckout:
         last = cause(result.err.strip() or result.out.strip() or "no output")
         if result.code == SSH_FAILED:
             raise UserError(
-                f"{self.name}: ssh does not get there: {last}",
-                f"It has to work by hand: ssh {self.name}. Another name or user: control_host.ssh "
-                f"in {self.profile.path.name}, or ~/.ssh/config.",
+                f"{self.name}: ssh failed: {last}",
+                f"Try by hand: ssh {self.name}. For another name or user, set control_host.ssh "
+                f"in {self.profile.path.name}, or use ~/.ssh/config.",
             )
         if result.code == BUSY:
             raise self._busy()
         if result.code == FOREIGN:
             raise UserError(
-                f"{self.name}: {self.path} is there and was not made by a sync",
-                "Move it away, or name another place: control_host.path.",
+                f"{self.name}: {self.path} exists but was not created by a sync",
+                "Move it away, or set control_host.path to another directory.",
             )
         if result.code != 0:
-            raise UserError(f"{self.name}: {what} failed: {last}", "Nothing was half replaced.")
+            raise UserError(
+                f"{self.name}: {what} failed: {last}",
+                "The checkout there is complete: the old or the new one.",
+            )
         return result.out
 
     def _busy(self) -> UserError:
         return UserError(
-            f"{self.name}: a command that was sent there still runs, or another sync",
-            "Its tree is not replaced beneath it. Wait for it, or end it where it was started. "
+            f"{self.name}: another command or sync is still running there",
+            "The checkout there is in use. Wait, or stop that command where it was started. "
             f"To see it: ssh {self.name} pgrep -af {on_control.__name__}",
         )
 
@@ -273,8 +276,8 @@ def _listed(checkout: Path) -> list[str]:
     if found.code != 0:
         said = (found.err.strip() or "no output").splitlines()[0]
         raise UserError(
-            f"git does not say what belongs to {checkout}: {said}",
-            f"It has to work by hand: git -C {shlex.quote(str(checkout))} status",
+            f"git cannot list the files of {checkout}: {said}",
+            f"Try by hand: git -C {shlex.quote(str(checkout))} status",
         )
     return sorted(set(filter(None, found.out.split("\0"))))
 

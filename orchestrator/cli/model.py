@@ -60,13 +60,11 @@ def pull(
     name = name or profile.serving.model
     entry = profile.models.get(name)
     if entry is None:
-        raise BadInput(
-            f"the profile {profile.name!r} has no model {name!r} of the hub", _known(profile)
-        )
+        raise BadInput(f"the profile {profile.name!r} has no hub model {name!r}", _known(profile))
     if entry.revision is None:
         commit = hub_listing.newest(entry.repository)
         raise BadInput(
-            f"{profile.where('models', name)}: {name} has no revision, so nothing says which files",
+            f"{profile.where('models', name)}: {name} has no revision, so its files are undefined",
             f"{entry.repository} is at {commit} now. To pin that: revision: {commit}",
         )
     if source:
@@ -138,8 +136,8 @@ def rm(as_json: bool, force: bool, repository: str) -> None:
     serving = sorted({use for each in found for use in _serving(each)})
     if serving and not force:
         raise UserError(
-            f"{repository} is what the cluster {', '.join(serving)} serves",
-            "Take it down first, or add --force: nodes keep what they have until they boot again.",
+            f"{repository} is served by the cluster {', '.join(serving)}",
+            "Take the cluster down first, or add --force: nodes keep their copy until they reboot.",
         )
     for each in found:
         hub.remove(each)

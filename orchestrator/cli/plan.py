@@ -87,10 +87,10 @@ def plan(
 
     if serving:
         if choice.nodes or choice.excluded or choice.only:
-            raise click.UsageError("--serving is of the whole cluster: not with nodes or --only")
+            raise click.UsageError("--serving cannot be combined with --node, --exclude or --only")
         return _show(_forecast(profile, probes, load), as_json)
     if probes or load:
-        raise click.UsageError("--probes and --load belong to --serving")
+        raise click.UsageError("--probes and --load require --serving")
     from rich.markup import escape
 
     from orchestrator.core.console import err

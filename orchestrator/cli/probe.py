@@ -65,7 +65,7 @@ def probe(
             out.print()
         for line in lines:
             out.print(f"anomaly: {line}", markup=False)
-        use = "" if whole else " (a part: 'plan --serving' predicts from whole rounds)"
+        use = "" if whole else " (partial: 'plan --serving' uses only complete rounds)"
         out.print(f"kept: {path}{use}", markup=False)
     for failure in found.failed:
         err.print(f"failed: {failure.probe} of {failure.where}: {failure.reason}", markup=False)
@@ -81,7 +81,7 @@ def idle(cluster: Cluster, *, force: bool) -> float | None:
     requests = requests_in_work(cluster)
     if requests and not force:
         raise UserError(
-            f"the model is working on {requests:.0f} requests: figures would be of what it leaves",
+            f"the model is answering {requests:.0f} requests, which would distort the figures",
             "Wait until they are answered, or add --force.",
         )
     return requests

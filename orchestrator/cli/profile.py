@@ -64,7 +64,7 @@ def check(name_or_path: str | None, as_json: bool) -> None:
     if as_json:
         print_json({**document, "ok": True, "notes": notes})
     else:
-        out.print(f"{_shown(path)}: nothing wrong", markup=False)
+        out.print(f"{_shown(path)}: no errors", markup=False)
         for note in notes:
             out.print(f"note: {note}", markup=False)
 
@@ -169,7 +169,7 @@ def _row(name: str) -> dict[str, Any]:
         loaded, layout = _resolved(path)
     except BadInput as error:
         count = len(_problems(error))
-        summary = f"wrong in {count} place{'s' * (count != 1)}: orchestrate profile check {name}"
+        summary = f"{count} error{'s' * (count != 1)}: orchestrate profile check {name}"
         return {**row, "ok": False, "summary": summary}
     summary = (
         f"{len(loaded.compute_nodes)} compute nodes, {layout.accelerators} accelerators, "

@@ -49,7 +49,7 @@ def link(
     from orchestrator.provision.machines.switch import bits_per_s
 
     if bool(rate) == reset:
-        raise click.UsageError("say either --rate or --reset")
+        raise click.UsageError("give either --rate or --reset")
     limit = bits_per_s(rate) if rate else None
     cluster = open_cluster(profile)
     loaded = cluster.profile

@@ -58,7 +58,9 @@ def status(profile: Profile, as_json: bool) -> None:
         whose = each.node or "the operator"
         out.print(f"certificate of {whose}: {each.told}{soon}", markup=False)
     if found.rotating:
-        out.print("a rotation was interrupted; both are believed. Run: orchestrate trust rotate")
+        out.print(
+            "a rotation was interrupted; old and new keys are valid. Run: orchestrate trust rotate"
+        )
 
 
 @trust.command()

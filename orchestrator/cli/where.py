@@ -93,7 +93,7 @@ def run_there(profile: Profile, words: Sequence[str]) -> int:
     sys.stdout.flush()
     code = host.run(without_profile(words), reads_input=tuple(words[:2]) in READ_INPUT)
     if code == SSH_FAILED:
-        err.print(f"{host.name}: the connection broke; what ran there is interrupted", markup=False)
+        err.print(f"{host.name}: connection lost; the command there was interrupted", markup=False)
     return code
 
 

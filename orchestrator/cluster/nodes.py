@@ -62,7 +62,7 @@ def choose(
     """
     if everyone == bool(words):
         raise BadInput(
-            "name nodes, or say --all, not both" if words else "which nodes?",
+            "name nodes or give --all, not both" if words else "which nodes?",
             f"Compute nodes: {_listed(profile)}, or --all for all of them.",
         )
     if everyone:

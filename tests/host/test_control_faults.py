@@ -28,7 +28,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_tree(tmp_path: Path) -> None:
         assert sh(home, TAKE, "old", "1", stdin=packed(tmp_path, "old")) == (0, "")
         big = tmp_path / "big"
         big.write_bytes(bytes(1 << 20))
-        for size, reason in (("1024", "no room"), ("1", "big")):  # foreseen, and not
+        for size, reason in (("1024", "no space"), ("1", "big")):  # foreseen, and not
             code, said = sh(home, TAKE, "new", size, stdin=archive({"big": big}))
             assert code == 1 and reason in cause(said)
             assert found(home) == TREES["old"] and not (home / "co.sync/new").exists()

@@ -114,7 +114,7 @@ def test_an_image_that_is_not_there_lists_those_that_are(image: Box) -> None:
 def test_what_images_are_built_with_is_none(image: Box) -> None:
     failed = image.run("build", "tools")
     assert failed.returncode == 1
-    assert "'tools' is no image" in failed.stderr
+    assert "'tools' is not an image" in failed.stderr
     assert "needs it: demo-0.1" in failed.stderr
 
 

@@ -133,7 +133,7 @@ def test_no_probes_beside_requests_unless_forced(sim: Sim) -> None:
             done = sim.run("probe", "--only", "device", "--node", "0", ok=None)
             if done.returncode != 0:
                 break
-        assert done.returncode != 0 and "the model is working on 1 requests" in done.stderr
+        assert done.returncode != 0 and "the model is answering 1 requests" in done.stderr
         assert sim.json("probe", *PAIR, "--force")["links"]
     finally:
         os.killpg(asking.pid, signal.SIGKILL)

@@ -114,7 +114,7 @@ def test_a_result_is_told_apart_into_repeats() -> None:
 def test_failed_requests_are_counted_and_none_answered_is_no_figure() -> None:
     found = load.measured(result([0.0, 1.0, 2.0], {1: "HTTP 500"}), SINGLE, 2, 0.0, {}, {})
     assert (found.completed, found.failed) == (2, 1)
-    with pytest.raises(ValueError, match="0 requests were answered of 1"):
+    with pytest.raises(ValueError, match="0 of 1 requests were answered"):
         load.measured(result([0.0], {0: "refused"}), SINGLE, 1, 0.0, {}, {})
 
 
@@ -334,7 +334,7 @@ def test_only_a_run_that_was_interrupted_goes_on_and_only_on_the_same_cluster(ru
     with pytest.raises(BadInput, match="is complete"):
         history.goes_on(replace(run, state=RunState.COMPLETE), begun)
     other = replace(begun, provenance=replace(run.provenance, image_id="ef" * 32))
-    with pytest.raises(BadInput, match="cannot go on, since image"):
+    with pytest.raises(BadInput, match="cannot be resumed: image"):
         history.goes_on(begun, other)
 
 
@@ -359,7 +359,7 @@ def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
     (line_,) = history.clusters_help(at(60), at(40))
     assert "does not help" in line_ and "60" in line_ and "40" in line_
     assert "it helps" in history.clusters_help(at(40), at(60))[0]
-    assert "no difference" in history.clusters_help(at(40), at(40.1))[0]
+    assert "no measurable difference" in history.clusters_help(at(40), at(40.1))[0]
     # A few repeats prove nothing, and five times less is not "no difference".
     (unsure,) = history.clusters_help(at(300, 2), at(60, 2))
     assert "it does not help, not significant with 2 and 2 repeats: 300" in unsure

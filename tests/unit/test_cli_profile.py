@@ -43,7 +43,7 @@ def test_use_then_check_and_show(orchestrate: Run, tmp_path: Path) -> None:
         0,
         "The active profile is small (profiles/small.yml).\n",
     )
-    assert orchestrate("check").stdout == "profiles/small.yml: nothing wrong\n"
+    assert orchestrate("check").stdout == "profiles/small.yml: no errors\n"
     shown = orchestrate("show", "--json")
     document = json.loads(shown.stdout)
     assert document["layout"] == {"tensor": 2, "pipeline": 1, "expert": False, "accelerators": 2}
@@ -59,7 +59,7 @@ def test_check_notes_what_it_cannot_know(orchestrate: Run, tmp_path: Path) -> No
     small.write_text(PROFILE.replace("serving:\n  model: tiny", text))
     checked = orchestrate("check", "small")
     first, second, third = checked.stdout.replace("\n  ", " ").splitlines()
-    assert (checked.returncode, first) == (0, "profiles/small.yml: nothing wrong")
+    assert (checked.returncode, first) == (0, "profiles/small.yml: no errors")
     assert second.startswith("note: big is not on this machine yet")
     assert "models.other has no revision" in third
     document = json.loads(orchestrate("check", "--json", "small").stdout)
@@ -103,7 +103,7 @@ def test_list_marks_the_active_one_and_survives_a_broken_one(
     (tmp_path / "profiles/broken.yml").write_text("name: broken\n")
     orchestrate("use", "small")
     assert orchestrate("list").stdout == (
-        "  broken  wrong in 9 places: orchestrate profile check broken\n"
+        "  broken  9 errors: orchestrate profile check broken\n"
         "* small   2 compute nodes, 2 accelerators, image plain, model tiny\n"
     )
     rows = json.loads(orchestrate("list", "--json").stdout)

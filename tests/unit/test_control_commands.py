@@ -152,7 +152,7 @@ def test_what_git_ignores_and_what_is_kept_is_not_sent(checkout: Path) -> None:
 
 def test_where_git_refuses_nothing_is_sent(checkout: Path) -> None:
     (checkout / ".git").mkdir()  # no repository
-    with pytest.raises(UserError, match="git does not say what belongs to"):
+    with pytest.raises(UserError, match="git cannot list the files of"):
         sent(checkout)
 
 

@@ -188,23 +188,23 @@ def test_a_collective_on_another_interface_is_odd(carrying: Profile) -> None:
 def test_figures_that_should_not_be_believed_are_said(profile: Profile) -> None:
     (pair,) = by(("enp5s0", "enp6s0"))
     wide = replace(pair, bytes_per_s=Spread(1e8, 5e7, 1.1e8, 5))
-    assert "left, right over lan: repeats lie up to 60% apart" in lines(profile, links=(wide,))
+    assert "left, right over lan: repeats differ by up to 60%" in lines(profile, links=(wide,))
     slow = replace(pair, negotiated_bits_per_s=(10**10, 25 * 10**8))
-    assert "32% of what was negotiated" in lines(profile, links=(slow,))
+    assert "32% of the negotiated speed" in lines(profile, links=(slow,))
     cable = replace(slow, network="usb4", interfaces=("thunderbolt0", "thunderbolt1"))
     assert "negotiated different speeds" in lines(profile, links=(cable,))
     assert "negotiated different" not in lines(profile, links=(slow,))
     devices = (device("left", 10e9), device("right", 4e9))
-    assert "right: its memory reaches 40%" in lines(profile, devices=devices)
+    assert "right: its memory bandwidth is 40%" in lines(profile, devices=devices)
     busy = lines(profile, before=Before({"left": 0.1, "right": 0.9}, 2.0))
     assert "right: its processors were 90% busy" in busy and "left:" not in busy
-    assert "worked on 2 requests" in busy
-    assert "7 further pairs" in lines(profile, pairs_left_out=7)
+    assert "was answering 2 requests" in busy
+    assert "7 more pairs" in lines(profile, pairs_left_out=7)
 
 
 def test_what_is_held_in_memory_is_no_rate_of_a_disk(profile: Profile) -> None:
     rates = StorageRates("left", "m", exactly(1e9), exactly(1e9), 10**9, "tmpfs", uncached=False)
-    assert "held in memory (tmpfs)" in lines(profile, storage=(rates,))
+    assert "is in memory (tmpfs)" in lines(profile, storage=(rates,))
     assert lines(profile, storage=(replace(rates, uncached=True),)) == ""
     assert "too small" in lines(profile, storage=(replace(rates, uncached=True, bytes=10**6),))
 
@@ -218,7 +218,7 @@ def test_a_spread_is_of_its_values() -> None:
 
 
 def test_predictions_take_whole_rounds_only(profile: Profile) -> None:
-    with pytest.raises(UserError, match="nothing was measured"):
+    with pytest.raises(UserError, match="no measurements of small"):
         inputs.probes("small")
     whole = probes(time="2026-11-26T07:00:00+00:00")
     assert store(whole, whole=True).parent.name == inputs.PROBES

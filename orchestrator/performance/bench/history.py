@@ -145,11 +145,11 @@ def goes_on(begun: Run, now: Run) -> Run:
     """
     if begun.state is not RunState.INTERRUPTED:
         reason = f": {begun.note}" if begun.note else ""
-        raise BadInput(f"the run {begun.id} is {begun.state}{reason}", "Begin a new one.")
+        raise BadInput(f"the run {begun.id} is {begun.state}{reason}", "Start a new run.")
     if came := differences(begun, now):
         raise BadInput(
-            f"the run {begun.id} cannot go on, since {'; '.join(came)}",
-            "Its figures would be of two clusters: begin a new one.",
+            f"the run {begun.id} cannot be resumed: {'; '.join(came)}",
+            "Its figures would mix two configurations. Start a new run.",
         )
     return replace(begun, state=now.state, note=now.note)
 
@@ -194,7 +194,7 @@ def regressions(before: Run, after: Run) -> list[str]:
     if not worse:
         return []
     came = differences(before, after)
-    since = "; ".join(came) if came else "nothing that is written down changed"
+    since = "; ".join(came) if came else "no recorded setting changed"
     return [*(each.line for each in worse), f"since {before.id}: {since}"]
 
 
@@ -236,7 +236,7 @@ def _verdict(change: Change) -> str:
         return f"{answer}: {figures}"
     if chance(*change.repeats) >= CHANCE and abs(change.share) >= NOTABLE:
         return f"{answer}, {change.sure}: {figures}"
-    return f"no difference that the repeats show: {figures}"
+    return f"no measurable difference: {figures}"
 
 
 def _home(cluster: str) -> Path:

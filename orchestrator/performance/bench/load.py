@@ -74,7 +74,7 @@ def rate_workloads(done: Sequence[Measured]) -> list[Workload]:
     size = best.workload
     return [
         Workload(
-            f"{share:.0%} of the most", size.prompt_tokens, size.output_tokens, size.requests,
+            f"{share:.0%} of the maximum", size.prompt_tokens, size.output_tokens, size.requests,
             None, round(best.requests_per_s.median * share, 4),
         )
         for share in RATE_SHARES
@@ -161,7 +161,7 @@ def measured(
         if not error
     ]
     if len(requests) < repeats:
-        raise ValueError(f"{len(requests)} requests were answered of {len(found['errors'])}")
+        raise ValueError(f"{len(requests)} of {len(found['errors'])} requests were answered")
     requests.sort()
     size = len(requests) // repeats
     batches = [requests[size * number : size * (number + 1)] for number in range(repeats)]

@@ -162,7 +162,7 @@ def loaded(cluster: Cluster, asked: Asked, workload: Workload, seed: int) -> Mea
     except (ValueError, KeyError) as error:
         raise UserError(
             f"the workload {workload.name!r} gave no figures: {error}",
-            "The endpoint refused it, or broke off: orchestrate verify; orchestrate status",
+            "The endpoint refused or aborted them. Run: orchestrate verify; orchestrate status",
         ) from None
 
 

@@ -163,9 +163,12 @@ def _starved(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[
         if (node.throttled or 0) >= THROTTLED:
             yield Cause.HOST, f"{node.node}: a quota cuts {node.throttled:.0%} of its time slices"
         if (node.runnable or 0) >= QUEUED:
-            yield Cause.HOST, f"{node.node}: {node.runnable:.1f} threads want each processor"
+            yield Cause.HOST, f"{node.node}: {node.runnable:.1f} runnable threads per processor"
         if (node.stalled or 0) >= STALLED:
-            yield Cause.HOST, f"{node.node}: something waits for a processor {node.stalled:.0%}"
+            yield (
+                Cause.HOST,
+                f"{node.node}: tasks wait for a processor {node.stalled:.0%} of the time",
+            )
 
 
 def _full_link(prediction: Prediction, seen: Evidence) -> Iterator[tuple[Cause, str]]:
@@ -194,13 +197,13 @@ def _idle(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[tup
         return
     more = prediction.parts.link_bandwidth_s > prediction.parts.link_latency_s
     cause = Cause.LINK_BANDWIDTH if more else Cause.LINK_LATENCY
-    text = f"no node's processors are busy for more than {max(busy):.0%}: nodes wait for messages"
+    text = f"all processors are at most {max(busy):.0%} busy: nodes wait for messages"
     yield cause, text
 
 
 def _modelled(measured_s: float, prediction: Prediction, beyond: float) -> tuple[Cause, str]:
     largest = prediction.parts.shares()[prediction.bound]
     if beyond > max(largest, 0.5 * measured_s):
-        return Cause.UNEXPLAINED, f"{beyond / measured_s:.0%} of it is in no predicted part"
+        return Cause.UNEXPLAINED, f"no predicted part explains {beyond / measured_s:.0%} of it"
     share = largest / prediction.seconds if prediction.seconds else 0.0
-    return prediction.bound, f"{share:.0%} of what was predicted"
+    return prediction.bound, f"{share:.0%} of the predicted time"

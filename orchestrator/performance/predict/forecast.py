@@ -78,7 +78,7 @@ def headings(load: OfferedLoad) -> tuple[str, ...]:
         f"{many}: first token",
         "each further",
         "all, tokens/s",
-        "most of the time",
+        "bottleneck",
         "memory",
     )
 
@@ -159,17 +159,17 @@ def _warnings(
     profile: Profile, ranked: list[rank.Ranked], chosen: Parallelism, probes: Probes
 ) -> Iterator[str]:
     if probes.profile != profile.name:
-        yield f"the probes are of the profile {probes.profile}, not of {profile.name}"
+        yield f"the probes belong to the profile {probes.profile}, not to {profile.name}"
     if text := rank.loses(ranked, chosen):
         yield text
     mine = next((one for one in ranked if one.layout == chosen), None)
     if mine and not mine.fit.fits:
         yield f"the profile's layout ({chosen}) {mine.fit}"
     if mine and mine.fit.fits and mine.loaded.request.bound is Cause.BATCH_LIMIT:
-        yield f"requests wait most of the time: max-num-seqs lets {mine.loaded.running:g} run"
+        yield f"requests wait most of the time: max-num-seqs allows only {mine.loaded.running:g}"
     yield from mine.notes if mine else ()
     for failed in probes.failed:
-        yield f"the probe {failed.probe} of {failed.where} gave nothing: {failed.reason}"
+        yield f"the probe {failed.probe} of {failed.where} failed: {failed.reason}"
 
 
 def _unpredicted(
@@ -178,7 +178,7 @@ def _unpredicted(
     yield from unread
     if shape.dtype not in flops:
         taken = ", ".join(sorted(flops))
-        yield f"no matrix rate of {shape.dtype} was measured: that of {taken} is taken"
+        yield f"no matrix rate of {shape.dtype} was measured: using that of {taken}"
 
 
 def _milliseconds(seconds: float) -> str:

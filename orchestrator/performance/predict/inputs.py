@@ -28,7 +28,7 @@ def probes(cluster: str, named: Path | None = None) -> Probes:
         return _read(named, Probes)
     found = sorted((paths.measured(cluster) / PROBES).glob("*.json"))
     if not found:
-        raise UserError(f"nothing was measured yet on {cluster}", "Run: orchestrate probe")
+        raise UserError(f"no measurements of {cluster} yet", "Run: orchestrate probe")
     return _read(found[-1], Probes)
 
 

@@ -153,7 +153,7 @@ def loses(ranked: Sequence[Ranked], chosen: Parallelism) -> str:
         return ""
     return (
         f"the profile's layout ({chosen}) is predicted to be slower than one device for a single "
-        f"request: {spread:.3g} tokens/s, alone {alone:.3g}; what it adds most of is "
+        f"request: {spread:.3g} tokens/s, alone {alone:.3g}; the largest added cost is "
         f"{_added(one.single.decode, mine.single.decode)}"
     )
 
@@ -173,7 +173,7 @@ def does_clustering_help(ranked: Sequence[Ranked], load: OfferedLoad) -> str:
     if best(several, _speed) is None:
         return f"Does clustering help? No layout of several devices runs: {several[0].fit}"
     if not one.fit.runs:
-        return f"Does clustering help? It is what makes the model run: alone it {one.fit}"
+        return f"Does clustering help? Yes: on one device the model {one.fit}"
     at = f"{load.rate_per_s:g} requests/s" if load.rate_per_s else f"{load.concurrency:g} at once"
     return "Does clustering help? " + "; ".join(
         _answer(name, one, best(several, of), of)

@@ -141,7 +141,9 @@ def _devices(probes: Probes, nodes: Sequence[str], notes: list[str]) -> list[Dev
         raise UserError("no device was measured", "Run: orchestrate probe")
     missing = [node for node in nodes if node not in known]
     if missing:
-        notes.append(f"not measured: {', '.join(missing)}; taken to be like the slowest measured")
+        notes.append(
+            f"not measured: {', '.join(missing)}; assumed as slow as the slowest measured node"
+        )
     return [known[node] for node in nodes if node in known] or list(known.values())
 
 
@@ -176,12 +178,10 @@ def _linked(
         )
     if link is None:
         assert group is not None
-        notes.append("no link was measured: latency and bandwidth are the collective's own")
+        notes.append("no link was measured: using the collective's latency and bandwidth")
         link = link_of(group)
     if group is None:
-        notes.append(
-            "no collective was measured: the formula of a ring is taken, which is the least"
-        )
+        notes.append("no collective was measured: using the ring formula, a lower bound")
     return replace(
         found,
         tensor_nodes=len(copy.tensor_nodes),

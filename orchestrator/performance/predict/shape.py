@@ -142,7 +142,11 @@ def read(
     ``dtype``: vLLM's flag. No shape where not even the layers' sizes are known.
     """
     text = config.get("text_config", config)
-    unread = [f"{key}: {what} is taken for plain" for key, what in UNLIKE.items() if text.get(key)]
+    unread = [
+        f"{key}: {what} modelled as standard layers"
+        for key, what in UNLIKE.items()
+        if text.get(key)
+    ]
     layers, hidden = number(text, "num_hidden_layers"), number(text, "hidden_size")
     heads = number(text, "num_attention_heads")
     if not layers or not hidden or not heads:
@@ -173,7 +177,7 @@ def read(
 def _dtype(text: Mapping[str, Any], wanted: str, unread: list[str]) -> tuple[str, int]:
     found = wanted if wanted != "auto" else str(text.get("dtype") or text.get("torch_dtype"))
     if found not in DTYPES:
-        unread.append(f"dtype {found}: numbers of 2 bytes are taken")
+        unread.append(f"dtype {found}: assumed 2 bytes")
         return "bfloat16", 2
     return DTYPES[found]
 
@@ -181,7 +185,7 @@ def _dtype(text: Mapping[str, Any], wanted: str, unread: list[str]) -> tuple[str
 def _intermediate(text: Mapping[str, Any], hidden: int, unread: list[str]) -> int:
     found = number(text, "intermediate_size") or number(text, "n_inner")
     if not found:
-        unread.append("intermediate_size: 4 times hidden_size is taken")
+        unread.append("intermediate_size: assumed 4 times hidden_size")
     return found or 4 * hidden
 
 
@@ -192,7 +196,7 @@ def _experts(text: Mapping[str, Any], unread: list[str]) -> dict[str, int]:
     keys = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
     chosen = next(filter(None, (number(text, key) for key in keys)), None)
     if not chosen:
-        unread.append("num_experts_per_tok: each token is taken to go through all experts")
+        unread.append("num_experts_per_tok: assumed that each token uses all experts")
     width = number(text, "moe_intermediate_size") or number(text, "intermediate_size") or 0
     shared = number(text, "shared_expert_intermediate_size") or 0
     return {
@@ -218,7 +222,7 @@ def _weight_bits(config: Mapping[str, Any], plain: float, unread: list[str]) -> 
     known = {"fp8": 8.0, "bitsandbytes": 4.5 if settings.get("load_in_4bit") else 8.0}
     found = known.get(method) or _compressed_bits(settings)
     if settings and not found:
-        unread.append(f"quantization {method or 'unnamed'}: weights are taken as not quantized")
+        unread.append(f"quantization {method or 'unnamed'}: weights assumed not quantized")
     return found or plain
 
 

@@ -47,24 +47,24 @@ def anomalies(profile: Profile, probes: Probes) -> Iterator[str]:
     for each in probes.storage:
         if not each.uncached:
             where = f" ({each.file_system})" if each.file_system else ""
-            yield f"{each.node}: the model is held in memory{where}: this is no rate of a disk"
+            yield f"{each.node}: the model is in memory{where}: the rate is not a disk rate"
         elif each.bytes < SMALL:
-            yield f"{each.node}: the model has {each.bytes} bytes: too small to tell a disk's rate"
+            yield f"{each.node}: the model has {each.bytes} bytes: too small to measure the disk"
         else:
             yield from _varying(each.node, {"reading the model": each.read_bytes_per_s})
     if probes.pairs_left_out:
-        yield f"{probes.pairs_left_out} further pairs of nodes were not probed"
+        yield f"{probes.pairs_left_out} more pairs of nodes were not probed"
 
 
 def _before(probes: Probes) -> Iterator[str]:
     if probes.before.requests:
         yield (
-            f"the model worked on {probes.before.requests:.0f} requests: "
-            "figures are of what it left"
+            f"the model was answering {probes.before.requests:.0f} requests: "
+            "the figures are too low"
         )
     for node, share in probes.before.busy.items():
         if share > BUSY:
-            yield f"{node}: its processors were {share:.0%} busy before anything was probed"
+            yield f"{node}: its processors were {share:.0%} busy before the probe"
 
 
 def _links(profile: Profile, probes: Probes) -> Iterator[str]:
@@ -79,8 +79,8 @@ def _links(profile: Profile, probes: Probes) -> Iterator[str]:
         agreed = [each for each in link.negotiated_bits_per_s if each]
         if agreed and link.bytes_per_s.median * 8 < SLOW * min(agreed):
             yield (
-                f"{pair}: TCP reaches {link.bytes_per_s.median * 8 / min(agreed):.0%} of what was "
-                "negotiated"
+                f"{pair}: TCP reaches {link.bytes_per_s.median * 8 / min(agreed):.0%} of the "
+                "negotiated speed"
             )
         cable = sum(link.network in node.links for node in profile.nodes) == 2
         if cable and len(set(agreed)) > 1:
@@ -120,11 +120,11 @@ def _devices(probes: Probes) -> Iterator[str]:
     best = max(memory.values(), default=0.0)
     for node, rate in memory.items():
         if rate < SLOW * best:
-            yield f"{node}: its memory reaches {rate / best:.0%} of the quickest node's"
+            yield f"{node}: its memory bandwidth is {rate / best:.0%} of the fastest node's"
 
 
 def _varying(where: str, found: Mapping[str, Spread]) -> Iterator[str]:
     """Figures whose repeats lie too far apart, in one line."""
     wide = {what: each.relative for what, each in found.items() if each.relative > WIDE}
     if wide:
-        yield f"{where}: repeats lie up to {max(wide.values()):.0%} apart: {', '.join(wide)}"
+        yield f"{where}: repeats differ by up to {max(wide.values()):.0%}: {', '.join(wide)}"

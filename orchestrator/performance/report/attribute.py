@@ -52,7 +52,7 @@ def story(
     first = (*helps, _fastest(run))
     plain = Story(run, first, probes, (), _targets(wanted), compared)
     if probes is None:
-        text = "Not explained: nothing was probed. Run: orchestrate probe"
+        text = "Not explained: there are no probes. Run: orchestrate probe"
         return replace(plain, verdict=(*plain.verdict, text))
     shape, unread = read(config)
     if shape is None:
@@ -81,7 +81,7 @@ def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
 def _compared(before: Run, run: Run) -> tuple[str, ...]:
     worse = regressions(before, run)
     notable = [each.line for each in changes(before, run) if each.significant]
-    same = [f"nothing significant against {before.id}"] if not notable else []
+    same = [f"no significant change since {before.id}"] if not notable else []
     return tuple(worse or [*notable, *same, *differences(before, run)])
 
 

@@ -77,21 +77,21 @@ def _drawn(story: Story) -> Iterator[Drawn]:
         yield Drawn(
             f"phase-{number}",
             f"{phase.name} of {phase.workload}: {phase.cause}",
-            "From the predicted parts to what was measured; grey is what no part explains.",
+            "From the predicted parts to the measured time. Grey: unexplained.",
             plots.waterfall(phase.parts, phase.measured_s),
         )
     if story.probes and story.probes.devices:
         yield Drawn(
             "roofline",
             "Roofline",
-            "Lines: what each node's device reaches by its probes. Points: the phases.",
+            "Lines: limits of each node's device, from its probes. Points: the phases.",
             plots.roofline(list(_roofs(story.probes)), list(_points(story.phases))),
         )
     yield from _load_plots(story)
     if story.run.series:
         yield Drawn(
             "timeline",
-            "Every node over the same seconds",
+            "All nodes over time",
             "Bars on top: when each workload ran, on the control node's clock.",
             _timeline(story.run),
         )
@@ -99,7 +99,7 @@ def _drawn(story: Story) -> Iterator[Drawn]:
         yield Drawn(
             "links",
             "Cables",
-            "What plain TCP reaches, and one way's latency; the wider, the faster.",
+            "TCP throughput and one-way latency. Wider lines are faster.",
             _cables(story.probes),
         )
 
@@ -135,7 +135,7 @@ def _load_plots(story: Story) -> Iterator[Drawn]:
         yield Drawn(
             f"load-{key}",
             f"Latency over {titles[key]}",
-            "Medians over requests; bars are lowest and highest of the repeats.",
+            "Medians over requests. Bars: lowest and highest repeat.",
             plots.latency_over_load(titles[key], curves, story.targets_s),
         )
 
