@@ -247,7 +247,7 @@ def test_a_setting_that_the_kernel_does_not_take_is_told(machine: Machine) -> No
     document = wanted(somaxconn="no number")
     report = machine.ask("apply", document)
     assert report["sysctl:net.core.somaxconn"]["status"] == "failed"
-    assert "does not take 'no number'" in report["sysctl:net.core.somaxconn"]["error"]
+    assert "rejects 'no number'" in report["sysctl:net.core.somaxconn"]["error"]
     assert report[f"unit:{UNIT}"]["status"] == "changed"
     document["sysctls"][0]["name"] = "net.core.nothing"
     assert "no such setting" in machine.ask("look", document)["sysctl:net.core.nothing"]["error"]
