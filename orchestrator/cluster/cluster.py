@@ -30,7 +30,7 @@ ANSWER_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """All that a verb needs to reach and to judge a cluster. Opening one changes nothing on it."""
+    """All that a command needs to reach and check a cluster. Opening one changes nothing on it."""
 
     profile: Profile
     image: Path

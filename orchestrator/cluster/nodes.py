@@ -29,7 +29,7 @@ BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 
 @dataclass(frozen=True)
 class PowerOutcome:
-    """What came of one node. `error` is for people, empty where it went well."""
+    """The result for one node. `error` is text for people, empty on success."""
 
     node: str
     text: str = ""
@@ -154,7 +154,7 @@ def _power_on(cluster: Cluster, node: Node) -> None:
 
 
 def _wait_until_gone(remote: Remote, boot_id: str) -> None:
-    """Return when the boot is over. Raises UserError where it goes on."""
+    """Return when the old boot has ended. Raises UserError if it does not end."""
 
     def runs() -> bool:
         try:

@@ -1,8 +1,8 @@
-"""`orchestrate watch`: look at a cluster again and again, and put right what is not right.
+"""`orchestrate watch`: reconcile a cluster with its profile in a loop.
 
-One look at all nodes, then `up` for those that need it: also where a host's certificate ends soon.
-What cannot be put right is tried again after ever longer pauses. What its user switched off stays
-off.
+Each round looks at all nodes, then runs `up` for those that differ or whose host certificate
+expires soon. A failed repair is retried after growing pauses. Nodes that their user switched off
+stay off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each node of a cluster has to be, and how far it is from that."""
+"""The desired state of each node of a cluster, and its differences from it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure
 def plan(
     cluster: Cluster, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
 ) -> Plan:
-    """What `up` would change on the chosen nodes; changes nothing. Machines that are off, and
-    such as do not answer, are unknown."""
+    """What `up` would change on the chosen nodes; changes nothing. Nodes that are off or do not
+    answer are unknown."""
     chosen = chosen or everything(cluster.profile)
     wanted = targets(cluster, files)
     on = [node.name for node in chosen.nodes if cluster.driver.running(node)]

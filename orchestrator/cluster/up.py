@@ -42,7 +42,7 @@ REACHED = {Step.BASE: "configured", Step.RAY: "ray"}
 
 @dataclass
 class Bringup:
-    """What came of one `up`: failures by node, and what was changed. `until` is its last step."""
+    """The result of one `up`: failures and changes by node. `until` is its last step."""
 
     board: Board
     until: str = Step.SERVING
@@ -178,7 +178,7 @@ class Gates:
     has_ray: Event = field(default_factory=Event)
 
     def open(self) -> None:
-        """Let all through: the control node has come as far as it will."""
+        """Open all gates: the control node gets no further."""
         self.boots_others.set()
         self.has_ray.set()
 
@@ -284,7 +284,7 @@ class Way:
         return ""
 
     def hopeless(self) -> bool:
-        """Whether a machine that has power will never come up; one that answers is fine."""
+        """Whether a machine with power can never come up; one that answers is fine."""
         if self.cluster.driver.trouble(self.node) is None:
             return False
         try:

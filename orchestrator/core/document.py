@@ -45,7 +45,7 @@ def load(model: type[_Model], path: Path, hint: str) -> _Model:
 
 
 def validate(model: type[_Model], source: YamlSource) -> tuple[_Model | None, list[Problem]]:
-    """The model that a file's data makes, or everything that keeps it from it."""
+    """The model built from a file's data, or all of its problems."""
     try:
         # As JSON: there, a strict model takes a list for a tuple, and still no text for a number.
         return model.model_validate_json(json.dumps(source.data)), []

@@ -70,8 +70,8 @@ class Downloader:
     ) -> None:
         """Bring ``url`` to ``target``, which then has exactly this hash: sha256, or ``hashed``'s.
 
-        What came so far is kept as TARGET.part; the next attempt, or the next run, asks for the
-        rest (where ``size`` is None: for all of it, since a rest could not be told from nothing).
+        A partial download is kept as TARGET.part; the next attempt, or the next run, asks for the
+        rest (with ``size`` None: for the whole file, since completeness could not be checked).
         Raises WrongHash (nothing is kept then), Unavailable, Stopped, or UserError where the disk
         is full.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
     ``message`` says what is wrong and where (file and line, key, node); ``hint`` says what to do.
     The command line prints both without a traceback and exits with ``exit_code``.

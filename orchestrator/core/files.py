@@ -48,10 +48,10 @@ def write_json(path: Path, document: Any) -> None:
 def locked(
     path: Path, holder: str = "", busy: Callable[[str], UserError] | None = None
 ) -> Iterator[None]:
-    """Hold a lock: a directory's, or that of a file, which is made and says who the ``holder`` is.
+    """Hold a lock on a directory, or on a file, which is created and names the ``holder``.
 
-    Waits for another holder; with ``busy``, raises what it makes of the other's words instead.
-    The kernel lets go of it when the process ends, however it ends.
+    Waits for another holder; with ``busy``, raises the error that it builds from the holder's name.
+    The kernel releases the lock when the process ends, however it ends.
     """
     if path.is_dir():
         handle = os.open(path, os.O_RDONLY)

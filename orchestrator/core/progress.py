@@ -42,7 +42,7 @@ class Done:
 
 @dataclass
 class Board:
-    """Steps by node, in the order they began. Its events may come from any thread."""
+    """Steps by node, in the order in which they began. Events may come from any thread."""
 
     quiet: bool = False
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)

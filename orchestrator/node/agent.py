@@ -112,7 +112,7 @@ class Memory:
 
 
 class ThisNode:
-    """The node below ``root``: for each kind, what differs, and how it is put right."""
+    """The node below ``root``: for each kind of resource, what differs, and how to fix it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -264,7 +264,7 @@ class ThisNode:
             self._make_room(wanted, path)
 
     def _stray(self, wanted: Resource) -> list[Path]:
-        """Files that are not to be there, where it is said which are."""
+        """Files outside the declared list, if there is one."""
         path = self.at(wanted["path"])
         held = {path / name for name, _ in wanted["holds"]}
         return [each for each in path.rglob("*") if held and each not in held and each.is_file()]
@@ -279,7 +279,7 @@ class ThisNode:
         }
 
     def _lacking(self, wanted: Resource) -> str:
-        """In words, the room for what is to come that is not there; empty where it is."""
+        """The missing space for files still to come, in words; empty if there is enough."""
         path = self.at(wanted["path"])
         coming = sum(self._coming(wanted).values())
         disk = os.statvfs(next(each for each in (path, *path.parents) if each.exists()))
@@ -290,7 +290,7 @@ class ThisNode:
         return told + " in memory" * wanted["in_memory"] if coming > free else ""
 
     def _make_room(self, wanted: Resource, path: Path) -> None:
-        """Remove what is replaced, then what else is on the shelf, the oldest first."""
+        """Free space: remove replaced files, then other entries of the shelf, oldest first."""
         for outdated in self._coming(wanted):
             outdated.unlink(missing_ok=True)
         shelf = self.at(wanted["shelf"])
@@ -435,7 +435,7 @@ def look(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def apply(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put right what differs. A failure is reported and stops only what depends on it."""
+    """Fix what differs. A failure is reported and stops only what depends on it."""
     report = []
     broken: set[str] = set()
     for kind, resource in resources(state):
@@ -463,7 +463,7 @@ def apply(node: ThisNode, state: dict[str, Any]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def reported(entry: dict[str, Any]) -> Iterator[None]:
-    """What goes wrong with one resource is its entry's `error`; the others have their turn."""
+    """An error of one resource becomes its entry's `error`; the others still run."""
     try:
         STOP.armed = True
         yield
@@ -560,7 +560,7 @@ def replace(path: Path, chunks: Iterable[bytes], uid: int, gid: int, mode: int) 
 
 
 def download(url: str) -> Iterator[bytes]:
-    """A file's bytes; where the connection is cut it goes on from there."""
+    """A file's bytes; a cut connection is resumed at the same place."""
     # No proxy: the control node is on the node's own network.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     have = 0
@@ -639,7 +639,7 @@ def facts() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold the lock: a lost connection can leave an earlier agent at work."""
+    """Hold the lock: a lost connection can leave an earlier agent running."""
     path = root / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_WAIT_S

@@ -67,7 +67,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one node. ``error``: it could not be asked at all; ``failed``: resource and
+    """The result for one node. ``error``: it could not be asked at all; ``failed``: resource and
     reason."""
 
     changed: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ def apply(target: Target, step: Step, *, timeout: float = APPLY_TIMEOUT) -> Outc
 
 
 def _looked(target: Target, timeout: float) -> dict[str, Any]:
-    """The report of a look, tried again where the connection was refused or lost at once."""
+    """The report of a look, retried if the connection was refused or lost at once."""
     end = time.monotonic() + RETRY_TIME
     while True:
         try:

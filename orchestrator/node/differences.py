@@ -32,7 +32,7 @@ SECRET = "secret: not shown"
 class Difference:
     """A resource that is not as desired: what would change, in words, and a text's difference.
 
-    ``error``: why it cannot be looked at or put right.
+    ``error``: why it cannot be checked or fixed.
     """
 
     resource: str

@@ -168,7 +168,7 @@ def _item(item: Difference) -> Iterator[Text]:
 
 
 def visible(text: str) -> str:
-    """Text of a node with what a terminal would obey made visible."""
+    """A node's text with terminal control characters made visible."""
     return "".join(
         each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode()
         for each in text

@@ -144,7 +144,7 @@ class Trust:
     def prepare_successor(self) -> Trust:
         """Make the new keys of a rotation; nothing trusts them yet.
 
-        Those of a rotation that was interrupted are taken up again.
+        An interrupted rotation's keys are used again.
         """
         with self._lock():
             if self.successor is None:
@@ -174,7 +174,7 @@ class Trust:
             self._believe()
 
     def renew_token(self, name: str) -> None:
-        """Another one in place of a token of TOKENS. Nodes have the old one until they are told."""
+        """Replace a token of TOKENS. Nodes keep the old one until the next `up`."""
         with self._lock():
             write(self.directory / name, secrets.token_hex(32) + "\n", PRIVATE)
 
