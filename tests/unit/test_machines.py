@@ -119,7 +119,7 @@ def test_a_qemu_machine_has_no_leader(profile: Profile) -> None:
     made = driver(profile, "qemu")
     node = profile.compute_nodes[0]
     assert made.netboots(node) and not made.netboots(profile.control)
-    with pytest.raises(UserError, match="a machine of its own") as told:
+    with pytest.raises(UserError, match="a separate machine") as told:
         made.leader(node)
     assert f"sim shell {node.name}" in told.value.hint
 

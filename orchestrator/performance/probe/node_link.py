@@ -32,7 +32,7 @@ def received(connection: socket.socket, count: int) -> bytes:
     while count:
         got = connection.recv_into(view[: min(count, len(view))])
         if not got:
-            raise ConnectionError("the other end is gone")
+            raise ConnectionError("the peer is gone")
         first += bytes(view[: min(got, HEAD.size - len(first))])
         count -= got
     return first

@@ -142,7 +142,7 @@ class QemuMachine:
 
     def leader(self) -> int:
         raise UserError(
-            f"{self.node.name} is a machine of its own: its processes are not this machine's",
+            f"{self.node.name} is a separate machine: its processes do not run on this one",
             f"Reach it over SSH: orchestrate sim shell {self.node.name}",
         )
 
