@@ -102,7 +102,7 @@ def test_down_is_idempotent_and_says_so(nodes: Sim) -> None:
     assert nodes.run("node", "down", "--all").stdout == "compute0: off\ncompute1: off\n"
     again = nodes.run("node", "down", "1", "0").stdout
     assert again == (
-        "compute1: off already; nothing changed\ncompute0: off already; nothing changed\n"
+        "compute0: off already; nothing changed\ncompute1: off already; nothing changed\n"
     )
     refused = nodes.run("node", "down", "control", ok=False)
     assert refused.returncode == 2
