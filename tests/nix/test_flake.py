@@ -26,9 +26,10 @@ def flat(names: list[str]) -> set[str]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The variables of an empty Nix store."""
+    """The variables of an empty Nix store, and of a cache that knows no other store's paths."""
     home = tmp_path / "nix"
     yield {
+        "XDG_CACHE_HOME": str(home / "cache"),
         "NIX_STORE_DIR": str(home / "store"),
         "NIX_STATE_DIR": str(home / "var"),
         "NIX_LOG_DIR": str(home / "log"),
