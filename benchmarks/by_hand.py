@@ -99,7 +99,11 @@ class ByHand:
         """Start vLLM and wait until it is healthy. Raises UserError where it ends before."""
         node = self.profile.server
         state = self.states[node.name]
-        command = f"{shlex.join(words_of(state, SERVER_UNIT))} >{LOG} 2>&1 </dev/null & echo $!"
+        words = words_of(state, SERVER_UNIT)
+        program = next(number for number, word in enumerate(words) if word.endswith("/bin/vllm"))
+        # Without the unit's own wait for Ray, a script of ours: whoever types has waited.
+        words = [words[0], *words[program:]]
+        command = f"{shlex.join(words)} >{LOG} 2>&1 </dev/null & echo $!"
         pid = self.shell(node, f"{setting(state, SERVER_UNIT)}\n{command}").out.strip()
         address = f"http://{self.profile.ray_address(node)}:{self.profile.serving.port}/health"
         deadline = time.monotonic() + SERVE_TIMEOUT
