@@ -1,4 +1,4 @@
-"""The options that choose nodes and steps, the same for every verb that has them."""
+"""Options that several verbs have: --json, and those that choose nodes and steps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Verb = Callable[..., Any]
 _Command = TypeVar("_Command", bound=Verb)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def nodes_option(text: str) -> Callable[[_Command], _Command]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.choice import NodeChoice, choice_options
+from orchestrator.cli.choice import NodeChoice, choice_options, json_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: As machines/accel.py has them.
 ACCELERATORS = ("auto", "kvm", "tcg")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 machines_option = click.option(
     "--machines",
     metavar="KIND",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.cluster import json_option
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.sim import replace_by
 from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import err, out, print_json

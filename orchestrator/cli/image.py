@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import err, out, print_json
 from orchestrator.core.sizes import human_size
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from orchestrator.profile import Profile
     from orchestrator.provision.netboot.images import ImageChoice
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 mirror_option = click.option(
     "--mirror",
     envvar=MIRROR_VARIABLE,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import out, print_json
 from orchestrator.core.sizes import human_size
@@ -16,8 +17,6 @@ from orchestrator.core.sizes import human_size
 if TYPE_CHECKING:
     from orchestrator.models.hub import Held
     from orchestrator.profile import Profile
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()

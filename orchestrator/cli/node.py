@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
-from orchestrator.cli.cluster import json_option
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.sim import replace_by
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import NodeChoice, choice_options
-from orchestrator.cli.cluster import json_option
+from orchestrator.cli.choice import NodeChoice, choice_options, json_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 

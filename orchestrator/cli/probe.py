@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.choice import nodes_option
-from orchestrator.cli.cluster import json_option
+from orchestrator.cli.choice import json_option, nodes_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
 

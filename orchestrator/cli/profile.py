@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli import complete
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import out, print_json
 from orchestrator.core.errors import BadInput
@@ -17,8 +18,6 @@ from orchestrator.profile import choose
 if TYPE_CHECKING:
     from orchestrator.models.serving import Layout
     from orchestrator.profile import Profile
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()

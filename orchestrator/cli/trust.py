@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import complete
-from orchestrator.cli.cluster import json_option
+from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 

@@ -37,7 +37,7 @@ LAYER_UNITS = "orchestrate-layer-*.service"
 
 
 def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
-    """What the control node runs for those that boot from it. nginx is in front (state.py)."""
+    """What the control node runs for those that boot from it, behind nginx (cluster/desired.py)."""
     yield Directory(Step.BASE, LASTING, owner=BOOT_USER, group=BOOT_USER)
     yield from _boot_service(host_ca)
     config = f"{ETC}/dnsmasq.conf"
