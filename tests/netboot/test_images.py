@@ -44,7 +44,9 @@ def test_a_new_image_and_back(net: Net, tmp_path: Path) -> None:
     try:
         net.run("image", "use", "new")
         assert net.image_id == new
-        net.boot().reaches_ssh()
+        booting = net.boot()
+        assert new in str(booting.sees_event("script"))
+        booting.leaves_initrd()
         net.run("image", "rollback")
         assert net.image_id == old
         booting = net.boot()

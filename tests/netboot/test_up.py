@@ -17,7 +17,8 @@ pytestmark = pytest.mark.netboot
 
 def test_nodes_reach_the_outside_and_give_layers_to_each_other(net: Net) -> None:
     outside = {"subnet": OUTSIDE["subnet"], "gateway": OUTSIDE["stranger"]}
-    with net.configured(boot={"nat": "outside", "peers": True}, networks={"outside": outside}):
+    boot = {"nat": "outside", "peers": True}
+    with net.configured("compute0", boot=boot, networks={"outside": outside}):
         # The stranger has no way to the nodes' network: answers come because of NAT.
         with net.stranger("outside", f"{OUTSIDE['stranger']}/24"):
             net.on("compute0", "ping", "-c", "1", "-W", "5", OUTSIDE["stranger"])

@@ -126,10 +126,10 @@ class Net:
             self.serve()
 
     @contextlib.contextmanager
-    def configured(self, **sections: dict[str, Any]) -> Iterator[None]:
-        """A cluster that `up` has booted and configured, as far as Ray, for the body.
+    def configured(self, node: str, **sections: dict[str, Any]) -> Iterator[None]:
+        """A node that `up` has booted and configured, as far as Ray, for the body.
 
-        All of it, the control node too, runs the minimal image.
+        The control node, too, runs the minimal image.
         """
         image = self.base["image"]
         whole = store.out_link(image).readlink()
@@ -138,7 +138,8 @@ class Net:
         self.write(self.base | {name: self.base[name] | keys for name, keys in sections.items()})
         try:
             self.run("image", "use", image)
-            self.run("up", "--machines", "qemu", "--until", "base")
+            chosen = f"{self.base['control']['name']},{node}"
+            self.run("up", "--machines", "qemu", "--until", "base", "--node", chosen)
             yield
         finally:
             self.run("down")
