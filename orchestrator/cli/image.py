@@ -11,6 +11,7 @@ import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.choice import json_option
+from orchestrator.cli.warm import warm
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import err, out, print_json
 from orchestrator.core.sizes import human_size
@@ -264,6 +265,9 @@ def rollback(profile: Profile, as_json: bool) -> None:
     with cluster.locked("image rollback"):
         before = cluster.choice
         _print_choice(before, roll_back_image(cluster), as_json)
+
+
+image.add_command(warm)
 
 
 def _print_choice(before: ImageChoice, now: ImageChoice, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster import wait_for_ray
+from orchestrator.cluster import kernels, wait_for_ray
 from orchestrator.core.templating import render
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import Layout, vllm_argv
@@ -78,6 +78,7 @@ class Context:
     user_ca_public: str
     layout: Layout
     model_files: tuple[ModelFile, ...] = ()
+    warm: tuple[kernels.WarmCache, ...] = ()
 
 
 def model_directory(profile: Profile) -> str:
@@ -102,6 +103,8 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     else:
         items += netboot.compute(profile, node, FRONT_UNIT)
         items += _model_cache(profile)
+        server = boot_parameters.server(profile)
+        items += kernels.resources(profile, node, context.warm, server)
         items += _model(profile, context)
     if node.name == profile.server.name:
         items += _server(profile, context)
@@ -299,6 +302,7 @@ def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
         **(_head_tables() if profile.is_control(node) else {}),
         "VLLM_HOST_IP": profile.ray_address(node),
         "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
+        **kernels.environment(profile, node),
         **profile.ray_env(node),
     }
 

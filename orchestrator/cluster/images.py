@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.cluster import kernels
 from orchestrator.cluster.cluster import Cluster, built
 from orchestrator.core.errors import UserError
 from orchestrator.provision.netboot import images
@@ -52,4 +53,5 @@ def _serve(cluster: Cluster, choice: ImageChoice) -> bool:
     if choice != images.read(name):
         images.write(name, choice)
     images.forget_others(name, choice)
+    kernels.forget(name, [image.id for image in (choice.current, choice.previous) if image])
     return changed

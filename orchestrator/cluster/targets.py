@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from orchestrator.cluster import kernels
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import Context, desired
 from orchestrator.core.run import Result
@@ -48,6 +49,7 @@ def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure
         user_ca_public=cluster.trust.user_ca_public,
         layout=cluster.layout,
         model_files=tuple(files),
+        warm=kernels.stored(cluster.profile.name),
     )
     return {
         node.name: configure.Target(cluster.remote(node), desired(cluster.profile, node, context))

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
-from threading import Thread
-from typing import Any
+from threading import Event, Thread, Timer
+from typing import Any, BinaryIO
 
 from plumbum import local
 from plumbum.commands.processes import CommandNotFound, ProcessTimedOut
@@ -37,6 +37,8 @@ PACKAGE_OF = {
 
 #: Seconds for a command to end when its standard input has.
 PATIENCE = 10.0
+#: Bytes that are read at once, and how many of its errors' last ones are kept.
+CHUNK, ERRORS_KEPT = 1 << 20, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,66 @@ def stream(argv: Sequence[str | Path], line: Callable[[str], None], *, what: str
     if result.code != 0:
         raise CommandFailed(result, what)
     return result
+
+
+def captured(
+    argv: Sequence[str | Path],
+    to: BinaryIO,
+    *,
+    limit: int,
+    timeout: float,
+    stdin: bytes = b"",
+    what: str = "",
+) -> Result:
+    """Run ``argv`` and write its standard output to ``to`` as it comes, at most ``limit`` bytes.
+
+    For what is too long for memory, or comes from where it may be endless. The result's ``out`` is
+    empty. Raises UserError where there is more, or it took longer than ``timeout`` seconds.
+    """
+    words = tuple(str(word) for word in argv)
+    what = what or words[0]
+    process = _command(words, what).popen(stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    late, said, size = Event(), [b""], 0
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    def feed() -> None:
+        with suppress(OSError):  # it may end before it has read all
+            process.stdin.write(stdin)
+        with suppress(OSError):
+            process.stdin.close()
+
+    def listen() -> None:
+        for line in iter(lambda: process.stderr.read1(CHUNK), b""):
+            said[0] = (said[0] + line)[-ERRORS_KEPT:]
+
+    others = [Thread(target=feed, daemon=True), Thread(target=listen, daemon=True)]
+    clock = Timer(timeout, end)
+    for thread in (*others, clock):
+        thread.start()
+    try:
+        while size <= limit and (chunk := process.stdout.read1(CHUNK)):
+            size += len(chunk)
+            to.write(chunk[: max(0, len(chunk) - max(0, size - limit))])
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        if size > limit:
+            process.kill()
+        code = int(process.wait())
+        clock.cancel()
+        for thread in others:
+            thread.join(PATIENCE)
+        process.stdout.close()
+        process.stderr.close()
+    if size > limit:
+        raise UserError(f"{what}: more than {limit} bytes came; ended")
+    if late.is_set():
+        raise UserError(f"{what}: timed out after {timeout:g} s", f"To repeat: {shlex.join(words)}")
+    return Result(words, code, "", said[0].decode(errors="replace"))
 
 
 def attached(argv: Sequence[str], *, what: str = "") -> int:

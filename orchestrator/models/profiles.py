@@ -83,6 +83,11 @@ def variables_are_free(ray: Ray, serving: Serving) -> Found:
             if name in vllm.MANAGED_VARIABLES:
                 text = "'orchestrate up' sets it and generates the secrets; no profile contains any"
                 yield loc, f"cannot be set here; {text}"
+    caches = serving.compile_cache.directories if serving.compile_cache else ()
+    for index, cache in enumerate(caches):
+        if managed := vllm.MANAGED_VARIABLES.intersection((cache.variable, *cache.env)):
+            where = ("serving", "compile_cache", "directories", index)
+            yield where, f"{min(managed)} cannot be set here; 'orchestrate up' sets it"
 
 
 CHECKS: tuple[Check, ...] = (

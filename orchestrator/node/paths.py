@@ -13,6 +13,10 @@ WITH_ENVIRONMENT = "/usr/lib/orchestrate/with-environment"
 MODELS = "/var/lib/orchestrate/models"
 #: The disk that keeps layers, where there is one: mounted by the initrd (images/initrd/init).
 CACHE = "/run/orchestrate/cache"
+#: Leads to the directories of compiled kernels, always by this name: caches hold absolute paths.
+KERNELS = "/var/lib/orchestrate/kernels"
+#: Where they lie without a disk.
+KERNELS_IN_MEMORY = "/var/lib/orchestrate/kernels.memory"
 #: What the control node gives to the others: models, images, boot documents.
 FILES_ROOT = "/srv/orchestrate"
 #: What the control node keeps when it restarts: leases, boots, logs of boots.

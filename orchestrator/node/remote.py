@@ -10,9 +10,10 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from orchestrator.core.errors import UserError
-from orchestrator.core.run import Result, run
+from orchestrator.core.run import Result, captured, run
 from orchestrator.core.waiting import as_long_as
 from orchestrator.node.paths import SSH_PORT
 from orchestrator.node.trust import PRINCIPAL, Trust
@@ -103,6 +104,36 @@ class Remote:
             raise self._explain(ssh.err)
         result = Result(tuple(argv), ssh.code, ssh.out, ssh.err)
         if ok is not None and result.code not in ok:
+            raise RemoteFailed(self, result, what)
+        return result
+
+    def capture(
+        self,
+        argv: Sequence[str],
+        to: BinaryIO,
+        *,
+        limit: int,
+        timeout: float,
+        what: str = "",
+        stdin: str = "",
+    ) -> Result:
+        """Run ``argv`` there; its output, at most ``limit`` bytes, goes to ``to`` as it comes.
+
+        Raises as ``run`` does, and UserError where there is more.
+        """
+        what = what or argv[0]
+        ssh = captured(
+            self.ssh_argv(argv),
+            to,
+            limit=limit,
+            timeout=timeout,
+            stdin=stdin.encode(),
+            what=f"{what} on {self.name}",
+        )
+        if ssh.code == SSH_FAILED:
+            raise self._explain(ssh.err)
+        result = Result(tuple(argv), ssh.code, "", ssh.err)
+        if result.code != 0:
             raise RemoteFailed(self, result, what)
         return result
 

@@ -306,6 +306,19 @@ def placeholders_are_known(networks: dict[str, Network], ray: Ray, serving: Serv
                     yield loc, f"there is no network '{match[1]}'; {nearest(match[1], networks)}"
 
 
+def caches_have_their_own_variables(ray: Ray, serving: Serving) -> Found:
+    """A variable that is set twice would lead a program away from what is kept."""
+    owners = dict.fromkeys(ray.env, "ray.env") | dict.fromkeys(serving.env, "serving.env")
+    kept = serving.compile_cache.directories if serving.compile_cache else ()
+    for index, cache in enumerate(kept):
+        loc: Loc = ("serving", "compile_cache", "directories", index)
+        for name in (cache.variable, *cache.env):
+            where = (*loc, "variable") if name == cache.variable else (*loc, "env", name)
+            if name in owners:
+                yield where, f"{name} is also set by {owners[name]}; set it once"
+            owners[name] = f"serving.compile_cache.directories.{index}"
+
+
 CHECKS: tuple[Check, ...] = (
     name_is_the_files,
     networks_are_apart,
@@ -325,6 +338,7 @@ CHECKS: tuple[Check, ...] = (
     nat_is_another_network,
     ports_differ,
     placeholders_are_known,
+    caches_have_their_own_variables,
     workloads_are_possible,
 )
 

@@ -14,9 +14,12 @@ from orchestrator.profile.types import (
     FlagValue,
     HighPort,
     HubName,
+    Line,
     ModelName,
     Port,
     Revision,
+    Size,
+    VariableName,
     WholeOrAuto,
 )
 
@@ -30,6 +33,29 @@ class HubModel(Section):
         description="The commit hash, all 40 digits. Without it the model cannot be served: a "
         "branch may change at any time.",
     )
+
+
+class KernelCache(Section):
+    """A directory in which a program keeps what it compiled."""
+
+    variable: VariableName = Field(description="The variable that names the directory.")
+    what: Line = Field(description="What is in it, for people.")
+    env: Environment = Field(
+        default={}, description="Further variables that this cache needs, set beside it."
+    )
+
+
+class CompileCache(Section):
+    """Compiled kernels outlive a boot: Ray and vLLM keep them in directories for one image, driver
+    and card, on the node's cache disk if it has one. `orchestrate image warm` fills new ones."""
+
+    max_size: Size = Field(
+        default=2 << 30,
+        description="Maximum size of an archive of `orchestrate image warm`, and the free space"
+        " wanted on a cache disk: caches of other images, drivers and cards are"
+        " removed for it.",
+    )
+    directories: tuple[KernelCache, ...] = Field(min_length=1, description="The directories.")
 
 
 class Serving(Section):
@@ -57,6 +83,11 @@ class Serving(Section):
         description="Where compute nodes keep the model. `memory`: fetched after each boot. `disk`:"
         " on the layer cache disk. There it survives a reboot, its hash is checked, and"
         " earlier models stay while space permits.",
+    )
+    compile_cache: CompileCache | None = Field(
+        default=None,
+        description="Directories of compiled kernels that outlive a boot. Default: each boot"
+        " compiles again what is compiled at first use.",
     )
     port: HighPort = Field(description="The port of vLLM on the first compute node.")
     endpoint_port: Port = Field(

@@ -1,21 +1,19 @@
 """SSH end to end, against real sshds on loopback: who is let in, and who is not."""
 
-import pwd
-import shutil
+import itertools
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.sshd import sshd
 
 from orchestrator.node import trust as trust_module
 from orchestrator.node.remote import AccessDenied, HostKeyRefused, Remote, RemoteFailed
 from orchestrator.node.trust import HostIdentity, Trust, open_trust
-
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-
 
 HOSTILE = ["X; echo Y", "$(id)", "a b", "'", '"', "*", "", "back\\slash", "new\nline"]
 
@@ -32,48 +30,14 @@ Serve = Callable[..., int]
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start an sshd on loopback with that identity, trusting that user authority; its port."""
-    if SSHD is None:
-        pytest.skip("needs sshd (Debian: openssh-server)")
-    try:
-        pwd.getpwnam("sshd")
-    except KeyError:
-        pytest.skip("needs the sshd account")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    processes: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
+        started = itertools.count()
 
-    def start(identity: HostIdentity, user_ca: str, port: int = 0) -> int:
-        home = tmp_path / f"sshd-{len(processes)}"
-        home.mkdir()
-        (home / "key").touch(mode=0o600)
-        (home / "key").write_text(identity.private.reveal())
-        (home / "cert.pub").write_text(identity.certificate)
-        (home / "user_ca.pub").write_text(user_ca)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            port = probe.getsockname()[1]
-        (home / "config").write_text(
-            f"HostKey {home}/key\nHostCertificate {home}/cert.pub\n"
-            f"TrustedUserCAKeys {home}/user_ca.pub\nAuthorizedKeysFile none\n"
-            f"ListenAddress 127.0.0.1:{port}\nPermitRootLogin prohibit-password\n"
-            f"PasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n"
-        )
-        process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", home / "config"], stderr=subprocess.PIPE, text=True
-        )
-        processes.append(process)
-        assert process.stderr
-        # It says so when it listens.
-        for line in process.stderr:
-            if "listening on" in line:
-                return port
-        raise AssertionError("sshd did not start")
+        def start(identity: HostIdentity, user_ca: str, port: int = 0) -> int:
+            home = tmp_path / f"sshd-{next(started)}"
+            return stack.enter_context(sshd(home, identity, user_ca, port))
 
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(timeout=30)
-        assert process.stderr
-        process.stderr.close()
+        yield start
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import json
 import shutil
 from pathlib import Path
 
-from orchestrator.cluster import wait_for_ray
+from orchestrator.cluster import kernels, wait_for_ray
 from orchestrator.cluster.desired import Context, desired
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
+from orchestrator.node import kernel_archive, kernel_cache
 from orchestrator.node.state import NodeState
 from orchestrator.node.trust import HostIdentity, Secret
 from orchestrator.profile import Profile
@@ -34,7 +35,10 @@ CASES = sorted(path.name for path in GOLDEN.iterdir())
 
 IDENTITY = HostIdentity(Secret("HOST KEY\n"), "HOST KEY, public\n", "HOST CERTIFICATE\n")
 #: Sent to a node as it is: a second copy would only have to be kept up.
-CODE = {boot_service_file().read_text(), Path(wait_for_ray.__file__).read_text()}
+CODE = {
+    boot_service_file().read_text(),
+    *(Path(each.__file__).read_text() for each in (wait_for_ray, kernel_archive, kernel_cache)),
+}
 IMAGE = Image("1" * 64, "golden")
 
 
@@ -51,6 +55,7 @@ def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
             ModelFile("config.json", "a" * 64, 700),
             ModelFile("model.safetensors", "b" * 64, 2_000_000),
         ),
+        warm=(kernels.WarmCache("KEY", "c" * 64, 3_000_000, 40, "compute0", 0.0),),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.core.errors import UserError
-from orchestrator.core.run import CommandFailed, run, stream, streaming
+from orchestrator.core.run import CommandFailed, captured, run, stream, streaming
 
 FAILS = ["sh", "-c", 'echo "to stdout"; echo "to stderr" >&2; exit 1']
 
@@ -49,3 +50,22 @@ def test_what_runs_for_a_body_is_heard_to_its_last_word() -> None:
     with streaming(["sh", "-c", "echo begun; cat >/dev/null; echo over"], lines.append):
         pass
     assert lines == ["begun", "over"]
+
+
+def test_long_output_goes_to_a_file_and_errors_are_kept(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        script = "cat; head -c 3000000 /dev/zero; echo oops >&2; exit 3"
+        done = captured(["sh", "-c", script], file, limit=4 << 20, timeout=60, stdin=b"first")
+    assert (done.code, done.out, done.err) == (3, "", "oops\n")
+    assert (tmp_path / "out").read_bytes() == b"first" + bytes(3_000_000)
+
+
+def test_output_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file, pytest.raises(UserError, match="more than 1000"):
+        captured(["cat", "/dev/zero"], file, limit=1000, timeout=60)
+    assert (tmp_path / "out").stat().st_size == 1000
+
+
+def test_a_long_command_that_says_nothing_is_ended(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file, pytest.raises(UserError, match=r"after 0\.2 s"):
+        captured(["sleep", "1000"], file, limit=1000, timeout=0.2)
