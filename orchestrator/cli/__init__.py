@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ("orchestrator.cli.bench", "Load the model, and find the bottleneck."),
     "watch": ("orchestrator.cli.watch", "Keep reconciling the cluster with its profile."),
     "verify": ("orchestrator.cli.cluster", "Check that the cluster is what the profile says."),
+    "support-bundle": ("orchestrator.cli.support", "Collect logs and facts for someone else."),
     "ask": ("orchestrator.cli.cluster", "Ask the served model a question."),
     "doc": ("orchestrator.cli.doc", "Print a page of the documentation."),
     "completion": ("orchestrator.cli.doc", "Print a shell's completion."),
@@ -50,7 +51,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

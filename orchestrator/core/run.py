@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
-from threading import Event, Thread, Timer
+from tempfile import TemporaryFile
+from threading import Thread
 from typing import Any, BinaryIO
 
 from plumbum import local
@@ -136,48 +140,35 @@ def captured(
     """
     words = tuple(str(word) for word in argv)
     what = what or words[0]
-    process = _command(words, what).popen(stdin=PIPE, stdout=PIPE, stderr=PIPE)
-    late, said, size = Event(), [b""], 0
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    def feed() -> None:
-        with suppress(OSError):  # it may end before it has read all
-            process.stdin.write(stdin)
-        with suppress(OSError):
-            process.stdin.close()
-
-    def listen() -> None:
-        for line in iter(lambda: process.stderr.read1(CHUNK), b""):
-            said[0] = (said[0] + line)[-ERRORS_KEPT:]
-
-    others = [Thread(target=feed, daemon=True), Thread(target=listen, daemon=True)]
-    clock = Timer(timeout, end)
-    for thread in (*others, clock):
-        thread.start()
+    end, size, said = time.monotonic() + timeout, 0, b""
+    with TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        process = _command(words, what).popen(stdin=given, stdout=PIPE, stderr=PIPE)
+    open_streams = {process.stdout.fileno(), process.stderr.fileno()}
     try:
-        while size <= limit and (chunk := process.stdout.read1(CHUNK)):
-            size += len(chunk)
-            to.write(chunk[: max(0, len(chunk) - max(0, size - limit))])
-    except BaseException:
-        process.kill()
-        raise
+        # By what is there to read, not to the streams' end: ssh hands them to another process,
+        # which may keep them when this one is dead.
+        while open_streams and size <= limit and (left := end - time.monotonic()) > 0:
+            for stream_ in select.select(list(open_streams), [], [], left)[0]:
+                if not (chunk := os.read(stream_, CHUNK)):
+                    open_streams.remove(stream_)
+                elif stream_ == process.stderr.fileno():
+                    said = (said + chunk)[-ERRORS_KEPT:]
+                else:
+                    to.write(chunk[: max(0, limit - size)])
+                    size += len(chunk)
     finally:
-        if size > limit:
+        if open_streams:
             process.kill()
         code = int(process.wait())
-        clock.cancel()
-        for thread in others:
-            thread.join(PATIENCE)
         process.stdout.close()
         process.stderr.close()
     if size > limit:
         raise UserError(f"{what}: more than {limit} bytes came; ended")
-    if late.is_set():
+    if open_streams:
         raise UserError(f"{what}: timed out after {timeout:g} s", f"To repeat: {shlex.join(words)}")
-    return Result(words, code, "", said[0].decode(errors="replace"))
+    return Result(words, code, "", said.decode(errors="replace"))
 
 
 def attached(argv: Sequence[str], *, what: str = "") -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,12 @@ def test_output_that_does_not_end_is_ended(tmp_path: Path) -> None:
 def test_a_long_command_that_says_nothing_is_ended(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file, pytest.raises(UserError, match=r"after 0\.2 s"):
         captured(["sleep", "1000"], file, limit=1000, timeout=0.2)
+
+
+def test_one_that_is_ended_is_not_waited_for_by_what_it_left_behind(tmp_path: Path) -> None:
+    """As ssh does, which hands its streams to the process that keeps the connection."""
+    with (tmp_path / "out").open("wb") as file, pytest.raises(UserError, match="timed out"):
+        argv = ["sh", "-c", "sleep 60 & echo $!; sleep 60"]
+        captured(argv, file, limit=1000, timeout=1)
+    left = int((tmp_path / "out").read_text())
+    os.kill(left, signal.SIGTERM)  # it is still there
