@@ -47,7 +47,7 @@ COMMANDS = {
 }
 
 
-class Files(Protocol):
+class BundleFiles(Protocol):
     """A bundle that is being written."""
 
     def add(self, name: str, text: str, source: str, cut: bool = False) -> None: ...
@@ -55,7 +55,7 @@ class Files(Protocol):
     def lacks(self, name: str, why: str) -> None: ...
 
 
-def here(profile: Profile, bundle: Files) -> None:
+def here(profile: Profile, bundle: BundleFiles) -> None:
     """Add all of it; what there is not is said to be missing."""
     told = f"{profile.path.name}, with defaults, without what may be a secret"
     bundle.add("profile.yml", yaml.safe_dump(known_secrets.shown(profile), sort_keys=False), told)
@@ -88,7 +88,7 @@ class Reach:
         return Remote(node.name, str(self.profile.boot_link(node).address), self.trust)
 
 
-def opened(profile: Profile, bundle: Files) -> Cluster | None:
+def opened(profile: Profile, bundle: BundleFiles) -> Cluster | None:
     """The cluster as other commands see it, if it can be opened."""
     if not was_up(profile):
         return None
@@ -100,7 +100,7 @@ def opened(profile: Profile, bundle: Files) -> Cluster | None:
         return None
 
 
-def reached(profile: Profile, bundle: Files) -> Reach | None:
+def reached(profile: Profile, bundle: BundleFiles) -> Reach | None:
     """Its nodes, if the cluster was ever up here: asking makes keys where there are none."""
     if not was_up(profile):
         bundle.lacks("nodes/", f"the cluster {profile.name!r} was never brought up on this machine")
@@ -168,14 +168,14 @@ def logs(cluster: str) -> Iterator[tuple[str, Path]]:
             yield f"machines/{path.parent.name}/{path.name}", path
 
 
-def _document(bundle: Files, name: str, make: Callable[[], Any]) -> None:
+def _document(bundle: BundleFiles, name: str, make: Callable[[], Any]) -> None:
     try:
         bundle.document(name, make(), "orchestrate")
     except (OSError, ValueError, UserError) as error:
         bundle.lacks(name, str(error))
 
 
-def _command(bundle: Files, name: str, argv: tuple[str, ...]) -> None:
+def _command(bundle: BundleFiles, name: str, argv: tuple[str, ...]) -> None:
     try:
         done = run(argv, ok=None, timeout=COMMAND_S)
     except UserError as error:
@@ -184,7 +184,7 @@ def _command(bundle: Files, name: str, argv: tuple[str, ...]) -> None:
         bundle.add(name, done.out + done.err, " ".join(argv))
 
 
-def _file(bundle: Files, name: str, path: Path) -> None:
+def _file(bundle: BundleFiles, name: str, path: Path) -> None:
     """The end of a plain file, from the beginning of a line: half a secret would not be known."""
     try:
         if path.is_symlink():

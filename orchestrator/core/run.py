@@ -41,6 +41,8 @@ PACKAGE_OF = {
 
 #: Seconds for a command to end when its standard input has.
 PATIENCE = 10.0
+#: Seconds in which one that has ended says its last words.
+QUIET = 1.0
 #: Bytes that are read at once, and how many of its errors' last ones are kept.
 CHUNK, ERRORS_KEPT = 1 << 20, 1 << 16
 
@@ -150,25 +152,37 @@ def captured(
         # By what is there to read, not to the streams' end: ssh hands them to another process,
         # which may keep them when this one is dead.
         while open_streams and size <= limit and (left := end - time.monotonic()) > 0:
-            for stream_ in select.select(list(open_streams), [], [], left)[0]:
-                if not (chunk := os.read(stream_, CHUNK)):
-                    open_streams.remove(stream_)
-                elif stream_ == process.stderr.fileno():
+            ready = select.select(list(open_streams), [], [], min(left, QUIET))[0]
+            if not ready and process.poll() is not None:
+                break
+            for each in ready:
+                if not (chunk := os.read(each, CHUNK)):
+                    open_streams.remove(each)
+                elif each == process.stderr.fileno():
                     said = (said + chunk)[-ERRORS_KEPT:]
                 else:
                     to.write(chunk[: max(0, limit - size)])
                     size += len(chunk)
+        late = not _ended(process, 0 if open_streams else end - time.monotonic())
     finally:
-        if open_streams:
-            process.kill()
+        process.kill()
         code = int(process.wait())
         process.stdout.close()
         process.stderr.close()
     if size > limit:
         raise UserError(f"{what}: more than {limit} bytes came; ended")
-    if open_streams:
+    if late:
         raise UserError(f"{what}: timed out after {timeout:g} s", f"To repeat: {shlex.join(words)}")
     return Result(words, code, "", said.decode(errors="replace"))
+
+
+def _ended(process: Any, seconds: float) -> bool:
+    """Whether it ends by itself within so many seconds."""
+    try:
+        process.wait(max(0.0, seconds))
+    except TimeoutExpired:
+        return False
+    return True
 
 
 def attached(argv: Sequence[str], *, what: str = "") -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -165,3 +168,27 @@ def test_names_and_texts_of_a_hostile_node_stay_in_their_place(
     assert found.files[f"nodes/{name}/etc/cron.d/x"] == "* * * * *"
     assert not any(each.endswith(("odd", "number")) for each in found.files)
     assert len(made.missing[f"nodes/{name}/z"]) == 500
+
+
+def test_ctrl_c_ends_what_hangs_and_leaves_no_file(
+    profile: Profile, collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "LOGS", {})
+    asked = tmp_path / "asked"
+    program = f"import time; open({str(asked)!r}, 'w').close(); time.sleep(60)"
+    (tmp_path / "support_node.py").write_text(program)
+    monkeypatch.setattr(support, "__file__", str(tmp_path / "support.py"))
+
+    def press() -> None:
+        while not asked.exists():
+            time.sleep(0.1)
+        assert threading.main_thread().ident
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        collect()
+    thread.join()
+    assert not list(tmp_path.glob("*.gz"))
+    assert not list(tmp_path.glob(".new-*"))

@@ -80,3 +80,15 @@ def test_one_that_is_ended_is_not_waited_for_by_what_it_left_behind(tmp_path: Pa
         captured(argv, file, limit=1000, timeout=1)
     left = int((tmp_path / "out").read_text())
     os.kill(left, signal.SIGTERM)  # it is still there
+
+
+def test_one_that_closes_its_streams_and_goes_on_is_ended(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file, pytest.raises(UserError, match="timed out"):
+        captured(["sh", "-c", "exec >&- 2>&-; sleep 1000"], file, limit=1000, timeout=0.5)
+
+
+def test_what_it_left_behind_is_not_waited_for_when_it_has_ended(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        done = captured(["sh", "-c", "sleep 60 & echo $!"], file, limit=1000, timeout=600)
+    assert done.code == 0
+    os.kill(int((tmp_path / "out").read_text()), signal.SIGTERM)  # it is still there
