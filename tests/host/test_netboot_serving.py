@@ -126,6 +126,7 @@ def web(tmp_path: Path, space: None) -> Iterator[Web]:
         "files/.netboot-1/loaders/ipxe.efi": "loader",
         "files/.netboot-1/boot.json": "{}",
         "files/models/tiny/config.json": "model",
+        "files/kernels/0123.tar": "kernels",
         "private": "private",
     }
     for name, content in contents.items():
@@ -154,6 +155,7 @@ def test_what_is_served(web: Web) -> None:
     assert web.get(layer, Range="bytes=4-") == (206, b"456789")
     assert web.get("/loaders/ipxe.efi") == (200, b"loader")
     assert web.get("/models/tiny/config.json") == (200, b"model")
+    assert web.get("/kernels/0123.tar") == (200, b"kernels")
     status, said = web.get("/boot/ipxe?mac=02:00:0a:4d:00:10", **{"X-Real-IP": "6.6.6.6"})
     assert (status, said) == (200, b"10.77.0.1 /boot/ipxe?mac=02:00:0a:4d:00:10")
 
@@ -165,7 +167,8 @@ def test_nothing_else_is(web: Web) -> None:
         "/models/", "/netboot/boot.json", "/.netboot-1/boot.json", "/loaders/../boot.json",
         "/loaders../boot.json", "/loaders/%2e%2e/boot.json", "/loaders/..%2fboot.json",
         "/images/../../private", "/images/..%2f..%2fprivate", "/images/%2e%2e/%2e%2e/private",
-        "/models../private", "/private", "/boot.json", "//netboot/boot.json",
+        "/models../private", "/kernels/", "/kernels../private",
+        "/private", "/boot.json", "//netboot/boot.json",
     ):  # fmt: skip
         status, said = web.get(path)
         assert status in (301, 400, 403, 404), (path, said)
