@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from orchestrator.cluster import known_secrets
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.cluster.kernels import stored
@@ -58,7 +56,7 @@ class BundleFiles(Protocol):
 def here(profile: Profile, bundle: BundleFiles) -> None:
     """Add all of it; what there is not is said to be missing."""
     told = f"{profile.path.name}, with defaults, without what may be a secret"
-    bundle.add("profile.yml", yaml.safe_dump(known_secrets.shown(profile), sort_keys=False), told)
+    bundle.document("profile.json", known_secrets.shown(profile), told)  # JSON is YAML, too
     _document(bundle, "versions.json", lambda: versions(profile))
     _document(bundle, "image/packages.json", lambda: packages(profile.image))
     _document(bundle, "image/choice.json", lambda: vars(images.read(profile.name)))

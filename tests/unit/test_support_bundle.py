@@ -98,8 +98,9 @@ def test_without_a_cluster_it_has_this_machines_part_and_says_what_is_missing(
     assert "never brought up" in bundle.missing["nodes/"]
     assert found.manifest["missing"] == bundle.missing
     assert json.loads(found.files["versions.json"])["image"] == profile.image
-    assert yaml.safe_load(found.files["profile.yml"])["name"] == profile.name
-    assert "PLAIN: visible" in found.files["profile.yml"]
+    shown_profile = json.loads(found.files["profile.json"])
+    assert shown_profile["name"] == profile.name
+    assert shown_profile["ray"]["env"]["PLAIN"] == "visible"
 
 
 def test_it_is_for_its_owner_only_and_replaces_an_older_one(
