@@ -210,8 +210,7 @@ def verify(
         print_json(report.document())
     else:
         out.print(report.table())
-        failed = len(report.failed)
-        out.print(f"{len(report.checks) - failed} of {len(report.checks)} checks passed")
+        out.print(report.summary)
     sys.exit(0 if report.ok else 1)
 
 

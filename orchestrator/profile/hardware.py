@@ -23,9 +23,21 @@ from orchestrator.profile.types import (
 
 ADVICE = "Advice shown if the check fails."
 
+Severity = Literal["failure", "warning"]
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+
+class Upstream(Section):
+    """The bridge by which a card is connected to the slot. Its link is the one that trains."""
+
+    id: PciId = Field(description="VENDOR:DEVICE of the bridge, as `lspci -n` prints it.")
+    width: int = Field(ge=1, le=32, description="Minimum number of lanes.")
+    speed: float = Field(gt=0, le=256, description="Minimum speed of a lane in GT/s.")
+    advice: Line = Field(description=ADVICE)
+
 
 class PciDevice(Section):
-    """A PCI device. Its presence, its driver and each BAR are separate checks."""
+    """A PCI device. Its presence, its driver, each BAR and its link are separate checks."""
 
     name: Line = Field(description="The device's name, shown in checks.")
     id: PciId = Field(description="VENDOR:DEVICE in hexadecimal, as `lspci -n` prints it.")
@@ -36,6 +48,12 @@ class PciDevice(Section):
         default={},
         description="Minimum size of its memory regions (BARs), by number. A smaller region means "
         "that resizable BAR is off.",
+    )
+    upstream: Upstream | None = Field(
+        default=None,
+        description="For a card with a bridge of its own: the link to the slot. The device's own "
+        "link is inside the card and tells nothing. A bridge that is not visible, as in a virtual "
+        "machine, is not judged.",
     )
 
 
@@ -50,6 +68,11 @@ class Sign(Section):
     )
     matches: Regex = Field(description="A regular expression that matches a part of the line.")
     wanted: bool = Field(default=True, description="`false`: such a line must not exist.")
+    severity: Severity = Field(
+        default="failure",
+        description="`warning`: for what serving does not need. It is shown, and `verify` still "
+        "succeeds.",
+    )
     advice: Line = Field(description=ADVICE)
 
 
@@ -95,6 +118,57 @@ class Torch(Section):
     advice: Line = Field(description=ADVICE)
 
 
+class Limit(Section):
+    """Something that the accelerators cannot compute."""
+
+    reason: Line = Field(description="Why, shown when a profile is refused.")
+    instead: Line = Field(description="What works instead, shown when a profile is refused.")
+
+
+class DtypeLimit(Limit):
+    """The number formats that they compute in."""
+
+    only: tuple[Dtype, ...] = Field(min_length=1, description="Allowed formats.")
+
+
+class BackendLimit(Limit):
+    """vLLM's attention backends that have kernels for them."""
+
+    only: tuple[Line, ...] = Field(
+        min_length=1,
+        description="Allowed values of vLLM's `attention-backend`. The flag must be set, because "
+        "vLLM's own choice may be another one.",
+    )
+
+
+class BitsLimit(Limit):
+    """The widths of packed integer weights (AWQ, GPTQ and formats like them)."""
+
+    only: tuple[int, ...] = Field(min_length=1, description="Allowed bits of a weight.")
+
+
+class MultipleLimit(Limit):
+    """The sizes that kernels for packed integer weights take."""
+
+    multiple: int = Field(
+        ge=1, description="Group sizes and the input size of each rank must be multiples of it."
+    )
+
+
+class Capabilities(Section):
+    """Limits of the accelerators. A profile that exceeds one is refused before anything starts."""
+
+    no_fp64: Limit | None = Field(
+        default=None,
+        description="They have no double precision. Models with experts are refused: the kernels "
+        "that choose experts need it.",
+    )
+    dtypes: DtypeLimit | None = Field(default=None, description=DtypeLimit.__doc__)
+    attention_backends: BackendLimit | None = Field(default=None, description=BackendLimit.__doc__)
+    weight_bits: BitsLimit | None = Field(default=None, description=BitsLimit.__doc__)
+    packed_sizes: MultipleLimit | None = Field(default=None, description=MultipleLimit.__doc__)
+
+
 class Hardware(Section):
     """Required hardware of one kind of machine. Every entry is a check of `orchestrate verify`."""
 
@@ -130,3 +204,4 @@ class Hardware(Section):
     commands: tuple[Command, ...] = Field(
         default=(), description="Commands that test the hardware."
     )
+    capabilities: Capabilities = Field(default=Capabilities(), description=Capabilities.__doc__)

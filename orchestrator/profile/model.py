@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from orchestrator.core.source import YamlSource
+from orchestrator.core.source import Loc, Problem, YamlSource
 from orchestrator.profile.bench import Bench
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
@@ -339,6 +339,10 @@ class Profile(Section):
     def where(self, *loc: str | int) -> str:
         """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""
         return self._source.where(loc)
+
+    def problem(self, loc: Loc, text: str) -> Problem:
+        """What is wrong with that key, with its line."""
+        return self._source.problem(loc, text)
 
     @property
     def host(self) -> ControlHost:

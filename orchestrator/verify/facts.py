@@ -28,6 +28,9 @@ class PciFacts:
     id: str  # VENDOR:DEVICE
     driver: str  # "" where none is bound
     bars: dict[str, int]  # number -> bytes
+    # Of the link towards the processor, as it runs; None where the device says none.
+    width: int | None = None  # lanes
+    speed: float | None = None  # GT/s of a lane
 
 
 @dataclass(frozen=True)

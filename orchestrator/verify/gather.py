@@ -88,7 +88,10 @@ def hardware(context: VerifyContext, profile: Profile, node: Node) -> HardwareFa
 def hardware_want(kind: Hardware, interfaces: Collection[str]) -> dict[str, Any]:
     """What ``probe_hardware.py`` is told to look at."""
     return {
-        "pci": [device.id for device in kind.pci],
+        "pci": [
+            *(device.id for device in kind.pci),
+            *(device.upstream.id for device in kind.pci if device.upstream),
+        ],
         "modules": kind.modules,
         "devices": kind.devices,
         "links": sorted(interfaces),

@@ -18,7 +18,15 @@ from orchestrator.verify.judge import Rule, Verdict
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
-    from orchestrator.profile.hardware import Command, Hardware, LinkSpeed, PciDevice, Sign, Torch
+    from orchestrator.profile.hardware import (
+        Command,
+        Hardware,
+        LinkSpeed,
+        PciDevice,
+        Sign,
+        Torch,
+        Upstream,
+    )
 
 MEMORY = "check in the firmware setup that it detects every module, and the graphics memory size"
 SLOT = "check its slot and power cable, and that the firmware setup does not disable it"
@@ -43,8 +51,12 @@ def looks(profile: Profile, node: Node) -> list[Look]:
     kind = profile.hardware.get(node.hardware or "")
     if kind is None:
         return []
+    warnings = {sign.name for sign in kind.signs if sign.severity == "warning"}
     found = [*_machine(kind), *_links(profile, node, kind), *_software(kind)]
-    return [Look(Rule(f"hardware: {name}", _braces(look)), judge) for name, look, judge in found]
+    return [
+        Look(Rule(f"hardware: {name}", _braces(look), warning=name in warnings), judge)
+        for name, look, judge in found
+    ]
 
 
 def _machine(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
@@ -56,6 +68,9 @@ def _machine(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
         yield f"{device.name}: driver", device.advice, partial(driver, device)
         for number in device.bars:
             yield f"{device.name}: BAR {number}", RESIZABLE_BAR, partial(bar, device, number)
+        if device.upstream:
+            link = device.upstream
+            yield f"{device.name}: link", link.advice, partial(upstream, link)
     for name in kind.modules:
         yield f"module {name}", f"on {{node}}: modprobe {name}", partial(module, name)
     for path in kind.devices:
@@ -123,6 +138,19 @@ def bar(device: PciDevice, number: str, facts: HardwareFacts) -> Verdict:
     ]
     seen = "; ".join(small) or ", ".join(map(human_size, sizes.values())) or GONE
     return Verdict(bool(there) and not small, f"{human_size(least)} or more", seen)
+
+
+def upstream(want: Upstream, facts: HardwareFacts) -> Verdict:
+    """The links of all such bridges: each card has one of its own."""
+    there = [each for each in facts.pci if each.id == want.id]
+    slow = [
+        each for each in there if (each.width or 0) < want.width or (each.speed or 0) < want.speed
+    ]
+    said = [f"{each.address}: {_lanes(each.width, each.speed)}" for each in slow or there]
+    nothing = f"no bridge {want.id} is visible: not judged"
+    return Verdict(
+        not slow, f"{_lanes(want.width, want.speed)} or more", "; ".join(said) or nothing
+    )
 
 
 def module(name: str, facts: HardwareFacts) -> Verdict:
@@ -196,6 +224,11 @@ def output(command: Command, index: int, facts: HardwareFacts) -> Verdict:
 
 def _those(device: PciDevice, facts: HardwareFacts) -> list[PciFacts]:
     return [each for each in facts.pci if each.id == device.id]
+
+
+def _lanes(width: int | None, speed: float | None) -> str:
+    shown = f"{speed:g} GT/s" if speed else "speed unknown"
+    return f"x{width} at {shown}" if width else f"width unknown, {shown}"
 
 
 def _braces(look: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
-from orchestrator.verify.report import Check
+from orchestrator.verify.report import Check, Severity
 
 if TYPE_CHECKING:
     from orchestrator.models.catalog import Answer
@@ -35,14 +35,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rule:
-    """A check's name and where to look when it fails; ``{node}`` there is the node's name."""
+    """A check's name and where to look when it fails; ``{node}`` there is the node's name.
+
+    ``warning``: serving does not need what it checks.
+    """
 
     name: str
     look: str
+    warning: bool = False
 
     def check(self, node: str, verdict: Verdict) -> Check:
         look = self.look.format(node=node)
-        return Check(self.name, node, verdict.ok, verdict.expected, verdict.seen, look)
+        severity: Severity = "warning" if self.warning else "failure"
+        return Check(self.name, node, verdict.ok, verdict.expected, verdict.seen, look, severity)
 
     def broken(self, node: str, reason: str) -> Check:
         """The check could not run: that is a failure."""

@@ -93,15 +93,23 @@ def memory(root: Path) -> int:
 
 
 def pci(root: Path, wanted: Iterable[str]) -> list[dict[str, object]]:
-    """The PCI devices with one of these ids: address, driver, and the sizes of their BARs."""
+    """The PCI devices with one of these ids: address, driver, sizes of their BARs, and link."""
     found: list[dict[str, object]] = []
     for device in below(root, "/sys/bus/pci/devices/*"):
         name = f"{text(device / 'vendor')[2:]}:{text(device / 'device')[2:]}"
         if name in wanted:
             driver = device / "driver"
             bound = driver.readlink().name if driver.is_symlink() else ""
+            speed = re.match(r"[\d.]+", text(device / "current_link_speed"))
             found.append(
-                {"address": device.name, "id": name, "driver": bound, "bars": bars(device)}
+                {
+                    "address": device.name,
+                    "id": name,
+                    "driver": bound,
+                    "bars": bars(device),
+                    "width": whole(device / "current_link_width"),
+                    "speed": float(speed[0]) if speed else None,
+                }
             )
     return found
 

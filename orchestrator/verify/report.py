@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from rich.table import Table
@@ -15,9 +15,15 @@ from rich.text import Text
 NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+Severity = Literal["failure", "warning"]
+
+
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what it should be, what it is, where to look further."""
+    """One thing that was looked at: what it should be, what it is, where to look further.
+
+    ``severity``: what it is if it is not ``ok``. A warning is shown, and the report is still right.
+    """
 
     name: str
     node: str
@@ -25,6 +31,15 @@ class Check:
     expected: str
     seen: str
     look: str
+    severity: Severity = "failure"
+
+    @property
+    def failed(self) -> bool:
+        return not self.ok and self.severity == "failure"
+
+    @property
+    def warns(self) -> bool:
+        return not self.ok and self.severity == "warning"
 
 
 @dataclass(frozen=True)
@@ -36,11 +51,23 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything is as it should be; nothing looked at is not."""
-        return bool(self.checks) and all(check.ok for check in self.checks)
+        return bool(self.checks) and not self.failed
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if not check.ok)
+        return tuple(check for check in self.checks if check.failed)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.warns)
+
+    @property
+    def summary(self) -> str:
+        """``41 of 42 checks passed, 1 warning``"""
+        passed = len(self.checks) - len(self.failed) - len(self.warnings)
+        text = f"{passed} of {len(self.checks)} checks passed"
+        count = len(self.warnings)
+        return f"{text}, {count} warning{'s' * (count != 1)}" if count else text
 
     def document(self) -> dict[str, Any]:
         """The report as JSON types: ``{"ok": bool, "checks": [...]}``."""
@@ -50,9 +77,8 @@ class Report:
         """For a terminal: a line a check; where one failed, also what to do about it."""
         table = Table("node", "check", "", "seen", box=None, pad_edge=False)
         for check in self.checks:
-            mark = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
             # Text, not str: a node's output is no markup.
-            table.add_row(Text(check.node), Text(check.name), mark, Text(_details(check)))
+            table.add_row(Text(check.node), Text(check.name), _mark(check), Text(_details(check)))
         return table
 
     def junit(self) -> str:
@@ -68,7 +94,10 @@ class Report:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=_xml(check.node), name=_xml(check.name)
             )
-            if not check.ok:
+            if check.warns:  # JUnit has no warnings
+                output = ElementTree.SubElement(case, "system-out")
+                output.text = _xml(f"warning: {_details(check)}")
+            if check.failed:
                 failure = ElementTree.SubElement(case, "failure", message=_xml(check.seen))
                 failure.text = _xml(_details(check))
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
@@ -77,6 +106,12 @@ class Report:
 def report(checks: Sequence[Check]) -> Report:
     """A report of ``checks``."""
     return Report(tuple(checks))
+
+
+def _mark(check: Check) -> Text:
+    if check.warns:
+        return Text("warning", "yellow")
+    return Text("FAILED", "bold red") if check.failed else Text("ok", "green")
 
 
 def _details(check: Check) -> str:

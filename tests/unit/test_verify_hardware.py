@@ -5,6 +5,7 @@ The machines are files of ``data/recorded/``; its README says where they come fr
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from orchestrator.profile.hardware import Command, Hardware, Sign
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
 from orchestrator.verify.facts import CommandFacts, HardwareFacts
 from orchestrator.verify.hardware import looks, output
-from orchestrator.verify.report import Check
+from orchestrator.verify.report import Check, report
 
 RECORDED = DATA / "recorded"
 CASES = sorted(path.name for path in RECORDED.glob("*.yml"))
@@ -42,6 +43,12 @@ def recorded(name: str) -> dict[str, Any]:
     base = recorded(case.pop("like"))
     for key in ("files", "links", "commands"):
         case[key] = base.get(key, {}) | case.get(key, {})
+    log = copy.deepcopy(case["commands"]["journalctl"])
+    for old, new in case.pop("replace", {}).items():
+        assert old in log["out"], f"{name}: its log has no {old!r}"
+        log["out"] = log["out"].replace(old, new)
+    log["out"] += case.pop("add_log", "")
+    case["commands"]["journalctl"] = log
     return base | case
 
 
@@ -108,8 +115,12 @@ def context(run_on: gather.RunOn) -> VerifyContext:
 
 @pytest.mark.parametrize("name", CASES)
 def test_just_what_is_wrong_is_found(name: str, tmp_path: Path) -> None:
-    found = {check.name: check.seen for check in checked(name, tmp_path) if not check.ok}
-    assert found == {PREFIX + check: seen for check, seen in recorded(name)["failed"].items()}
+    found = [check for check in checked(name, tmp_path) if not check.ok]
+    for severity, key in (("failure", "failed"), ("warning", "warned")):
+        seen = {check.name: check.seen for check in found if check.severity == severity}
+        expected = recorded(name).get(key, {})
+        assert seen == {PREFIX + check: text for check, text in expected.items()}
+    assert report(checked(name, tmp_path / "again")).ok == (not recorded(name)["failed"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -134,7 +145,7 @@ def test_every_check_of_the_profiles_fails_in_some_case(tmp_path: Path) -> None:
     for number in ("0.1", "0.2"):
         failing = {
             check for name in CASES if machine(name)[0]["profile"] == number
-            for check in recorded(name)["failed"]
+            for check in recorded(name)["failed"] | recorded(name).get("warned", {})
         }  # fmt: skip
         _, profile, node = machine("a770.yml" if number == "0.1" else "npu.yml")
         names = {look.rule.name.removeprefix(PREFIX) for look in looks(profile, node)}
@@ -144,9 +155,24 @@ def test_every_check_of_the_profiles_fails_in_some_case(tmp_path: Path) -> None:
 
 
 def test_a_resizable_bar_that_is_off_reads_as_advice(tmp_path: Path) -> None:
-    (check,) = [one for one in checked("a770-no-rebar.yml", tmp_path) if not one.ok]
+    (check,) = report(checked("a770-no-rebar.yml", tmp_path)).failed
     assert check.expected == "16 GiB or more"
     assert "'Above 4G Decoding' and 'Re-Size BAR Support'" in check.look
+
+
+def test_a_warning_is_shown_and_fails_nothing(tmp_path: Path) -> None:
+    found = report(checked("a770-huc-not-auth.yml", tmp_path))
+    assert found.ok and not found.failed
+    (warning,) = found.warnings
+    assert "only video needs it" in warning.look
+
+
+def test_a_bridge_that_is_not_visible_is_not_judged(tmp_path: Path) -> None:
+    seen = {check.name: check for check in checked("a770-virtual.yml", tmp_path)}
+    link = seen[f"{PREFIX}Arc A770: link"]
+    assert link.ok
+    assert link.seen == "no bridge 8086:4fa0 is visible: not judged"
+    assert link.expected == "x16 at 16 GT/s or more"
 
 
 def test_a_healthy_machine_says_what_it_has(tmp_path: Path) -> None:
@@ -154,6 +180,7 @@ def test_a_healthy_machine_says_what_it_has(tmp_path: Path) -> None:
     assert seen["memory"] == "62.6 GiB"
     assert seen["Arc A770"] == "1: 0000:03:00.0"
     assert seen["Arc A770: BAR 2"] == "16 GiB"
+    assert seen["Arc A770: link"] == "0000:01:00.0: x16 at 16 GT/s"
     assert seen["link cluster: speed"] == "2500 Mb/s"
     assert seen["link usb4: speed"] == "40 Gb/s"
     assert seen["GuC firmware"].endswith("GuC firmware i915/dg2_guc_70.bin version 70.20.0")

@@ -14,6 +14,7 @@ from orchestrator.verify.report import NOT_XML
 
 GOOD = Check("image", "compute0", True, "abc", "abc", "on compute0: cat /proc/cmdline")
 BAD = Check("hostname", "compute1", False, "compute1", "debian", "on compute1: hostnamectl")
+WARNING = Check("HuC", "compute1", False, "a line", "no line", "nothing to do", "warning")
 HOSTILE = ']]></failure><x a="&\'"> [bold]no markup[/bold] [/] \x00\x1b[31m\ud800'
 
 
@@ -28,6 +29,7 @@ def test_the_document() -> None:
                 "expected": "abc",
                 "seen": "abc",
                 "look": "on compute0: cat /proc/cmdline",
+                "severity": "failure",
             },
             {
                 "name": "hostname",
@@ -36,10 +38,36 @@ def test_the_document() -> None:
                 "expected": "compute1",
                 "seen": "debian",
                 "look": "on compute1: hostnamectl",
+                "severity": "failure",
             },
         ],
     }
     assert json.loads(json.dumps(Report((GOOD,)).document()))["ok"] is True
+
+
+def test_a_warning_leaves_the_report_right() -> None:
+    report = Report((GOOD, WARNING))
+    assert report.ok
+    assert report.summary == "1 of 2 checks passed, 1 warning"
+    assert report.document()["checks"][1]["severity"] == "warning"
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(report.table())
+    shown = capture.get()
+    assert "warning" in shown and "FAILED" not in shown
+    assert "look: nothing to do" in shown
+    suite = ElementTree.fromstring(report.junit())
+    assert suite.get("failures") == "0"
+    warned = suite.findall("testcase")[1]
+    assert warned.find("failure") is None
+    assert (warned.findtext("system-out") or "").startswith("warning: no line")
+
+
+def test_a_warning_hides_no_failure() -> None:
+    report = Report((WARNING, BAD))
+    assert not report.ok
+    assert report.failed == (BAD,) and report.warnings == (WARNING,)
+    assert report.summary == "0 of 2 checks passed, 1 warning"
 
 
 def test_nothing_looked_at_is_not_fine() -> None:
