@@ -24,7 +24,7 @@ from orchestrator.cluster.targets import publish_model, targets
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run
-from orchestrator.models.serving import MANAGED_VARIABLES
+from orchestrator.models.flags import MANAGED_VARIABLES
 from orchestrator.node.resources import Step
 from orchestrator.node.state import NodeState
 from orchestrator.profile import Node

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.nearest import nearest
 from orchestrator.image import spec
-from orchestrator.models import catalog
-from orchestrator.models import serving as vllm
+from orchestrator.models import catalog, flags
 from orchestrator.profile import choose
 from orchestrator.profile.checks import Check, Found
 from orchestrator.profile.load import load as load_alone
@@ -68,8 +67,8 @@ def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
 def flags_are_free(serving: Serving) -> Found:
     seen: dict[str, str] = {}
     for key in serving.args:
-        flag = vllm.flag_name(key)
-        if instead := vllm.managed(flag):
+        flag = flags.flag_name(key)
+        if instead := flags.managed(flag):
             yield ("serving", "args", key), f"cannot be set here; {instead}"
         elif flag in seen:
             yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
@@ -80,12 +79,12 @@ def variables_are_free(ray: Ray, serving: Serving) -> Found:
     for section, env in (("ray", ray.env), ("serving", serving.env)):
         for name in env:
             loc = (section, "env", name)
-            if name in vllm.MANAGED_VARIABLES:
+            if name in flags.MANAGED_VARIABLES:
                 text = "'orchestrate up' sets it and generates the secrets; no profile contains any"
                 yield loc, f"cannot be set here; {text}"
     caches = serving.compile_cache.directories if serving.compile_cache else ()
     for index, cache in enumerate(caches):
-        if managed := vllm.MANAGED_VARIABLES.intersection((cache.variable, *cache.env)):
+        if managed := flags.MANAGED_VARIABLES.intersection((cache.variable, *cache.env)):
             where = ("serving", "compile_cache", "directories", index)
             yield where, f"{min(managed)} cannot be set here; 'orchestrate up' sets it"
 

@@ -7,9 +7,10 @@ Read from vLLM 0.30.0, whose quantization is the same Python on every kind of de
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import BadInput
+from orchestrator.core.source import Loc
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -24,22 +25,34 @@ OFF = ("", "0")
 BITS = {"gptq": (4, 8), "awq": (4,)}
 
 
-def check(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]) -> None:
-    """Raises BadInput, with file, line and key, for the first thing that vLLM would refuse.
+@dataclass(frozen=True)
+class Packed:
+    """Weights of a few bits, several in one integer: of which layers, and their groups.
 
-    ``config`` is the model's config.json; an empty one (the model is not here yet) passes.
+    ``layers``: empty for all that have no rule of their own. ``bits`` and ``group`` are None where
+    the settings do not say them; a group of -1 is a whole column.
+    """
+
+    layers: str
+    bits: int | None
+    group: int | None
+
+
+def problems(
+    profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]
+) -> Iterator[tuple[Loc, str]]:
+    """(where, text) of all that vLLM would refuse, whatever the accelerators are.
+
+    ``config`` is the model's config.json; of an empty one (the model is not here yet) nothing is.
     """
     quantized = settings(config)
     for text in refused(quantized):
-        where = profile.where("serving", "model")
-        raise BadInput(f"{where}: vLLM refuses the model {profile.serving.model}: {text}")
+        yield ("serving", "model"), f"vLLM refuses the model {profile.serving.model}: {text}"
     for section, env in (("ray", profile.ray.env), ("serving", profile.serving.env)):
         if quantized and NO_BATCH_INVARIANT in capabilities and _is_on(env):
-            where = profile.where(section, "env", BATCH_INVARIANT)
             reason = capabilities[NO_BATCH_INVARIANT]
-            raise BadInput(
-                f"{where}: has no effect on this quantized model: {reason}; leave it out"
-            )
+            text = f"has no effect on this quantized model: {reason}; leave it out"
+            yield (section, "env", BATCH_INVARIANT), text
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -83,6 +96,39 @@ def _gptq_rules(quantized: Mapping[str, Any]) -> Iterator[tuple[str, object, obj
         if isinstance(rule, Mapping) and not str(pattern).startswith("-:"):
             size, act = rule.get("group_size", group_size), rule.get("desc_act", desc_act)
             yield f" (in the layers {pattern!r})", size, act
+
+
+def packed(quantized: Mapping[str, Any]) -> Iterator[Packed]:
+    """The widths and groups of AWQ, GPTQ, AutoRound and compressed-tensors' packed weights, which
+    run on the same kernels; nothing of other formats."""
+    method = str(quantized.get("quant_method", "")).lower()
+    if method == "compressed-tensors":
+        for name, rule in _mappings(quantized.get("config_groups")):
+            weights, form = rule.get("weights"), rule.get("format", quantized.get("format"))
+            if form == "pack-quantized" and isinstance(weights, Mapping):
+                size = _whole(weights.get("group_size"))
+                yield Packed(name, _whole(weights.get("num_bits")), -1 if size is None else size)
+    elif method in (*BITS, "auto-round", "auto_round"):
+        bits = _whole(quantized.get("bits", quantized.get("w_bit")))
+        group = _whole(quantized.get("group_size", quantized.get("q_group_size")))
+        yield Packed("", bits, group)
+        for pattern, rule in _mappings(quantized.get("dynamic")):
+            if not pattern.startswith("-:"):
+                yield Packed(
+                    pattern,
+                    _whole(rule.get("bits", bits)),
+                    _whole(rule.get("group_size", group)),
+                )
+
+
+def _mappings(found: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, value in found.items() if isinstance(found, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield str(name), value
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_on(env: Mapping[str, str]) -> bool:

@@ -14,8 +14,8 @@ from support import DATA
 from support.profiles import PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput
+from orchestrator.models.flags import MANAGED_VARIABLES
 from orchestrator.models.profiles import load
-from orchestrator.models.serving import MANAGED_VARIABLES
 
 CASES = yaml.safe_load((DATA / "bad_profiles.yml").read_text())
 

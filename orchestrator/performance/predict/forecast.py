@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.models.serving import number
+from orchestrator.models import cards
+from orchestrator.models.config import number
 from orchestrator.performance.predict import rank
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, accelerators, candidates
@@ -108,7 +109,12 @@ def forecast(
         text = config.get("text_config", config)
         allowed = replace(allowed, context=number(text, "max_position_embeddings"))
     asked = load or _cut(USUAL, allowed.context)
-    known, missing = _known(probes, profile, candidates(config, len(devices)), engine)
+    layouts = [
+        layout
+        for layout in candidates(config, len(devices))
+        if not cards.rank_misfit(profile, config, layout.tensor)
+    ]
+    known, missing = _known(probes, profile, layouts, engine)
     ranked = rank.rank(shape, known, known.__getitem__, asked, allowed)
     compared = chosen if chosen in known and not chosen.one else _widest(list(known))
     return Forecast(

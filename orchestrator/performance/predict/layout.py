@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.models.serving import pipeline_misfit, tensor_misfit
+from orchestrator.models.config import pipeline_misfit, tensor_misfit
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile

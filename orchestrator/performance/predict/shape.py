@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.models import quantization
-from orchestrator.models.serving import EXPERT_KEYS, KV_HEAD_KEYS, number
+from orchestrator.models.config import EXPERT_KEYS, KV_HEAD_KEYS, number
 
 #: vLLM's names of number formats -> (torch's name, bytes of a number).
 DTYPES = {

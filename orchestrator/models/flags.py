@@ -1,0 +1,50 @@
+"""Flags and variables of `vllm serve`, as a profile writes them: which are not the profile's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Flags that the profile's own keys decide (or nothing may): flag -> what to do instead.
+MANAGED_FLAGS = {
+    "model": "use serving.model",
+    "served-model-name": "use serving.model",
+    "host": "vLLM listens on its address on ray.network",
+    "port": "use serving.port",
+    "uds": "use serving.port",
+    "tensor-parallel-size": "use serving.tensor_parallel",
+    "tp": "use serving.tensor_parallel",
+    "pipeline-parallel-size": "use serving.pipeline_parallel",
+    "pp": "use serving.pipeline_parallel",
+    "enable-expert-parallel": "use serving.expert_parallel",
+    "ep": "use serving.expert_parallel",
+    "data-parallel-size": "a profile serves one copy of the model",
+    "dp": "a profile serves one copy of the model",
+    "distributed-executor-backend": "the backend is always ray",
+    "api-key": "'orchestrate up' generates the key; no profile contains it",
+    "config": "set the flags here instead of in another file",
+}
+#: Variables that carry secrets or belong to the cluster.
+MANAGED_VARIABLES = frozenset(
+    {"VLLM_API_KEY", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+)
+
+
+def flag_name(key: str) -> str:
+    """A flag's name as vLLM compares it: underscores are dashes, and ``no-`` is the same flag."""
+    return key.replace("_", "-").removeprefix("no-")
+
+
+def managed(flag: str) -> str:
+    """What to do instead of setting ``flag``; empty where it is free.
+
+    Beginnings of a managed flag count too, since argparse takes them for the flag, and so do all
+    further ones of data parallelism.
+    """
+    if flag.startswith("data-parallel"):
+        flag = "data-parallel-size"
+    return next((text for name, text in MANAGED_FLAGS.items() if name.startswith(flag)), "")
+
+
+def given(args: Mapping[str, object], flag: str) -> tuple[str, object] | None:
+    """The key that sets a flag and its value; None where none does."""
+    return next(((key, args[key]) for key in args if flag_name(key) == flag), None)
