@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from orchestrator.core.sizes import human_size
 if TYPE_CHECKING:
     from orchestrator.models.hub import Held
     from orchestrator.profile import Profile
+    from orchestrator.profile.serving import HubModel
 
 
 @click.group()
@@ -29,7 +31,7 @@ def model() -> None:
 
 
 @model.command()
-@on_cluster
+@partial(on_cluster, pinned=False)
 @json_option
 @click.option(
     "--from",
@@ -39,9 +41,20 @@ def model() -> None:
     "the hub's own cache, or one of 'hf download --local-dir'.",
 )
 @click.option("--check", is_flag=True, help="Read all files again, and replace damaged ones.")
+@click.option(
+    "--revision",
+    metavar="BRANCH",
+    help="Pull what this branch, tag or commit holds now, and print the line that pins it in the "
+    "profile. Default: the profile's revision, else main.",
+)
 @click.argument("name", required=False, shell_complete=complete.models)
 def pull(
-    profile: Profile, as_json: bool, source: Path | None, check: bool, name: str | None
+    profile: Profile,
+    as_json: bool,
+    source: Path | None,
+    check: bool,
+    revision: str | None,
+    name: str | None,
 ) -> None:
     """Download a model's files, at the commit that the profile pins (default: the served model).
 
@@ -49,34 +62,69 @@ def pull(
     resumes. The token for a gated repository is read from HF_TOKEN, or from where 'hf auth login'
     put it.
 
+    A model without a revision in the profile is pulled at the newest commit of its main branch.
+    The profile needs that commit before the model is served: the line to add is printed.
+
     \b
     Example: orchestrate model pull mistral-small --profile 0.1
+    Example: orchestrate model pull gemma-2b --revision main --profile 0.1
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
     from orchestrator.core.errors import BadInput
-    from orchestrator.models import hub, hub_listing
+    from orchestrator.models import hub
 
     name = name or profile.serving.model
     entry = profile.models.get(name)
     if entry is None:
         raise BadInput(f"the profile {profile.name!r} has no hub model {name!r}", _known(profile))
-    if entry.revision is None:
-        commit = hub_listing.newest(entry.repository)
-        raise BadInput(
-            f"{profile.where('models', name)}: {name} has no revision, so its files are undefined",
-            f"{entry.repository} is at {commit} now. To pin that: revision: {commit}",
-        )
+    commit = _commit(profile, name, entry, revision, source)
     if source:
-        pulled = hub.take(entry.repository, entry.revision, source)
+        pulled = hub.take(entry.repository, commit, source)
     else:
-        pulled = hub.pull(entry.repository, entry.revision, check)
+        pulled = hub.pull(entry.repository, commit, check)
     if as_json:
-        print_json({"name": name, "directory": pulled.directory, "files": pulled.files,
+        print_json({"name": name, "revision": commit, "pinned": commit == entry.revision,
+                    "directory": pulled.directory, "files": pulled.files,
                     "size": pulled.size, "present": pulled.present})  # fmt: skip
-    elif pulled.files:
+        return
+    if pulled.files:
         out.print(f"{name}: {pulled.files} files, {human_size(pulled.size)}, checked", markup=False)
     else:
         out.print(f"{name}: nothing to do, all files are here and checked", markup=False)
+    if commit != entry.revision:
+        _tell_how_to_pin(profile, name, commit)
+
+
+def _commit(
+    profile: Profile, name: str, entry: HubModel, revision: str | None, source: Path | None
+) -> str:
+    """Which commit to pull. Raises BadInput where a directory is given and nobody says which."""
+    from orchestrator.core.errors import BadInput
+    from orchestrator.models import hub_listing
+
+    if revision is None and entry.revision:
+        return entry.revision
+    if revision and hub_listing.BLOB.fullmatch(revision):
+        return revision
+    if source:
+        raise BadInput(
+            f"{profile.where('models', name)}: {name} has no commit, so the directory's files"
+            " cannot be told from another commit's",
+            "Add its revision to the profile, or name the commit: --revision COMMIT.",
+        )
+    return hub_listing.commit_of(entry.repository, revision or "main")
+
+
+def _tell_how_to_pin(profile: Profile, name: str, commit: str) -> None:
+    pinned = profile.models[name].revision
+    what = f"replace {pinned} at" if pinned else "add this to"
+    out.print(
+        f"{name} is not pinned to this commit. To serve it, {what}"
+        f" {profile.where('models', name)}:",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(f"    revision: {commit}", markup=False, soft_wrap=True)
 
 
 @model.command()

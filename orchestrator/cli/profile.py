@@ -147,8 +147,8 @@ def _notes(profile: Profile) -> Iterator[str]:
         )
     for name, hub in profile.models.items():
         if not hub.revision:
-            pin = catalog.how_to_pin(hub.repository)
-            yield f"models.{name} has no revision: before it is served, {pin}"
+            pin = catalog.how_to_pin(name)
+            yield f"models.{name} has no revision, which serving it needs: {pin}"
 
 
 def _problems(error: BadInput) -> list[dict[str, Any]]:

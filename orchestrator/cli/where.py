@@ -35,17 +35,18 @@ profile_name_option = click.option(
 )
 
 
-def on_cluster(verb: Callable[..., Any]) -> Callable[..., Any]:
+def on_cluster(verb: Callable[..., Any], *, pinned: bool = True) -> Callable[..., Any]:
     """A verb about a cluster, with ``--profile``: it gets the checked ``profile``.
 
     It runs on the profile's control host, but with ``--machines``: those are this computer's.
+    Not ``pinned``: also where the served model lacks its commit.
     """
 
     @wraps(verb)
     def there(*, profile: str | None, **others: Any) -> Any:
         from orchestrator.models.profiles import active
 
-        chosen = active(profile)
+        chosen = active(profile, pinned=pinned)
         if others.get("machines") is None:
             _go(chosen)
         return verb(profile=chosen, **others)

@@ -60,7 +60,7 @@ def validate(model: type[_Model], source: YamlSource) -> tuple[_Model | None, li
 
 def _explain(model: type[BaseModel], source: YamlSource, error: ErrorDetails) -> Problem:
     loc: Loc = tuple(part for part in error["loc"] if part != "[key]")
-    return source.problem(loc, _words(model, loc, error))
+    return source.problem(loc, _words(model, loc, error, source.written.get(loc)))
 
 
 #: pydantic's kinds of errors, in our words.
@@ -81,12 +81,14 @@ WORDS = {
 }
 
 
-def _words(model: type[BaseModel], loc: Loc, error: ErrorDetails) -> str:
+def _words(
+    model: type[BaseModel], loc: Loc, error: ErrorDetails, written: str | None = None
+) -> str:
     if error["type"] == "missing":
         return f"is missing; {_description(model, loc)}"
     if error["type"] == "extra_forbidden":
         return f"unknown key; {nearest(str(loc[-1]), _known(model, loc[:-1]))}"
-    shown = _shown(error["input"])
+    shown = quoted(written) if written else _shown(error["input"])
     if words := WORDS.get(error["type"]):
         return words.format(shown=shown, **error.get("ctx", {}))
     return f"{shown} is invalid; {error['msg'][0].lower()}{error['msg'][1:]}"

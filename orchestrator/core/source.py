@@ -35,6 +35,8 @@ class YamlSource:
     path: Path
     data: Any = None
     lines: Mapping[Loc, int] = field(default_factory=dict)
+    #: Values that are not text, as the file has them: a number without its zeros reads as another.
+    written: Mapping[Loc, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
     def problem(self, loc: Loc, text: str) -> Problem:
@@ -89,7 +91,7 @@ def read(path: Path) -> YamlSource:
         return _unreadable(path, "the file is empty")
     builder = _Builder(path)
     data = builder.build(root, ())
-    return YamlSource(path, data, builder.lines, tuple(builder.problems))
+    return YamlSource(path, data, builder.lines, builder.written, tuple(builder.problems))
 
 
 def _unreadable(path: Path, text: str, line: int = 1) -> YamlSource:
@@ -136,6 +138,7 @@ class _Builder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: dict[Loc, int] = {}
+        self.written: dict[Loc, str] = {}
         self.problems: list[Problem] = []
         self._open: set[int] = set()
 
@@ -175,7 +178,10 @@ class _Builder:
         convert = _SCALARS.get(node.tag)
         try:
             if convert is not None:
-                return convert(node.value)
+                value = convert(node.value)
+                if isinstance(value, int | float) and node.value:
+                    self.written[loc] = node.value
+                return value
             text = f"has the tag {node.tag}; allowed: plain text, numbers, true and false"
         except ValueError:
             text = f"is {node.value!r}, which its tag {node.tag} does not allow"

@@ -119,9 +119,9 @@ def lacking_weights(directory: Path, names: Collection[str]) -> list[str]:
     return [] if formats else [pattern]
 
 
-def how_to_pin(repository: str) -> str:
-    """The command that prints a repository's newest commit."""
-    return f"take the commit that 'git ls-remote https://huggingface.co/{repository} HEAD' prints"
+def how_to_pin(name: str) -> str:
+    """The command that prints the line which a model without a revision lacks."""
+    return f"'orchestrate model pull {name}' pulls the newest commit and prints the line to add"
 
 
 def known() -> list[str]:

@@ -113,12 +113,12 @@ def listed(repository: str, revision: str) -> list[RemoteFile]:
     ]
 
 
-def newest(repository: str) -> str:
-    """The commit that the repository's main branch is at. Raises UserError as ``listed`` does."""
+def commit_of(repository: str, branch: str) -> str:
+    """The commit that a branch or a tag is at now. Raises UserError as ``listed`` does."""
     from huggingface_hub import HfApi
 
-    with explained(repository, "main"):
-        return str(_asked(lambda: HfApi().model_info(repository)).sha)
+    with explained(repository, branch):
+        return str(_asked(lambda: HfApi().model_info(repository, revision=branch)).sha)
 
 
 def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFile]:
@@ -220,8 +220,8 @@ def explained(repository: str, revision: str) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(
-            f"{what}: the repository has no such commit",
-            "It may have been rewritten: see its history on the hub, and pin another revision.",
+            f"{what}: the repository has no such commit, branch or tag",
+            "It may have been rewritten: see its history on the hub, and use another revision.",
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(

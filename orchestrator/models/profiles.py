@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
 
-def active(option: str | None = None) -> Profile:
+def active(option: str | None = None, *, pinned: bool = True) -> Profile:
     """The profile that ``--profile``, the environment or ``profile use`` names, in this order.
 
-    Raises BadInput where none does, where the named one does not exist, or where it is wrong.
+    Raises BadInput where none does, where the named one does not exist, or as ``load`` does.
     """
-    return load(choose.active_path(option))
+    return load(choose.active_path(option), pinned=pinned)
 
 
-def load(path: Path) -> Profile:
-    """Read and check a profile. Raises DocumentError (a BadInput) with all that is wrong."""
-    return load_alone(path, CHECKS)
+def load(path: Path, *, pinned: bool = True) -> Profile:
+    """Read and check a profile. Raises DocumentError (a BadInput) with all that is wrong.
+
+    Not ``pinned``: the served model may lack its commit, for the command that finds it.
+    """
+    return load_alone(path, (*CHECKS, *((served_model_is_pinned,) if pinned else ())))
 
 
 def how_to_pull(profile: Profile) -> str:
@@ -50,12 +53,15 @@ def image_is_known(image: str) -> Found:
 
 def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
     known = [*models, *catalog.known()]
-    chosen = models.get(serving.model)
     if serving.model not in known:
         text = f"there is no directory models/{serving.model} and no key models.{serving.model}"
         yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
-    elif chosen and not chosen.revision:
-        text = f"is missing, but serving.model needs it; {catalog.how_to_pin(chosen.repository)}"
+
+
+def served_model_is_pinned(serving: Serving, models: dict[str, HubModel]) -> Found:
+    chosen = models.get(serving.model)
+    if chosen and not chosen.revision:
+        text = f"is missing, but serving.model needs it; {catalog.how_to_pin(serving.model)}"
         yield ("models", serving.model, "revision"), text
 
 

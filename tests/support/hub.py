@@ -38,6 +38,7 @@ class Hub:
     first: dict[str, list[int]] = field(default_factory=dict)
     #: Files that the listing names and the hub does not give: their status.
     withheld: dict[str, int] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=lambda: {"main": NEWEST, "older": REVISION})
     gets: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     #: Those that the other host got, which large files are redirected to.
@@ -85,8 +86,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.refuse:
             self.refuse(*self.hub.refuse, body)
         elif match := re.fullmatch(rf"/api/models/{REPOSITORY}(?:/revision/(\w+))?", path):
-            self.list(match.group(1) or NEWEST, body)
-        elif match := re.fullmatch(rf"/{REPOSITORY}/resolve/{REVISION}/(.+)", path):
+            name = match.group(1) or "main"
+            self.list(self.hub.branches.get(name, name), body)
+        elif match := re.fullmatch(rf"/{REPOSITORY}/resolve/(?:{REVISION}|{NEWEST})/(.+)", path):
             self.resolve(match.group(1), body)
         else:
             self.refuse(404, "RepoNotFound", body)

@@ -101,3 +101,15 @@ def test_what_may_be_another_commit_tomorrow_is_no_revision(
     monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
     with pytest.raises(BadInput, match=r"models\.big\.revision: .* allowed: a commit"):
         load(make_checkout(tmp_path, PROFILE.replace("serving:", big)))
+
+
+def test_a_commit_of_decimal_digits_is_shown_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YAML reads it as a number, which has no leading zero."""
+    digits = "0123456789" * 4
+    big = f"models:\n  big: {{repository: owner/big, revision: {digits}}}\nserving:"
+    monkeypatch.setenv("ORCHESTRATE_CHECKOUT", str(tmp_path))
+    expected = rf"models\.big\.revision: '{digits}' is not text; allowed: text, in double quotes"
+    with pytest.raises(BadInput, match=expected):
+        load(make_checkout(tmp_path, PROFILE.replace("serving:", big)))
