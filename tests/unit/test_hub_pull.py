@@ -7,93 +7,22 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.hub import LISTING, NEWEST, REPOSITORY, REVISION, Hub, serving
-from support.profiles import PROFILE, make_checkout
+from support.hub import LISTING, NEWEST, REPOSITORY, REVISION
+from support.hub_box import PROJECT, WEIGHTS, Box, boxed
 
 from orchestrator.models import hub as hubs
 from orchestrator.models.hub_listing import RemoteFile, chosen
 from orchestrator.models.publish import handed_out, publish, published
 
-PROJECT = Path(__file__).resolve().parents[2]
-WEIGHTS = "model.safetensors"
-CONFIG = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 4,
-    "intermediate_size": 256,
-}
-
-
-@dataclass
-class Box:
-    """A checkout and a state directory of one test, and a hub."""
-
-    root: Path
-    hub: Hub
-
-    @property
-    def env(self) -> dict[str, str]:
-        own = {
-            "ORCHESTRATE_CHECKOUT": str(self.root),
-            "ORCHESTRATE_STATE": str(self.root / "state"),
-            "HOME": str(self.root),
-            "HF_HOME": str(self.root / "hf"),
-            "HF_ENDPOINT": self.hub.url,
-            "HF_TOKEN": "hf_secret",
-            "NO_PROXY": "127.0.0.1",
-        }
-        return os.environ | own
-
-    @property
-    def home(self) -> Path:
-        return self.root / "state/hub" / REPOSITORY / REVISION
-
-    def run(
-        self, *words: str | Path, env: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*words), cwd=PROJECT, env=self.env | (env or {}), capture_output=True,
-            text=True, timeout=120, check=False,
-        )  # fmt: skip
-
-    def argv(self, *words: str | Path) -> list[str]:
-        return [sys.executable, "-m", "orchestrator", "model", *map(str, words)]
-
-    def pull(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.run("pull", "--profile", self.root / "profiles/small.yml", *words)
-
-    def json(self, *words: str | Path, env: Mapping[str, str] | None = None) -> Any:
-        done = self.run(*words, "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    text = PROFILE.replace(
-        "serving:\n  model: tiny",
-        f"models:\n  big: {{repository: {REPOSITORY}, revision: {REVISION}}}\n"
-        f"  open: {{repository: {REPOSITORY}}}\nserving:\n  model: big",
-    ).replace("{repeats: 3}", '{repeats: 3, prompts: [{question: "2 + 2?", contains: "4"}]}')
-    make_checkout(tmp_path, text)
-    files = {
-        "config.json": json.dumps(CONFIG).encode(),
-        "tokenizer.json": b"{}",
-        WEIGHTS: os.urandom(3_000_000),
-        "pytorch_model.bin": b"the same weights again",
-        "onnx/model.onnx": b"and again",
-        "README.md": b"# big",
-        "custom.py": b"import os",
-    }
-    with serving(Hub(files, large=(WEIGHTS, "pytorch_model.bin"))) as hub:
-        yield Box(tmp_path, hub)
+    with boxed(tmp_path) as found:
+        yield found
 
 
 def test_what_vllm_reads_is_brought_checked_and_written_down(box: Box) -> None:
@@ -181,72 +110,6 @@ def test_a_directory_is_enough(box: Box, tmp_path: Path) -> None:
     empty.mkdir()
     (box.home / hubs.MANIFEST).unlink()
     assert "config.json" in box.pull("--from", empty).stderr
-
-
-def test_a_model_without_a_revision_comes_from_main_with_the_line_that_pins_it(box: Box) -> None:
-    done = box.pull("open")
-    assert done.returncode == 0, done.stderr
-    assert "open: 3 files" in done.stdout
-    assert done.stdout.splitlines()[-2].endswith("small.yml:36: models.open:")
-    assert done.stdout.splitlines()[-1] == f"    revision: {NEWEST}"
-    home = box.home.parent / NEWEST
-    assert (home / WEIGHTS).read_bytes() == box.hub.files[WEIGHTS]
-    assert set(hubs.manifest(home)) == {"config.json", "tokenizer.json", WEIGHTS}
-    # The line, where it was said that it belongs, is all that the profile lacks.
-    file = box.root / "profiles/small.yml"
-    line = done.stdout.splitlines()[-1].strip()
-    file.write_text(
-        file.read_text()
-        .replace(
-            f"open: {{repository: {REPOSITORY}}}", f"open: {{repository: {REPOSITORY}, {line}}}"
-        )
-        .replace("model: big", "model: open")
-    )
-    again = box.pull()
-    assert again.returncode == 0 and "nothing to do" in again.stdout
-    assert "revision" not in again.stdout
-
-
-def test_a_served_model_without_a_revision_can_be_pulled_and_not_served(box: Box) -> None:
-    file = box.root / "profiles/small.yml"
-    file.write_text(file.read_text().replace("model: big", "model: open"))
-    assert box.pull().returncode == 0
-    refused = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "profile", "check", str(file)],
-        cwd=PROJECT, env=box.env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert refused.returncode == 2
-    assert "models.open.revision: is missing" in refused.stderr
-    assert "'orchestrate model pull open' pulls the newest commit" in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("branch", "commit"), [("main", NEWEST), ("older", REVISION), (REVISION, REVISION)]
-)
-def test_a_branch_is_pulled_at_the_commit_that_it_is_at(branch: str, commit: str, box: Box) -> None:
-    found = box.json(
-        "pull", "open", "--revision", branch, "--profile", box.root / "profiles/small.yml"
-    )
-    assert (found["revision"], found["pinned"], found["files"]) == (commit, False, 3)
-    assert Path(found["directory"]) == box.home.parent / commit
-
-
-def test_another_branch_than_the_pinned_commit_is_said_to_be_one(box: Box) -> None:
-    done = box.pull("--revision", "main")
-    assert done.returncode == 0, done.stderr
-    assert f"replace {REVISION} at" in done.stdout and f"    revision: {NEWEST}" in done.stdout
-    assert not box.home.exists()
-
-
-def test_a_branch_that_is_not_there_is_said(box: Box) -> None:
-    done = box.pull("--revision", "nobodys")
-    assert done.returncode == 1 and "no such commit, branch or tag" in done.stderr
-
-
-def test_a_directory_cannot_say_which_commit_it_is(box: Box) -> None:
-    done = box.pull("open", "--from", box.root)
-    assert done.returncode == 2 and "models.open" in done.stderr
-    assert "--revision COMMIT" in done.stderr
 
 
 def test_an_unknown_name_lists_the_known(box: Box) -> None:
