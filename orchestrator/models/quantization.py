@@ -23,6 +23,16 @@ NO_BATCH_INVARIANT = "no_batch_invariant_quantized"
 OFF = ("", "0")
 #: The widths that vLLM reads, by method: a GPTQ model's have to be symmetric.
 BITS = {"gptq": (4, 8), "awq": (4,)}
+#: Methods that vLLM 0.30.0 reads in a config.json, by the names that models give them. Not
+#: bitsandbytes: it was taken out.
+METHODS = {
+    "auto-round", "auto_round", "intel/auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin",
+    "compressed-tensors", "deepseek_v4_fp8", "experts_int8", "fbgemm_fp8", "fp8", "fp_quant",
+    "gpt_oss_mxfp4", "gptq", "gptq_marlin", "humming", "inc", "modelopt", "modelopt_fp4",
+    "modelopt_mixed", "modelopt_mxfp8", "moe_wna16", "mxfp4", "mxfp8", "online", "quark", "torchao",
+}  # fmt: skip
+#: Keys of settings that vLLM knows without a name of their method.
+NAMELESS = ("quant_algo", "producer")
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,12 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def refused(quantized: Mapping[str, Any]) -> Iterator[str]:
     """What vLLM refuses about quantization settings: what is wrong, and what to take instead."""
-    method = str(quantized.get("quant_method", "")).lower()
+    method = str(quantized.get("quant_method") or "").lower()
+    if quantized and not method and not any(key in quantized for key in NAMELESS):
+        text = "its quantization has no quant_method, as in models for MLX"
+        yield f"{text}; take one with AWQ or GPTQ"
+    if method and method not in METHODS:
+        yield f"it does not read the quantization {method!r}; take one with AWQ, GPTQ or fp8"
     if method not in BITS:
         return
     bits = quantized.get("bits", quantized.get("w_bit"))

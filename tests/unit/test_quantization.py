@@ -46,6 +46,23 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, 
             ],
         ),
         (GPTQ | {"bits": 3}, ["gptq with 3 bits; take one with 4 or 8 bits"]),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            ["it does not read the quantization 'bitsandbytes'; take one with AWQ, GPTQ or fp8"],
+        ),
+        (
+            {"quant_method": "hqq"},
+            ["it does not read the quantization 'hqq'; take one with AWQ, GPTQ or fp8"],
+        ),
+        (
+            {"group_size": 64, "bits": 4},
+            [
+                "its quantization has no quant_method, as in models for MLX; take one with AWQ or"
+                " GPTQ"
+            ],
+        ),
+        ({"quant_algo": "NVFP4", "producer": {"name": "modelopt"}}, []),
+        ({"quant_method": "auto-round", "bits": 4}, []),
         (GPTQ | {"sym": False}, ["gptq that is not symmetric (sym false); take one with sym true"]),
         (
             {"quant_method": "AWQ", "w_bit": 8, "q_group_size": 128},
