@@ -100,8 +100,10 @@ def open_cluster(
     """Put a cluster together; `machines` names another driver than the profile does, `accel` what
     QEMU machines run under.
 
-    Raises UserError where the image is not built, or the cluster runs with another driver.
+    Raises UserError where the model cannot be served as the profile says, the image is not built,
+    or the cluster runs with another driver.
     """
+    layout = resolve(profile)  # first: a profile that is refused needs no image
     choice = images.read(profile.name)
     if choice.held and choice.current:
         image = images.directory(profile.name, choice.current.id)
@@ -112,7 +114,7 @@ def open_cluster(
         image=image,
         choice=choice,
         model=served(profile),
-        layout=resolve(profile),
+        layout=layout,
         trust=open_trust(profile.name),
         driver=driver(profile, machines, accel),
     )

@@ -64,7 +64,7 @@ def rank_misfit(profile: Profile, config: Mapping[str, Any], size: int) -> str:
 
 def _experts(profile: Profile, kind: str, limits: Capabilities, config: Mapping[str, Any]) -> Found:
     if limits.no_fp64 and shape.has_experts(shape.decoder(config)):
-        what = f"the model {profile.serving.model} has experts"
+        what = f"{profile.serving.model}: a model with experts"
         yield ("serving", "model"), _refused(what, kind, limits.no_fp64)
 
 
@@ -78,7 +78,7 @@ def _dtype(profile: Profile, kind: str, limits: Capabilities, config: Mapping[st
         own = str(named.get("dtype") or named.get("torch_dtype") or config.get("torch_dtype"))
         # Of a model in float32, or one that does not say, vLLM takes the platform's first format.
         dtype = "bfloat16" if own in ("float32", "None") else own
-        what = f"is not set, and the model {profile.serving.model} is in {dtype}"
+        what = f"is not set; {dtype}, the format of {profile.serving.model},"
     else:
         dtype = DTYPES.get(str(value), str(value))
         what = f"'{value}'"
@@ -90,7 +90,7 @@ def _attention(profile: Profile, kind: str, limits: Capabilities) -> Found:
     limit, (key, backend) = limits.attention_backends, _backend(profile.serving.args)
     if limit is None or (backend or "").upper() in limit.only:
         return
-    what = f"'{backend}'" if backend else "is not set, so vLLM chooses: its choice"
+    what = f"'{backend}'" if backend else "is not set; vLLM's own choice"
     yield ("serving", "args", key), _refused(what, kind, limit)
 
 
@@ -113,15 +113,15 @@ def _packed(profile: Profile, kind: str, limits: Capabilities, config: Mapping[s
     method = quantized.get("quant_method")
     for one in quantization.packed(quantized):
         where = f" (in the layers {one.layers!r})" if one.layers else ""
-        model = f"the model {profile.serving.model} is {method}"
+        model = f"{profile.serving.model}: {method}"
         bits, sizes = limits.weight_bits, limits.packed_sizes
         if bits and one.bits is not None and one.bits not in bits.only:
             what = f"{model} with {one.bits} bits{where}"
             yield ("serving", "model"), _refused(what, kind, bits)
         if sizes and one.group is not None and one.group != -1 and one.group % sizes.multiple:
-            what = f"{model} with groups of {one.group}{where}, no multiple of {sizes.multiple}"
+            what = f"{model} with groups of {one.group}{where}"
             yield ("serving", "model"), _refused(what, kind, sizes)
 
 
 def _refused(what: str, kind: str, limit: Limit) -> str:
-    return f"{what}; not possible on {kind}: {limit.reason}; use {limit.instead}"
+    return f"{what} is not possible on {kind}: {limit.reason}; use {limit.instead}"
