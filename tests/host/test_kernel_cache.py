@@ -27,8 +27,9 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
-from orchestrator.node import kernel_cache
+from orchestrator.node import kernel_archive, kernel_cache
 from orchestrator.node.kernel_cache import Unusable, key, prepare
+from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Remote
 from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Profile
@@ -238,6 +239,43 @@ def test_what_is_not_what_the_cluster_says_is_refused(
         heard(root, warm=[{**archive, "url": url, **wrong}])
     assert list((root / "var/lib/kernels.memory").iterdir()) == []
     heard(root)  # without it, the node goes on
+
+
+def test_the_unit_runs_it_with_the_nodes_own_python(
+    root: Path, archive: dict[str, Any], url: str
+) -> None:
+    """As the unit does: two files in /etc/orchestrate, and what they are told."""
+    etc = root / "etc"
+    etc.mkdir()
+    for module in (kernel_cache, kernel_archive):
+        (etc / Path(module.__file__).name).write_text(kernels.source(module))
+    # This machine's own key, since its root is /.
+    mine = key([], Path("/"))
+    (etc / "pack" / mine / "A_CACHE_DIR").mkdir(parents=True)
+    (etc / "pack" / mine / "A_CACHE_DIR/x.so").write_bytes(b"library")
+    (etc / "link").symlink_to(etc / "pack" / mine)
+    with (root / "served/archive").open("wb") as out:
+        kernel_archive.pack(wanted(root, link=str(etc / "link")), out)
+    warm_cache = {"key": mine, "sha256": warm.sha256(root / "served/archive"),
+                  "size": (root / "served/archive").stat().st_size, "url": url}  # fmt: skip
+    places = {name: str(root / name) for name in ("disk", "memory", "link")}
+
+    def run_unit(**others: Any) -> subprocess.CompletedProcess[str]:
+        want = wanted(root, cards=[], **places, **others)
+        (etc / "kernels.json").write_text(json.dumps(want))
+        argv = [PYTHON, "-I", etc / "kernel_cache.py", etc / "kernels.json"]
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    refused = run_unit(warm=[warm_cache | {"sha256": "0" * 64}])
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("the warm cache has sha256")
+    assert refused.stderr.count("\n") == 1
+    done = run_unit(warm=[warm_cache])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 files" in done.stdout
+    assert (root / "link/A_CACHE_DIR/x.so").read_bytes() == b"library"
+    assert run_unit().returncode == 0
+    assert (root / "link/A_CACHE_DIR/x.so").exists()
 
 
 CACHES = """
