@@ -82,6 +82,7 @@ let
         "bytecode.py"
         "compiling.py"
         "deb.py"
+        "metadata.py"
         "wheel.py"
       ];
       spec = {

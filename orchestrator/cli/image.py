@@ -77,10 +77,11 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
                 "unsized": sum(file.size is None for file in locked.lock.files),
                 "changes": locked.changes,
                 "notes": locked.notes,
+                "overrides": [each.document() for each in locked.overrides],
             }
         )
         return
-    for line in (*locked.changes, *locked.notes):
+    for line in (*locked.changes, *locked.notes, *map(str, locked.overrides)):
         out.print(line, markup=False)
     files = f"{len(locked.lock.debs)} packages, {len(locked.lock.wheels)} wheels"
     if locked.lock.sources:

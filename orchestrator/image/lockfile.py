@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write as write_file
@@ -69,11 +69,36 @@ class LockedSeed(_Part):
     sha256: str
 
 
+class Overridden(_Part):
+    """A requirement of a distribution that image.yml replaces: what it says, and what is taken."""
+
+    distribution: str
+    requirement: str
+    from_: str = Field(alias="from")
+    to: str
+    because: str
+
+    @property
+    def key(self) -> str:
+        return f"python.override.{self.distribution}.{self.requirement}"
+
+    def document(self) -> dict[str, str]:
+        """The same as JSON types."""
+        return self.model_dump(by_alias=True)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.distribution} requires {self.requirement}{self.from_}, overridden by "
+            f"{self.to}: {self.because}"
+        )
+
+
 class PythonPart(_Part):
     """What the build has to know about the image's Python."""
 
     version: str
     rename: dict[str, Rename]
+    overrides: tuple[Overridden, ...] = ()
 
 
 class Lock(_Part):
@@ -178,7 +203,9 @@ def require_fitting_wheels(name: str, lock: Lock, image: Spec) -> None:
 
 def text(lock: Lock) -> str:
     """The lock as JSON, the same bytes for the same lock: one line a file, so that diffs read."""
-    raw = lock.model_dump(mode="json", exclude_none=True)
+    raw = lock.model_dump(mode="json", exclude_none=True, by_alias=True)
+    if lock.python and not lock.python.overrides:  # a key that only few images have
+        del raw["python"]["overrides"]
     head = {"schema": raw["schema_"], "inputs": raw["inputs"]}
     head |= {key: raw[key] for key in ("debian_inputs",) if key in raw}
     head |= {"epoch": raw["epoch"], "python": raw.get("python"), "system": raw["system"]}

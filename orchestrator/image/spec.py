@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from pydantic import (
@@ -51,6 +53,21 @@ def _python_version(text: str) -> str:
     return text
 
 
+def _specifier(text: str) -> str:
+    try:
+        if not SpecifierSet(text):
+            raise ValueError("no version is given; allowed: a specifier such as ==1.2.3")
+    except InvalidSpecifier:
+        raise ValueError(f"{text!r} is no version specifier such as ==1.2.3") from None
+    return text
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; say why")
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Address = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S+$")]
 DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -59,6 +76,8 @@ DebVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
 Relation = Annotated[str, Field(pattern=r"^[^\n]*$")]
 Dependency = Annotated[str, AfterValidator(_requirement)]
 PythonVersion = Annotated[str, AfterValidator(_python_version)]
+Specifier = Annotated[str, AfterValidator(_specifier)]
+Reason = Annotated[str, AfterValidator(_reason)]
 
 
 def file_of(url: str) -> str:
@@ -145,6 +164,13 @@ class Source(_Part):
     environment: dict[str, str] = {}
 
 
+class Override(_Part):
+    """What replaces the versions that a distribution requires of another one, and why."""
+
+    to: Specifier
+    because: Reason
+
+
 class Python(_Part):
     """The Python half: roots that pip resolves for the image's Python."""
 
@@ -156,6 +182,8 @@ class Python(_Part):
     elsewhere: dict[str, ElsewhereWheel] = {}
     sources: dict[str, Source] = {}
     rename: dict[str, Rename] = {}
+    #: Of a distribution: what it requires, and by what that is replaced.
+    override: dict[str, dict[str, Override]] = {}
 
     @model_validator(mode="after")
     def _declared_files_are_what_they_say(self) -> Self:
@@ -173,6 +201,29 @@ class Python(_Part):
         if both:
             raise ValueError(f"in 'elsewhere' and in 'sources': {', '.join(sorted(both))}")
         return self
+
+    @model_validator(mode="after")
+    def _overrides_do_not_contradict(self) -> Self:
+        _require_one_spelling("override", self.override)
+        excluded = {canonicalize_name(name) for name in self.exclude}
+        for name, changes in self.override.items():
+            _require_one_spelling(f"override.{name}", changes)
+            for requirement in changes:
+                if canonicalize_name(requirement) in excluded:
+                    raise ValueError(
+                        f"override.{name}.{requirement}: {requirement} is in 'exclude', so no "
+                        "version of it is taken; remove one of the two"
+                    )
+        return self
+
+
+def _require_one_spelling(where: str, names: Iterable[str]) -> None:
+    """Raises ValueError where two of ``names`` are one name to Python."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(canonicalize_name(name), name)
+        if other != name:
+            raise ValueError(f"{where}: {other!r} and {name!r} are the same name; keep one")
 
 
 class Seed(_Part):

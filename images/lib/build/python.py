@@ -64,7 +64,9 @@ def main() -> None:
     squashfs = squashfs_of_tar(SPEC["epoch"])
     tree = Tree(squashfs.stdin, SPEC["epoch"])
     environment(tree)
-    where = Environment(tree, PREFIX, SITE, SPEC["python"].get("rename", {}), SPEC["owners"])
+    python = SPEC["python"]
+    renamed, overrides = python.get("rename", {}), python.get("overrides", [])
+    where = Environment(tree, PREFIX, SITE, renamed, SPEC["owners"], overrides)
     for wheel in largest_first(SPEC["wheels"]):
         install_wheel(where, wheel)
     check_owners(tree)

@@ -16,6 +16,7 @@ from installer.destinations import SchemeDictionaryDestination
 from installer.records import Hash, RecordEntry
 from installer.scripts import Script
 from installer.sources import WheelFile
+from metadata import with_name, with_requirements
 
 #: Bytes that go into the stream at once.
 BLOCK = 1 << 20
@@ -85,8 +86,9 @@ class Hashing:
 class Environment:
     """Where wheels go: below `prefix`, importable ones in `site` there.
 
-    `renamed` has other names and versions for wheels' metadata; `owners` the wheels whose files are
-    kept where several bring them, by paths below the prefix.
+    `renamed` has other names and versions for wheels' metadata; `overrides` what replaces their
+    requirements; `owners` the wheels whose files are kept where several bring them, by paths below
+    the prefix.
     """
 
     tree: Tree
@@ -94,6 +96,7 @@ class Environment:
     site: str
     renamed: dict[str, dict]
     owners: dict[str, str]
+    overrides: list[dict]
 
 
 class Destination(SchemeDictionaryDestination):
@@ -111,6 +114,11 @@ class Destination(SchemeDictionaryDestination):
         }
         super().__init__(schemes, interpreter=f"{prefix}/bin/python", script_kind="posix")
         self.tree, self.renamed = environment.tree, environment.renamed.get(wheel["name"])
+        self.replaced = {
+            each["requirement"]: each["to"]
+            for each in environment.overrides
+            if each["distribution"] == wheel["name"]
+        }
         owners = {f"{root}/{path}": owner for path, owner in environment.owners.items()}
         self.left_out = {path for path, owner in owners.items() if owner != wheel["name"]}
         self.tree.who = wheel["name"]
@@ -121,6 +129,8 @@ class Destination(SchemeDictionaryDestination):
         path = self._named(path)
         if self.renamed and path.endswith(".dist-info/METADATA"):
             stream = io.BytesIO(with_name(stream.read(), self.renamed))
+        if self.replaced and path.endswith(".dist-info/METADATA"):
+            stream = io.BytesIO(with_requirements(stream.read(), self.replaced))
         if isinstance(stream, io.BytesIO):
             size = len(stream.getbuffer())
         else:
@@ -155,17 +165,6 @@ class Destination(SchemeDictionaryDestination):
             return path
         name = self.renamed["name"].replace("-", "_")
         return f"{name}-{self.renamed['version']}.dist-info{slash}{below}"
-
-
-def with_name(metadata: bytes, new: dict) -> bytes:
-    """METADATA with another name and version."""
-    head, blank, body = metadata.decode().partition("\n\n")
-    fields = {"Name": new["name"], "Version": new["version"]}
-    lines = []
-    for line in head.splitlines():
-        key = line.partition(":")[0]
-        lines.append(f"{key}: {fields[key]}" if key in fields else line)
-    return ("\n".join(lines) + blank + body).encode()
 
 
 def install_wheel(environment: Environment, wheel: dict) -> None:

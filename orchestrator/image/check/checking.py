@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core import paths
-from orchestrator.image import lockfile, spec, store
+from orchestrator.image import lockfile, overrides, spec, store
 from orchestrator.image.check import dependencies, findings, libraries, metadata
 from orchestrator.image.check.findings import Finding
 from orchestrator.image.lock import index, wheels
-from orchestrator.image.lockfile import File, Lock, LockedSource
+from orchestrator.image.lockfile import File, Lock, LockedSource, Overridden
 from orchestrator.image.spec import Spec
 
 
@@ -23,7 +23,8 @@ class ImageReport:
     """What was found, and how much was looked at.
 
     ``problems`` are allowed by no exception of image.yml, ``allowed`` by one; ``stale`` are the
-    keys of exceptions that allow nothing. ``undecided`` is what a file that is not here may bring.
+    keys of exceptions that allow nothing, and of overrides that replace nothing. ``overridden`` are
+    requirements that image.yml replaces. ``undecided`` is what a file that is not here may bring.
     Files that are not in the Nix store: of ``declared`` ones image.yml says what they need, of
     ``unbuilt`` wheels their source archives do, of ``unread`` ones nobody.
     """
@@ -40,6 +41,7 @@ class ImageReport:
     wheels: int
     objects: int
     seconds: dict[str, float]
+    overridden: tuple[Overridden, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -48,13 +50,15 @@ class ImageReport:
 
     def document(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return {"ok": self.ok} | asdict(self)
+        overridden = [each.document() for each in self.overridden]
+        return {"ok": self.ok} | asdict(self) | {"overridden": overridden}
 
     def lines(self) -> list[str]:
         """The report for people: what is allowed, what is open, what is wrong, a summary."""
         reasons = {each.key: each.reason for each in self.allowed}
         counts = Counter(each.key for each in self.allowed)
         told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
+        told += [f"overridden: {each}" for each in self.overridden]
         told += [f"not in the Nix store, checked as declared: {file}" for file in self.declared]
         told += [f"not built, checked by its source archive: {wheel}" for wheel in self.unbuilt]
         told += [f"undecided: {line}" for line in _by_owner(self.undecided)]
@@ -82,7 +86,8 @@ def check(name: str) -> ImageReport:
     here = _here(lock)
     built = _built(name, lock)
     of_debs = _debian(image, lock, here)
-    found = of_debs + _python(name, image, lock, here, built)
+    of_wheels, replaced = _python(name, image, lock, here, built)
+    found = of_debs + of_wheels
     read = time.monotonic()
     parts = libraries.read(_unpackable(here), built, lock, _trees(name))
     needed = libraries.check(parts, image.check)
@@ -93,11 +98,12 @@ def check(name: str) -> ImageReport:
     undecided += [each for each in of_debs if unread and _is_nowhere(each)]
     unbuilt = tuple(each.name for each in lock.sources if each.name not in built)
     judged = [] if unread else _exceptions(image, of_libraries=not absent and not unbuilt)
+    unused = () if unread else replaced.unused
     return ImageReport(
         name=name,
         problems=tuple(each for each in found if not each.key and each not in undecided),
         allowed=tuple(each for each in found if each.key),
-        stale=tuple(findings.stale(judged, found)),
+        stale=(*findings.stale(judged, found), *unused),
         undecided=tuple(undecided),
         declared=tuple(file.file for file in absent if file.elsewhere),
         unbuilt=unbuilt,
@@ -109,6 +115,7 @@ def check(name: str) -> ImageReport:
             "dependencies": round(read - started, 1),
             "libraries": round(time.monotonic() - read, 1),
         },
+        overridden=replaced.overridden,
     )
 
 
@@ -183,19 +190,34 @@ def _debian(image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
     return found + dependencies.debian(packages, image.debian.roots, allowed)
 
 
+@dataclass(frozen=True)
+class _Replaced:
+    """What image.yml replaces of requirements, and the keys of what it replaces in vain."""
+
+    overridden: tuple[Overridden, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
 def _python(
     name: str, image: Spec, lock: Lock, here: Collection[Path], built: Mapping[str, Path]
-) -> list[Finding]:
-    """Wheels that are not what is said of them, and requirements that are not met."""
+) -> tuple[list[Finding], _Replaced]:
+    """Wheels that are not what is said of them, and requirements that are not met, once image.yml
+    has replaced some of them."""
     python = image.python
     if python is None:
-        return []
+        return [], _Replaced()
     environment = index.environment(wheels.interpreter(name, python, lock.debs))
     distributions, found = metadata.distributions(lock, python, environment, here, built)
+    by = overrides.changes(python)
+    requires = {each.name: each.requires for each in distributions}
+    overridden, unused = overrides.found(by, requires, environment)
+    distributions = [
+        replace(each, requires=tuple(overrides.applied(each.name, each.requires, by)))
+        for each in distributions
+    ]
     renamed = {old: (new.name, new.version) for old, new in python.rename.items()}
     allowed = findings.exceptions(
         {"python.exclude": python.exclude, "check.unmet": image.check.unmet}
     )
-    return found + dependencies.python(
-        distributions, python.requirements, environment, renamed, allowed
-    )
+    found += dependencies.python(distributions, python.requirements, environment, renamed, allowed)
+    return found, _Replaced(tuple(overridden), tuple(each.key for each in unused))

@@ -16,7 +16,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import lockfile, seed, spec
 from orchestrator.image.lock import apt, wheels
 from orchestrator.image.lock.wheels import Resolved
-from orchestrator.image.lockfile import Deb, Lock, PythonPart
+from orchestrator.image.lockfile import Deb, Lock, Overridden, PythonPart
 from orchestrator.image.spec import Python, Spec
 
 
@@ -28,6 +28,11 @@ class Locked:
     lock: Lock
     changes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> tuple[Overridden, ...]:
+        """The requirements of distributions that image.yml replaces."""
+        return self.lock.python.overrides if self.lock.python else ()
 
 
 def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> Locked:
@@ -48,7 +53,11 @@ def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> 
         inputs=image.digest(),
         debian_inputs=image.debian_digest(),
         epoch=image.epoch,
-        python=PythonPart(version=image.python.version, rename=image.python.rename)
+        python=PythonPart(
+            version=image.python.version,
+            rename=image.python.rename,
+            overrides=found.overrides,
+        )
         if image.python
         else None,
         system=image.system,
@@ -123,7 +132,8 @@ def _wheels(
     if not (named or lockfile.is_stale(old, image)):
         interpreters = [wheels.interpreter(name, image.python, each) for each in (old.debs, debs)]
         if interpreters[0] == interpreters[1]:
-            return Resolved(old.wheels, old.sources)
+            overridden = old.python.overrides if old.python else ()
+            return Resolved(old.wheels, old.sources, overridden)
     locked = {file.name: file.version for file in (*old.wheels, *old.sources)}
     return wheels.resolve(name, image.python, debs, locked, named)
 

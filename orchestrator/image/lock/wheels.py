@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,16 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.run import CommandFailed, run
-from orchestrator.image import tags
+from orchestrator.image import overrides, tags
 from orchestrator.image.lock import index, sdist, stubs
 from orchestrator.image.lock.closure import closure
-from orchestrator.image.lockfile import Deb, LockedSource, Wheel, store_name
+from orchestrator.image.lockfile import Deb, LockedSource, Overridden, Wheel, store_name
 from orchestrator.image.spec import Python, file_of
 
 
@@ -41,6 +42,7 @@ class Resolved:
 
     wheels: tuple[Wheel, ...]
     sources: tuple[LockedSource, ...]
+    overrides: tuple[Overridden, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def resolve(
     requires = {_name(item): item["metadata"].get("requires_dist", []) for item in items}
     keep = closure(python.requirements, requires, python.exclude, environment)
     _require_all_needed(question, keep)
+    overridden = _overridden(question, {each: requires[each] for each in keep & requires.keys()})
     kept = sorted((item for item in items if _name(item) in keep), key=_name)
     sources = {canonicalize_name(each): found.entry for each, found in archives.items()}
     with httpx.Client(follow_redirects=True, timeout=30) as client, ThreadPoolExecutor(8) as pool:
         built = [item for item in kept if _name(item) not in sources]
         found = tuple(pool.map(lambda item: _wheel(client, item, question), built))
-    return Resolved(found, tuple(sources[each] for each in sorted(sources)))
+    locked_sources = tuple(sources[each] for each in sorted(sources))
+    return Resolved(found, locked_sources, tuple(overridden))
 
 
 def interpreter(name: str, python: Python, debs: Iterable[Deb]) -> str:
@@ -161,7 +165,13 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
         lines += [f"{each} @ {stub.as_uri()}" for each, stub in question.declared.items()]
         kept.write_text("\n".join(lines))
         argv: list[str | Path] = [sys.executable, "-m", "orchestrator.image.lock.pip_for_target"]
-        argv += [json.dumps(environment), "install", "--dry-run", "--ignore-installed"]
+        argv += [
+            json.dumps(environment),
+            json.dumps(_replaced(python)),
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+        ]
         argv += ["--only-binary=:all:", "--implementation=cp", "--report", report]
         argv += ["--target", Path(scratch, "target"), "--find-links", question.links]
         argv += ["--constraint", kept]
@@ -181,7 +191,31 @@ def _report(question: _Question, constraints: Mapping[str, str]) -> list[dict[st
             f"Please report it, with the output of: {sys.executable} -m pip --version",
         )
     items: list[dict[str, Any]] = document["install"]
+    _require_overrides_heeded(python, items)
     return items
+
+
+def _replaced(python: Python) -> dict[str, dict[str, str]]:
+    """image.yml's overrides as pip_for_target takes them."""
+    return {
+        name: {requirement: override.to for requirement, override in replaced.items()}
+        for name, replaced in overrides.changes(python).items()
+    }
+
+
+def _require_overrides_heeded(python: Python, items: Iterable[dict[str, Any]]) -> None:
+    """Raises UserError where pip chose another version than an override of what it installs asks
+    for: it then no longer asks distributions in the way that pip_for_target knows."""
+    versions = {_name(item): item["metadata"]["version"] for item in items}
+    for name, replaced in _replaced(python).items():
+        for requirement, to in replaced.items():
+            version = versions.get(requirement)
+            if name in versions and version and not SpecifierSet(to).contains(version, True):
+                raise UserError(
+                    f"this pip ignores python.override.{name}.{requirement}: it chose {version}, "
+                    f"not {to}",
+                    f"Please report it, with the output of: {sys.executable} -m pip --version",
+                )
 
 
 def explain(name: str, said: str) -> str:
@@ -201,6 +235,18 @@ def _require_all_needed(question: _Question, keep: set[str]) -> None:
             f"of the image needs {', '.join(sorted(unused))}",
             "Add it to python.requirements, or remove it.",
         )
+
+
+def _overridden(question: _Question, requires: Mapping[str, Sequence[str]]) -> list[Overridden]:
+    """What image.yml replaces in ``requires``. Raises BadInput for what it replaces in vain."""
+    by = overrides.changes(question.python)
+    found, unused = overrides.found(by, requires, question.environment)
+    if unused:
+        raise BadInput(
+            "\n".join(f"images/{question.name}/image.yml: {each}" for each in unused),
+            "Correct or remove it.",
+        )
+    return found
 
 
 def _wheel(client: httpx.Client, item: dict[str, Any], question: _Question) -> Wheel:
@@ -250,8 +296,10 @@ def pinned(python: Python, name: str) -> str | None:
     """The one version of a distribution that image.yml allows; None where it leaves a choice."""
     versions = {canonicalize_name(each): at.version for each, at in python.elsewhere.items()}
     versions |= {canonicalize_name(each): at.version for each, at in python.sources.items()}
-    for text in python.requirements:
-        root = Requirement(text)
+    asked = [Requirement(text) for text in python.requirements]
+    for replaced in python.override.values():
+        asked += [Requirement(f"{each}{override.to}") for each, override in replaced.items()]
+    for root in asked:
         for clause in root.specifier:
             if clause.operator in ("==", "===") and not clause.version.endswith("*"):
                 versions.setdefault(canonicalize_name(root.name), clause.version)
