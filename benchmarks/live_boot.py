@@ -22,7 +22,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import lockfile, spec
 from orchestrator.image.layers import layers_of
-from orchestrator.image.lock import apt
+from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import boot_files, principals
@@ -84,7 +84,7 @@ def make_initrd(image: str, tree: Path, place: Path) -> None:
     argv = ["mmdebstrap", "--mode=root", "--quiet", "--variant=essential", f"--include={include}"]
     argv += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
     argv += [f"--components={','.join(debian.components)}", debian.suite, str(tree)]
-    run([*argv, apt.mirror(None)], what="make a tree with live-boot")
+    run([*argv, Mirrors().main], what="make a tree with live-boot")
     made = sorted((tree / "boot").glob("initrd.img-*"))
     if len(made) != 1:
         raise UserError(f"live-boot's tree has no initrd in {tree}/boot")

@@ -1,4 +1,4 @@
-"""Options that several verbs have: --json, and those that choose nodes and steps."""
+"""What several verbs have: --json, the choice of nodes and steps, an exit code for "differs"."""
 
 from __future__ import annotations
 
@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 
 Verb = Callable[..., Any]
 _Command = TypeVar("_Command", bound=Verb)
+
+
+class Looking(click.Command):
+    """A command whose exit code 2 means something else than a wrong use, which is 1 here."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            vars(error)["exit_code"] = 1
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from orchestrator.core.errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, click.UsageError) as error:
+            vars(error)["exit_code"] = 1
+            raise
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

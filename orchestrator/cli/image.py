@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli import complete
-from orchestrator.cli.choice import json_option
+from orchestrator.cli.choice import Looking, json_option
 from orchestrator.cli.warm import warm
 from orchestrator.cli.where import on_cluster, on_clusters_computer
 from orchestrator.core.console import err, out, print_json
 from orchestrator.core.sizes import human_size
-from orchestrator.image import MIRROR_VARIABLE
+from orchestrator.image import MIRROR_VARIABLE, SECURITY_MIRROR_VARIABLE
 
 if TYPE_CHECKING:
     from orchestrator.image.build.inventory import ImageState
+    from orchestrator.image.lock.mirrors import Mirrors
     from orchestrator.profile import Profile
     from orchestrator.provision.netboot.images import ImageChoice
 
@@ -29,6 +32,26 @@ mirror_option = click.option(
     metavar="URL",
     help="Debian mirror (default: the one that this machine's apt uses).",
 )
+security_mirror_option = click.option(
+    "--security-mirror",
+    envvar=SECURITY_MIRROR_VARIABLE,
+    show_envvar=True,
+    metavar="URL",
+    help="Debian security archive (default: the one that this machine's apt uses, else the one "
+    "beside the mirror).",
+)
+
+
+def mirror_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb --mirror and --security-mirror, as one parameter ``mirrors``."""
+
+    @wraps(verb)
+    def with_mirrors(*, mirror: str | None, security_mirror: str | None, **others: Any) -> Any:
+        from orchestrator.image.lock.mirrors import Mirrors
+
+        return verb(mirrors=Mirrors(mirror, security_mirror), **others)
+
+    return mirror_option(security_mirror_option(with_mirrors))
 
 
 @click.group()
@@ -42,6 +65,8 @@ def image() -> None:
     fetch NAME   download those files into the Nix store
     check NAME   check that no dependency is missing
     build NAME   build the image from them, without network
+
+    Later: 'outdated' lists newer versions, 'export' keeps the files of a lock.
     """
 
 
@@ -53,9 +78,9 @@ def image() -> None:
     metavar="PACKAGE|SUITE",
     help="Update only this package, wheel or suite, and what it requires.",
 )
-@mirror_option
+@mirror_options
 @json_option
-def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) -> None:
+def lock(name: str, update: tuple[str, ...], mirrors: Mirrors, as_json: bool) -> None:
     """Resolve image.yml into lock.json and print what changed.
 
     Without --update, everything gets the newest version that image.yml allows. --update can be
@@ -66,7 +91,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     from orchestrator.image.lock.locking import lock as lock_image
     from orchestrator.image.lockfile import known_size
 
-    locked = lock_image(name, mirror, update)
+    locked = lock_image(name, mirrors, update)
     if as_json:
         print_json(
             {
@@ -96,7 +121,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     "--from",
     "directory",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Take the files only from this directory (for a machine without network).",
+    help="Take the files only from this directory: of 'image export' or 'image fetch --keep'.",
 )
 @click.option(
     "-j",
@@ -112,7 +137,7 @@ def lock(name: str, update: tuple[str, ...], mirror: str | None, as_json: bool) 
     is_flag=True,
     help="Skip files that no mirror and no package index has.",
 )
-@mirror_option
+@mirror_options
 @json_option
 def fetch(
     name: str,
@@ -120,7 +145,7 @@ def fetch(
     jobs: int,
     keep: bool,
     available: bool,
-    mirror: str | None,
+    mirrors: Mirrors,
     as_json: bool,
 ) -> None:
     """Download missing files of the image, the build tools and the loaders into the Nix store.
@@ -130,7 +155,7 @@ def fetch(
     from orchestrator.image.build import fetch as fetching
     from orchestrator.image.build.sources import Sources
 
-    where = Sources(directory, mirror)
+    where = Sources(directory, mirrors)
     fetched = fetching.fetch(name, where, jobs=jobs, keep=keep, available=available)
     if as_json:
         print_json(asdict(fetched))
@@ -141,6 +166,62 @@ def fetch(
         out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
     if keep and not as_json:
         out.print(f"The files are in {fetching.downloads()}.", markup=False)
+
+
+@image.command()
+@on_clusters_computer
+@click.argument("name", shell_complete=complete.images)
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--available",
+    is_flag=True,
+    help="Skip files that no mirror and no package index has.",
+)
+@json_option
+def export(name: str, directory: Path, available: bool, as_json: bool) -> None:
+    """Copy all locked files of the image from the Nix store to DIRECTORY, named by their sha256.
+
+    Mirrors remove a file when a newer version replaces it. 'image fetch --from DIRECTORY' reads the
+    copies, and checks each against the lock. Several images and old locks can share one directory.
+
+    Example: orchestrate image export pxe-sim /media/backup/images
+    """
+    from orchestrator.image.build.export import export as export_files
+
+    done = export_files(name, directory, available=available)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        out.print(
+            f"{name}: {done.files} files written, {human_size(done.size)}; {done.present} were "
+            f"in {done.directory}",
+            markup=False,
+        )
+
+
+@image.command(cls=Looking)
+@click.argument("name", required=False, shell_complete=complete.images)
+@mirror_options
+@json_option
+def outdated(name: str | None, mirrors: Mirrors, as_json: bool) -> None:
+    """List locked Debian packages that have a newer version now (default: all images).
+
+    Reads the package lists of the suites in image.yml, as 'image lock' does, and changes nothing.
+    Security updates are marked. Exit code 0: nothing is newer; 2: something is newer; 1: an
+    image has no lock, or a mirror cannot be used. So a job can tell news from a fault.
+
+    Example: orchestrate image outdated pxe-sim
+    """
+    from orchestrator.image import spec
+    from orchestrator.image.lock.outdated import outdated as find_outdated
+
+    found = [find_outdated(each, mirrors) for each in ([name] if name else spec.names())]
+    if as_json:
+        print_json([asdict(each) for each in found])
+    else:
+        for line in (line for each in found for line in each.lines()):
+            out.print(line, markup=False)
+    sys.exit(2 if any(each.packages for each in found) else 0)
 
 
 @image.command()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.choice import NodeChoice, choice_options, json_option
+from orchestrator.cli.choice import Looking, NodeChoice, choice_options, json_option
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 
@@ -19,26 +19,6 @@ if TYPE_CHECKING:
 
 #: Layouts that are shown; `--json` has all.
 SHOWN = 10
-
-
-class Looking(click.Command):
-    """A command whose exit code 2 means something else than a wrong use, which is 1 here."""
-
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **extra)
-        except click.UsageError as error:
-            vars(error)["exit_code"] = 1
-            raise
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from orchestrator.core.errors import UserError
-
-        try:
-            return super().invoke(ctx)
-        except (UserError, click.UsageError) as error:
-            vars(error)["exit_code"] = 1
-            raise
 
 
 @click.command(cls=Looking)

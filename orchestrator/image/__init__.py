@@ -11,6 +11,8 @@ MANIFEST = "manifest.json"
 
 #: Names the Debian mirror where the host's apt uses none.
 MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_MIRROR"
+#: Names the archive of Debian's security updates where the host's apt uses none.
+SECURITY_MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_SECURITY_MIRROR"
 #: Names the keys that a mirror's package lists are signed with, where it signs them itself.
 KEYRING_VARIABLE = "ORCHESTRATE_DEBIAN_KEYRING"
 

@@ -34,10 +34,12 @@ class _Locked(_Part):
 
 
 class Deb(_Locked):
-    """A Debian package; ``path`` is its place on a mirror (elsewhere: its file's name)."""
+    """A Debian package; ``path`` is its place on a mirror (elsewhere: its file's name), of
+    ``security`` in the archive of security updates."""
 
     architecture: str
     path: str
+    security: bool = False
 
     @property
     def file(self) -> str:

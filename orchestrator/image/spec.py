@@ -128,16 +128,23 @@ class ElsewhereWheel(Elsewhere):
 class Debian(_Part):
     """The Debian half: roots that apt resolves within one suite.
 
-    ``also`` names further suites of the same mirror, and the roots that are taken from them.
+    ``also`` names further suites of the same mirror, and the roots that are taken from them;
+    ``security`` the suite of the security archive whose newer packages are taken.
     """
 
     suite: str
+    security: str | None = None
     components: tuple[str, ...]
     essential: bool = True
     packages: tuple[str, ...]
     also: dict[str, tuple[str, ...]] = {}
     exclude: dict[str, str] = {}
     elsewhere: dict[DebName, ElsewhereDeb] = {}
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """All suites that packages are taken from."""
+        return (self.suite, *self.also, *([self.security] if self.security else []))
 
     @property
     def roots(self) -> tuple[str, ...]:

@@ -54,6 +54,14 @@ def archive(box: Box, tmp_path: Path) -> Archive:
 
 
 @pytest.fixture
+def security(box: Box, archive: Archive) -> Archive:
+    """The security archive beside it."""
+    found = archive.security()
+    box.env["ORCHESTRATE_DEBIAN_SECURITY_MIRROR"] = found.url
+    return found
+
+
+@pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     root = tmp_path / "site"
     root.mkdir()

@@ -12,20 +12,32 @@ from pathlib import Path
 
 @dataclass
 class Archive:
-    """A Debian archive in a directory, with a key of its own; suites are written as a whole."""
+    """A Debian archive in a directory, with a key of its own; suites are written as a whole.
+
+    ``pool`` is where its files lie, by its package lists.
+    """
 
     root: Path
+    pool: str = "pool/main"
     home: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.home = self.root / "gnupg"
-        self.home.mkdir(parents=True, mode=0o700)
-        self._gpg("--quick-generate-key", "Test archive", "ed25519", "sign", "never")
-        self._gpg("--export", "--output", str(self.keyring))
+        if not self.home.exists():
+            self.home.mkdir(parents=True, mode=0o700)
+            self._gpg("--quick-generate-key", "Test archive", "ed25519", "sign", "never")
+            self._gpg("--export", "--output", str(self.keyring))
 
     @property
     def keyring(self) -> Path:
         return self.root / "keyring.gpg"
+
+    def security(self) -> Archive:
+        """An archive of security updates beside this one, signed with the same key."""
+        beside = self.root.with_name(f"{self.root.name}-security")
+        beside.mkdir()
+        (beside / "gnupg").symlink_to(self.home)
+        return Archive(beside, "pool/updates/main")
 
     @property
     def url(self) -> str:
@@ -36,7 +48,7 @@ class Archive:
         directory = self.root / "dists" / suite
         lists = directory / "main/binary-amd64"
         lists.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(_stanza(package) for package in packages)
+        text = "\n".join(_stanza(package, self.pool) for package in packages)
         (lists / "Packages").write_text(text)
         fields = {
             "Origin": "Test",
@@ -68,12 +80,12 @@ class Archive:
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
 
 
-def _stanza(package: str) -> str:
+def _stanza(package: str, pool: str) -> str:
     head, *fields = package.split("; ")
     name, version = head.split()
     file = f"{name}_{version.rpartition(':')[2]}_amd64.deb"
     lines = [f"Package: {name}", f"Version: {version}", "Architecture: amd64", *fields]
-    lines += [f"Filename: pool/main/{file}", "Size: 1000", "Description: a test"]
+    lines += [f"Filename: {pool}/{file}", "Size: 1000", "Description: a test"]
     lines += [f"SHA256: {hashlib.sha256(head.encode()).hexdigest()}"]
     return "\n".join(lines) + "\n"
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
-from orchestrator.image.lock import apt, index
+from orchestrator.image.lock import index
+from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lockfile import Deb, File
+
+
+def exported_name(file: File) -> str:
+    """A locked file's name in a directory of exported ones: by its hash, so that all versions of
+    all images find room in one."""
+    return f"{file.sha256}-{file.store}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """``directory``: files that somebody brought along. ``chosen_mirror``: instead of apt's own."""
+    """``directory``: files that somebody brought along; ``mirrors``: else, of Debian packages."""
 
     directory: Path | None = None
-    chosen_mirror: str | None = None
-
-    @cached_property
-    def mirror(self) -> str:
-        return apt.mirror(self.chosen_mirror)
+    mirrors: Mirrors = field(default_factory=Mirrors)
 
     def urls(self, file: File) -> Iterator[str]:
         """Addresses of ``file``, in the order to try them; later ones are looked up only if asked.
@@ -29,7 +30,7 @@ class Sources:
         With a directory there is nothing else: a machine without network says at once what lacks.
         """
         if self.directory is not None:
-            for name in dict.fromkeys((file.file, file.store)):
+            for name in dict.fromkeys((exported_name(file), file.file, file.store)):
                 if (self.directory / name).is_file():
                     yield (self.directory / name).resolve().as_uri()
             return
@@ -37,7 +38,9 @@ class Sources:
             yield file.url
             return
         if isinstance(file, Deb):
-            yield file.url or f"{self.mirror}/{quote(file.path)}"
+            yield file.url or self.mirrors.url(file)
+            if later := self.mirrors.later(file):
+                yield later
             return
         if found := index.url_of(file.file, index.finder()):
             yield found

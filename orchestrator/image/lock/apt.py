@@ -10,16 +10,14 @@ from pathlib import Path
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.run import CommandFailed, run
-from orchestrator.image import KEYRING_VARIABLE, MIRROR_VARIABLE
+from orchestrator.image import KEYRING_VARIABLE
+from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lockfile import Deb, store_name
 from orchestrator.image.spec import Debian, ElsewhereDeb
 
 #: Where the package debian-archive-keyring puts the keys that suites are signed with.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 ARCHITECTURE = "amd64"
-
-#: The host's package lists that come from a Debian mirror (its security archive says otherwise).
-OF_DEBIAN = ("Origin: Debian", "Label: Debian", "Created-By: Packages")
 
 #: What the host's configuration must not bring along; the rest of it (proxies) stays in force.
 #: ForceEssential: apt would call itself essential, an image without apt is fine.
@@ -58,28 +56,6 @@ INSTALLED = (
 )
 
 
-def host_mirror() -> str | None:
-    """The Debian mirror that this machine's own apt uses; None where it uses none."""
-    result = run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", *OF_DEBIAN],
-        what="asking apt for its mirror",
-        ok=None,
-    )
-    urls = [line.rstrip("/") for line in result.out.split() if re.match(r"https?://|file:", line)]
-    return urls[0] if urls else None
-
-
-def mirror(chosen: str | None) -> str:
-    """The mirror to use: ``chosen`` where given, else what the host's apt uses."""
-    found = chosen.rstrip("/") if chosen else host_mirror()
-    if found is None:
-        raise UserError(
-            "no Debian mirror found: this machine's apt has none",
-            f"Give one with --mirror URL or in ${MIRROR_VARIABLE}",
-        )
-    return found
-
-
 def keyring() -> Path:
     """The keys that package lists are signed with. Raises UserError where they are missing."""
     chosen = os.environ.get(KEYRING_VARIABLE)
@@ -97,7 +73,7 @@ def keyring() -> Path:
 def resolve(
     name: str,
     debian: Debian,
-    chosen_mirror: str | None,
+    mirrors: Mirrors,
     locked: Iterable[Deb] = (),
     update: Collection[str] = (),
 ) -> list[Deb]:
@@ -109,7 +85,7 @@ def resolve(
     declared package is needed by none; UserError where the mirror cannot be used.
     """
     root = Root(paths.cache() / "apt" / name)
-    root.prepare(debian, mirror(chosen_mirror))
+    root.prepare(debian, mirrors)
     root.update()
     if kept := {deb.name: deb.version for deb in locked if not deb.elsewhere}:
         versions = root.least_change(name, debian, kept, update)
@@ -124,7 +100,7 @@ class Root:
         self.directory = directory
         self.config = directory / "apt.conf"
 
-    def prepare(self, debian: Debian, url: str) -> None:
+    def prepare(self, debian: Debian, mirrors: Mirrors) -> None:
         """Write the root's configuration. Raises UserError where the suite's keys are missing."""
         keys = keyring()
         (self.directory / "lists/partial").mkdir(parents=True, exist_ok=True)
@@ -132,9 +108,14 @@ class Root:
         self.config.write_text(CONFIG.format(root=self.directory, architecture=ARCHITECTURE))
         components = " ".join(debian.components)
         lines = [
-            f"deb [signed-by={keys}] {url} {suite} {components}\n"
+            f"deb [signed-by={keys}] {mirrors.main} {suite} {components}\n"
             for suite in (debian.suite, *debian.also)
         ]
+        if debian.security:
+            # The last: of a file that a suite has taken over, apt then names the suite's place.
+            lines.append(
+                f"deb [signed-by={keys}] {mirrors.security} {debian.security} {components}\n"
+            )
         if debian.elsewhere:
             lines.append(f"deb [trusted=yes] {self._declare(debian).as_uri()} ./\n")
         (self.directory / "sources.list").write_text("".join(lines))
@@ -153,7 +134,7 @@ class Root:
         """What ``debian`` comes to with the package lists that are there. Raises as ``resolve``."""
         self.pretend_installed(debian.exclude)
         wanted = [*debian.roots, *(["?essential"] if debian.essential else [])]
-        debs = self.describe(self.simulate(name, wanted), debian.elsewhere)
+        debs = self.describe(self.simulate(name, wanted), debian)
         if unused := debian.elsewhere.keys() - {deb.name for deb in debs}:
             raise BadInput(
                 f"images/{name}/image.yml: debian.elsewhere: no package of the image needs "
@@ -174,8 +155,15 @@ class Root:
         offered = {(each["Package"], each["Version"]): each for each in self._offered(kept)}
         names = {package for package, _ in offered}
         there = {each: offered[each, kept[each]] for each in kept if (each, kept[each]) in offered}
-        listed = self._suites(there)
-        moving = {each for each in kept if each in update or listed.get(each, set()) & set(update)}
+        moving = {each for each in kept if each in update}
+        if suites := set(debian.suites) & set(update):
+            listed, candidates = self.listed(there), self.candidates(there)
+            moving |= {
+                each
+                for each in there
+                for version in (kept[each], candidates.get(each, ""))
+                if listed.get((each, version), set()) & suites
+            }
         moving |= {*(kept.keys() & names - there.keys()), *(set(debian.roots) - kept.keys())}
         self.pretend_installed(debian.exclude)
         installed = "".join(_installed(stanza, INSTALLED, "install") for stanza in there.values())
@@ -183,20 +171,25 @@ class Root:
         moved = self.simulate(name, ["--fix-broken", *sorted(moving)])
         return {each: kept[each] for each in there} | dict(each.split("=", 1) for each in moved)
 
-    def _offered(self, names: Iterable[str]) -> list[dict[str, str]]:
+    def _offered(self, names: Iterable[str], which: str = "--all-versions") -> list[dict[str, str]]:
         """What the suites have of each package, in all versions; nothing for one they lack."""
-        argv = ["apt-cache", "-c", str(self.config), "show", "--all-versions", *names]
+        argv = ["apt-cache", "-c", str(self.config), "show", which, *names]
         result = run(argv, what="reading package descriptions", ok=None)
         return [stanza for stanza in parse_stanzas(result.out) if stanza]
 
-    def _suites(self, there: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
-        """The suites that have each package in the version of its description."""
-        argv = ["apt-cache", "-c", str(self.config), "madison", *there]
-        found: dict[str, set[str]] = {}
+    def candidates(self, names: Iterable[str]) -> dict[str, str]:
+        """The version of each package that apt would install; none for one that no suite has."""
+        offered = self._offered(names, "--no-all-versions")
+        return {stanza["Package"]: stanza["Version"] for stanza in offered}
+
+    def listed(self, names: Iterable[str]) -> dict[tuple[str, str], set[str]]:
+        """The suites that have each package, by its name and version."""
+        argv = ["apt-cache", "-c", str(self.config), "madison", *names]
+        found: dict[tuple[str, str], set[str]] = {}
         for line in run(argv, what="asking apt for suites").out.splitlines():
             package, version, place = (part.strip() for part in line.split("|"))
-            if there[package]["Version"] == version:
-                found.setdefault(package, set()).add(place.split()[1].partition("/")[0])
+            suite = place.split()[1].partition("/")[0]
+            found.setdefault((package, version), set()).add(suite)
         return found
 
     def update(self) -> None:
@@ -229,14 +222,16 @@ class Root:
             ) from None
         return parse_simulation(result.out)
 
-    def describe(self, installs: list[str], elsewhere: Mapping[str, ElsewhereDeb]) -> list[Deb]:
+    def describe(self, installs: list[str], debian: Debian) -> list[Deb]:
         """Path, size and hash of each NAME=VERSION, sorted by name."""
-        stanzas = self._stanzas(installs)
+        stanzas, elsewhere = self._stanzas(installs), debian.elsewhere
+        names = [each["Package"] for each in stanzas] if debian.security else []
+        listed = self.listed(names) if names else {}
         debs = [
-            _declared(stanza["Package"], elsewhere[stanza["Package"]])
-            if stanza["Package"] in elsewhere
-            else _deb(stanza)
-            for stanza in stanzas
+            _declared(each["Package"], elsewhere[each["Package"]])
+            if each["Package"] in elsewhere
+            else _deb(each, listed.get((each["Package"], each["Version"])) == {debian.security})
+            for each in stanzas
         ]
         return sorted(debs, key=lambda deb: deb.name)
 
@@ -317,7 +312,7 @@ def _declared(name: str, package: ElsewhereDeb) -> Deb:
     )
 
 
-def _deb(stanza: Mapping[str, str]) -> Deb:
+def _deb(stanza: Mapping[str, str], security: bool) -> Deb:
     path = stanza["Filename"]
     return Deb(
         name=stanza["Package"],
@@ -327,6 +322,7 @@ def _deb(stanza: Mapping[str, str]) -> Deb:
         size=int(stanza["Size"]),
         sha256=stanza["SHA256"],
         store=store_name(path.rpartition("/")[2]),
+        security=security,
     )
 
 

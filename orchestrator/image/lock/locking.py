@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import quote
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -15,6 +14,7 @@ from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import lockfile, seed, spec
 from orchestrator.image.lock import apt, wheels
+from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lock.wheels import Resolved
 from orchestrator.image.lockfile import Deb, Lock, Overridden, PythonPart
 from orchestrator.image.spec import Python, Spec
@@ -35,7 +35,7 @@ class Locked:
         return self.lock.python.overrides if self.lock.python else ()
 
 
-def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> Locked:
+def lock(name: str, mirrors: Mirrors, update: Collection[str] = ()) -> Locked:
     """Resolve the image ``name`` and write its lock.json; an unchanged one is left alone.
 
     With ``update`` (packages, distributions, suites) only these, and what has to move with them,
@@ -47,7 +47,7 @@ def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> 
     old = lockfile.read(name)
     if update:
         _require_known(name, image, old, update)
-    debs = _debs(name, image, old, mirror, update)
+    debs = _debs(name, image, old, mirrors, update)
     found = _wheels(name, image, old, debs, update)
     new = Lock(
         inputs=image.digest(),
@@ -61,7 +61,7 @@ def lock(name: str, mirror: str | None = None, update: Collection[str] = ()) -> 
         if image.python
         else None,
         system=image.system,
-        seed=_seed(name, image, debs, mirror),
+        seed=_seed(name, image, debs, mirrors),
         debs=tuple(debs),
         wheels=found.wheels,
         sources=found.sources,
@@ -82,7 +82,7 @@ def _require_known(name: str, image: Spec, old: Lock | None, update: Collection[
             f"the image {name!r} has no lock to update",
             f"Run: orchestrate image lock {name}",
         )
-    known = {*_suites(image), *image.debian.roots, *(deb.name for deb in old.debs)}
+    known = {*image.debian.suites, *image.debian.roots, *(deb.name for deb in old.debs)}
     known |= _distributions(image.python, old)
     for each in update:
         if each not in known and canonicalize_name(each) not in known:
@@ -92,10 +92,6 @@ def _require_known(name: str, image: Spec, old: Lock | None, update: Collection[
                 f"{name!r}",
                 f"Did you mean {close[0]!r}?" if close else "",
             )
-
-
-def _suites(image: Spec) -> set[str]:
-    return {image.debian.suite, *image.debian.also}
 
 
 def _distributions(python: Python | None, old: Lock) -> set[str]:
@@ -108,16 +104,17 @@ def _distributions(python: Python | None, old: Lock) -> set[str]:
 
 
 def _debs(
-    name: str, image: Spec, old: Lock | None, mirror: str | None, update: Collection[str]
+    name: str, image: Spec, old: Lock | None, mirrors: Mirrors, update: Collection[str]
 ) -> list[Deb]:
     """The Debian half; the old one where neither it nor what it is made from is to change."""
     if not update or old is None:
-        return apt.resolve(name, image.debian, mirror)
+        return apt.resolve(name, image.debian, mirrors)
     same = old.debian_inputs == image.debian_digest() or not lockfile.is_stale(old, image)
-    named = {*_suites(image), *image.debian.roots, *(deb.name for deb in old.debs)} & set(update)
+    known = {*image.debian.suites, *image.debian.roots, *(deb.name for deb in old.debs)}
+    named = known & set(update)
     if same and not named:
         return list(old.debs)
-    return apt.resolve(name, image.debian, mirror, old.debs, update)
+    return apt.resolve(name, image.debian, mirrors, old.debs, update)
 
 
 def _wheels(
@@ -153,9 +150,7 @@ def _notes(
     return notes
 
 
-def _seed(
-    name: str, image: Spec, debs: list[Deb], mirror: str | None
-) -> lockfile.LockedSeed | None:
+def _seed(name: str, image: Spec, debs: list[Deb], mirrors: Mirrors) -> lockfile.LockedSeed | None:
     """The seed with its hash, which only the package's content gives."""
     if image.seed is None:
         return None
@@ -164,15 +159,15 @@ def _seed(
         raise BadInput(
             f"images/{name}/image.yml: seed.package: {image.seed.package!r} is not installed"
         )
-    content = seed.extract(_bring(deb, apt.mirror(mirror)), image.seed.file)
+    content = seed.extract(_bring(deb, mirrors), image.seed.file)
     return lockfile.LockedSeed(deb=deb.name, file=image.seed.file, sha256=seed.nar_hash(content))
 
 
-def _bring(deb: Deb, mirror: str) -> Path:
+def _bring(deb: Deb, mirrors: Mirrors) -> Path:
     target = paths.cache() / "downloads" / deb.store
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists() or download.digest(target) != deb.sha256:
         with download.client() as web:
-            url = f"{mirror}/{quote(deb.path)}"
+            url = mirrors.url(deb)
             download.Downloader(web).fetch(url, target, deb.size, deb.sha256)
     return target
