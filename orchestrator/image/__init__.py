@@ -13,6 +13,8 @@ MANIFEST = "manifest.json"
 MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_MIRROR"
 #: Names the archive of Debian's security updates where the host's apt uses none.
 SECURITY_MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_SECURITY_MIRROR"
+#: Names another history of Debian's archives than Debian's own.
+HISTORY_VARIABLE = "ORCHESTRATE_DEBIAN_HISTORY"
 #: Names the keys that a mirror's package lists are signed with, where it signs them itself.
 KEYRING_VARIABLE = "ORCHESTRATE_DEBIAN_KEYRING"
 

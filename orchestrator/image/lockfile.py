@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write as write_file
@@ -105,11 +105,13 @@ class PythonPart(_Part):
 
 class Lock(_Part):
     """The whole lock. ``inputs`` is the digest of the image.yml that it was made from,
-    ``debian_inputs`` that of its Debian half: an update leaves an unchanged half alone."""
+    ``debian_inputs`` that of its Debian half: an update leaves an unchanged half alone. At the time
+    ``listed``, Debian's archives had all of ``debs``: Debian's history is asked by time."""
 
     schema_: Literal[1] = 1
     inputs: str
     debian_inputs: str | None = None
+    listed: AwareDatetime | None = None
     epoch: int
     python: PythonPart | None
     system: dict[str, Any]
@@ -209,7 +211,7 @@ def text(lock: Lock) -> str:
     if lock.python and not lock.python.overrides:  # a key that only few images have
         del raw["python"]["overrides"]
     head = {"schema": raw["schema_"], "inputs": raw["inputs"]}
-    head |= {key: raw[key] for key in ("debian_inputs",) if key in raw}
+    head |= {key: raw[key] for key in ("debian_inputs", "listed") if key in raw}
     head |= {"epoch": raw["epoch"], "python": raw.get("python"), "system": raw["system"]}
     head |= {key: raw[key] for key in ("seed",) if key in raw}
     parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +266,70 @@ def test_a_lock_from_elsewhere_is_refused(image: Box) -> None:
     failed = image.run("fetch", "demo")
     assert "not a lock of this version" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_exported_files_outlive_the_mirrors_and_are_read_back(image: Box, site: Site) -> None:
+    """All that the mirror has is gone, and the store is another one: as on a new machine."""
+    image.json("fetch", "demo")
+    kept = image.root / "kept"
+    first = image.json("export", "demo", kept)
+    assert (first["files"], first["present"]) == (3, 0)
+    for file in kept.iterdir():
+        digest, _, name = file.name.partition("-")
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+        assert file.read_bytes() == (site.root / name).read_bytes()
+    shutil.rmtree(site.root)
+    anew = {"NIX_STORE_DIR": str(image.root / "nix/other"), "NIX_STATE_DIR": f"{image.root}/nix/v2"}
+    assert image.run("fetch", "demo", **anew).returncode == 1
+    done = image.json("fetch", "demo", "--from", kept, **anew)
+    assert done["files"] == 3
+    assert "nothing to do" in image.run("fetch", "demo", "--from", kept, **anew).stdout
+
+
+def test_a_directory_keeps_the_files_of_older_locks_beside_the_new_ones(
+    image: Box, site: Site
+) -> None:
+    kept = image.root / "kept"
+    image.json("fetch", "demo")
+    image.json("export", "demo", kept)
+    lock_by_hand(image, site, "demo", {"alpha.deb": b"alpha 2", "beta.deb": b"beta"})
+    image.json("fetch", "demo")
+    again = image.json("export", "demo", kept)
+    assert (again["files"], again["present"]) == (1, 2)
+    assert len([file for file in kept.iterdir() if file.name.endswith("-alpha.deb")]) == 2
+    assert "0 files written" in image.run("export", "demo", kept).stdout
+
+
+def test_a_damaged_copy_is_refused_when_read_and_replaced_when_exported(
+    image: Box, site: Site
+) -> None:
+    kept = image.root / "kept"
+    image.json("fetch", "demo")
+    image.json("export", "demo", kept)
+    (beta,) = kept.glob("*-beta.deb")
+    beta.write_bytes(b"rot!")
+    anew = {"NIX_STORE_DIR": str(image.root / "nix/other"), "NIX_STATE_DIR": f"{image.root}/nix/v2"}
+    failed = image.run("fetch", "demo", "--from", kept, **anew)
+    assert failed.returncode == 1
+    assert "beta.deb: wrong content" in failed.stderr
+    assert image.json("export", "demo", kept)["files"] == 1
+    assert beta.read_bytes() == b"beta"
+
+
+def test_what_the_store_lacks_cannot_be_exported_and_is_named(image: Box) -> None:
+    failed = image.run("export", "demo", image.root / "kept")
+    assert failed.returncode == 1
+    assert "3 of 3 files are not in the Nix store" in failed.stderr
+    assert "beta.deb" in failed.stderr
+    assert "orchestrate image fetch demo" in failed.stderr
+    assert not (image.root / "kept").exists()
+
+
+def test_what_no_mirror_has_can_be_left_out_of_an_export(image: Box, site: Site) -> None:
+    lock = json.loads(image.lock("demo").read_text())
+    lock["debs"][1] |= {"elsewhere": True, "size": None, "url": f"{site.url}/nowhere/beta.deb"}
+    image.lock("demo").write_text(json.dumps(lock))
+    image.json("fetch", "demo", "--available")
+    kept = image.root / "kept"
+    assert image.run("export", "demo", kept).returncode == 1
+    assert image.json("export", "demo", kept, "--available")["files"] == 2

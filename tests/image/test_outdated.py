@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -223,7 +224,30 @@ def test_a_security_update_is_fetched_from_its_archive_or_from_where_it_went(
     assert site.gets[0] == "debian-security/pool/updates/main/lib_1u1_amd64.deb"
 
 
-def test_one_that_was_replaced_is_told_with_what_may_still_have_it(fetchable: Box) -> None:
+def test_one_that_was_replaced_comes_from_debians_history(fetchable: Box, site: Site) -> None:
+    lock = json.loads(fetchable.lock("demo").read_text())
+    lock["listed"] = "2026-11-30T22:00:00+01:00"
+    fetchable.lock("demo").write_text(json.dumps(lock))
+    fetchable.env["ORCHESTRATE_DEBIAN_HISTORY"] = f"{site.url}/history"
     failed = fetchable.run("fetch", "demo")
     assert failed.returncode == 1
-    assert "lib_1u1_amd64.deb: HTTP 404" in failed.stderr
+    place = "history/debian-security/20261201T210000Z/pool/updates/main"
+    assert f"{place}/lib_1u1_amd64.deb: HTTP 404" in failed.stderr
+    (site.root / place).mkdir(parents=True)
+    (site.root / place / "lib_1u1_amd64.deb").write_bytes(b"the fixed library")
+    assert fetchable.json("fetch", "demo")["files"] == 1
+
+
+def test_the_time_of_the_lists_moves_only_with_the_packages(image: Box, security: Archive) -> None:
+    def listed() -> Any:
+        return json.loads(image.lock("demo").read_text())["listed"]
+
+    first = datetime.now(UTC)
+    image.json("lock", "demo", "--update", "tool")
+    before = listed()
+    assert datetime.fromisoformat(before) <= first
+    image.json("lock", "demo")
+    assert listed() == before
+    security.publish("one-security", *FIXED)
+    image.json("lock", "demo", "--update", "lib")
+    assert datetime.fromisoformat(listed()) >= first.replace(microsecond=0)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -59,6 +59,10 @@ def fetch(
     locks = lockfile.with_shared(name)
     if available:
         locks = {each: lock.available() for each, lock in locks.items()}
+    listed = {
+        deb.sha256: lock.listed for lock in locks.values() if lock.listed for deb in lock.debs
+    }
+    sources = replace(sources, listed=listed)
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}

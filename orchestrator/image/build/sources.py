@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.image.lock import index
-from orchestrator.image.lock.mirrors import Mirrors
+from orchestrator.image.lock.mirrors import Mirrors, in_history
 from orchestrator.image.lockfile import Deb, File
 
 
@@ -19,10 +20,14 @@ def exported_name(file: File) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """``directory``: files that somebody brought along; ``mirrors``: else, of Debian packages."""
+    """``directory``: files that somebody brought along; ``mirrors``: else, of Debian packages.
+
+    ``listed``: when the archives had a package, by its hash.
+    """
 
     directory: Path | None = None
     mirrors: Mirrors = field(default_factory=Mirrors)
+    listed: Mapping[str, datetime] = field(default_factory=dict)
 
     def urls(self, file: File) -> Iterator[str]:
         """Addresses of ``file``, in the order to try them; later ones are looked up only if asked.
@@ -41,6 +46,8 @@ class Sources:
             yield file.url or self.mirrors.url(file)
             if later := self.mirrors.later(file):
                 yield later
+            if listed := self.listed.get(file.sha256):
+                yield in_history(file, listed)
             return
         if found := index.url_of(file.file, index.finder()):
             yield found

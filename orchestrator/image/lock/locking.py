@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def lock(name: str, mirrors: Mirrors, update: Collection[str] = ()) -> Locked:
     new = Lock(
         inputs=image.digest(),
         debian_inputs=image.debian_digest(),
+        listed=_listed(old, debs),
         epoch=image.epoch,
         python=PythonPart(
             version=image.python.version,
@@ -73,6 +75,13 @@ def lock(name: str, mirrors: Mirrors, update: Collection[str] = ()) -> Locked:
         lockfile.write(name, new)
     changes = lockfile.changes(old, new)
     return Locked(new, tuple(changes), tuple(_notes(name, image, old, new, update)))
+
+
+def _listed(old: Lock | None, debs: list[Deb]) -> datetime | None:
+    """When the archives had all of ``debs``: now, unless they are those of the old lock."""
+    if old and list(old.debs) == debs:
+        return old.listed
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def _require_known(name: str, image: Spec, old: Lock | None, update: Collection[str]) -> None:

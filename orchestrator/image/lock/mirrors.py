@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from urllib.parse import quote
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
-from orchestrator.image import MIRROR_VARIABLE, SECURITY_MIRROR_VARIABLE
+from orchestrator.image import HISTORY_VARIABLE, MIRROR_VARIABLE, SECURITY_MIRROR_VARIABLE
 from orchestrator.image.lockfile import Deb
 
 #: How the host's package lists name themselves: a mirror's, and those of security updates.
@@ -17,6 +19,9 @@ MAIN, SECURITY = "Debian", "Debian-Security"
 
 #: Where files lie on a mirror, and in the security archive.
 POOL, SECURITY_POOL = "pool/", "pool/updates/"
+
+#: Debian's own history of all of its archives.
+HISTORY = "https://snapshot.debian.org/archive"
 
 #: Most mirrors have the security archive beside the other one, under this ending.
 BESIDE = "-security"
@@ -65,6 +70,18 @@ class Mirrors:
         if deb.security and deb.path.startswith(SECURITY_POOL):
             return f"{self.main}/{quote(POOL + deb.path.removeprefix(SECURITY_POOL))}"
         return None
+
+
+def in_history(deb: Deb, listed: datetime) -> str:
+    """Where Debian keeps what its archives had at the time ``listed``, and mirrors have no more.
+
+    The history has a state every few hours and gives the last one before the time that is asked
+    for: a day later that is one with the file in it.
+    """
+    history = os.environ.get(HISTORY_VARIABLE, HISTORY).rstrip("/")
+    archive = "debian-security" if deb.security else "debian"
+    at = (listed + timedelta(days=1)).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{history}/{archive}/{at}/{quote(deb.path)}"
 
 
 def of_host(label: str) -> str | None:

@@ -1,0 +1,91 @@
+"""What counts as newer, what as a security update; where a package of either archive lies."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.image.lock.mirrors import Mirrors
+from orchestrator.image.lock.outdated import Newer, Outdated, newer
+from orchestrator.image.lockfile import Deb
+
+MAIN, SECURITY = "one", "one-security"
+
+
+def found(locked: str, candidate: str, **suites: str) -> Newer | None:
+    """``suites`` by version, which has '_' for '.'."""
+    listed = {("tool", version.replace("_", ".")): {of} for version, of in suites.items()}
+    told = newer({"tool": locked}, {"tool": candidate} if candidate else {}, listed, SECURITY)
+    return told[0] if told else None
+
+
+def test_versions_are_compared_as_debian_does() -> None:
+    newest = found("1.9", "1.10", **{"1_9": MAIN, "1_10": MAIN})
+    assert newest is not None
+    assert (newest.newest, newest.suite, newest.security, newest.listed) == (
+        "1.10",
+        MAIN,
+        False,
+        True,
+    )
+    assert found("1.10", "1.9", **{"1_9": MAIN}) is None
+    assert found("1.0", "1.0~rc1", **{"1_0~rc1": MAIN}) is None
+    assert found("1.0", "", **{}) is None  # no suite has it any more, in any version
+
+
+def test_an_update_closes_what_a_security_update_below_it_closed() -> None:
+    for fix, closes in (("1_1", True), ("1_0", False), ("0_9", False)):
+        newest = found("1.0", "1.2", **{"1_2": MAIN, fix: SECURITY})
+        assert newest is not None
+        assert newest.security is closes
+
+
+def test_a_version_that_both_have_is_the_suites() -> None:
+    listed = {("tool", "2"): {SECURITY, MAIN}}
+    (newest,) = newer({"tool": "1"}, {"tool": "2"}, listed, SECURITY)
+    assert (newest.suite, newest.security, newest.listed) == (MAIN, True, False)
+
+
+def test_what_is_told_has_the_command_for_the_security_updates_where_there_are_some() -> None:
+    plain = Newer("tool", "1", "2", MAIN, security=False, listed=True)
+    fixed = Newer("web", "1", "2", SECURITY, security=True, listed=False)
+    suites = (MAIN, SECURITY)
+    said = "\n".join(Outdated("demo", suites, SECURITY, 5, (plain,)).lines())
+    assert "security updates: none" in said and f"--update {SECURITY}" not in said
+    assert "export" not in said
+    said = "\n".join(Outdated("demo", suites, SECURITY, 5, (plain, fixed)).lines())
+    assert f"orchestrate image lock demo --update {SECURITY}" in said
+    assert "orchestrate image export demo" in said
+
+
+def deb(path: str, security: bool) -> Deb:
+    return Deb(
+        name="tool",
+        version="1",
+        architecture="all",
+        path=path,
+        size=1,
+        sha256="0" * 64,
+        store="tool.deb",
+        security=security,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "security", "at", "later"),
+    [
+        ("pool/main/t/tool_1.deb", False, "https://a/debian/pool/main/t/tool_1.deb", None),
+        (
+            "pool/updates/main/t/tool_1%3a2.deb",
+            True,
+            "https://s/pool/updates/main/t/tool_1%253a2.deb",
+            "https://a/debian/pool/main/t/tool_1%253a2.deb",
+        ),
+        ("pool/main/t/tool_1.deb", True, "https://s/pool/main/t/tool_1.deb", None),
+    ],
+)
+def test_a_security_update_lies_in_its_archive_and_later_in_the_other(
+    path: str, security: bool, at: str, later: str | None
+) -> None:
+    mirrors = Mirrors("https://a/debian/", "https://s/")
+    assert mirrors.url(deb(path, security)) == at
+    assert mirrors.later(deb(path, security)) == later
