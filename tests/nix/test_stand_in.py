@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support import generated
 from support.flake import Checkout, bring, built
 from support.generated import File, as_locked
 
-from orchestrator.image import spec
+from orchestrator.image import lockfile, spec
 from orchestrator.image.check import elf, libraries
 
 pytestmark = pytest.mark.nix
@@ -260,6 +262,19 @@ print(command.value)
     assert command.read_text().splitlines()[0] == f"#!{PREFIX}/bin/python"
     assert command.stat().st_mode & 0o111 == 0o111
     assert (standing.run("python3", "--version")).startswith("Python 3.13.")
+
+
+def test_vllm_requires_what_the_lock_has_in_place_of_its_own_pin(standing: Standing) -> None:
+    """So that 'pip check' on a node, and whatever else asks the distribution, finds it met."""
+    python = lockfile.current(MODEL).python
+    assert python is not None and python.overrides
+    for each in python.overrides:
+        code = (
+            f"import importlib.metadata as m; print(*m.requires('{each.distribution}'), sep='\\n')"
+        )
+        found = [Requirement(line) for line in standing.python(code).splitlines()]
+        (own,) = (one for one in found if canonicalize_name(one.name) == each.requirement)
+        assert str(own.specifier) == each.to != each.from_
 
 
 def test_units_are_whole(standing: Standing) -> None:

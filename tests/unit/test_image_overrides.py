@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import PROJECT
 
-from orchestrator.image import overrides
+from orchestrator.image import lockfile, overrides, spec
 from orchestrator.image.lock import index
 from orchestrator.image.lockfile import Overridden, PythonPart
 from orchestrator.image.spec import Override, Python
@@ -83,6 +83,19 @@ def test_a_lock_keeps_from_to_and_reason() -> None:
     assert Overridden.model_validate(row).document() == row
     part = PythonPart.model_validate({"version": "3.11", "rename": {}, "overrides": [row]})
     assert PythonPart.model_validate(part.model_dump(mode="json", by_alias=True)) == part
+
+
+def test_every_override_of_the_tree_is_on_a_page_for_people() -> None:
+    locks = [lockfile.read(name) for name in spec.names()]
+    listed = [each for lock in locks if lock and lock.python for each in lock.python.overrides]
+    assert listed
+    pages = "\n".join(
+        path.read_text() for path in sorted((PROJECT / "docs/explanation").glob("hardware-*.md"))
+    )
+    rows = [line.replace("_", "-") for line in pages.splitlines() if line.startswith("|")]
+    for each in listed:
+        pin, taken = f"{each.requirement}{each.from_}", each.to.removeprefix("==")
+        assert any(f"{pin} |" in row and f"| {taken} |" in row for row in rows), str(each)
 
 
 def test_the_environment_says_of_a_distribution_what_is_taken(
