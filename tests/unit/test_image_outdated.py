@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+from orchestrator.core.download import Unavailable
+from orchestrator.image.build import fetch
+from orchestrator.image.build.sources import Sources
 from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lock.outdated import Newer, Outdated, newer
 from orchestrator.image.lockfile import Deb
@@ -89,3 +94,22 @@ def test_a_security_update_lies_in_its_archive_and_later_in_the_other(
     mirrors = Mirrors("https://a/debian/", "https://s/")
     assert mirrors.url(deb(path, security)) == at
     assert mirrors.later(deb(path, security)) == later
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"), [(404, True), (410, True), (503, False), (None, False)]
+)
+def test_debians_history_is_asked_only_for_what_every_mirror_says_is_gone(
+    status: int | None, asked: bool
+) -> None:
+    package = deb("pool/updates/main/t/tool_1.deb", security=True)
+    listed = {package.sha256: datetime(2026, 11, 30, 22, tzinfo=UTC)}
+    sources = Sources(mirrors=Mirrors("https://a/debian", "https://s"), listed=listed)
+    tried: list[Unavailable] = []
+    last = ""
+    for last in fetch.places(package, sources, tried):
+        tried.append(Unavailable(last, status=404 if not tried else status))
+    assert ("/debian-security/20261201T220000Z/pool/updates/main/t/tool_1.deb" in last) is asked
+    assert len(tried) == 2 + asked
+    unlisted = Sources(mirrors=sources.mirrors)
+    assert len(list(fetch.places(package, unlisted, [Unavailable("", status=404)]))) == 2

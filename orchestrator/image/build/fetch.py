@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +30,13 @@ BATCH_BYTES = 256 << 20
 #: What a store needs on top of the files themselves (its database, rounding to blocks).
 SLACK = 64 << 20
 
+#: Answers of a server that has removed a file, or never had it.
+GONE = (404, 410)
+
 HINT = (
-    "Without network: run 'orchestrate image fetch NAME --keep' on a machine with network, then "
-    "here with '--from' and the directory that it prints."
+    "Without network: on a machine with network run 'orchestrate image fetch NAME' and "
+    "'orchestrate image export NAME DIRECTORY', then here 'orchestrate image fetch NAME --from "
+    "DIRECTORY'."
 )
 
 
@@ -151,15 +155,25 @@ def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
             loader.advance(_downloaded(file))
             return
         target.unlink()
-    tried: list[str] = []
-    for url in sources.urls(file):
+    tried: list[download.Unavailable] = []
+    for url in places(file, sources, tried):
         try:
             loader.fetch(url, target, file.size, file.sha256)
             return
         except download.Unavailable as error:
-            tried.append(error.message)
-    said = "; ".join(tried) or f"{sources.describe(file)} does not have it"
+            tried.append(error)
+    said = (
+        "; ".join(error.message for error in tried) or f"{sources.describe(file)} does not have it"
+    )
     raise download.Unavailable(f"{file.file}: {said}", HINT)
+
+
+def places(file: File, sources: Sources, tried: Sequence[download.Unavailable]) -> Iterator[str]:
+    """Where to look for a file. Debian's history is asked only for what every mirror says is gone:
+    one that does not answer is no reason to ask another server for everything."""
+    yield from sources.urls(file)
+    if tried and all(error.status in GONE for error in tried) and (url := sources.history(file)):
+        yield url
 
 
 def _downloaded(file: File) -> int:

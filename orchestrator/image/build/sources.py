@@ -46,13 +46,18 @@ class Sources:
             yield file.url or self.mirrors.url(file)
             if later := self.mirrors.later(file):
                 yield later
-            if listed := self.listed.get(file.sha256):
-                yield in_history(file, listed)
             return
         if found := index.url_of(file.file, index.finder()):
             yield found
         if file.url:
             yield file.url
+
+    def history(self, file: File) -> str | None:
+        """Where Debian keeps a package that its archives had and mirrors removed."""
+        listed = self.listed.get(file.sha256)
+        if self.directory is None and isinstance(file, Deb) and not file.url and listed:
+            return in_history(file, listed)
+        return None
 
     def describe(self, file: File) -> str:
         """Where was looked for ``file``, for the message that nothing has it."""
