@@ -101,12 +101,14 @@ def up(
                 "changed": result.changed,
                 "failures": {name: str(error) for name, error in result.failures.items()},
                 "steps": board.document(),
+                "first_run": result.first_run.document() if result.first_run else None,
                 "verify": result.report.document() if result.report else None,
             }
         )
     else:
-        if result.report:
-            out.print(result.report.table())
+        for report in (result.first_run, result.report):
+            if report:
+                out.print(report.table())
         changed, failures = outcomes_told(result.changed, result.failures)
         for line in changed:
             out.print(line, markup=False)
@@ -178,11 +180,24 @@ def status(profile: Profile, as_json: bool, watch: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write the checks to this file, as JUnit XML.",
 )
+@click.option(
+    "--hardware",
+    is_flag=True,
+    help="From the bottom up instead, one layer at a time: devices, driver, torch, kernels, the"
+    " collective, vLLM, a small model. Stops at the first layer that fails.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With --hardware: also run the steps that disturb a served model. They may end it.",
+)
 @choice_options
 def verify(
     profile: Profile,
     as_json: bool,
     junit: Path | None,
+    hardware: bool,
+    force: bool,
     choice: NodeChoice,
 ) -> None:
     """Check that the cluster is what the profile says. Changes nothing.
@@ -193,17 +208,28 @@ def verify(
     \b
     Example: orchestrate verify --junit verify.xml
     Example: orchestrate verify --exclude control
+    Example: orchestrate verify --hardware
     """
     from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.first_run import first_run
     from orchestrator.cluster.targets import verify_context
+    from orchestrator.core.progress import Board
     from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
+    if force and not hardware:
+        raise click.UsageError("--force needs --hardware")
+    if hardware and choice.only:
+        raise click.UsageError("--hardware and --only cannot be combined")
     cluster = open_cluster(profile)
-    files = published(cluster.profile.name, cluster.profile.serving.model)
     selection = choice.of(cluster.profile)
-    context = verify_context(cluster, files, selection, choice.jobs)
-    report = check(cluster.profile, context, selection, choice.jobs)
+    if hardware:
+        with Board(quiet=as_json) as board:
+            report = first_run(cluster, board, selection, forced=force)
+    else:
+        files = published(cluster.profile.name, cluster.profile.serving.model)
+        context = verify_context(cluster, files, selection, choice.jobs)
+        report = check(cluster.profile, context, selection, choice.jobs)
     if junit:
         junit.write_text(report.junit())
     if as_json:

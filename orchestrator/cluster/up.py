@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -10,6 +10,7 @@ from threading import Event
 from orchestrator.cluster import certificates
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.down import end_children, undo
+from orchestrator.cluster.first_run import Meeting, asked_by_up, before_ray
 from orchestrator.cluster.images import publish_image
 from orchestrator.cluster.power_intent import kept_off, want_on
 from orchestrator.cluster.readiness import (
@@ -49,6 +50,8 @@ class Bringup:
     started: list[Node] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
     failures: dict[str, UserError] = field(default_factory=dict)
+    #: The first run, where it was made.
+    first_run: Report | None = None
     report: Report | None = None
 
     @property
@@ -148,12 +151,17 @@ def configure_nodes(
     if cluster.profile.control not in chosen:
         control.open()
     watch = Watch(cluster.profile, cluster.diary, cluster.remote(cluster.profile.control))
+    meeting = meeting_of(cluster, result, chosen)
     # A thread each: the most of it is waiting.
     with ThreadPoolExecutor(len(chosen.nodes)) as pool:
         ways = {
             node.name: pool.submit(
                 Way(
-                    cluster, node, targets[node.name], result, Course(chosen, control, slots, watch)
+                    cluster,
+                    node,
+                    targets[node.name],
+                    result,
+                    Course(chosen, control, slots, watch, meeting),
                 ).go
             )
             for node in chosen.nodes
@@ -164,10 +172,22 @@ def configure_nodes(
         except KeyboardInterrupt:
             # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
             control.open()
+            meeting.close()
             slots.close()
             end_children()
             raise
     result.changed = {n: result.changed[n] for n in chosen.names if n in result.changed}
+
+
+def meeting_of(cluster: Cluster, result: Bringup, chosen: Selection) -> Meeting:
+    """The first run of the nodes that have one, once all of them have come so far."""
+    named = {node.name: node for node in asked_by_up(cluster, chosen)}
+
+    def run(here: Sequence[str]) -> Report | None:
+        result.first_run = before_ray(cluster, result.board, [named[name] for name in here])
+        return result.first_run
+
+    return Meeting(list(named), run)
 
 
 @dataclass(frozen=True)
@@ -191,6 +211,7 @@ class Course:
     control: Gates
     slots: Slots
     watch: Watch
+    meeting: Meeting
 
 
 @dataclass
@@ -211,7 +232,10 @@ class Way:
         if self.cluster.profile.is_control(self.node):
             self.go_first()
         elif self.result.until != CONTROL:
-            self.go_after()
+            try:
+                self.go_after()
+            finally:
+                self.course.meeting.leave(self.node.name)
 
     def go_first(self) -> None:
         """The control node's way. Others boot from it, so it is made ready for that in any case."""
@@ -238,6 +262,7 @@ class Way:
             self.apply(Step.BASE)
         if self.wanted(Step.RAY):
             self.wait_for_layers()
+            self.course.meeting.arrive(self.node.name, self.cluster.driver.boot_timeout)
             self.wait(self.control.has_ray)
             self.apply(Step.RAY)
         if self.wanted(Step.SERVING):

@@ -82,15 +82,20 @@ class Model:
 
 def served(profile: Profile) -> Model:
     """The model that a profile serves. Raises BadInput as ``find`` does."""
+    return named(profile, profile.serving.model)
+
+
+def named(profile: Profile, name: str) -> Model:
+    """A model by the name that a profile has for it. Raises BadInput as ``find`` does."""
     prompts = [Answer(one.question, one.contains, False) for one in profile.verification.prompts]
-    hub = profile.models.get(profile.serving.model)
+    hub = profile.models.get(name)
     if hub is None:
-        model = find(profile.serving.model)
+        model = find(name)
         return model if model.answers else replace(model, answers=prompts)
-    revision = hub.revision or ""  # a profile that loads has one: profile.checks
+    revision = hub.revision or ""  # the served one has it in a profile that loads
     directory = paths.hub() / hub.repository / revision
     return Model(
-        name=profile.serving.model,
+        name=name,
         description=f"{hub.repository} at {revision}",
         directory=directory,
         config=_hub_config(directory),

@@ -17,6 +17,7 @@ from orchestrator.profile.checks import Check, Found
 from orchestrator.profile.load import load as load_alone
 from orchestrator.profile.model import Ray
 from orchestrator.profile.serving import HubModel, Serving
+from orchestrator.profile.verification import Verification
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -65,6 +66,13 @@ def served_model_is_pinned(serving: Serving, models: dict[str, HubModel]) -> Fou
         yield ("models", serving.model, "revision"), text
 
 
+def first_model_is_known(verification: Verification, models: dict[str, HubModel]) -> Found:
+    first, known = verification.first_model, [*models, *catalog.known()]
+    if first and first not in known:
+        text = f"there is no key models.{first} and no directory models/{first}"
+        yield ("verification", "first_model"), f"{text}; {nearest(first, known)}"
+
+
 def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
     for name in models.keys() & set(catalog.known()):
         yield ("models", name), "is also a directory of models/; give it another name"
@@ -98,6 +106,7 @@ def variables_are_free(ray: Ray, serving: Serving) -> Found:
 CHECKS: tuple[Check, ...] = (
     image_is_known,
     model_is_known,
+    first_model_is_known,
     hub_models_have_names_of_their_own,
     flags_are_free,
     variables_are_free,

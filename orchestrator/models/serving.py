@@ -121,12 +121,18 @@ def vllm_argv(profile: Profile, model_dir: str | Path, layout: Layout) -> list[s
     argv += ["--pipeline-parallel-size", str(layout.pipeline)]
     argv += ["--enable-expert-parallel"] if layout.expert else []
     argv += ["--distributed-executor-backend", "ray"]
-    for name, value in serving.args.items():
+    return argv + flags(serving.args)
+
+
+def flags(args: Mapping[str, object]) -> list[str]:
+    """``serving.args`` as vLLM's words."""
+    words: list[str] = []
+    for name, value in args.items():
         if isinstance(value, bool):
-            argv.append(f"--{name}" if value else f"--no-{name}")
+            words.append(f"--{name}" if value else f"--no-{name}")
         else:
-            argv += [f"--{name}", str(value)]
-    return argv
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _expert(

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.profile.first_run import FirstRun
 from orchestrator.profile.section import Section
 from orchestrator.profile.types import (
     AbsolutePath,
@@ -112,7 +113,7 @@ class Command(Section):
 class Torch(Section):
     """Devices that torch must find with the image's Python. Each must also compute correctly."""
 
-    device: Literal["xpu", "cuda"] = Field(description="The device type, as torch names it.")
+    device: Literal["xpu", "cuda", "cpu"] = Field(description="The device type, as torch names it.")
     count: int = Field(default=1, ge=1, le=64, description="The number of such devices.")
     timeout_s: float = Field(default=60, gt=0, le=300, description="Timeout in seconds.")
     advice: Line = Field(description=ADVICE)
@@ -205,3 +206,4 @@ class Hardware(Section):
         default=(), description="Commands that test the hardware."
     )
     capabilities: Capabilities = Field(default=Capabilities(), description=Capabilities.__doc__)
+    first_run: FirstRun = Field(default=FirstRun(), description=FirstRun.__doc__)

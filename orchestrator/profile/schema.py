@@ -80,7 +80,9 @@ def _value(field: dict[str, Any]) -> str:
     if field["type"] == "array":
         return f"list of {_value(field['items'])}"
     if field["type"] == "object":
-        return f"name: {_value(next(iter(field['patternProperties'].values())))}"
+        # Names of a pattern, or the enumerated ones.
+        values = field.get("patternProperties") or {"": field["additionalProperties"]}
+        return f"name: {_value(next(iter(values.values())))}"
     return _scalar(field)
 
 

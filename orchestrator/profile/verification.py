@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from orchestrator.profile.section import Section
-from orchestrator.profile.types import Line
+from orchestrator.profile.types import Line, ModelName
 
 
 class Prompt(Section):
@@ -49,4 +49,10 @@ class Verification(Section):
         gt=0,
         le=3600,
         description="Maximum difference between a node's clock and the control node's, in seconds.",
+    )
+    first_model: ModelName | None = Field(
+        default=None,
+        description="A small model that fits one accelerator: a key of `models`, or a directory of "
+        "the checkout's `models/`. `verify --hardware` loads it on each node and asks it `prompts`."
+        " Default: no such step.",
     )

@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.node.paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
+from orchestrator.profile.hardware import Hardware
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
 if TYPE_CHECKING:
     from orchestrator.models.catalog import Answer
     from orchestrator.models.serving import Layout
     from orchestrator.profile import Node, Profile
-    from orchestrator.profile.hardware import Hardware
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"
@@ -75,14 +75,24 @@ def node(
 def hardware(context: VerifyContext, profile: Profile, node: Node) -> HardwareFacts:
     """What hardware a node has, of what the profile says it has to have."""
     kind = profile.hardware[node.hardware or ""]
-    want = hardware_want(
-        kind, [node.links[name].interface for name in kind.links.keys() & node.links]
-    )
+    want = hardware_of(profile, node)
     argv = [WITH_ENVIRONMENT, f"{VENV}/bin/python", "-", json.dumps(want)]
     slow = sum(each.timeout_s for each in kind.commands)
     slow += kind.torch.timeout_s if kind.torch else 0
     out = _output(context, node, argv, _source("probe_hardware"), NODE_TIMEOUT + slow)
     return TypeAdapter(HardwareFacts).validate_json(out)
+
+
+def hardware_of(profile: Profile, node: Node, layer: str = "") -> dict[str, Any]:
+    """What is looked at on a node: all that its kind says, or a layer of it (hardware.LAYERS)."""
+    kind = profile.hardware[node.hardware or ""]
+    own = [node.links[name].interface for name in kind.links.keys() & node.links]
+    want = hardware_want(kind, own)
+    if not layer:
+        return want
+    if layer == "commands":
+        return hardware_want(Hardware(commands=kind.commands), [])
+    return want | {"torch": None, "commands": []}
 
 
 def hardware_want(kind: Hardware, interfaces: Collection[str]) -> dict[str, Any]:

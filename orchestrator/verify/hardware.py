@@ -7,7 +7,7 @@ of the profile (profile.hardware). Each judge takes what is expected first, the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,6 +35,10 @@ DEVICE_FILE = "the kernel driver creates it; on {node}: journalctl --dmesg"
 LEVEL_ZERO = "the driver's checks above; on {node}: clinfo -l; ls -l /dev/dri"
 GONE = "device not found"
 
+#: What is in the machine and how it is driven; what computes with it.
+PRESENT, TORCH, COMMANDS = "present", "torch", "commands"
+LAYERS = (PRESENT, TORCH, COMMANDS)
+
 Judge = Callable[[HardwareFacts], Verdict]
 
 
@@ -46,15 +50,23 @@ class Look:
     judge: Judge
 
 
-def looks(profile: Profile, node: Node) -> list[Look]:
-    """The checks of a node's hardware, in the order shown; none where the profile names none."""
+def looks(profile: Profile, node: Node, of: Collection[str] = LAYERS) -> list[Look]:
+    """The checks of a node's hardware, in the order shown; none where the profile names none.
+
+    ``of``: some of LAYERS only.
+    """
     kind = profile.hardware.get(node.hardware or "")
     if kind is None:
         return []
+    every = {
+        PRESENT: (*_machine(kind), *_links(profile, node, kind), *_level_zero(kind)),
+        TORCH: _torch(kind),
+        COMMANDS: _commands(kind),
+    }
+    found = [each for layer in LAYERS if layer in of for each in every[layer]]
     warnings = {sign.name for sign in kind.signs if sign.severity == "warning"}
-    found = [*_machine(kind), *_links(profile, node, kind), *_software(kind)]
     return [
-        Look(Rule(f"hardware: {name}", _braces(look), warning=name in warnings), judge)
+        Look(Rule(f"hardware: {name}", braces(look), warning=name in warnings), judge)
         for name, look, judge in found
     ]
 
@@ -94,14 +106,19 @@ def _links(profile: Profile, node: Node, kind: Hardware) -> Iterator[tuple[str, 
             yield f"{name}: MTU", look, partial(packets, interface, mtu)
 
 
-def _software(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
-    """(name, advice, judge) of what uses the hardware."""
+def _level_zero(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
     if kind.level_zero is not None:
         yield "Level Zero", LEVEL_ZERO, partial(level_zero, kind.level_zero)
+
+
+def _torch(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
     if kind.torch is not None:
         name = f"torch {kind.torch.device}"
         yield name, kind.torch.advice, partial(torch, kind.torch)
         yield f"{name} computes", kind.torch.advice, torch_computes
+
+
+def _commands(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
     for index, command in enumerate(kind.commands):
         yield command.name, command.advice, partial(output, command, index)
 
@@ -231,6 +248,6 @@ def _lanes(width: int | None, speed: float | None) -> str:
     return f"x{width} at {shown}" if width else f"width unknown, {shown}"
 
 
-def _braces(look: str) -> str:
+def braces(look: str) -> str:
     """Advice is the profile's own text: of its braces, only those of {node} mean something."""
     return look.replace("{", "{{").replace("}", "}}").replace("{{node}}", "{node}")

@@ -31,6 +31,7 @@ class Verdict:
     ok: bool
     expected: str
     seen: str
+    ran: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Rule:
     def check(self, node: str, verdict: Verdict) -> Check:
         look = self.look.format(node=node)
         severity: Severity = "warning" if self.warning else "failure"
-        return Check(self.name, node, verdict.ok, verdict.expected, verdict.seen, look, severity)
+        seen = (verdict.ok, verdict.expected, verdict.seen)
+        return Check(self.name, node, *seen, look, severity, verdict.ran)
 
     def broken(self, node: str, reason: str) -> Check:
         """The check could not run: that is a failure."""

@@ -32,6 +32,8 @@ class Check:
     seen: str
     look: str
     severity: Severity = "failure"
+    #: False: it was not made, for the reason in ``seen``; that is no failure.
+    ran: bool = True
 
     @property
     def failed(self) -> bool:
@@ -51,7 +53,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether everything is as it should be; nothing looked at is not."""
-        return bool(self.checks) and not self.failed
+        return any(check.ran for check in self.checks) and not self.failed
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -63,11 +65,15 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """``41 of 42 checks passed, 1 warning``"""
-        passed = len(self.checks) - len(self.failed) - len(self.warnings)
-        text = f"{passed} of {len(self.checks)} checks passed"
-        count = len(self.warnings)
-        return f"{text}, {count} warning{'s' * (count != 1)}" if count else text
+        """``40 of 42 checks passed, 1 warning, 3 not run``"""
+        ran = [check for check in self.checks if check.ran]
+        passed = len([check for check in ran if check.ok])
+        parts = [f"{passed} of {len(ran)} checks passed"]
+        if count := len(self.warnings):
+            parts.append(f"{count} warning{'s' * (count != 1)}")
+        if left := len(self.checks) - len(ran):
+            parts.append(f"{left} not run")
+        return ", ".join(parts)
 
     def document(self) -> dict[str, Any]:
         """The report as JSON types: ``{"ok": bool, "checks": [...]}``."""
@@ -89,6 +95,7 @@ class Report:
             tests=str(len(self.checks)),
             failures=str(len(self.failed)),
             errors="0",
+            skipped=str(sum(not check.ran for check in self.checks)),
         )
         for check in self.checks:
             case = ElementTree.SubElement(
@@ -97,6 +104,8 @@ class Report:
             if check.warns:  # JUnit has no warnings
                 output = ElementTree.SubElement(case, "system-out")
                 output.text = _xml(f"warning: {_details(check)}")
+            if not check.ran:
+                ElementTree.SubElement(case, "skipped", message=_xml(check.seen))
             if check.failed:
                 failure = ElementTree.SubElement(case, "failure", message=_xml(check.seen))
                 failure.text = _xml(_details(check))
@@ -111,7 +120,9 @@ def report(checks: Sequence[Check]) -> Report:
 def _mark(check: Check) -> Text:
     if check.warns:
         return Text("warning", "yellow")
-    return Text("FAILED", "bold red") if check.failed else Text("ok", "green")
+    if check.failed:
+        return Text("FAILED", "bold red")
+    return Text("ok", "green") if check.ran else Text("not run", "dim")
 
 
 def _details(check: Check) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -82,35 +80,6 @@ def test_nothing_that_a_lock_needs_is_missing_in_it(name: str) -> None:
     report = check(name)
     assert (report["problems"], report["stale"]) == ([], [])
     assert report["ok"] or name not in (SIM, *spec.SHARED)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The simulated cluster's image as a node sees it: its layers, one over the other."""
-    assert os.geteuid() == 0, "mounting layers needs root: run the tests as root"
-    scratch = tmp_path_factory.mktemp("root")
-    image = built(f"{PROJECT}#{SIM}", scratch / "result")
-    layers = json.loads((image / "manifest.json").read_text())["layers"]
-    mounted = []
-
-    def mount(place: Path, *words: str | Path) -> None:
-        place.mkdir(exist_ok=True)
-        subprocess.run(["mount", *words, place], check=True)
-        mounted.append(place)
-
-    try:
-        for layer in layers:
-            file = (image / layer["file"]).resolve()
-            mount(scratch / layer["name"], "-t", "squashfs", "-o", "ro,loop", file)
-        lower = ":".join(str(scratch / layer["name"]) for layer in reversed(layers))
-        mount(scratch / "root", "-t", "overlay", "-o", f"lowerdir={lower}", "overlay")
-        mount(scratch / "root/tmp", "-t", "tmpfs", "tmpfs")
-        mount(scratch / "root/dev", "--bind", "/dev")
-        mount(scratch / "root/proc", "-t", "proc", "proc")
-        yield scratch / "root"
-    finally:
-        for place in reversed(mounted):
-            subprocess.run(["umount", place], check=True)
 
 
 def test_the_real_loader_finds_and_misses_the_same(root: Path) -> None:

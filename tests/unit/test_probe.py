@@ -19,11 +19,13 @@ from support.profiles import PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load as load_profile
+from orchestrator.node import guard
+from orchestrator.node.programs import environment
+from orchestrator.node.programs import guarded as guarded_by
 from orchestrator.performance.predict import inputs
-from orchestrator.performance.probe import node_guard, node_link
+from orchestrator.performance.probe import node_link
 from orchestrator.performance.probe.judge import anomalies, used, way
 from orchestrator.performance.probe.node_state import cards, negotiated
-from orchestrator.performance.probe.nodes import environment, source
 from orchestrator.performance.probe.plan import (
     AT_ONCE,
     BETWEEN,
@@ -276,7 +278,7 @@ def test_what_cards_negotiated_is_read_from_the_kernel(tmp_path: Path) -> None:
 
 
 def guarded(seconds: float, *argv: str) -> list[str]:
-    return [sys.executable, "-c", source("node_guard"), str(seconds), *argv]
+    return guarded_by(seconds, argv, sys.executable)
 
 
 def test_a_guarded_program_ends_as_it_would_alone() -> None:
@@ -291,7 +293,7 @@ def test_a_guarded_program_ends_as_it_would_alone() -> None:
 LEAVES = "setsid sleep 1000 >&2 & echo $!;"
 
 
-@pytest.mark.parametrize(("then", "code"), [("wait", node_guard.LATE), ("exit 0", 0)])
+@pytest.mark.parametrize(("then", "code"), [("wait", guard.LATE), ("exit 0", 0)])
 def test_what_a_guarded_program_started_ends_with_it(then: str, code: int) -> None:
     done = subprocess.run(
         guarded(2, "sh", "-c", f"{LEAVES} {then}"), stdout=subprocess.PIPE, text=True,

@@ -13,6 +13,7 @@ from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
 from orchestrator.verify import judge
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts, RayNode, RayWorker
+from orchestrator.verify.layers import LAYERS
 from orchestrator.verify.probe_node import loopback
 
 PROFILE = load(paths.checkout() / "profiles" / "sim.yml")
@@ -260,6 +261,7 @@ def test_the_reference_lists_every_check() -> None:
     reference = Path(paths.checkout() / "docs/reference/checks.md").read_text(encoding="utf-8")
     rules = [value for value in vars(judge).values() if isinstance(value, judge.Rule)]
     names = {rule.name for rule in [*rules, *judge.NODE_RULES]} | {"answer: QUESTION"}
+    names |= {layer.name for layer in LAYERS}
     listed = {line.split("|")[1].strip() for line in reference.splitlines() if line[:3] == "| `"}
     assert listed == {f"`{name}`" for name in names}
 

@@ -15,6 +15,7 @@ from orchestrator.verify.report import NOT_XML
 GOOD = Check("image", "compute0", True, "abc", "abc", "on compute0: cat /proc/cmdline")
 BAD = Check("hostname", "compute1", False, "compute1", "debian", "on compute1: hostnamectl")
 WARNING = Check("HuC", "compute1", False, "a line", "no line", "nothing to do", "warning")
+LEFT = Check("torch", "compute1", True, "", "no card", "", ran=False)
 HOSTILE = ']]></failure><x a="&\'"> [bold]no markup[/bold] [/] \x00\x1b[31m\ud800'
 
 
@@ -30,6 +31,7 @@ def test_the_document() -> None:
                 "seen": "abc",
                 "look": "on compute0: cat /proc/cmdline",
                 "severity": "failure",
+                "ran": True,
             },
             {
                 "name": "hostname",
@@ -39,6 +41,7 @@ def test_the_document() -> None:
                 "seen": "debian",
                 "look": "on compute1: hostnamectl",
                 "severity": "failure",
+                "ran": True,
             },
         ],
     }
@@ -72,6 +75,20 @@ def test_a_warning_hides_no_failure() -> None:
 
 def test_nothing_looked_at_is_not_fine() -> None:
     assert not Report(()).ok
+    assert not Report((LEFT,)).ok and Report((GOOD, LEFT)).ok
+
+
+def test_what_was_not_run_is_no_failure_and_no_pass() -> None:
+    report = Report((GOOD, LEFT))
+    assert report.summary == "1 of 1 checks passed, 1 not run"
+    suite = ElementTree.fromstring(report.junit())
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
+    skipped = suite.findall("testcase")[1].find("skipped")
+    assert skipped is not None and skipped.get("message") == "no card"
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(report.table())
+    assert "not run" in capture.get()
 
 
 def test_the_table_says_what_was_expected_and_where_to_look() -> None:

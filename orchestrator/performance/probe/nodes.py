@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import UserError
-from orchestrator.node.paths import VENV, WITH_ENVIRONMENT
-from orchestrator.performance.probe.node_guard import LATE
+from orchestrator.node.guard import LATE
+from orchestrator.node.paths import WITH_ENVIRONMENT
+from orchestrator.node.programs import PYTHON, environment, guarded
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
-    from orchestrator.profile import Node, Profile
+    from orchestrator.profile import Node
 
 #: Seconds after which a node ends what hangs by itself, before this end gives up.
 GRACE = 10.0
-PYTHON = f"{VENV}/bin/python"
 
 
 def state(cluster: Cluster, node: Node, *words: str) -> Any:
@@ -40,22 +40,12 @@ def with_torch(
     return _run(cluster, node, argv, program, timeout)
 
 
-def environment(profile: Profile, node: Node) -> dict[str, str]:
-    """The variables of vLLM's process on a node: the server's, and on other nodes those of their
-    own Ray first, since vLLM gives the server's to its workers where they have none."""
-    own = {"GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface}
-    if node.name == profile.server.name:
-        return own | profile.serving_env()
-    return profile.serving_env() | own | profile.ray_env(node)
-
-
 def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeout: float) -> Any:
     """What a program prints last, as JSON; it comes on standard input. Raises UserError where it
     fails, prints none, or is not done in time: it has ended then, with all that it started."""
     limit = timeout - GRACE
-    guard = [PYTHON, "-I", "-S", "-c", source("node_guard"), f"{limit:g}"]
     result = cluster.remote(node).run(
-        [*guard, *argv],
+        guarded(limit, argv),
         what=f"the probe {program}",
         stdin=source(program),
         timeout=timeout + GRACE,
