@@ -22,9 +22,16 @@ from orchestrator.profile.choose import VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: About the checkout that is edited here, or how to reach the other computer.
-STAY = {"profile", "doc", "completion", "control", "image lock"}
+STAY = {"profile", "doc", "completion", "control", "image lock", "image outdated"}
 #: A word for each argument that a command cannot do without.
-WORDS = {"name": "pxe-sim", "node": "compute0", "repository": "x/y", "before": "a", "question": "?"}
+WORDS = {
+    "name": "pxe-sim",
+    "node": "compute0",
+    "repository": "x/y",
+    "before": "a",
+    "question": "?",
+    "directory": "d",
+}
 #: And options, where it wants one of several.
 OPTIONS = {"orchestrate sim link": ["--reset"]}
 
