@@ -84,7 +84,7 @@ def test_a_step_that_takes_too_long_stops_up_and_the_node_stays_usable(
     for node in NODES[1:]:
         sim.shell(node, "sh", "-c", GONE)
     state = sim.shell("compute1", "systemctl", "is-active", "ray-worker", ok=False)
-    assert state.strip() == "inactive"  # Ray was not begun
+    assert state.strip() in ("inactive", "failed")  # a worker that is stopped ends with an error
     sim.run("up", "--until", "ray")
 
 
