@@ -22,6 +22,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from orchestrator.cluster.cluster import Cluster
 from orchestrator.core import paths
 from orchestrator.core.console import out
 from orchestrator.core.errors import UserError
@@ -187,6 +188,13 @@ def require_root(why: str) -> None:
     """Raises UserError for other users."""
     if os.geteuid() != 0:
         raise UserError(f"this benchmark needs root: {why}", "Run it with sudo.")
+
+
+def refuse_running(cluster: Cluster) -> None:
+    """Raises UserError if the cluster is up: somebody may use it."""
+    running = [node.name for node in cluster.profile.nodes if cluster.driver.running(node)]
+    if running:
+        raise UserError(f"running already: {', '.join(running)}", "Run: orchestrate down")
 
 
 def require_tools(*names: str) -> None:

@@ -24,7 +24,7 @@ import click
 import live_boot
 import measure
 from floor import floor
-from measure import ORCHESTRATE, Goal, Report
+from measure import ORCHESTRATE, Goal, Report, refuse_running
 
 from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import Cluster, open_cluster
@@ -181,13 +181,6 @@ def netboot(profile: str | None, node: str | None, repeats: int, json_file: Path
         ],
         json_file,
     )
-
-
-def refuse_running(cluster: Cluster) -> None:
-    """Raises UserError where the cluster is up: someone may use it."""
-    running = [node.name for node in cluster.profile.nodes if cluster.driver.running(node)]
-    if running:
-        raise UserError(f"running already: {', '.join(running)}", "Run: orchestrate down")
 
 
 def boots(bench: Bench, repeats: int, directory: Path) -> dict[str, list[Boot]]:

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import click
 import measure
-from measure import ORCHESTRATE, Goal, Report
-from netboot import refuse_running
+from measure import ORCHESTRATE, Goal, Report, refuse_running
 
 from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import Cluster, open_cluster

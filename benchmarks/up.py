@@ -19,13 +19,12 @@ from typing import Any
 import click
 import measure
 from by_hand import COPY, ByHand
-from measure import ORCHESTRATE, Goal, Report, Stage, median_stage
+from measure import ORCHESTRATE, Goal, Report, Stage, median_stage, refuse_running
 
 from orchestrator.cli.where import profile_name_option
-from orchestrator.cluster.cluster import Cluster, open_cluster
+from orchestrator.cluster.cluster import open_cluster
 from orchestrator.cluster.targets import publish_model
 from orchestrator.core.console import err
-from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER
 from orchestrator.core.run import run
 from orchestrator.models.profiles import active
@@ -96,13 +95,6 @@ def up(profile: str | None, repeats: int, json_file: Path | None) -> None:
         ],
         json_file,
     )
-
-
-def refuse_running(cluster: Cluster) -> None:
-    """Raises UserError where the cluster is up: someone may use it."""
-    running = [node.name for node in cluster.profile.nodes if cluster.driver.running(node)]
-    if running:
-        raise UserError(f"running already: {', '.join(running)}", "Run: orchestrate down")
 
 
 def bring_up(profile: Profile) -> Up:

@@ -24,7 +24,7 @@ SIM = "tests/sim/"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-class OneCluster(LoadFileScheduling):
+class OneCluster(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
     """A worker takes a file at a time; all of tests/sim is one, since it has one cluster."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -97,7 +97,7 @@ def headings(text: str) -> set[str]:
 
 
 def test_command_reference_is_current() -> None:
-    argv = [sys.executable, PROJECT / "tools/cli_reference.py"]
+    argv = [sys.executable, str(PROJECT / "tools/cli_reference.py")]
     derived = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert (PROJECT / "docs/reference/cli.md").read_text() == derived, (
         "run: .venv/bin/python tools/cli_reference.py >docs/reference/cli.md"

@@ -1,4 +1,5 @@
-# What init's steps use: the command line, consoles, reports, trying again. Read by init.
+# Functions that init's steps share: kernel parameters, console output, reports, retries. Sourced by
+# init and by fetch-layer.
 # shellcheck shell=busybox disable=SC2034,SC2154 # names are shared with init
 
 parameter() { # NAME -> its value on the kernel command line
@@ -11,8 +12,9 @@ say() { # on every console
   for console in $consoles; do echo "orchestrate: $*" >"/dev/$console"; done
 }
 
-# Reports go to the consoles, and to the server in order, beside all else. Those from before there is a
-# network wait in a file; one that the server does not take is dropped: it never stops the boot.
+# A report goes to the consoles at once. A background process sends it to the server, in order. Reports
+# made before the network is up wait in a file. A report that the server does not accept is dropped, so
+# that reporting never stops the boot.
 
 report() { # STEP STATUS TEXT
   local uptime line
@@ -22,7 +24,7 @@ report() { # STEP STATUS TEXT
   if [ -p "$scratch/pipe" ]; then echo "$line" >&3; else echo "$line" >>"$scratch/reports"; fi
 }
 
-begin_reports() { # of who= the machine and its boot, in $scratch
+begin_reports() { # start the sender. $who: the query that names machine and boot; $scratch: its files
   mkfifo "$scratch/pipe"
   deliver <"$scratch/pipe" &
   reporter=$!
@@ -37,13 +39,14 @@ deliver() {
   done
 }
 
-end_reports() { # when the last one is delivered
+end_reports() { # wait until the last report is sent
   exec 3>&-
   wait "$reporter"
   rm "$scratch/pipe"
 }
 
-step() { # NAME COMMAND...: until it succeeds. It sets `cause` where it fails, `result` at will.
+step() { # NAME COMMAND...: repeat COMMAND until it succeeds, with pauses of 1 to 60 s. COMMAND sets
+  # `cause` when it fails, and may set `result` when it succeeds; both go into the report.
   local pause=1
   step=$1 cause='' result=''
   shift
@@ -57,15 +60,15 @@ step() { # NAME COMMAND...: until it succeeds. It sets `cause` where it fails, `
   report "$step" 'done' "$result"
 }
 
-open_shell() { # one at a time: layers can fail together
+open_shell() { # only one at a time: several layers can fail together
   until mkdir /run/shell 2>/dev/null; do sleep 1; done
   say "a shell, since rd.shell is on the command line; 'exit' tries $step again"
   setsid cttyhack sh
   rmdir /run/shell
 }
 
-# Busybox's own time limit (-T) crashes in Debian 12's static build.
-get() { # SECONDS FILE WORDS...: wget, ended where FILE does not grow for so long
+# Used instead of wget's time limit (-T), which crashes in Debian 12's static busybox.
+get() { # SECONDS FILE ARGUMENTS...: run wget; stop it when FILE has not grown for SECONDS
   local left=$1 limit=$1 file=$2 size='' now pid pause=0.1
   shift 2
   wget -q "$@" &
@@ -81,7 +84,7 @@ get() { # SECONDS FILE WORDS...: wget, ended where FILE does not grow for so lon
   wait "$pid"
 }
 
-wait_for() { # SECONDS COMMAND...: until it succeeds, at most so long
+wait_for() { # SECONDS COMMAND...: repeat COMMAND until it succeeds; fail after about SECONDS
   local tries=$(($1 * 5))
   shift
   until "$@"; do

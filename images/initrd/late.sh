@@ -1,9 +1,9 @@
-# Layers that the running system fetches, since it can do without them at first. Read by init.
+# Late layers: the system starts without them and fetches them while it runs. Sourced by init.
 # shellcheck shell=busybox disable=SC2034,SC2154 # names are shared with init
 
-late_home=$run/late # what fetch-layer needs, once the initrd is gone
+late_home=$run/late # a copy of what fetch-layer needs, since the initrd is gone by then
 
-choose_late() { # -> late: of the names on the command line those that have a place of their own
+choose_late() { # set $late: the layers of orchestrate.late= that have a mount point of their own
   local wanted name mount
   for wanted in $(parameter orchestrate.late | tr ',' ' '); do
     while read -r name _ _ _ _ _ _ _ _ _ mount; do
@@ -18,7 +18,8 @@ is_late() { # NAME
   return 1
 }
 
-leave_late() { # a service that fetches each, after the one before, and a unit that mounts it
+leave_late() { # write for each late layer a service that fetches it and a unit that mounts it. Each
+  # service waits for the one before.
   local units=/run/systemd/system name mount unit after=ssh.service
   [ -n "$late" ] || return 0
   cause="what fetches the late layers cannot be copied: is there no memory left?"
@@ -27,7 +28,7 @@ leave_late() { # a service that fetches each, after the one before, and a unit t
     known >"$late_home/boot" && chmod 600 "$late_home/boot" || return 1
   for name in $late; do
     mount=$(sed -n "s/^$name .* //p" "$list")
-    # As systemd-escape --path does it.
+    # The unit's name has to be what `systemd-escape --path` prints.
     unit=$(echo "${mount#/}" | sed 's/-/\\x2d/g; s,/,-,g').mount
     late_service "$name" "$after" >"$units/orchestrate-layer-$name.service"
     late_mount "$name" "$mount" >"$units/$unit"
@@ -37,7 +38,7 @@ leave_late() { # a service that fetches each, after the one before, and a unit t
   done
 }
 
-known() { # what the initrd found out, as a shell reads it
+known() { # print the variables that fetch-layer needs, as shell assignments
   printf '%s\n' "server='$server'" "image='$image'" "sources='$sources'" "who='$who'"
 }
 
@@ -56,7 +57,7 @@ StandardOutput=journal+console
 END
 }
 
-late_mount() { # NAME DIRECTORY: with what other layers have there
+late_mount() { # NAME DIRECTORY: an overlay of this layer and of the other layers' files below DIRECTORY
   local each stack=''
   while read -r each _; do
     [ "$each" = "$1" ] || [ -d "$lower/$each$2" ] || continue
@@ -67,7 +68,7 @@ late_mount() { # NAME DIRECTORY: with what other layers have there
 Description=The image's layer '$1'
 Requires=orchestrate-layer-$1.service
 After=orchestrate-layer-$1.service
-# By default a mount belongs to the start of the system, which this one comes after.
+# By default local-fs.target waits for a mount; this one comes after the system has started.
 DefaultDependencies=no
 Conflicts=umount.target
 Before=umount.target

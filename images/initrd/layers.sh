@@ -1,19 +1,21 @@
-# Bringing a layer: from the cache or a source, under dm-verity, mounted. Read by init, and by fetch-layer
-# once the system runs.
+# Fetch a layer from the cache or a source, open it under dm-verity, mount it. Sourced by init, and by
+# fetch-layer once the system runs.
 # shellcheck shell=busybox disable=SC2034,SC2154 # names are shared with both
 
-run=/run/orchestrate # goes along into the image's root
-layers=$run/layers   # files by their names in the manifest; a node can serve them to others
+run=/run/orchestrate # moved into the image's root at the switch
+layers=$run/layers   # files by their names in the manifest; a node can serve them to other nodes
 lower=$run/lower     # where each layer is mounted
-cache=$run/cache     # the disk labelled for it, where there is one: sha256/HASH
-list=$run/layers.list # a line a layer, as fetch_layer takes it, the lowest first
+cache=$run/cache     # where the cache disk is mounted, if there is one; its files are sha256/HASH
+list=$run/layers.list # a line per layer: NAME, fetch_layer's arguments, mount point; the lowest first
 
-fetch_layer() { # FILE SIZE SHA256 TREE SIZE SHA256 BLOCKS ROOT SALT, of the layer $name
+# FILE SIZE SHA256: the layer; TREE SIZE SHA256: its hash tree; BLOCKS ROOT SALT: for dm-verity. The
+# layer's name is in $name. The same arguments go to bring_layer, open_layer and keep_layer.
+fetch_layer() {
   bring "$4" "$5" "$6" && bring_layer "$@" || return 1
   result="$(($2 + $5)) bytes from $source"
 }
 
-bring() { # FILE SIZE SHA256
+bring() { # FILE SIZE SHA256: have FILE in $layers, checked
   [ ! -e "$layers/$1" ] || return 0
   if [ -f "$cache/sha256/$3" ]; then
     source=cache
@@ -27,7 +29,7 @@ bring() { # FILE SIZE SHA256
   return 1
 }
 
-bring_layer() { # as fetch_layer
+bring_layer() { # fetch_layer's arguments: have the layer mounted. dm-verity checks it, not the sha256.
   [ ! -d "$lower/$name" ] || return 0
   if [ -f "$cache/sha256/$3" ]; then
     source=cache
@@ -41,7 +43,7 @@ bring_layer() { # as fetch_layer
   return 1
 }
 
-use_cached() { # FILE SHA256: used where it lies, it takes no memory
+use_cached() { # FILE SHA256: a link to the cached file, which takes no memory
   ln -sf "../cache/sha256/$2" "$layers/$1"
 }
 
@@ -58,10 +60,10 @@ has_size() { # BYTES FILE
   [ "$(stat -c %s "$2")" = "$1" ]
 }
 
-download() { # FILE SIZE CHECK from $source. SIZE 0: not known
+download() { # FILE SIZE CHECK: from $source. SIZE 0: unknown. CHECK: a command that gets the path.
   local url="$source/images/$image/$1" part="$layers/.$1" said="$layers/.said.$1" limit=15 have
   [ "$source" = "$server" ] || limit=5
-  # It goes on where it was cut off.
+  # -c: resume a download that broke off.
   get $limit "$part" -c -O "$part" "$url" 2>"$said" && $3 "$part" &&
     mv "$part" "$layers/$1" && return 0
   have=$(stat -c %s "$part" 2>/dev/null || echo 0)
@@ -74,14 +76,14 @@ download() { # FILE SIZE CHECK from $source. SIZE 0: not known
   return 1
 }
 
-open_layer() { # as fetch_layer: the layer at $lower/$name under dm-verity, all of it compared
+open_layer() { # fetch_layer's arguments: mount the layer at $lower/$name, after checking every block
   local data tree device
   cause="no loop device for $1"
   data=$(loop_of "$1") || return 1
   tree=$(loop_of "$4") || return 1
   cause="$1 under dm-verity: $(dmsetup create "$name" --readonly --noudevsync --table \
     "0 $(($7 * 8)) verity 1 $data $tree 4096 4096 $7 0 sha256 $8 $9" 2>&1)"
-  # The kernel names the device; its alias in /dev/mapper would be udev's work.
+  # Use the kernel's name of the device: there is no udev here to make the one in /dev/mapper.
   device=/dev/dm-$(dmsetup info --columns --noheadings --options minor "$name" 2>/dev/null)
   if [ -b "$device" ]; then
     cause="$1 from $source is not what the manifest says: a block has another hash"
@@ -96,7 +98,7 @@ open_layer() { # as fetch_layer: the layer at $lower/$name under dm-verity, all 
   return 1
 }
 
-loop_of() { # FILE -> a device of it. Others look for a free one at the same time.
+loop_of() { # FILE: print a loop device for it. Retries, since layers look for a free one in parallel.
   local device tries=50
   until device=$(losetup -f) && losetup -r "$device" "$layers/$1" 2>/dev/null; do
     tries=$((tries - 1))
@@ -106,7 +108,8 @@ loop_of() { # FILE -> a device of it. Others look for a free one at the same tim
   echo "$device"
 }
 
-read_through() { # DEVICE BLOCKS: all of it, by all processors; the kernel compares. Kept nowhere.
+read_through() { # DEVICE BLOCKS: read it all, on all processors, so that dm-verity checks each block.
+  # Direct reads, so that nothing fills the page cache.
   local size=$((($2 + 255) / 256)) share from=0 pid pids='' bad=''
   share=$((size / $(nproc) + 1))
   while [ $from -lt $size ]; do
@@ -118,13 +121,14 @@ read_through() { # DEVICE BLOCKS: all of it, by all processors; the kernel compa
   [ -z "$bad" ]
 }
 
-keep_layer() { # as fetch_layer: into the cache, where there is one. The disk's own errors stop nothing.
+keep_layer() { # fetch_layer's arguments: copy the layer into the cache, if there is one. Errors of the
+  # disk do not stop the boot.
   [ -d $cache/sha256 ] || return 0
   keep "$1" "$3" && keep "$4" "$6" && return 0
   say "cache: no room for $1, or a read-only disk; going on without"
 }
 
-keep() { # FILE SHA256. Where there is no room, other images' files make some.
+keep() { # FILE SHA256: copy into the cache; if the disk is full, delete other images' files first
   local cached="$cache/sha256/$2" old
   [ ! -e "$cached" ] || return 0
   cp "$layers/$1" "$cached.new" || {

@@ -1,5 +1,5 @@
-# Attribute names for the flake's outputs. Image names have dots, and the nix command line reads a
-# dot as a level.
+# Attribute names for the flake's outputs. Image names have dots, and nix's command line takes a dot
+# as the separator of nested attributes.
 let
   inherit (builtins)
     attrNames

@@ -1,9 +1,9 @@
-# What `nix flake check` proves, by evaluation alone. Files that a lock names are in the store only
-# after `orchestrate image fetch`, but this has to work in a fresh checkout, without a network. A check
-# that holds becomes a small store path. A builder inside Nix makes it: no other program can run
-# before files are fetched.
+# The checks of `nix flake check`. They only evaluate, so that they work in a fresh checkout without
+# network: a lock's files are in the store only after `orchestrate image fetch`. A check that passes
+# is a small store path, made by one of Nix's built-in builders, since no program exists before files
+# are fetched.
 {
-  locks, # of every directory of images/ that has one, by name
+  locks, # all locks in images/, by directory
   images, # by name
 }:
 let
@@ -40,7 +40,7 @@ let
     in
     filter (name: length same.${name} > 1) (attrNames same);
 
-  # A derivation with the facts that were looked at. With a problem it does not evaluate.
+  # A derivation with the facts that were checked. It fails to evaluate if there are problems.
   check =
     name:
     {
@@ -74,7 +74,7 @@ let
       ++ unless (!elsewhere || entry ? url) "no url, and it lies elsewhere"
     );
 
-  # What would end a build only after minutes.
+  # Problems of a lock that would otherwise stop a build only after minutes.
   ofLock =
     lock:
     let
@@ -103,7 +103,7 @@ let
         );
     };
 
-  # The derivations of an image, by attribute. To list them evaluates each with all its inputs.
+  # An image's derivations, by attribute. Listing them evaluates each one with all its inputs.
   derivations =
     image:
     mapAttrs (_: part: unsafeDiscardStringContext part.drvPath) {
@@ -119,7 +119,7 @@ let
         ;
     };
 
-  # What the manifest will say of layers, against the parts that can be built alone.
+  # The layers in the future manifest have to be the ones that can be built separately.
   ofImage =
     image:
     let

@@ -1,5 +1,5 @@
-# lock -> layers -> image. Each stage is one derivation and an attribute of the image, so that it can
-# be built and checked alone: `nix build --rebuild .#pxe-sim.base`.
+# Build an image from its lock. Each stage is one derivation and an attribute of the image, so that it
+# can be built and checked separately: `nix build --rebuild .#pxe-sim.base`.
 {
   inputs,
   tools,
@@ -8,7 +8,7 @@
 }:
 {
   name,
-  label, # its name in the manifest
+  label, # the name in the manifest
   lock,
   config,
 }:
@@ -24,7 +24,7 @@ let
     source = "${entry.source}";
   });
 
-  # What runs the image's python3.X.
+  # The packages that the image's python3.X needs to run.
   interpreter =
     let
       names = [
@@ -38,7 +38,7 @@ let
     in
     builtins.filter (deb: builtins.elem deb.name names) (listed files.debs);
 
-  # Debian packages, and by explicit steps what their maintainer scripts would do.
+  # Debian packages, and the work of their maintainer scripts as explicit steps.
   base = tools.run {
     name = "${name}-base.squashfs";
     script = "base.py";
@@ -68,7 +68,7 @@ let
     listed files.wheels
     ++ map (entry: {
       inherit (entry) name version;
-      file = ""; # its builder names it
+      file = ""; # the wheel's builder chooses the name
       source = "${wheels.${entry.name}}";
     }) files.sources;
 
@@ -90,17 +90,17 @@ let
         prefix = lock.system.environment;
         owners = lock.system.owners or { };
         inherit wheels;
-        # Only these of the base, so that a change there leaves this layer as it is.
+        # Only these packages of the base: other changes there do not rebuild this layer.
         inherit interpreter;
       };
     };
 
   python = environment name allWheels;
 
-  # Of the wheels only those that the control node's and every node's own services need.
+  # Only the wheels that the services of the control node and of every node need.
   few = builtins.filter (wheel: builtins.elem wheel.name lock.system.minimal);
 
-  # The project's own files: trees, one over the other, each into a directory of the root.
+  # The project's own files: directory trees, copied in order, each into a directory of the root.
   own = tools.run {
     name = "${name}-config.squashfs";
     script = "config.py";
@@ -147,7 +147,7 @@ let
     few = environment "${name}-minimal" (few allWheels);
   };
 
-  # A layer's hash tree, and its own size and hash: made anew only with the layer.
+  # Each layer's hash tree, size and hash; rebuilt only with the layer.
   verity = builtins.mapAttrs (
     layer: path:
     tools.run {
@@ -157,8 +157,8 @@ let
     }
   ) stages;
 
-  # The layers, the first the lowest, with one or the other environment. What lies all below one
-  # directory can be mounted there, after the others.
+  # The layers, the lowest first. `python`: the stage with the environment. A layer with `mount` is
+  # completely below that directory, and can be mounted there after the others.
   layered = python: [
     {
       name = "base";
@@ -175,10 +175,10 @@ let
     }
   ];
 
-  # What the bill of materials says of Python: of a wheel made here, its source.
+  # Python's part of the bill of materials; for a wheel that is built here, its source.
   distributions = lock.wheels ++ lock.sources or [ ];
 
-  # The image of some layers, under a name of its own.
+  # An image of the given layers.
   assemble =
     {
       name,
@@ -223,7 +223,7 @@ assemble {
     verity
     wheels
     ;
-  # With few of Python's packages, a sixth of the size: what tests of booting boot.
+  # With few Python packages, a sixth of the size: for tests of booting.
   minimal = assemble {
     name = "${label}-minimal";
     wheels = few distributions;

@@ -1,18 +1,18 @@
-# A locked file as a fixed-output derivation. `orchestrate image fetch` puts the file into the store;
-# from then on Nix finds the output valid and never runs this. Where it runs, the file is missing,
-# and the builder's only work is to say so.
+# A locked file as a fixed-output derivation. `orchestrate image fetch` adds the file to the store;
+# then Nix finds the output valid, and never runs the builder. If the builder runs, the file is
+# missing, and it only prints that.
 { system }:
 let
   inherit (builtins) concatStringsSep filter map;
 
   isElsewhere = entry: entry.elsewhere or false;
-  # Of what lies elsewhere, nobody knew the size when it was locked.
+  # A lock has no size for files that neither a mirror nor an index has.
   size =
     entry: if entry.size or null == null then "size unknown" else "${toString entry.size} bytes";
 in
 rec {
-  # The static busybox that runs the first derivations. Nothing can run before it, so a missing seed
-  # is told through the address that Nix reports as not loadable.
+  # The static busybox that runs the first derivations. No program exists before it, so the message
+  # for a missing seed is in the URL, which Nix prints when it cannot fetch it.
   seed =
     lock:
     derivation {
@@ -33,7 +33,7 @@ rec {
     {
       seed,
       entry,
-      say, # lines on what to do
+      say, # lines that tell what to do
     }:
     derivation {
       name = entry.store;
@@ -55,9 +55,9 @@ rec {
       allowSubstitutes = false;
     };
 
-  # All files of a lock, each with its `source`. Nix stops at the first that is missing; so those
-  # that no mirror has, which are missing together, name each other. (Nix shows a builder's last lines:
-  # ten, in its older versions.)
+  # All files of a lock, each with its `source`. Nix stops at the first missing file. So the message
+  # for a file that no mirror has lists all such files. (Nix shows only a builder's last lines, ten in
+  # older versions.)
   files =
     {
       seed,
@@ -93,7 +93,7 @@ rec {
       sources = all (lock.sources or [ ]);
     };
 
-  # A lock without the files that no mirror has; of one that has none, the lock itself.
+  # A lock without the files that no mirror has.
   available =
     lock:
     let

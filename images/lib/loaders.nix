@@ -1,4 +1,4 @@
-# What firmware loads over the network: files of locked packages, by the names of image.yml.
+# The loaders that firmware fetches over the network: files of locked packages, named as in image.yml.
 {
   inputs,
   tools,

@@ -1,5 +1,5 @@
-# A wheel from a source distribution, as a directory that holds it: built in the sandbox on the
-# Python and the wheels of images/builders, which is fetched only where a lock has sources.
+# A directory with a wheel that is built from a source distribution, in the sandbox, with the Python
+# and the wheels of images/builders. Those are fetched only if a lock has sources.
 {
   inputs,
   tools,
@@ -26,7 +26,7 @@ tools.run {
     "deb.py"
   ];
   spec = {
-    # Its own date, so that images of several dates have the wheel in common.
+    # The builders' date, so that images with different dates share the wheel.
     inherit (lock) epoch;
     python = lock.python.version;
     debs = listed files.debs;

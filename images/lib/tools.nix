@@ -34,8 +34,8 @@ tree
 // {
   inherit seed;
 
-  # Run one of build/*.py with the tools' Python. `spec` reaches it as a JSON file; `modules` are the
-  # further files of build/ that it imports (only those: a change elsewhere rebuilds nothing).
+  # Run one of build/*.py with the tools' Python. It gets `spec` as a JSON file. `modules`: the other
+  # files of build/ that it imports; changes of other files rebuild nothing.
   run =
     {
       name,
@@ -69,7 +69,7 @@ tree
         }/${script}"
       ];
       tools = "${tree}";
-      # Set and dict order, and so bytecode, must not change from run to run.
+      # The order of sets, and so bytecode, must be the same in every run.
       PYTHONHASHSEED = "0";
       PYTHONPATH = "${tree}/wheels";
       spec = builtins.toJSON spec;

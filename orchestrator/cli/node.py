@@ -49,11 +49,9 @@ def up(profile: Profile, as_json: bool, everyone: bool, waits: bool, node: tuple
 
     Example: orchestrate node up 0 1 --wait
     """
-    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import switch_on
 
-    cluster = open_cluster(profile)
-    chosen = _chosen(cluster, node, everyone)
+    cluster, chosen = _chosen(profile, node, everyone)
     outcomes = _changed(cluster, "node up", chosen, switch_on)
     by_hand = [each for each in chosen if _is_manual(cluster, each)]
     _finish(cluster, chosen if waits else by_hand, outcomes, as_json)
@@ -71,11 +69,9 @@ def down(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...])
 
     Example: orchestrate node down compute1
     """
-    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import switch_off
 
-    cluster = open_cluster(profile)
-    chosen = _chosen(cluster, node, everyone)
+    cluster, chosen = _chosen(profile, node, everyone)
     _finish(cluster, (), _changed(cluster, "node down", chosen, switch_off), as_json)
 
 
@@ -92,11 +88,9 @@ def restart(
 
     Example: orchestrate node restart compute1 --wait
     """
-    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import restart as again
 
-    cluster = open_cluster(profile)
-    chosen = _chosen(cluster, node, everyone)
+    cluster, chosen = _chosen(profile, node, everyone)
     outcomes = _changed(cluster, "node restart", chosen, again)
     _finish(cluster, chosen if waits else (), outcomes, as_json)
 
@@ -126,10 +120,9 @@ def wait(
 
     Example: orchestrate node wait --all --timeout 300
     """
-    from orchestrator.cluster.cluster import open_cluster
 
-    cluster = open_cluster(profile)
-    _finish(cluster, _chosen(cluster, node, everyone, control=True), (), as_json, timeout)
+    cluster, chosen = _chosen(profile, node, everyone, control=True)
+    _finish(cluster, chosen, (), as_json, timeout)
 
 
 @node.command()
@@ -148,12 +141,12 @@ def status(profile: Profile, as_json: bool, everyone: bool, node: tuple[str, ...
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import look_at
 
-    cluster = open_cluster(profile)
     whole = not (node or everyone)
-    chosen = (
-        list(cluster.profile.nodes) if whole else _chosen(cluster, node, everyone, control=True)
-    )
-    rows = look_at(cluster, chosen)
+    if whole:
+        cluster = open_cluster(profile)
+        rows = look_at(cluster, cluster.profile.nodes)
+    else:
+        rows = look_at(*_chosen(profile, node, everyone, control=True))
     if as_json:
         print_json({"nodes": [asdict(row) for row in rows]})
         return
@@ -184,23 +177,24 @@ def ssh(profile: Profile, node: str, command: tuple[str, ...]) -> None:
 
     Example: orchestrate node ssh compute0 -- journalctl -u vllm
     """
-    from orchestrator.cluster.cluster import open_cluster
 
-    cluster = open_cluster(profile)
-    (chosen,) = _chosen(cluster, (node,), False, control=True)
+    cluster, (machine,) = _chosen(profile, (node,), False, control=True)
     with cluster.driver.network():
-        remote = cluster.remote(chosen)
+        remote = cluster.remote(machine)
         if command:
             replace_by(remote.ssh_argv(command, terminal=sys.stdin.isatty() and out.is_terminal))
         replace_by(remote.shell_argv())
 
 
 def _chosen(
-    cluster: Cluster, words: Sequence[str], everyone: bool, *, control: bool = False
-) -> list[Node]:
+    profile: Profile, words: Sequence[str], everyone: bool, *, control: bool = False
+) -> tuple[Cluster, list[Node]]:
+    """Open the cluster and choose nodes as `choose` does."""
+    from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.nodes import choose
 
-    return choose(cluster.profile, words, everyone=everyone, control=control)
+    cluster = open_cluster(profile)
+    return cluster, choose(cluster.profile, words, everyone=everyone, control=control)
 
 
 def _is_manual(cluster: Cluster, node: Node) -> bool:

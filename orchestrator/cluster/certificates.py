@@ -1,4 +1,4 @@
-"""Host certificates of running nodes: how long they last, and new ones before they end."""
+"""Host certificates of running nodes: their validity and renewal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
     from orchestrator.profile import Node
 
-#: Seconds in which sshd has to show its new certificate.
+#: Seconds until sshd must present its new certificate.
 RELOAD_TIMEOUT = 30.0
 POLL = 0.5
 
@@ -41,14 +41,14 @@ class Certificate:
 
     @property
     def told(self) -> str:
-        """Until when, in words."""
+        """The end of validity in words, or the problem."""
         if self.left is None:
             return self.problem
         return f"{self.until:%Y-%m-%d}, in {self.left.days} days"
 
 
 def shown_by(cluster: Cluster, node: Node) -> Certificate:
-    """The certificate that a node has. From the cluster's network; changes nothing."""
+    """Read a node's certificate; call it in the cluster's network. Changes nothing."""
     try:
         text = cluster.remote(node).run(["cat", HOST_CERTIFICATE], what="reading it").out
         return Certificate(node.name, valid_until(text))
@@ -57,9 +57,10 @@ def shown_by(cluster: Cluster, node: Node) -> Certificate:
 
 
 def certify(cluster: Cluster, node: Node, authority: Trust) -> None:
-    """Have a node show a new certificate of ``authority`` for the key that it has.
+    """Install a new certificate by ``authority`` for a node's existing host key.
 
-    From the cluster's network. Raises UserError where it does not within RELOAD_TIMEOUT.
+    Call it in the cluster's network. Raises UserError if sshd does not present it within
+    RELOAD_TIMEOUT.
     """
     remote = cluster.remote(node)
     public = remote.run(["ssh-keygen", "-y", "-f", HOST_KEY], what="reading the host key").out
@@ -76,7 +77,7 @@ def certify(cluster: Cluster, node: Node, authority: Trust) -> None:
 
 
 def answers(remote: Remote) -> bool:
-    """Whether the node's certificate is of that authority, and its operator is let in."""
+    """Whether the node presents a certificate of that authority, and accepts its operator."""
     try:
         remote.run(["true"], what="connecting")
     except (HostKeyRefused, Unreachable):
@@ -85,6 +86,6 @@ def answers(remote: Remote) -> bool:
 
 
 def as_seen_by(cluster: Cluster, node: Node, trust: Trust) -> Remote:
-    """The node, reached with the keys of another authority."""
+    """The node, accessed with the keys of another authority."""
     remote = cluster.remote(node)
     return Remote(remote.name, remote.address, trust)

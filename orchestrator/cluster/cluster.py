@@ -1,4 +1,4 @@
-"""A cluster as one thing: profile, built image, keys and machines together."""
+"""A cluster: its profile, built image, keys and machines."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot.diary import Diary
 from orchestrator.provision.netboot.images import ImageChoice
 
-#: Seconds that the endpoint may take to answer a question.
+#: Timeout in seconds for an answer of the endpoint.
 ANSWER_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """All that a command needs to reach and check a cluster. Opening one changes nothing on it."""
+    """Everything that commands need to access a cluster. Opening it changes nothing."""
 
     profile: Profile
     image: Path
@@ -42,14 +42,14 @@ class Cluster:
 
     @property
     def image_id(self) -> str:
-        """The id of the image that nodes should have; a held one is known without its files."""
+        """The id of the image that nodes should boot; a held image need not be built here."""
         if self.choice.held and self.choice.current:
             return self.choice.current.id
         return ident(self.image)
 
     @property
     def endpoint(self) -> str:
-        """Where the model is reached, without /v1."""
+        """The base URL of the model's API, without /v1."""
         profile = self.profile
         return f"http://{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}"
 
@@ -57,9 +57,9 @@ class Cluster:
         return Remote(node.name, str(self.profile.boot_link(node).address), self.trust)
 
     def boot(self, node: Node) -> None:
-        """Power a node on, with an identity of its own for this boot.
+        """Power a node on, with a new identity for this boot.
 
-        A node that netboots asks for it when it is that far.
+        A node that netboots requests its identity from the control node instead.
         """
         if self.driver.netboots(node):
             self.driver.power_on(node, {})
@@ -70,11 +70,11 @@ class Cluster:
 
     @property
     def diary(self) -> Diary:
-        """Where `up` writes down what it did to each node."""
+        """The log of the boot steps that `up` took."""
         return Diary(paths.cluster(self.profile.name) / "timeline.jsonl")
 
     def client(self) -> httpx.Client:
-        """A client of the endpoint. It connects from the network of the thread that uses it."""
+        """A client for the endpoint. Use it in a thread that is in the cluster's network."""
         return httpx.Client(
             base_url=self.endpoint,
             headers={"Authorization": f"Bearer {self.trust.api_key.reveal()}"},
@@ -83,7 +83,7 @@ class Cluster:
         )
 
     def locked(self, verb: str) -> AbstractContextManager[None]:
-        """Only one verb at a time changes a cluster. Raises UserError naming who does."""
+        """Hold the lock for changing the cluster. Raises UserError, with its holder, if taken."""
         return locked(
             paths.cluster(self.profile.name) / "changing",
             f"'orchestrate {verb}' (process {os.getpid()})",
@@ -97,8 +97,8 @@ class Cluster:
 def open_cluster(
     profile: Profile, machines: str | None = None, accel: str | None = None
 ) -> Cluster:
-    """Put a cluster together; `machines` names another driver than the profile does, `accel` what
-    QEMU machines run under.
+    """Open a profile's cluster. `machines`: a driver, instead of the profile's; `accel`: the
+    accelerator of QEMU machines.
 
     Raises UserError where the model cannot be served as the profile says, the image is not built,
     or the cluster runs with another driver.
@@ -121,7 +121,7 @@ def open_cluster(
 
 
 def built(name: str) -> Path:
-    """The built image `name`. Raises UserError where it is not built."""
+    """The store path of the built image `name`. Raises UserError if it is not built."""
     image = store.built(name)
     if image is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`orchestrate down`, and what an interrupted `up` takes back."""
+"""`orchestrate down`, and the cleanup after an interrupted `up`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.provision.machines import PowerState, power_states
 
 
 def down(cluster: Cluster, board: Board) -> bool:
-    """Power all nodes off and remove what they shared; False where nothing was there."""
+    """Power all nodes off and remove what they shared; False if there was nothing to do."""
     nodes = cluster.profile.nodes
     states = power_states(cluster.driver, nodes)
     running = [n for n in nodes if states[n.name] in (PowerState.ON, PowerState.WAKING)]
@@ -32,7 +32,7 @@ def down(cluster: Cluster, board: Board) -> bool:
         with board.step(node.name, "power"):
             cluster.driver.power_off(node)
 
-    # The control node is the way to the others: it goes last.
+    # The control node last: the others are reached through its network.
     control = [node for node in running if cluster.profile.is_control(node)]
     others = [node for node in running if node not in control]
     failures: dict[str, UserError] = {}
@@ -52,14 +52,14 @@ def down(cluster: Cluster, board: Board) -> bool:
             next(iter(failures.values())).hint,
         )
     withdraw(cluster.profile.name)
-    # Nothing that they tell of runs any more.
+    # Ray's tables describe workers that do not run any more.
     shutil.rmtree(paths.lasting(cluster.profile.name) / RAY_TABLES, ignore_errors=True)
     keep_off(cluster.profile.name, [node.name for node in nodes])
     return bool(running)
 
 
 def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
-    """After an interrupt: these machines off at once; with `shared`, networks and mounts too."""
+    """After an interrupt: power these machines off; with `shared`, remove networks and mounts."""
     end_children()
     for node in started:
         cluster.remote(node).close()
@@ -72,7 +72,7 @@ def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
 
 
 def end_children() -> None:
-    """End the processes that this one started and that still run in its session (ssh, nix)."""
+    """Terminate child processes in this process's session (ssh, nix)."""
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             if os.getsid(int(pid)) == os.getsid(0):

@@ -13,9 +13,9 @@ from orchestrator.provision.netboot.publish import publish as publish_netboot
 
 
 def publish_image(cluster: Cluster) -> bool:
-    """Serve the image to machines that boot, with all that they are told; whether that changed.
+    """Serve the image and boot documents to booting machines. Returns whether anything changed.
 
-    An image that was built anew becomes the current one, unless another one is held.
+    A newly built image becomes the current one, unless another one is held.
     """
     choice = cluster.choice
     if not choice.held or choice.current is None:
@@ -26,16 +26,16 @@ def publish_image(cluster: Cluster) -> bool:
 
 
 def use_image(cluster: Cluster, name: str) -> ImageChoice:
-    """Let nodes boot the built image `name` from now on. Raises UserError where it is none."""
+    """Make nodes boot the built image `name` from now on. Raises UserError if it is not built."""
     image = images.publish(cluster.profile.name, name, built(name))
-    # Another image than the profile's is held: `up` would go back to that one.
+    # Hold an image other than the profile's, or `up` would switch back to the profile's.
     choice = replace(cluster.choice.moved(image), held=name != cluster.profile.image)
     _serve(cluster, choice)
     return choice
 
 
 def roll_back_image(cluster: Cluster) -> ImageChoice:
-    """Let nodes boot the image before. Raises UserError where there is none (any more)."""
+    """Make nodes boot the previous image. Raises UserError if there is none, or it was removed."""
     choice = cluster.choice.back()
     assert choice.current is not None
     if not images.directory(cluster.profile.name, choice.current.id).is_dir():

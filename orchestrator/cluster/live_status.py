@@ -1,4 +1,4 @@
-"""`orchestrate status --watch`: again and again, live on a terminal, else as lines."""
+"""`orchestrate status --watch`: a live table on a terminal, otherwise lines for changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.core.console import out
 from orchestrator.core.sizes import human_size
 from orchestrator.provision.netboot.timeline import BootTimeline
 
-#: Seconds between two looks; a look itself takes longer where a node does not answer.
+#: Seconds between two refreshes; a refresh takes longer if a node does not answer.
 INTERVAL = 1.0
 
 
@@ -42,7 +42,7 @@ def until_up(cluster: Cluster, show: Callable[[Status], None]) -> None:
 
 
 class Lines:
-    """A line for each node whose step, power or system changed, and for each new warning."""
+    """Writes a line when a node's step, power or system changes, and for each new warning."""
 
     def __init__(self, write: Callable[..., None]) -> None:
         self.write = write
@@ -68,7 +68,7 @@ class Lines:
 
 
 def timeline(boots: Iterable[BootTimeline]) -> Table:
-    """The steps of boots: when each began after the boot's first, and how long it took."""
+    """A table of boot steps: start (since the boot's first step), duration, size."""
     table = Table("node", "step", "at", "took", "size", "", box=None, pad_edge=False)
     for boot in boots:
         for number, step in enumerate(boot.steps):

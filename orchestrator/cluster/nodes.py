@@ -1,4 +1,4 @@
-"""Single nodes: power, the wait until they are up, and how they are. For `orchestrate node`."""
+"""Single nodes, for `orchestrate node`: power, waiting for SSH, state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.provision.netboot import look
 from orchestrator.provision.netboot.causes import BOOTED
 from orchestrator.provision.netboot.look import Seen, Watch
 
-#: Seconds for a machine that was told to restart to be gone, and between two looks.
+#: Seconds for a machine to go down after it was told to restart, and between two polls.
 GONE_TIMEOUT, POLL = 120.0, 1.0
 BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 
@@ -39,7 +39,7 @@ class PowerOutcome:
 
 @dataclass(frozen=True)
 class NodeLook:
-    """How a node is; "-" for what cannot be known now. `index` is None for the control node."""
+    """A node's state; "-" for what is unknown. `index` is None for the control node."""
 
     node: str
     index: int | None
@@ -47,9 +47,9 @@ class NodeLook:
     power: str
     boot: str
     system: str
-    #: Where its console is: a file, or words for people.
+    #: Where to find its console: a file, or a sentence.
     console: str
-    #: By network, the rate of a cable that was throttled (simulated machines only).
+    #: Limits of its links in bits per second, by network (simulated machines only).
     throttled_bits_per_s: Mapping[str, int]
 
 
@@ -81,7 +81,7 @@ def _listed(profile: Profile) -> str:
 
 
 def each(nodes: Sequence[Node], act: Callable[[Node], PowerOutcome]) -> list[PowerOutcome]:
-    """Do it to all nodes side by side; one that fails does not hold the others."""
+    """Call `act` for all nodes in parallel; a UserError of one becomes its outcome."""
 
     def one(node: Node) -> PowerOutcome:
         try:
@@ -94,7 +94,7 @@ def each(nodes: Sequence[Node], act: Callable[[Node], PowerOutcome]) -> list[Pow
 
 
 def switch_on(cluster: Cluster, node: Node) -> PowerOutcome:
-    """Give a node power; one that has it stays as it is. Raises UserError where that fails."""
+    """Power a node on, unless it is on. Raises UserError if that fails."""
     want_on(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.ON:
         return PowerOutcome(node.name, "on already; nothing changed")
@@ -104,7 +104,7 @@ def switch_on(cluster: Cluster, node: Node) -> PowerOutcome:
 
 
 def switch_off(cluster: Cluster, node: Node) -> PowerOutcome:
-    """Shut a node down. Raises UserError where it stays on."""
+    """Shut a node down, unless it is off. Raises UserError if it stays on."""
     keep_off(cluster.profile.name, [node.name])
     if cluster.driver.state(node) == PowerState.OFF:
         return PowerOutcome(node.name, "off already; nothing changed")
@@ -114,9 +114,9 @@ def switch_off(cluster: Cluster, node: Node) -> PowerOutcome:
 
 
 def restart(cluster: Cluster, node: Node) -> PowerOutcome:
-    """Boot a node anew: over SSH where it netboots and answers, else by its power.
+    """Restart a node: over SSH if it netboots and answers, else by its power driver.
 
-    Raises UserError where neither is possible.
+    Raises UserError if neither is possible.
     """
     want_on(cluster.profile.name, [node.name])
     must_boot_others(cluster)
@@ -140,7 +140,7 @@ def restart(cluster: Cluster, node: Node) -> PowerOutcome:
 
 
 def must_boot_others(cluster: Cluster) -> None:
-    """Raises UserError where the control node is off: nodes boot from it."""
+    """Raises UserError if the control node is off, since nodes boot from it."""
     if not cluster.driver.running(cluster.profile.control):
         raise UserError(
             f"the control node ({cluster.profile.control.name}) is off, and nodes boot from it",
@@ -154,7 +154,7 @@ def _power_on(cluster: Cluster, node: Node) -> None:
 
 
 def _wait_until_gone(remote: Remote, boot_id: str) -> None:
-    """Return when the old boot has ended. Raises UserError if it does not end."""
+    """Wait until the boot with this id has ended. Raises UserError if it does not end."""
 
     def runs() -> bool:
         try:
@@ -171,9 +171,10 @@ def _wait_until_gone(remote: Remote, boot_id: str) -> None:
 def wait(
     cluster: Cluster, nodes: Sequence[Node], board: Board, limit: float | None = None
 ) -> tuple[list[PowerOutcome], Seen]:
-    """Wait until nodes let the operator in over SSH, for at most `limit` seconds (the driver's).
+    """Wait until nodes accept the operator over SSH, at most `limit` seconds (default: the
+    driver's boot timeout).
 
-    Returns each node's outcome, and the boots. Raises UserError where the control node is off.
+    Returns each node's outcome, and the boots. Raises UserError if the control node is off.
     """
     must_boot_others(cluster)
     profile, driver = cluster.profile, cluster.driver
@@ -210,7 +211,7 @@ def wait(
 
 
 def look_at(cluster: Cluster, nodes: Sequence[Node]) -> list[NodeLook]:
-    """How nodes are. Changes nothing."""
+    """The state of nodes. Changes nothing."""
     profile, driver = cluster.profile, cluster.driver
     states = power_states(driver, nodes)
     systems: dict[str, str] = {}
@@ -240,7 +241,7 @@ def look_at(cluster: Cluster, nodes: Sequence[Node]) -> list[NodeLook]:
 
 
 def system(remote: Remote) -> str:
-    """systemd's word for a node's state; "-" where it does not let the operator in."""
+    """A node's state by systemd, like "running"; "-" if it does not accept the operator."""
     try:
         argv = ["systemctl", "is-system-running"]
         return remote.run(argv, ok=None, timeout=PROBE_TIMEOUT).out.strip() or "-"

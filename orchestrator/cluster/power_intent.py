@@ -1,4 +1,4 @@
-"""Which nodes their user switched off: `orchestrate watch` leaves those alone."""
+"""Which nodes the user switched off: `orchestrate watch` does not switch those on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def kept_off(cluster: str) -> frozenset[str]:
 
 
 def keep_off(cluster: str, names: Iterable[str]) -> None:
-    """From now on these are off on purpose."""
+    """Record that these nodes are off on purpose."""
     with _one_at_a_time(cluster):
         write_json(paths.cluster(cluster) / "kept-off", sorted(kept_off(cluster) | set(names)))
 
 
 def want_on(cluster: str, names: Iterable[str]) -> None:
-    """From now on these are to be on."""
+    """Record that these nodes should be on."""
     with _one_at_a_time(cluster):
         before = kept_off(cluster)
         if left := before - set(names):
@@ -35,7 +35,7 @@ def want_on(cluster: str, names: Iterable[str]) -> None:
 
 
 def _one_at_a_time(cluster: str) -> AbstractContextManager[None]:
-    """Nodes are switched by threads at once, and by other commands: none forgets another's."""
+    """Hold the record's lock: several threads and commands switch nodes at the same time."""
     return locked(paths.cluster(cluster) / "kept-off.lock")
 
 

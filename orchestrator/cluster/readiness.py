@@ -1,4 +1,4 @@
-"""What `up` waits for once nodes are configured: Ray has them, the endpoint serves the model."""
+"""The waits of `up`: for layers, for nodes to join Ray, for the endpoint to serve the model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from orchestrator.verify.gather import VerifyContext
 
 #: Seconds for the model from start to first answer.
 SERVE_TIMEOUT = 1200.0
-#: Seconds between two looks at the model while it loads.
+#: Seconds between two polls while the model loads.
 POLL = 1.0
-#: Seconds in which the endpoint says whether it serves.
+#: Timeout in seconds for the endpoint's health check.
 HEALTH_TIMEOUT = 10.0
-#: A unit that ends so often while it is waited for will not come up by itself.
+#: A unit that ends so often during the wait is considered failed.
 ENDS = 3
 
 
 def wait_for_layers(
     cluster: Cluster, node: Node, board: Board, waiting: Callable[[str], None]
 ) -> None:
-    """Return when a node has all layers of its image.
+    """Wait until a node has all layers of its image.
 
-    ``waiting`` hears which unit is waited for, and ends the wait where it raises. Raises UserError
-    that names the layer, with what its unit said last.
+    ``waiting`` is called with the unit that is waited for; if it raises, the wait ends. Raises
+    UserError with the missing layer and the end of its unit's log.
     """
     limit = cluster.driver.boot_timeout
     if not missing_layer(cluster, node):
@@ -59,7 +59,7 @@ def wait_for_layers(
 
 
 def missing_layer(cluster: Cluster, node: Node) -> str:
-    """The unit of a layer that a node is still fetching; empty where it has all."""
+    """The unit of a layer that a node is still fetching; empty if it has all layers."""
     argv = ["systemctl", "show", LAYER_UNITS, "--property=Id,ActiveState"]
     said = cluster.remote(node).run(argv, what="looking for its layers").out
     units = [dict(line.split("=", 1) for line in unit.split()) for unit in said.split("\n\n")]
@@ -67,10 +67,10 @@ def missing_layer(cluster: Cluster, node: Node) -> str:
 
 
 def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
-    """Return when every chosen node has joined: its unit may run while it is on its way there.
+    """Wait until every chosen node has joined Ray: that can be later than its unit's start.
 
-    (A model's answer proves it for workers only: the head may have restarted meanwhile.) Raises
-    UserError that names who is missing, or has no power.
+    (An answer of the model proves it for workers only, since the head may have restarted.) Raises
+    UserError with the nodes that are missing or have no power.
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
     context = verify_context(cluster, ())
@@ -91,8 +91,8 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
 
 
 def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> str:
-    """Which of the chosen nodes Ray does not have, or has twice, or why it does not answer; empty
-    for none. (A head that kept its tables takes a while to know that it was another one before.)"""
+    """The chosen nodes that Ray lacks or has twice, or why Ray does not answer; empty if all is
+    well. (A restarted head with its old tables lists itself twice for a while.)"""
     try:
         there = Counter(node.address for node in gather.ray(context, profile).nodes)
     except UserError as error:
@@ -105,7 +105,7 @@ def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> s
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
-    """Return when the endpoint serves the model; end early if one of its services ended."""
+    """Wait until the endpoint serves the model; fail early if one of its services ended."""
     profile = cluster.profile
     behind = [
         AwaitedService(cluster, profile.server, SERVER_UNIT),
@@ -143,7 +143,7 @@ def why_not(client: httpx.Client) -> str:
 
 
 def must_have_power(cluster: Cluster, node: Node) -> None:
-    """Raises UserError where a node lost its power, or its machine cannot recover."""
+    """Raises UserError if a node lost its power, or its machine cannot recover."""
     if trouble := cluster.driver.trouble(node):
         raise trouble
     if cluster.driver.state(node) == PowerState.OFF:
@@ -153,7 +153,7 @@ def must_have_power(cluster: Cluster, node: Node) -> None:
 
 @dataclass
 class AwaitedService:
-    """A unit that is waited for. systemd starts it again whenever it ends, for ever."""
+    """A unit that is waited for. systemd restarts it for ever."""
 
     cluster: Cluster
     node: Node
@@ -161,13 +161,13 @@ class AwaitedService:
     restarts: int | None = None
 
     def must_come_up(self) -> None:
-        """Raises UserError, with its log's end, where it ended for good or ends again and again."""
+        """Raises UserError with the end of its log if it failed, or was restarted ENDS times."""
         asked = [f"--property={name}" for name in ("ActiveState", "NRestarts")]
         argv = ["systemctl", "show", self.unit, *asked]
         said = self.cluster.remote(self.node).run(argv, ok=None).out.splitlines()
         found = dict(line.split("=", 1) for line in said if "=" in line)
         now = int(found.get("NRestarts", 0))
-        # The count begins anew where `up` itself starts it.
+        # systemd's count is reset when `up` itself starts the unit.
         self.restarts = now if self.restarts is None else min(self.restarts, now)
         if found.get("ActiveState") in ("failed", "inactive") or now - self.restarts >= ENDS:
             lines = last_lines(self.cluster, self.node, self.unit, 20)

@@ -28,20 +28,20 @@ from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection
 from orchestrator.profile import Node
 
-#: Seconds between two looks; before the second try, doubled for each further one; and at most.
+#: Seconds between two rounds; before the first retry (doubled for each further one); at most.
 INTERVAL, FIRST_PAUSE, LONGEST_PAUSE = 10.0, 10.0, 600.0
-#: Seconds between two looks at certificates, which last for months.
+#: Seconds between two checks of certificates, which are valid for months.
 CERTIFICATES = 3600.0
-#: Resources that are named in a line.
+#: The most resources that a line names.
 NAMED = 3
 GOOD = "in the desired state"
-#: What the model's events stand under, beside the nodes' and the cluster's.
+#: The subject of the model's events; other events have a node's name or the cluster's.
 MODEL = "model"
 
 
 @dataclass(frozen=True)
 class ReconcileEvent:
-    """Something to tell. ``kind``: seen, acting, done or failed."""
+    """An event to report. ``kind``: seen, acting, done or failed."""
 
     node: str
     kind: str
@@ -51,32 +51,32 @@ class ReconcileEvent:
 
 @dataclass
 class Pauses:
-    """When each node may be tried again. Times are ``clock``'s."""
+    """When each node may be repaired again, in ``clock``'s seconds."""
 
     clock: Callable[[], float] = time.monotonic
     tries: dict[str, int] = field(default_factory=dict)
     until: dict[str, float] = field(default_factory=dict)
 
     def due(self, names: Sequence[str]) -> list[str]:
-        """Those that may be tried now."""
+        """The nodes that may be repaired now."""
         return [name for name in names if self.until.get(name, 0.0) <= self.clock()]
 
     def failed(self, name: str) -> float:
-        """Note a failure; the seconds until the next try."""
+        """Record a failure; return the seconds until the next try."""
         pause = min(FIRST_PAUSE * 2.0 ** self.tries.get(name, 0), LONGEST_PAUSE)
         self.tries[name] = self.tries.get(name, 0) + 1
         self.until[name] = self.clock() + pause
         return pause
 
     def well(self, name: str) -> None:
-        """It is as it should be: the next trouble is a new one."""
+        """Forget a node's failures, since it is in its desired state."""
         self.tries.pop(name, None)
         self.until.pop(name, None)
 
 
 @dataclass
 class Reconciler:
-    """The loop's state. ``opened`` gives the cluster anew each round: profiles are edited."""
+    """The loop's state. ``opened`` opens the cluster anew in each round: profiles may change."""
 
     opened: Callable[[], Cluster]
     tell: Callable[[ReconcileEvent], None]
@@ -85,7 +85,7 @@ class Reconciler:
     certificates_at: float = 0.0
 
     def round(self) -> None:
-        """One look, and what it asks for. Raises nothing that a later round could do better."""
+        """Look at all nodes and repair those that differ. Errors are reported, not raised."""
         try:
             cluster = self.opened()
             nodes = wanted(cluster)
@@ -112,7 +112,7 @@ class Reconciler:
             self.tell(ReconcileEvent(name, "acting", "bringing it up"))
         try:
             with cluster.locked("watch"), Board(quiet=True) as board:
-                # Who had the lock until now may have switched some off.
+                # The command that held the lock may have switched some off.
                 names = [name for name in wanted(cluster) if name in names]
                 if not names:
                     return
@@ -133,7 +133,7 @@ class Reconciler:
                 self.tell(ReconcileEvent(name, "done", f"{len(changed.get(name, ()))} changed"))
 
     def _seen(self, name: str, text: str) -> None:
-        """Tell what is new."""
+        """Report a node's state if it has changed."""
         known = self.before.get(name)
         self.before[name] = text
         if text != known and not (known is None and text == GOOD):
@@ -141,13 +141,13 @@ class Reconciler:
 
 
 def wanted(cluster: Cluster) -> list[str]:
-    """The names of the nodes that are to be on."""
+    """The names of the nodes that should be on."""
     off = kept_off(cluster.profile.name)
     return [node.name for node in cluster.profile.nodes if node.name not in off]
 
 
 def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
-    """By node, how it is, in a line. Changes nothing."""
+    """Each node's state in a line, by name. Changes nothing."""
     profile = cluster.profile
     files = published(profile.name, profile.serving.model)
     nodes = tuple(node for node in profile.nodes if node.name in names)
@@ -156,7 +156,7 @@ def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
 
 
 def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
-    """Those whose host certificate is to be renewed, each with a line. Changes nothing."""
+    """The nodes whose host certificate ends soon, each with a line. Changes nothing."""
 
     def look(node: Node) -> str:
         with cluster.driver.network():
@@ -170,7 +170,7 @@ def ending(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
 
 
 def answering(cluster: Cluster) -> str:
-    """Whether the endpoint serves the model, in a line. It comes back once its nodes are there."""
+    """The endpoint's state in a line. Only nodes are repaired: the endpoint follows them."""
     if not cluster.driver.running(cluster.profile.control):
         return "does not answer: the control node is off"
     with cluster.driver.network(), cluster.client() as client:
@@ -179,7 +179,7 @@ def answering(cluster: Cluster) -> str:
 
 
 def told(outcome: Outcome) -> str:
-    """What a look found on a node."""
+    """A node's differences in words."""
     if outcome.error:
         return f"does not answer: {outcome.error.splitlines()[0]}"
     found = [item.resource for item in outcome.differences]

@@ -27,7 +27,7 @@ from orchestrator.provision.machines import PowerState, power_states
 
 
 class KeyKind(StrEnum):
-    """What can be rotated by itself."""
+    """The kinds of keys that can be rotated separately."""
 
     SSH = "ssh"
     RAY = "ray"
@@ -114,7 +114,7 @@ def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
     trust = cluster.trust
     with board.step(CLUSTER, "new authorities"):
         successor = trust.prepare_successor()
-    _apply(cluster, board, on, Step.BASE)  # nodes let the operator of either in
+    _apply(cluster, board, on, Step.BASE)  # nodes accept the operators of both authorities
 
     def move(node: Node) -> None:
         if not answers(as_seen_by(cluster, node, successor)):
@@ -126,11 +126,11 @@ def _rotate_ssh(cluster: Cluster, board: Board, on: Sequence[Node]) -> None:
         as_seen_by(cluster, node, successor).close()
     with board.step(CLUSTER, "switch to the new authorities"):
         trust.take_over()
-    _apply(cluster, board, on, Step.BASE)  # nodes forget the old one
+    _apply(cluster, board, on, Step.BASE)  # nodes drop the old authority
 
 
 def _apply(cluster: Cluster, board: Board, on: Sequence[Node], until: Step) -> None:
-    """Tell the nodes, as `orchestrate up` does."""
+    """Configure the nodes, as `orchestrate up` does."""
     if not on:
         return
     whole = tuple(on) == cluster.profile.nodes

@@ -1,4 +1,4 @@
-"""`orchestrate status`: what is there now, with no judgement (that is `verify`)."""
+"""`orchestrate status`: the cluster's state, without judging it (`verify` does that)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
+from orchestrator.models.serving import Layout
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
@@ -32,7 +33,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node; "-" where it could not be asked."""
+    """One node; "-" for what it could not be asked."""
 
     name: str
     address: str
@@ -46,12 +47,12 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The cluster. `models` is what the endpoint serves; `note` why it does not answer."""
+    """The cluster. `models`: what the endpoint serves; `note`: why it does not answer."""
 
     profile: str
     image: str
     image_id: str
-    layout: dict[str, object]
+    layout: Layout
     endpoint: str
     model: str
     models: list[str]
@@ -73,11 +74,10 @@ class Status:
         for node in self.nodes:
             cells = [node.address, node.power, self.boot_of(node.name), node.system, node.ray]
             nodes.add_row(*map(Text, [node.name, *cells, "\n".join(self._told(node))]))
-        layout = ", ".join(f"{key} {value}" for key, value in self.layout.items())
         cluster = Table.grid(padding=(0, 2))
         cluster.add_row("image", Text(f"{self.image} {self.image_id[:12]}{self.told_of_choice()}"))
         cluster.add_row("model", Text(self.model))
-        cluster.add_row("layout", Text(layout))
+        cluster.add_row("layout", Text(layout_words(self.layout)))
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
         for kind, text in self.warnings():
@@ -85,7 +85,7 @@ class Status:
         return [nodes, cluster]
 
     def _told(self, node: NodeStatus) -> Iterator[str]:
-        """How many units run, and a line for each that needs a word; another image is one."""
+        """The lines of a node's last column: problems, the number of active units, other units."""
         if node.note:
             yield node.note
         if node.image not in (UNKNOWN, self.image_id):
@@ -102,7 +102,7 @@ class Status:
         )
 
     def boot_of(self, node: str) -> str:
-        """What a node's boot is at and for how long, or how far it came in how long."""
+        """A node's current boot step and its duration, or the last step and the boot's duration."""
         power = next(found.power for found in self.nodes if found.name == node)
         return UNKNOWN if power == PowerState.OFF else told(self.seen.netboot.boots[node])
 
@@ -112,7 +112,7 @@ class Status:
         return before + (", held (orchestrate image use releases it)" if self.choice.held else "")
 
     def warnings(self) -> Iterator[tuple[str, str]]:
-        """What needs a look: boots that do not get on, strangers, refusals."""
+        """Pairs (subject, text): stuck boots, unknown machines, refused requests."""
         for name, cause in self.seen.stuck.items():
             yield f"{name} is stuck", f"{cause.text}\n{cause.hint}"
             for line in self.seen.netboot.boots[name].last:
@@ -126,8 +126,15 @@ class Status:
             yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
 
 
+def layout_words(layout: Layout) -> str:
+    """A layout for people: ``tensor 2, pipeline 1, on 2 of 2 accelerators``."""
+    words = [f"tensor {layout.tensor}", f"pipeline {layout.pipeline}"]
+    words += ["expert parallel"] if layout.expert else []
+    return ", ".join([*words, f"on {layout.used} of {layout.accelerators} accelerators"])
+
+
 def told(boot: BootTimeline) -> str:
-    """A boot in a few words: ``layer:base 12 s``, ``identity failed``, ``ready, 48 s``."""
+    """A boot in few words: ``layer:base 12 s``, ``identity failed``, ``ready, 48 s``."""
     at = boot.current
     if at is None:
         return UNKNOWN
@@ -139,7 +146,7 @@ def told(boot: BootTimeline) -> str:
 
 
 def status(cluster: Cluster) -> Status:
-    """Ask everything that runs; what does not answer is shown as such."""
+    """Ask all nodes and services; what does not answer is shown as such."""
     profile = cluster.profile
     states = power_states(cluster.driver, profile.nodes)
     powered = [node for node in profile.nodes if states[node.name] == PowerState.ON]
@@ -172,7 +179,7 @@ def status(cluster: Cluster) -> Status:
         profile=profile.name,
         image=profile.image,
         image_id=cluster.image_id,
-        layout=asdict(cluster.layout),
+        layout=cluster.layout,
         endpoint=cluster.endpoint,
         model=profile.serving.model,
         models=models,
@@ -184,7 +191,7 @@ def status(cluster: Cluster) -> Status:
 
 
 def node_status(context: VerifyContext, profile: Profile, node: Node) -> NodeStatus:
-    """One node's own words, without Ray."""
+    """Ask one node, apart from Ray."""
     address = profile.ray_address(node)
     try:
         facts, _ = gather.node(context, profile, node)
@@ -195,7 +202,7 @@ def node_status(context: VerifyContext, profile: Profile, node: Node) -> NodeSta
 
 
 def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:
-    """By address: "head", or the accelerators that a worker brings."""
+    """Ray's nodes by address: "head", or the number of a worker's accelerators."""
     try:
         facts = gather.ray(context, profile)
     except UserError:
@@ -207,7 +214,7 @@ def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:
 
 
 def served(cluster: Cluster) -> tuple[list[str], str]:
-    """The models at the endpoint, or why there are none."""
+    """The models at the endpoint; if there are none, also the reason."""
     with cluster.client() as client:
         try:
             return gather.models(client), ""

@@ -1,4 +1,4 @@
-"""The desired state of each node of a cluster, and its differences from it."""
+"""The desired state of a cluster's nodes, and their differences from it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orchestrator.verify.gather import VerifyContext
 
 
 def publish_model(cluster: Cluster, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
-    """Make the model or take it from the hub's files, and put it where nodes can fetch it."""
+    """Build the model, or take it from the hub's files, and serve its files to nodes."""
     source = bring(cluster.model, how_to_pull(cluster.profile), line)
     return publish(source, cluster.profile.name, cluster.model.name)
 
 
 def short_of_memory(cluster: Cluster, seen: Mapping[str, int] | None = None) -> list[str]:
-    """Why the model has no room in nodes' memory; ``seen``: bytes that nodes said they have."""
+    """Why the model does not fit nodes' memory. ``seen``: bytes of memory that nodes reported."""
     boots = cluster.driver.netboots(cluster.profile.server)
     return list(
         capacity.misfits(
@@ -40,7 +40,7 @@ def short_of_memory(cluster: Cluster, seen: Mapping[str, int] | None = None) -> 
 
 
 def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
-    """By node, what it has to be."""
+    """Each node's desired state, by name."""
     context = Context(
         operator_public=cluster.trust.operator_public,
         ray_token=cluster.trust.ray_token,
@@ -60,8 +60,8 @@ def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure
 def plan(
     cluster: Cluster, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
 ) -> Plan:
-    """What `up` would change on the chosen nodes; changes nothing. Nodes that are off or do not
-    answer are unknown."""
+    """The changes that `up` would make on the chosen nodes. Nodes that are off or do not answer
+    are unknown. Changes nothing."""
     chosen = chosen or everything(cluster.profile)
     wanted = targets(cluster, files)
     on = [node.name for node in chosen.nodes if cluster.driver.running(node)]
@@ -83,7 +83,7 @@ def plan(
 def verify_context(
     cluster: Cluster, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
 ) -> VerifyContext:
-    """How verification reaches this cluster, and what it should hold."""
+    """Verification's access to this cluster, and the desired state to compare with."""
     wanted = targets(cluster, files)
 
     def run_on(node: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
@@ -106,7 +106,7 @@ def verify_context(
 
 
 def _differences(outcome: configure.Outcome) -> list[str]:
-    """What a plan found on one node, a line each; a node that could not be asked is one."""
+    """A node's differences, a line each; or why it could not be asked."""
     if outcome.error:
         return [outcome.error]
     return [item.line for item in outcome.differences]

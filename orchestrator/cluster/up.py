@@ -1,4 +1,4 @@
-"""`orchestrate up`: power, SSH, base, Ray, vLLM, answer; nodes side by side."""
+"""`orchestrate up`: power, SSH, base, Ray, vLLM, answer; all nodes in parallel."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from orchestrator.provision.netboot.look import Watch
 from orchestrator.verify.everything import verify
 from orchestrator.verify.report import Report
 
-#: Where `up` can stop, in order: the control node alone, ready for others to boot; SSH; the steps.
+#: Where `up` can stop, in order: when the control node can boot others; at SSH; after a step.
 CONTROL, SSH = "control", "ssh"
 STOPS = (CONTROL, SSH, *Step)
-#: A step of `up` as the boot timeline calls its end.
+#: The boot timeline's name for the end of a step.
 REACHED = {Step.BASE: "configured", Step.RAY: "ray"}
 
 
@@ -72,10 +72,10 @@ def up(
     chosen: Selection | None = None,
     jobs: int = JOBS,
 ) -> Bringup:
-    """Bring the chosen nodes up and verify them; a failing node does not hold the others.
+    """Bring the chosen nodes up and verify them; a failing node does not stop the others.
 
-    It stops after the step `until`, one of STOPS; only what serves is verified, and the endpoint
-    only with all nodes. Interrupted, it powers off what it started, and leaves what ran before.
+    It stops after the step `until`, one of STOPS. It verifies only after the last step, and the
+    endpoint only with all nodes. After an interrupt it powers off the nodes that it started.
     """
     chosen = chosen or everything(cluster.profile)
     want_on(cluster.profile.name, chosen.names)
@@ -85,15 +85,15 @@ def up(
 def bring(
     cluster: Cluster, board: Board, until: str, chosen: Selection, jobs: int = JOBS
 ) -> Bringup:
-    """`up` without the wish to switch nodes on: one that its user switched off stays off."""
-    cluster.driver.check_rights()  # before minutes of work that would be for nothing
+    """Like `up`, but nodes that the user switched off stay off."""
+    cluster.driver.check_rights()  # fail before minutes of work
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
         files = prepare(cluster, board, serves=serves)
-        # Threads and processes started in here are in the cluster's network too.
+        # Threads and processes that are started here are in the cluster's network too.
         with cluster.driver.network():
             configure_nodes(cluster, targets(cluster, files), result, chosen, Slots(jobs))
             if (until == Step.RAY or (serves and whole)) and not result.failures:
@@ -106,7 +106,7 @@ def bring(
             if serves and not result.failures:
                 with board.step(CLUSTER, "verify") as done:
                     context = verify_context(cluster, files, chosen, jobs)
-                    # Part of a cluster cannot promise what all of it does together.
+                    # With only some nodes, checks of Ray and of serving cannot pass.
                     judged = chosen if whole else replace(chosen, steps=(Step.BASE,))
                     result.report = verify(cluster.profile, context, judged, jobs)
                     done.failed = not result.report.ok
@@ -120,7 +120,7 @@ def bring(
 
 
 def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile, ...]:
-    """What nodes will ask for, and their networks; returns the model's files if one is served."""
+    """Prepare networks and the files that nodes fetch; return the model's files if it serves."""
     files: tuple[ModelFile, ...] = ()
     if serves:
         with board.step(CLUSTER, "model") as done:
@@ -136,7 +136,7 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
 
 
 def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
-    """Note a user error as the failure of `name`, and go on."""
+    """Record a user error as the failure of `name`, and go on."""
     try:
         action()
     except UserError as error:
@@ -146,7 +146,7 @@ def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
 def configure_nodes(
     cluster: Cluster, targets: dict[str, Target], result: Bringup, chosen: Selection, slots: Slots
 ) -> None:
-    """Power to configured services, all chosen nodes at once."""
+    """Bring all chosen nodes from power to configured services, in parallel."""
     control = Gates()
     if cluster.profile.control not in chosen:
         control.open()
@@ -170,7 +170,7 @@ def configure_nodes(
             for name, way in ways.items():
                 attempt(result, name, way.result)
         except KeyboardInterrupt:
-            # The threads sit in ssh or in a wait: end both, so that leaving the pool does not hang.
+            # The threads are in ssh or in a wait: end both, or leaving the pool would hang.
             control.open()
             meeting.close()
             slots.close()
@@ -192,20 +192,20 @@ def meeting_of(cluster: Cluster, result: Bringup, chosen: Selection) -> Meeting:
 
 @dataclass(frozen=True)
 class Gates:
-    """What compute nodes wait for: the control node boots others, its Ray takes workers."""
+    """What compute nodes wait for: netboot services, and a Ray head that accepts workers."""
 
     boots_others: Event = field(default_factory=Event)
     has_ray: Event = field(default_factory=Event)
 
     def open(self) -> None:
-        """Open all gates: the control node gets no further."""
+        """Open all gates, when the control node will make no more progress."""
         self.boots_others.set()
         self.has_ray.set()
 
 
 @dataclass(frozen=True)
 class Course:
-    """What all ways of one `up` share."""
+    """The state that all nodes' ways of one `up` share."""
 
     chosen: Selection
     control: Gates
@@ -238,7 +238,7 @@ class Way:
                 self.course.meeting.leave(self.node.name)
 
     def go_first(self) -> None:
-        """The control node's way. Others boot from it, so it is made ready for that in any case."""
+        """The control node's way. Its base is configured in any case, since others boot from it."""
         try:
             self.reach()
             if Step.BASE in self.course.chosen.steps:
@@ -287,7 +287,7 @@ class Way:
         self.reached("sshd")
 
     def reached(self, step: str) -> None:
-        """Write down how far this boot is; what ran already is not booting."""
+        """Record that this boot reached a step, unless the node ran before."""
         if self.node in self.result.started:
             self.cluster.diary.add(self.node.name, step)
 
@@ -301,7 +301,8 @@ class Way:
         self.cluster.diary.add(self.node.name, "power")
         self.cluster.boot(self.node)
         try:
-            # 'node down' notes its wish, then looks for power: it saw this boot, or this sees it.
+            # 'node down' records its intent, then checks the power. So either it sees this boot,
+            # or this sees its intent.
             self.must_be_wanted()
         except UserError:
             self.cluster.driver.power_off(self.node)
@@ -309,7 +310,7 @@ class Way:
         return ""
 
     def hopeless(self) -> bool:
-        """Whether a machine with power can never come up; one that answers is fine."""
+        """Whether a machine with power can never come up; False if it answers."""
         if self.cluster.driver.trouble(self.node) is None:
             return False
         try:
@@ -333,7 +334,7 @@ class Way:
         self.cluster.remote(self.node).wait_for_ssh(limit, waiting)
 
     def wait_for_layers(self) -> None:
-        """What Ray needs may still be on its way to a node that booted over the network."""
+        """Wait for layers that a netbooted node still fetches: Ray is in one."""
 
         def waiting(unit: str) -> None:
             self.result.board.note(self.node.name, self.course.watch.step(self.node.name) or unit)
@@ -355,13 +356,13 @@ class Way:
         self.result.changed.setdefault(name, []).append("certificate")
 
     def must_run(self) -> None:
-        """Raises UserError where waiting for the node is pointless."""
+        """Raises UserError if waiting for the node is pointless."""
         if self.course.slots.closed:
             raise UserError(f"{self.node.name}: interrupted while waiting for it")
         must_have_power(self.cluster, self.node)
 
     def apply(self, step: Step) -> None:
-        """Make the node what it should be in one step. Raises UserError if it is not after it."""
+        """Apply one step of the node's desired state. Raises UserError if a resource fails."""
         part = self.target.state.only(step)
         if not part.resources:
             return

@@ -1,7 +1,7 @@
-"""Runs on the node of the model's server, before it: waits for Ray, then becomes the server.
+"""Runs on the model server's node: wait until Ray has enough accelerators, then run the server.
 
-ADDRESS ACCELERATORS COMMAND...: once Ray at ADDRESS has so many accelerators, COMMAND takes this
-process's place. So the server comes back when its nodes do, whenever that is.
+ADDRESS ACCELERATORS COMMAND...: when Ray at ADDRESS has so many accelerators, this process executes
+COMMAND. There is no deadline: the server starts whenever its nodes are there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import subprocess
 import sys
 import time
 
-#: Seconds that Ray may take to answer, and between two questions.
+#: Seconds for an answer of Ray, and between two questions.
 TIMEOUT, PAUSE = 60.0, 3.0
-#: In a process of its own: Ray's client ends its process where the head is gone.
+#: Asked in a separate process: Ray's client exits if the head is gone.
 QUESTION = """
 import sys
 from ray._private.state import GlobalState
@@ -26,7 +26,7 @@ print(sum(each["Resources"].get("GPU", 0) for each in state.node_table() if each
 
 
 def accelerators(address: str) -> float:
-    """How many Ray has; none where it does not answer."""
+    """The number of accelerators in Ray; 0 if it does not answer."""
     argv = [sys.executable, "-c", QUESTION, address]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=False)

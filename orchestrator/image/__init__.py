@@ -1,4 +1,4 @@
-"""Images: what they are made of, locked by hash, fetched into the Nix store, and built there."""
+"""Images: described in image.yml, locked by hash, fetched into the Nix store, built by Nix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.core.errors import UserError
 
 MANIFEST = "manifest.json"
 
-#: Names the Debian mirror where the host's apt uses none.
+#: The environment variable with the Debian mirror, for hosts whose apt has none.
 MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_MIRROR"
 #: Names the archive of Debian's security updates where the host's apt uses none.
 SECURITY_MIRROR_VARIABLE = "ORCHESTRATE_DEBIAN_SECURITY_MIRROR"
@@ -22,8 +22,8 @@ KEYRING_VARIABLE = "ORCHESTRATE_DEBIAN_KEYRING"
 def ident(path: Path) -> str:
     """The id of the built image in the directory ``path``: the sha256 of its manifest.
 
-    The manifest names all other files by hash, so whoever knows the id can check all of them.
-    Raises UserError where ``path`` holds no image.
+    The manifest has the hashes of all other files, so the id is enough to check all of them.
+    Raises UserError if ``path`` does not contain an image.
     """
     try:
         return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()

@@ -13,21 +13,21 @@ from orchestrator.image import ident
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers below the directory `home`."""
+    """An image's layers, mounted below the directory `home`."""
 
     home: Path
 
     @property
     def ident_file(self) -> Path:
-        """Holds the id of the image that is mounted."""
+        """The file with the id of the mounted image."""
         return self.home / "image"
 
     def ident(self) -> str | None:
-        """The id of the image that is mounted; None where none is."""
+        """The id of the mounted image; None if none is mounted."""
         return self.ident_file.read_text() if self.ident_file.exists() else None
 
     def mount(self, image: Path) -> None:
-        """Mount what is not mounted yet."""
+        """Mount the layers that are not mounted yet."""
         present = mounts_below(self.home)
         for layer in layers_of(image):
             place = self.home / "layers" / layer["name"]
@@ -40,12 +40,12 @@ class Layers:
         self.ident_file.write_text(ident(image))
 
     def places(self) -> list[Path]:
-        """Where they are mounted, the lowest first."""
+        """The layers' mount points, the lowest first."""
         return [self.home / "layers" / layer["name"] for layer in layers_of(self.home)]
 
 
 def layers_of(image: Path) -> list[dict[str, Any]]:
-    """What an image's manifest says of its layers, the lowest first: name, file, size, sha256."""
+    """The layers in an image's manifest, the lowest first: name, file, size, sha256 and more."""
     layers: list[dict[str, Any]] = json.loads((image / "manifest.json").read_text())["layers"]
     return layers
 
@@ -58,6 +58,6 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount all of it, what lies on top first."""
+    """Unmount everything at or below a directory, the topmost first."""
     for mounted in sorted(mounts_below(directory), reverse=True):
         run(["umount", "--lazy", mounted], what="unmount")

@@ -1,7 +1,7 @@
-"""The seed: one static program out of a Debian package, the first thing that the build can run.
+"""The seed: one static program from a Debian package, the first program that a build can run.
 
-Nix can unpack nothing by itself, so the seed lies in the store unpacked, as a directory with one
-executable file. Its hash is that of the directory's NAR, the store's own archive format.
+Nix itself cannot unpack packages, so the seed is in the store unpacked, as a directory with one
+executable file. Its hash is that of the directory's NAR, the store's archive format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROGRAM = "busybox"
 
 
 def extract(deb: Path, member: str) -> bytes:
-    """The file ``member`` (bin/busybox) of a Debian package. Raises UserError where it has none."""
+    """The file ``member`` (bin/busybox) of a Debian package. Raises UserError if it lacks it."""
     for name, data in _ar(deb.read_bytes()):
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -33,7 +33,7 @@ def extract(deb: Path, member: str) -> bytes:
 
 
 def _ar(archive: bytes) -> list[tuple[str, bytes]]:
-    """Names and contents of an ar archive: 60 bytes of header a member, padded to even length."""
+    """Names and contents of an ar archive: 60 bytes of header per member, padded to even size."""
     if not archive.startswith(b"!<arch>\n"):
         raise UserError("not a Debian package: it is not an ar archive")
     members, at = [], 8
@@ -62,6 +62,6 @@ def nar_hash(content: bytes) -> str:
 
 
 def _word(word: str | bytes) -> bytes:
-    """A word of the format: length in 8 bytes, the bytes, zeros up to a multiple of 8."""
+    """A string in NAR format: length in 8 bytes, the bytes, zeros up to a multiple of 8."""
     data = word.encode() if isinstance(word, str) else word
     return len(data).to_bytes(8, "little") + data + bytes(-len(data) % 8)

@@ -1,4 +1,4 @@
-"""image.yml: what people write about an image. Read once, checked, frozen."""
+"""image.yml: the description of an image. Read once, checked, frozen."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from orchestrator.core import document, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import tags
 
-#: Locked like images, and part of the build of every one: its own tools, and the loaders.
+#: Locked like images, and used by the build of every image: build tools and loaders.
 SHARED = ("tools", "loaders")
-#: Locked like an image, too: what wheels are made with, for images that have source archives.
+#: Locked like an image: the tools that make wheels, for images with source archives.
 BUILDERS = "builders"
 
 
@@ -86,7 +86,7 @@ def file_of(url: str) -> str:
 
 
 class Elsewhere(_Part):
-    """A file that no suite and no index has: what locking would else read from it is declared."""
+    """A file that neither a suite nor an index has; image.yml declares its metadata."""
 
     url: Address
     sha256: Sha256
@@ -99,7 +99,7 @@ class Elsewhere(_Part):
 
 
 class ElsewhereDeb(Elsewhere):
-    """A Debian package that lies elsewhere; the fields are those of its control file."""
+    """A Debian package from elsewhere, with the fields of its control file."""
 
     version: DebVersion
     depends: Relation = ""
@@ -108,7 +108,7 @@ class ElsewhereDeb(Elsewhere):
 
     @property
     def architecture(self) -> str:
-        """As its file name, NAME_VERSION_ARCHITECTURE.deb, says it."""
+        """The architecture in its file name, NAME_VERSION_ARCHITECTURE.deb."""
         return self.file.removesuffix(".deb").rpartition("_")[2]
 
     @model_validator(mode="after")
@@ -119,14 +119,14 @@ class ElsewhereDeb(Elsewhere):
 
 
 class ElsewhereWheel(Elsewhere):
-    """A wheel that lies elsewhere; ``requires`` is its Requires-Dist."""
+    """A wheel from elsewhere; ``requires``: its Requires-Dist."""
 
     version: PythonVersion
     requires: tuple[Dependency, ...] = ()
 
 
 class Debian(_Part):
-    """The Debian half: roots that apt resolves within one suite.
+    """The Debian half: packages that apt resolves with their dependencies within one suite.
 
     ``also`` names further suites of the same mirror, and the roots that are taken from them;
     ``security`` the suite of the security archive whose newer packages are taken.
@@ -148,22 +148,22 @@ class Debian(_Part):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """All packages that are asked for by name, of every suite."""
+        """All packages that image.yml lists, from every suite."""
         return (*self.packages, *(name for names in self.also.values() for name in names))
 
 
 class Rename(_Part):
-    """The name and version that a distribution is installed under."""
+    """Another name and version to install a distribution under."""
 
     name: str
     version: str
 
 
 class Source(_Part):
-    """A distribution that the build makes a wheel of, from the index's source archive.
+    """A distribution whose wheel is built from the index's source archive.
 
-    ``requires`` is the file in the archive that lists what the wheel needs (without it, what the
-    archive's PKG-INFO says); ``environment`` is set while the wheel is made.
+    ``requires``: the file in the archive with the wheel's requirements; by default they are read
+    from PKG-INFO. ``environment``: variables for the build.
     """
 
     version: PythonVersion
@@ -179,7 +179,7 @@ class Override(_Part):
 
 
 class Python(_Part):
-    """The Python half: roots that pip resolves for the image's Python."""
+    """The Python half: requirements that pip resolves for the image's Python."""
 
     version: str = Field(pattern=r"^3\.\d+$")
     glibc: str = Field(pattern=r"^2\.\d+$")
@@ -234,18 +234,19 @@ def _require_one_spelling(where: str, names: Iterable[str]) -> None:
 
 
 class Seed(_Part):
-    """The one program that unpacks all others: a file of a package."""
+    """The program that unpacks all others: a file of a package."""
 
     package: str
     file: str
 
 
 class Exceptions(_Part):
-    """What 'orchestrate image check' finds missing on purpose: NAME: reason.
+    """Findings of 'orchestrate image check' that are intentional: name -> reason.
 
     ``unmet``: dependencies of packages and wheels. ``needed``: libraries of ELF files that are not
-    in the image. Of those that are, where the loader does not look by itself: ``loaded``, libraries
-    that are loaded before they are needed; ``library_path``, directories in LD_LIBRARY_PATH.
+    in the image. For libraries that are in the image but not in the loader's directories:
+    ``loaded``, libraries that something loads before they are needed; ``library_path``, directories
+    in LD_LIBRARY_PATH.
     """
 
     unmet: dict[str, str] = {}
@@ -255,7 +256,7 @@ class Exceptions(_Part):
 
 
 class Spec(_Part):
-    """An image as image.yml describes it."""
+    """The content of an image.yml."""
 
     description: str
     date: AwareDatetime
@@ -272,9 +273,9 @@ class Spec(_Part):
         return int(self.date.timestamp())
 
     def digest(self) -> str:
-        """The sha256 of all that goes into the lock: it tells a stale lock.
+        """The sha256 of everything that the lock depends on, to detect a stale lock.
 
-        Defaults are left out, so that a key that is new in image.yml makes no old lock stale.
+        Defaults are left out, so that a new key in this class does not make old locks stale.
         """
         parts = self.model_dump(
             mode="json", exclude={"description", "capabilities", "check"}, exclude_defaults=True
@@ -282,7 +283,7 @@ class Spec(_Part):
         return _digest(parts)
 
     def debian_digest(self) -> str:
-        """The same of the Debian half alone."""
+        """The same for the Debian half alone."""
         return _digest(self.debian.model_dump(mode="json", exclude_defaults=True))
 
 
@@ -292,7 +293,7 @@ def _digest(document: Any) -> str:
 
 
 def directory(name: str) -> Path:
-    """The directory of the image ``name``. Raises UserError where there is none."""
+    """The directory of the image ``name``. Raises UserError if there is none."""
     found = paths.checkout() / "images" / name
     if not (found / "image.yml").is_file():
         known = ", ".join(names()) or "none"
@@ -303,7 +304,7 @@ def directory(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """All images of the checkout, and what they share."""
+    """All images of the checkout, shared parts included."""
     return sorted(path.parent.name for path in (paths.checkout() / "images").glob("*/image.yml"))
 
 

@@ -1,4 +1,4 @@
-"""The Nix store, as far as images need it: names of paths, what is there, adding files, roots."""
+"""The Nix store: compute store paths, find missing ones, add files, keep roots."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ BUILD_GROUP = "nixbld"
 
 
 def directory() -> Path:
-    """The store's directory: Nix's own variable can move it."""
+    """The store's directory; Nix's variable NIX_STORE_DIR can move it."""
     return Path(os.environ.get("NIX_STORE_DIR", "/nix/store"))
 
 
 def path_of_file(file: File) -> Path:
-    """Where a locked file lies once it is in the store."""
+    """The store path of a locked file."""
     return path_of(file.sha256, file.store)
 
 
 def path_of(sha256: str, name: str) -> Path:
-    """Where a file of this hash lies once it is in the store under ``name``."""
+    """The store path of a file with this hash and name."""
     return fixed_path(f"fixed:out:sha256:{sha256}:", "output:out", name)
 
 
 def path_of_seed(sha256: str) -> Path:
-    """Where the seed's directory lies, by the hash of its NAR."""
+    """The store path of the seed's directory, by the hash of its NAR."""
     return _path("source", sha256, seed.STORE_NAME)
 
 
 def paths_of(lock: Lock) -> dict[Path, File | None]:
-    """All store paths that a lock names, in the lock's order; the seed's has no file."""
+    """All store paths of a lock, in the lock's order; the seed's has no file."""
     found: dict[Path, File | None] = {path_of_file(file): file for file in lock.files}
     if lock.seed:
         found[path_of_seed(lock.seed.sha256)] = None
@@ -51,7 +51,7 @@ def paths_of(lock: Lock) -> dict[Path, File | None]:
 
 
 def sizes(files: Iterable[File]) -> list[int | None]:
-    """Bytes of each file: as its lock says, else as it lies in the store; None where neither."""
+    """Bytes of each file, by its lock, else by the store; None if neither has it."""
     return [file.size if file.size is not None else _stored_size(file) for file in files]
 
 
@@ -61,7 +61,7 @@ def _stored_size(file: File) -> int | None:
 
 
 def fixed_path(inner: str, kind: str, name: str) -> Path:
-    """The path of a fixed output, from the text that describes it (Nix's store specification)."""
+    """The path of a fixed output, from its fingerprint's text (Nix's store specification)."""
     return _path(kind, hashlib.sha256(inner.encode()).hexdigest(), name)
 
 
@@ -71,7 +71,7 @@ def _path(kind: str, sha256: str, name: str) -> Path:
 
 
 def _fold(digest: bytes, length: int = 20) -> bytes:
-    """A digest shortened as Nix does it: the bytes beyond ``length`` are xored onto the first."""
+    """Shorten a digest as Nix does: the bytes beyond ``length`` are xored onto the first ones."""
     folded = bytearray(length)
     for at, byte in enumerate(digest):
         folded[at % length] ^= byte
@@ -79,14 +79,14 @@ def _fold(digest: bytes, length: int = 20) -> bytes:
 
 
 def _base32(data: bytes) -> str:
-    """Nix's base 32: its own alphabet, last digit first."""
+    """Nix's base 32: a special alphabet, and the last digit first."""
     number = int.from_bytes(data, "little")
     digits = (len(data) * 8 + 4) // 5
     return "".join(BASE32[number >> (5 * at) & 31] for at in reversed(range(digits)))
 
 
 def options() -> list[str]:
-    """Options for every Nix command: root without build users (no daemon) needs one."""
+    """Options for every Nix command: root needs one if there are no build users (no daemon)."""
     if os.geteuid() == 0 and not _group_exists(BUILD_GROUP):
         return ["--option", "build-users-group", ""]
     return []
@@ -101,7 +101,7 @@ def _group_exists(name: str) -> bool:
 
 
 def require_nix() -> None:
-    """Raises UserError where Nix is not installed."""
+    """Raises UserError if Nix is not installed."""
     if shutil.which("nix-store") is None or shutil.which("nix") is None:
         raise UserError(
             "Nix is not installed: images are built by it and kept in its store",
@@ -110,24 +110,24 @@ def require_nix() -> None:
 
 
 def missing(wanted: Iterable[Path]) -> set[Path]:
-    """Those of ``wanted`` that the store does not have."""
+    """The paths in ``wanted`` that the store does not have."""
     words: list[str | Path] = ["--check-validity", "--print-invalid", *wanted]
     return set(_nix_store(words, "asking the Nix store what it has")) if words[2:] else set()
 
 
 def add_files(files: Sequence[Path]) -> list[Path]:
-    """Copy files into the store under their own names; the paths that they got."""
+    """Copy files into the store under their own names; return their store paths."""
     return _nix_store(["--add-fixed", "sha256", *files], "adding files to the Nix store")
 
 
 def add_directory(path: Path) -> Path:
-    """Copy a directory into the store under its own name; the path that it got."""
+    """Copy a directory into the store under its own name; return its store path."""
     words: list[str | Path] = ["--add-fixed", "--recursive", "sha256", path]
     return _nix_store(words, "adding a directory to the Nix store")[0]
 
 
 def _nix_store(words: Sequence[str | Path], what: str) -> list[Path]:
-    """Run nix-store; the paths that it prints."""
+    """Run nix-store; return the paths that it prints."""
     try:
         out = run(["nix-store", *options(), *words], what=what).out
     except CommandFailed as error:
@@ -141,12 +141,12 @@ def _nix_store(words: Sequence[str | Path], what: str) -> list[Path]:
 
 
 def roots(name: str) -> Path:
-    """The directory of links that keep the inputs of the image ``name`` from being collected."""
+    """The directory of links that protect an image's inputs from Nix's garbage collection."""
     return paths.state() / "roots" / name
 
 
 def keep(name: str, wanted: Iterable[Path]) -> None:
-    """Make exactly ``wanted`` the kept inputs of the image ``name``; all have to be there."""
+    """Make exactly ``wanted`` the protected inputs of the image ``name``; all must exist."""
     wanted = set(wanted)
     links = roots(name)
     if links.is_dir() and {link.readlink() for link in links.iterdir()} == wanted:
@@ -164,7 +164,7 @@ def out_link(name: str) -> Path:
 
 
 def built_part(name: str, part: str) -> Path | None:
-    """The store path of an attribute of the image ``name``; None where it is not built."""
+    """The store path of an attribute of the image ``name``; None if it is not built."""
     argv = ["nix", *options(), "--extra-experimental-features", "nix-command flakes", "eval"]
     argv += ["--raw", f"{paths.checkout()}#{name}.{part}.outPath", "--no-write-lock-file"]
     result = run(argv, what=f"asking Nix where it builds {part}", ok=None)
@@ -173,6 +173,6 @@ def built_part(name: str, part: str) -> Path | None:
 
 
 def built(name: str) -> Path | None:
-    """The store path of the built image ``name``; None where it is not built (any more)."""
+    """The store path of the built image ``name``; None if it is not built, or was collected."""
     link = out_link(name)
     return link.resolve() if link.is_symlink() and link.exists() else None

@@ -1,4 +1,4 @@
-"""Which wheels fit an image: the tags that its Python and its C library take. Pure."""
+"""Which wheels fit an image: the tags that its Python and C library accept. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-#: The tags before manylinux_2_N, and the oldest N there is.
+#: The platform tags older than manylinux_2_N, and the smallest N.
 OLD_PLATFORMS = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64")
 OLDEST_GLIBC = 5
 
@@ -21,7 +21,7 @@ def platforms(glibc: str) -> list[str]:
 
 @cache
 def supported(python: str, glibc: str) -> frozenset[Tag]:
-    """All tags that CPython ``python`` (such as 3.13) takes on a machine with this C library."""
+    """All tags that CPython ``python`` (such as 3.13) accepts on a machine with this C library."""
     major, minor = (int(part) for part in python.split("."))
     interpreter, accepted = f"cp{major}{minor}", platforms(glibc)
     native = cpython_tags((major, minor), abis=[interpreter], platforms=accepted)
@@ -29,7 +29,7 @@ def supported(python: str, glibc: str) -> frozenset[Tag]:
 
 
 def misfit(file: str, python: str, glibc: str) -> str | None:
-    """Why the wheel ``file`` cannot be used with this Python and C library; None where it can."""
+    """Why the wheel ``file`` cannot be used with this Python and C library; None if it can."""
     try:
         _, _, _, tags = parse_wheel_filename(file)
     except InvalidWheelFilename as error:

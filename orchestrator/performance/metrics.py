@@ -1,4 +1,4 @@
-"""What vLLM tells of itself, in Prometheus' text format. Its own node may ask, without a key."""
+"""vLLM's metrics in Prometheus' text format, read on its own node, where no key is needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
     from orchestrator.profile import Profile
 
-#: Seconds for a page.
+#: Seconds to fetch the metrics.
 TIMEOUT = 30.0
-#: Prints it.
+#: A Python program that prints the metrics of the URL in its first argument.
 FETCH = (
     "import sys, urllib.request as u;"
     " print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode())"
@@ -23,20 +23,22 @@ LINE = re.compile(rf"^{PREFIX}(\w+)(?:{{[^}}]*}})? (\S+)$", re.MULTILINE)
 
 
 def url(profile: Profile) -> str:
-    """Where the page is."""
+    """The URL of vLLM's metrics."""
     return f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
 
 
 def page(cluster: Cluster) -> str:
-    """The page as it is now; to be called in the cluster's network. Raises UserError."""
+    """Fetch the metrics; call it in the cluster's network. Raises UserError if that fails."""
     argv = [PYTHON, "-c", FETCH, url(cluster.profile)]
     remote = cluster.remote(cluster.profile.server)
     return remote.run(argv, what="vLLM's metrics", timeout=TIMEOUT).out
 
 
 def values(text: str) -> dict[str, float]:
-    """By name without prefix, values added over engines and labels: so not of a histogram's bars,
-    each of which has those below it in it."""
+    """Values by name without prefix, added over engines and labels.
+
+    Histogram buckets are left out: they are cumulative, so that their sum means nothing.
+    """
     found: dict[str, float] = {}
     for name, value in LINE.findall(text):
         if not name.endswith("_bucket"):

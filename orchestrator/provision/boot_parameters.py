@@ -1,4 +1,4 @@
-"""What a booting machine is told: addresses, URLs and the kernel's command line. Pure."""
+"""Boot parameters of a node: URLs, loader, kernel command line. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: Loaders that are not the profile's choice: Secure Boot's chain begins with shim.
+#: The UEFI loader with Secure Boot, whatever the profile's `boot.loaders` says.
 SHIM = "shimx64.efi"
-#: The loader whose scripts the boot service hands out.
+#: The loader that the boot service has scripts for.
 IPXE = "ipxe"
 
 
 def server(profile: Profile) -> str:
-    """Where nodes get boot files."""
+    """The URL of the control node's web server for boot files, without a path."""
     return f"http://{profile.boot_server}"
 
 
 def script_url(profile: Profile) -> str:
-    """iPXE's script; iPXE itself puts the address of the card that boots into it."""
+    """The URL of iPXE's script; iPXE replaces ${netX/mac} with the booting card's address."""
     return f"{server(profile)}/boot/{IPXE}?mac=${{netX/mac}}"
 
 
 def uefi_loader(profile: Profile, node: Node | None = None) -> str:
-    """What UEFI firmware loads: of a node, or of any."""
+    """The file that UEFI firmware loads: on `node`, else on nodes without a loader of their own."""
     if profile.boot.secure:
         return SHIM
     return profile.loader(node) if node else profile.boot.loaders.uefi
 
 
 def boots_over_http(profile: Profile) -> bool:
-    """Whether the control node answers UEFI firmware that wants its loader over HTTP.
+    """Whether the control node answers UEFI HTTP boot, where firmware fetches its loader by HTTP.
 
-    The signed GRUB has no HTTP, and a DHCP proxy is for PXE only.
+    Not with Secure Boot (the signed GRUB has no HTTP), and not as a DHCP proxy (PXE only).
     """
     return profile.boot.dhcp == "authoritative" and not profile.boot.secure
 
 
 def peers(profile: Profile, node: Node) -> list[str]:
-    """Further places that a node may get layers from."""
+    """URLs of the other nodes that a node may fetch layers from."""
     if not profile.boot.peers:
         return []
     others = (other for other in profile.compute_nodes if other.name != node.name)
@@ -62,12 +62,12 @@ def command_line(profile: Profile, node: Node, image: str, boot: str = "") -> st
 
 
 def ula(profile: Profile) -> IPv6Network:
-    """The boot network's IPv6 prefix, made of its IPv4 address (RFC 4193: fd, then own bits)."""
+    """The boot network's IPv6 prefix: a ULA (RFC 4193) that contains its IPv4 address."""
     bits = int(profile.networks[profile.boot.network].subnet.network_address)
     high, low = bits >> 16, bits & 0xFFFF
     return IPv6Network(f"fd6f:7263:{high:x}:{low:x}::/64")
 
 
 def advertises(profile: Profile) -> bool:
-    """Whether the control node may speak IPv6 on the boot network: where it rules there."""
+    """Whether the control node advertises IPv6 on the boot network: only as its DHCP server."""
     return profile.boot.dhcp == "authoritative"

@@ -1,4 +1,4 @@
-"""What a node is given at boot, before SSH: its name, its network, and its SSH identity."""
+"""The files that a node gets at boot, before SSH: host name, network, SSH keys and certificate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BootFile:
 def boot_files(
     profile: Profile, node: Node, identity: HostIdentity, user_ca_public: str
 ) -> dict[str, BootFile]:
-    """Path in the node's root -> file, for one boot of ``node`` whose key is made here."""
+    """Files for one boot of ``node``, with its private host key: path in its root -> file."""
     return {
         **node_files(profile, node, user_ca_public),
         HOST_KEY: BootFile(identity.private.reveal(), 0o600),
@@ -39,7 +39,7 @@ def boot_files(
 
 
 def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, BootFile]:
-    """Path in the node's root -> file: what is no secret and the same at each boot."""
+    """The files that are not secret and the same at each boot: path in the node's root -> file."""
     files = {
         "/etc/hostname": BootFile(f"{node.host_name}\n"),
         "/etc/hosts": BootFile(hosts(profile, node)),
@@ -58,7 +58,7 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
     for network, link in node.links.items():
         path, content = network_file(profile, node, network)
         files[path] = BootFile(content)
-        if link.mac:  # the card gets the name that the profile calls it by, whatever slot it is in
+        if link.mac:  # name the card as in the profile, whatever slot it is in
             wakes = network == profile.boot.network and _is_woken(profile, node)
             text = render("link.link", mac=link.mac, interface=link.interface, wakes=wakes)
             files[f"{path.removesuffix('.network')}.link"] = BootFile(text)
@@ -66,12 +66,12 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
 
 
 def _is_woken(profile: Profile, node: Node) -> bool:
-    """Whether a Wake-on-LAN packet switches the node on: its card has to be told to wait for it."""
+    """Whether Wake-on-LAN switches the node on, so that its card has to be set up for it."""
     return not profile.is_control(node) and profile.power_of(node).driver == "wol"
 
 
 def principals(node: Node) -> list[str]:
-    """What a node's host certificate is for: its name, which ssh asks for, and its addresses."""
+    """The principals of a node's host certificate: its name (ssh checks that) and addresses."""
     return [node.name, *(str(link.address) for link in node.links.values())]
 
 
@@ -90,12 +90,12 @@ def hosts(profile: Profile, node: Node) -> str:
 
 
 def network_file(profile: Profile, node: Node, network: str) -> tuple[str, str]:
-    """Path and text of what tells systemd-networkd about a node's link."""
+    """Path and text of the systemd-networkd file for a node's link."""
     return f"/etc/systemd/network/10-{network}.network", _network(profile, node, network)
 
 
 def _network(profile: Profile, node: Node, network: str) -> str:
-    """A network's systemd-networkd file, with the default route where it leads that way."""
+    """The text of a link's systemd-networkd file, with the default route if it is on this link."""
     link = node.links[network]
     is_boot = network == profile.boot.network
     controls = profile.is_control(node) and is_boot
@@ -105,12 +105,12 @@ def _network(profile: Profile, node: Node, network: str) -> str:
         mac=link.mac,
         interface=link.interface,
         address=f"{link.address}/{profile.networks[network].subnet.prefixlen}",
-        # The control node advertises on the boot network, for loaders that ask for IPv6.
+        # For router advertisements on the boot network: loaders that ask for IPv6 wait for one.
         ula=f"{boot_parameters.ula(profile)[1]}/64"
         if controls and boot_parameters.advertises(profile)
         else None,
         gateway=profile.gateway(node, network),
-        # Ray wants a default route, also where nothing lies behind it.
+        # Ray needs a default route, even if no gateway exists.
         link_route=controls and not leads_outside,
         mtu=profile.networks[network].mtu,
         routes=_routes(profile, node, network),
@@ -119,7 +119,7 @@ def _network(profile: Profile, node: Node, network: str) -> str:
 
 @dataclass(frozen=True)
 class Route:
-    """The way to one address, by a neighbour's, from one of the node's own."""
+    """A static route to one address; `source` is the node's own address for it."""
 
     destination: IPv4Address
     gateway: IPv4Address
@@ -127,10 +127,10 @@ class Route:
 
 
 def _routes(profile: Profile, node: Node, network: str) -> list[Route]:
-    """By a network that carries another one: the way to the node at its other end.
+    """Routes for a network that carries another network's traffic (`carries`): one per peer node.
 
-    They are in the link's own file, so that they come and go with the link: while it is down, the
-    other network takes its own traffic.
+    They are in this link's file, so that they exist only while the link is up. While it is down,
+    the other network's own link takes the traffic.
     """
     carried = profile.networks[network].carries
     if carried is None:

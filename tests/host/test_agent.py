@@ -371,8 +371,13 @@ def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
     node = agent.ThisNode(root)
     changes = node.differs("links", wanted)
     assert set(changes) == {"reload", agent.ABSENT}
+
+    def command(argv: list[str]) -> str:
+        asked.append(argv)
+        return ""
+
     with monkeypatch.context() as patched:
-        patched.setattr(agent, "command", lambda argv: asked.append(argv) or "")
+        patched.setattr(agent, "command", command)
         node.apply("links", wanted, changes)
     assert len(asked) == 2
     assert set(agent.ThisNode(root).differs("links", wanted)) == {agent.ABSENT}

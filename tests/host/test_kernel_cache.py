@@ -27,6 +27,7 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
+from orchestrator.models.publish import sha256
 from orchestrator.node import kernel_archive, kernel_cache
 from orchestrator.node.kernel_cache import Unusable, key, prepare
 from orchestrator.node.paths import PYTHON
@@ -176,11 +177,11 @@ def archive(root: Path) -> dict[str, Any]:
     (root / "served").mkdir()
     want = wanted(root) | {"link": str(root / "var/lib/kernels")}
     packer = Path(kernel_cache.__file__).with_name("kernel_archive.py")
-    argv = [sys.executable, "-I", packer, "pack", json.dumps(want)]
+    argv = [sys.executable, "-I", str(packer), "pack", json.dumps(want)]
     data = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
     (root / "served/archive").write_bytes(data)
     shutil.rmtree(root / "var/lib")
-    digest = warm.sha256(root / "served/archive")
+    digest = sha256(root / "served/archive")
     return {"key": key([CARD], root), "sha256": digest, "size": len(data)}
 
 
@@ -248,7 +249,7 @@ def test_the_unit_runs_it_with_the_nodes_own_python(
     etc = root / "etc"
     etc.mkdir()
     for module in (kernel_cache, kernel_archive):
-        (etc / Path(module.__file__).name).write_text(kernels.source(module))
+        (etc / Path(str(module.__file__)).name).write_text(kernels.source(module))
     # This machine's own key, since its root is /.
     mine = key([], Path("/"))
     (etc / "pack" / mine / "A_CACHE_DIR").mkdir(parents=True)
@@ -256,14 +257,14 @@ def test_the_unit_runs_it_with_the_nodes_own_python(
     (etc / "link").symlink_to(etc / "pack" / mine)
     with (root / "served/archive").open("wb") as out:
         kernel_archive.pack(wanted(root, link=str(etc / "link")), out)
-    warm_cache = {"key": mine, "sha256": warm.sha256(root / "served/archive"),
+    warm_cache = {"key": mine, "sha256": sha256(root / "served/archive"),
                   "size": (root / "served/archive").stat().st_size, "url": url}  # fmt: skip
     places = {name: str(root / name) for name in ("disk", "memory", "link")}
 
     def run_unit(**others: Any) -> subprocess.CompletedProcess[str]:
         want = wanted(root, cards=[], **places, **others)
         (etc / "kernels.json").write_text(json.dumps(want))
-        argv = [PYTHON, "-I", etc / "kernel_cache.py", etc / "kernels.json"]
+        argv = [PYTHON, "-I", str(etc / "kernel_cache.py"), str(etc / "kernels.json")]
         return subprocess.run(argv, capture_output=True, text=True, check=False)
 
     refused = run_unit(warm=[warm_cache | {"sha256": "0" * 64}])
@@ -342,7 +343,7 @@ def test_a_nodes_kernels_are_taken_over_ssh_and_kept_by_their_hash(
     assert taken.cache.files == 1
     assert taken.fits == tuple(node.name for node in profile.compute_nodes)
     (kept,) = kernels.shelf(profile.name).iterdir()
-    assert kept.name == f"{warm.sha256(kept)}.tar" == taken.cache.file
+    assert kept.name == f"{sha256(kept)}.tar" == taken.cache.file
     assert kernels.stored(profile.name) == (taken.cache,)
     again = warm.warm(here, profile.server)
     assert (again.changed, again.cache) == (False, taken.cache)

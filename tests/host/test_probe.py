@@ -57,19 +57,19 @@ def test_a_throttled_cable_is_measured_as_it_is_and_set_free(
     switch: Switch, profile: Profile, port: int
 ) -> None:
     left, right = profile.compute_nodes
-    ends = [["ip", "netns", "exec", switch.named(node.name)] for node in (left, right)]
+    here, there = (["ip", "netns", "exec", switch.named(node.name)] for node in (left, right))
     addresses = (str(left.links[PROBED].address), str(right.links[PROBED].address))
     for _ in range(2):  # a second time changes nothing
         switch.throttle(right, PROBED, 10**8)
     assert switch.throttled(right) == {PROBED: 10**8}
     assert switch.throttled(left) == {}
     # What the wire carries, less the heads of packets: 4 %.
-    rate = spread(measured(port, *ends, addresses)["bytes_per_s"]).median * 8
+    rate = spread(measured(port, here, there, addresses)["bytes_per_s"]).median * 8
     assert 0.85 * 10**8 < rate < 1.02 * 10**8
     for _ in range(2):
         switch.throttle(right, PROBED, None)
     assert switch.throttled(right) == {}
-    assert spread(measured(port, *ends, addresses)["bytes_per_s"]).median * 8 > 1.5 * 10**8
+    assert spread(measured(port, here, there, addresses)["bytes_per_s"]).median * 8 > 1.5 * 10**8
     switch.throttle(left, PROBED, 10**6)
     switch.remove()
     assert switch.throttled(left) == {}

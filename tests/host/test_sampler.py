@@ -46,7 +46,7 @@ def limited() -> Iterator[Path]:
 def test_a_services_quota_is_seen_in_control_groups_of_the_old_kind() -> None:
     program = PROJECT / "orchestrator/performance/bench/sampler.py"
     busy = [sys.executable, "-I", "-S", "-c", "while True: pass"]
-    sampler = [sys.executable, "-I", "-S", program, "", UNIT]
+    sampler = [sys.executable, "-I", "-S", str(program), "", UNIT]
     with limited() as group, subprocess.Popen(busy) as wants:
         try:
             (group / "cgroup.procs").write_text(str(wants.pid))

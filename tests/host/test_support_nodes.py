@@ -182,8 +182,9 @@ def test_ctrl_c_ends_what_hangs_and_leaves_no_file(
     def press() -> None:
         while not asked.exists():
             time.sleep(0.1)
-        assert threading.main_thread().ident
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        main = threading.main_thread().ident
+        assert main
+        signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=press)
     thread.start()

@@ -151,12 +151,12 @@ def test_a_file_that_the_mirror_lacks_is_named(image: Box, site: Site) -> None:
 
 def test_what_no_mirror_has_can_be_left_out(image: Box, site: Site) -> None:
     lock = json.loads(image.lock("demo").read_text())
-    gone = {"elsewhere": True, "size": None, "url": f"{site.url}/nowhere/beta.deb"}
-    lock["debs"][1] |= gone
+    url = f"{site.url}/nowhere/beta.deb"
+    lock["debs"][1] |= {"elsewhere": True, "size": None, "url": url}
     image.lock("demo").write_text(json.dumps(lock))
     failed = image.run("fetch", "demo")
     assert failed.returncode == 1
-    assert gone["url"] in failed.stderr
+    assert url in failed.stderr
     fetched = image.run("fetch", "demo", "--available")
     assert fetched.returncode == 0, fetched.stderr
     assert "all 3 available inputs" in image.run("fetch", "demo", "--available").stdout

@@ -37,7 +37,7 @@ def versions(box: Box) -> dict[str, str]:
 
 
 def write(box: Box, **debian: Any) -> None:
-    given = {"suite": "one", "security": "one-security", "components": ["main"]}
+    given: dict[str, Any] = {"suite": "one", "security": "one-security", "components": ["main"]}
     given |= {"essential": False, "packages": ["web", "lib", "tool"], **debian}
     box.write("demo", debian=given)
 

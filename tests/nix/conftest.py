@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.flake import PROJECT, Checkout, built
+from support import PROJECT
+from support.flake import Checkout, built
 
 SIM = "pxe-sim"
 

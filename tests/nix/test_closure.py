@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.flake import IMAGES, PROJECT, built
+from support import PROJECT
+from support.flake import IMAGES, built
 
 from orchestrator.image import lockfile, spec, store
 from orchestrator.image.check import libraries, loader
@@ -90,7 +91,7 @@ def test_the_real_loader_finds_and_misses_the_same(root: Path) -> None:
     objects = list(chain.from_iterable(part.content.objects for part in parts))
 
     def not_found(each: Object) -> set[str]:
-        argv = ["chroot", root, "/usr/bin/env", "LD_TRACE_LOADED_OBJECTS=1"]
+        argv = ["chroot", str(root), "/usr/bin/env", "LD_TRACE_LOADED_OBJECTS=1"]
         argv += ["/lib64/ld-linux-x86-64.so.2", each.path]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         return {line.split()[0] for line in done.stdout.splitlines() if "not found" in line}
@@ -123,8 +124,8 @@ def test_libraries_below_usr_local_are_found(tmp_path: Path, tree: Path) -> None
     path = tree / "images" / SIM / "lock.json"
     lock = json.loads(path.read_text())
     entry = {"name": "standin", "version": "1", "architecture": "amd64", "path": f"x/{file.name}"}
-    entry |= {"size": file.stat().st_size, "store": file.name}
-    lock["debs"].append(entry | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    entry |= {"store": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    lock["debs"].append({**entry, "size": file.stat().st_size})
     path.write_text(json.dumps(lock))
 
     place = tmp_path / "base"
@@ -146,7 +147,7 @@ def test_nothing_that_is_imported_at_the_start_needs_what_is_excluded(root: Path
     assert python is not None
     excluded = [name.replace("-", "_") for name in python.exclude]
     assert {"torchvision", "torchaudio", "torchcodec"} <= set(excluded)
-    argv = ["chroot", root, "/opt/venvs/orchestrate/bin/python", "-c", IMPORTING]
+    argv = ["chroot", str(root), "/opt/venvs/orchestrate/bin/python", "-c", IMPORTING]
     argv += [json.dumps([excluded, STARTED])]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

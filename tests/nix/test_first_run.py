@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.flake import PROJECT, built
+from support import PROJECT
+from support.flake import built
 from support.sim import SHIPPED
 
 from orchestrator.core.progress import Board
@@ -112,7 +113,7 @@ def test_every_step_passes_on_the_processor(nodes: Path, profile: Profile) -> No
     report = made(nodes, profile, lambda text: text, FirstModel(files, answers))
     assert report.ok, [check.seen for check in report.failed]
     saw = {check.name.split(": ")[1]: check.seen for check in report.checks if check.ran}
-    titles = {layer.name: layer.title for layer in LAYERS}
+    titles: dict[str, str] = {layer.name: layer.title for layer in LAYERS}
     ran = ("torch", "memory", "product", "pressure", "collective", "layer", "model")
     assert list(saw) == [titles[name] for name in ran]
     assert "(/proc/meminfo)" in saw[titles["memory"]]

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from support.flake import IMAGES, PROJECT, bring, built, evaluated, nix
+from support import PROJECT
+from support.flake import IMAGES, bring, built, evaluated, nix
 
 from orchestrator.image import lockfile
 
@@ -53,7 +54,7 @@ class Subject:
     @property
     def wheels(self) -> list[lockfile.File]:
         """The wheels of this attribute."""
-        listed = [*self.lock.wheels, *self.lock.sources]
+        listed: list[lockfile.File] = [*self.lock.wheels, *self.lock.sources]
         return [each for each in listed if self.whole or each.name in self.lock.system["minimal"]]
 
     @property
@@ -142,7 +143,7 @@ def test_a_layer_with_a_place_of_its_own_lies_all_below_it(subject: Subject, ima
     layers = json.loads((image / "manifest.json").read_text())["layers"]
     places = {layer["name"]: layer["mount"] for layer in layers if "mount" in layer}
     assert places == {"python": subject.lock.system["environment"]}
-    argv = ["unsquashfs", "-lls", "-dest", "", image / "python.squashfs"]
+    argv = ["unsquashfs", "-lls", "-dest", "", str(image / "python.squashfs")]
     listed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     paths = [line.split(" -> ")[0].split(maxsplit=5)[5:] for line in listed.splitlines()]
     inside = Path(places["python"])

@@ -155,7 +155,7 @@ def mounted(image: Path, layers: Sequence[str], home: Path) -> Iterator[Path]:
 
         def mount(place: Path, *words: str | Path) -> None:
             subprocess.run(["mount", *words, place], check=True)
-            stack.callback(subprocess.run, ["umount", place], check=True)
+            stack.callback(lambda: subprocess.run(["umount", place], check=True))
 
         for layer, place in zip(layers, places, strict=True):
             mount(place, "-t", "squashfs", "-o", "ro,loop", (image / layer).resolve())

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -39,12 +40,11 @@ class Hostile:
 
     def __init__(self, sim: Sim) -> None:
         self.sim = sim
-        control, *others = [sim.document["control"], *sim.document["compute_nodes"]]
+        control = sim.document["control"]
+        nodes: list[dict[str, Any]] = [control, *sim.document["compute_nodes"]]
         self.control = control["links"]["cluster"]["address"]
-        self.address = {
-            node["name"]: node["links"]["cluster"]["address"] for node in (control, *others)
-        }
-        self.mac = {node["name"]: node["links"]["cluster"]["mac"] for node in (control, *others)}
+        self.address = {node["name"]: node["links"]["cluster"]["address"] for node in nodes}
+        self.mac = {node["name"]: node["links"]["cluster"]["mac"] for node in nodes}
         self.endpoint = f"http://{self.control}:{sim.document['serving']['endpoint_port']}"
         self.files = f"http://{self.control}:{sim.document['boot']['http_port']}"
         self.keys = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME)

@@ -8,7 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.sim import NAME, NODES, PROJECT, Sim, failed
+from support import PROJECT
+from support.sim import NAME, NODES, Sim, failed
 
 pytestmark = pytest.mark.sim
 

@@ -64,7 +64,7 @@ IP address       HW type     Flags       HW address            Mask     Device
 
 
 def new_key(directory: Path, name: str = "key") -> str:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", directory / name]
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(directory / name)]
     run(argv)
     return (directory / f"{name}.pub").read_text()
 

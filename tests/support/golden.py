@@ -37,7 +37,10 @@ IDENTITY = HostIdentity(Secret("HOST KEY\n"), "HOST KEY, public\n", "HOST CERTIF
 #: Sent to a node as it is: a second copy would only have to be kept up.
 CODE = {
     boot_service_file().read_text(),
-    *(Path(each.__file__).read_text() for each in (wait_for_ray, kernel_archive, kernel_cache)),
+    *(
+        Path(str(each.__file__)).read_text()
+        for each in (wait_for_ray, kernel_archive, kernel_cache)
+    ),
 }
 IMAGE = Image("1" * 64, "golden")
 

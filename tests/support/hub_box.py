@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support import PROJECT
 from support.hub import REPOSITORY, REVISION, Hub, serving
 from support.profiles import PROFILE, make_checkout
 
-PROJECT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"
 CONFIG = {
     "num_attention_heads": 8,
@@ -53,7 +53,7 @@ class Box:
         self, *words: str | Path, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(*words), cwd=PROJECT, env=self.env | (env or {}), capture_output=True,
+            self.argv(*words), cwd=PROJECT, env={**self.env, **(env or {})}, capture_output=True,
             text=True, timeout=120, check=False,
         )  # fmt: skip
 

@@ -57,7 +57,7 @@ class Making:
                 path.symlink_to(content)
         made = self.work / f"{name}_1.0_amd64.deb"
         # As Ubuntu packs, and with it those who publish for it.
-        argv = ["dpkg-deb", "--root-owner-group", "-Zzstd", "--build", tree, made]
+        argv = ["dpkg-deb", "--root-owner-group", "-Zzstd", "--build", str(tree), str(made)]
         subprocess.run(argv, check=True, capture_output=True)
         self._add(made)
         sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
@@ -116,7 +116,8 @@ class Making:
         )
 
     def _add(self, made: Path) -> None:
-        argv = ["nix-store", "--option", "build-users-group", "", "--add-fixed", "sha256", made]
+        argv = ["nix-store", "--option", "build-users-group", "", "--add-fixed", "sha256"]
+        argv.append(str(made))
         done = subprocess.run(argv, env=self.box.env, capture_output=True, text=True, check=True)
         self.stored.append(Path(done.stdout.strip()))
 

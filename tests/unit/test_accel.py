@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from os import environ, kill
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from support.qemu import (
@@ -26,6 +27,7 @@ from support.qemu import (
 )
 
 from orchestrator.cli.cluster import ACCELERATORS
+from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.readiness import must_have_power
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load
@@ -309,7 +311,7 @@ def test_a_wait_ends_with_what_the_machine_says(guest: Make, profile: Profile) -
         trouble = until(lambda: made.trouble(node))
         assert f"{node.name} does not run: QEMU was told to quit" in trouble.message
         with pytest.raises(UserError, match="told to quit"):
-            must_have_power(SimpleNamespace(driver=made), node)
+            must_have_power(cast(Cluster, SimpleNamespace(driver=made)), node)
     finally:
         machine.stop(0)
 

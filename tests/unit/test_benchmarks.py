@@ -224,5 +224,5 @@ def test_a_cards_steps_are_compared_with_its_probe() -> None:
     models = [{"config": config, "steps": steps}]
     said = {"ranks": 1, "collectives": {}, "probe": probe, "models": models}
     quick, slow = device_model.compared(said)
-    assert (quick.error, quick.bound) == (pytest.approx(0, abs=1e-3), "memory")
-    assert (slow.error, slow.bound) == (pytest.approx(1, abs=1e-3), "memory")
+    assert [quick.error, slow.error] == pytest.approx([0, 1], abs=1e-3)
+    assert [quick.bound, slow.bound] == ["memory", "memory"]

@@ -163,11 +163,10 @@ def test_a_boot_begins_with_a_sender_that_was_over(
     sender: str, furthest: str, begins: bool
 ) -> None:
     """Firmware asks before there is a script, a loader before there is a kernel."""
-    asked = {"step": "dhcp", "status": sources.STARTED, "mac": "m"}
     events = [
-        sources.BootEvent(1.0, sender=sources.FIRMWARE, **asked),
+        sources.BootEvent(1.0, "dhcp", sources.STARTED, "m", sender=sources.FIRMWARE),
         sources.BootEvent(2.0, furthest, mac="m"),
-        sources.BootEvent(3.0, sender=sender, **asked),
+        sources.BootEvent(3.0, "dhcp", sources.STARTED, "m", sender=sender),
     ]
     boot = timeline.assemble([timeline.Place("a", "m", "x")], events, 4.0).boots["a"]
     assert (boot.began == 3.0) == begins

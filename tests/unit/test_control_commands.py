@@ -178,8 +178,13 @@ def test_open_connections_are_not_kept_where_others_get_at_them(
 def test_on_control_behind_two_dashes_is_another_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     here: list[list[str]] = []
     there: list[list[str]] = []
+
+    def sent(words: list[str]) -> int:
+        there.append(words)
+        return 0
+
     monkeypatch.setattr(cli.orchestrate, "main", lambda args, **_: here.append(args))
-    monkeypatch.setattr(cli, "sent", lambda words: there.append(words) or 0)
+    monkeypatch.setattr(cli, "sent", sent)
     words = ["node", "ssh", "compute0", "--", "x", "--on-control"]
     cli.main(words.copy())
     assert (here, there) == ([words], [])

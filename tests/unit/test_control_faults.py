@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.control import PROJECT
+from support import PROJECT
 from support.sync import TREES, found, packed, sh
 
 from orchestrator.cli.control_host import BUSY, END, LOCK_TIMEOUT, LOOK, TAKE

@@ -42,14 +42,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.codes:
             self.send_response(self.server.codes.pop(0))
             self.send_header("Content-Length", "0")
-            return self.end_headers()
+            self.end_headers()
+            return
         heeded = asked if self.server.ranges else ""
         rest = CONTENT[int(heeded.removeprefix("bytes=").removesuffix("-") or 0) :]
         self.send_response(206 if heeded else 200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         sent, self.server.cut = rest[: self.server.cut or len(rest)], 0
-        return self.wfile.write(sent) and None
+        self.wfile.write(sent)
 
     def log_message(self, *args: object) -> None: ...
 

@@ -38,8 +38,8 @@ from orchestrator.verify.layers import LAYERS
 from orchestrator.verify.report import Check, Report
 
 #: Steps that run a program in vLLM's environment.
-PROGRAMS = [layer.name for layer in LAYERS if layer.name in first_run_steps.STEPS]
-TITLES = {layer.name: PREFIX + layer.title for layer in LAYERS}
+PROGRAMS: list[str] = [layer.name for layer in LAYERS if layer.name in first_run_steps.STEPS]
+TITLES: dict[str, str] = {layer.name: PREFIX + layer.title for layer in LAYERS}
 FINE = 'print(\'\\n{"ok": true, "seen": "fine", "expected": "", "seconds": 0.1, "offered": true}\')'
 KIND = """
 hardware:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import PROJECT
 from support.hub import NEWEST, REPOSITORY, REVISION
-from support.hub_box import PROJECT, WEIGHTS, Box, boxed
+from support.hub_box import WEIGHTS, Box, boxed
 
 from orchestrator.models import hub as hubs
 

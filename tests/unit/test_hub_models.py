@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
-from orchestrator.models import catalog, hub
+from orchestrator.models import catalog, hub, hub_listing
 from orchestrator.models.catalog import Answer, Model, missing_files
 from orchestrator.models.profiles import load
 from orchestrator.models.publish import bring, publish, published
@@ -122,14 +123,14 @@ def test_a_removal_that_is_cut_off_leaves_no_whole_model(
     model.directory.mkdir(parents=True)
     (model.directory / "config.json").write_text("{}")
     entry = {"size": 2, "sha256": "0" * 64}
-    write_json(model.directory / hub.MANIFEST, {"files": {"config.json": entry}})
+    write_json(model.directory / hub_listing.MANIFEST, {"files": {"config.json": entry}})
     (held,) = hub.held()
     assert held.state == "complete"
 
     def cut_off(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub.shutil, "rmtree", cut_off)
+    monkeypatch.setattr(shutil, "rmtree", cut_off)
     with pytest.raises(KeyboardInterrupt):
         hub.remove(held)
     (held,) = hub.held()

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import PROJECT
 from support.hub import LISTING, NEWEST, REPOSITORY, REVISION
-from support.hub_box import PROJECT, WEIGHTS, Box, boxed
+from support.hub_box import WEIGHTS, Box, boxed
 
 from orchestrator.models import hub as hubs
-from orchestrator.models.hub_listing import RemoteFile, chosen
+from orchestrator.models.hub_listing import MANIFEST, RemoteFile, chosen
 from orchestrator.models.publish import handed_out, publish, published
 
 
@@ -108,7 +109,7 @@ def test_a_directory_is_enough(box: Box, tmp_path: Path) -> None:
     assert box.hub.gets == []
     empty = tmp_path / "empty"
     empty.mkdir()
-    (box.home / hubs.MANIFEST).unlink()
+    (box.home / MANIFEST).unlink()
     assert "config.json" in box.pull("--from", empty).stderr
 
 

@@ -15,7 +15,7 @@ from support.hub import NEWEST, REPOSITORY, REVISION, blob
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
-from orchestrator.models import hub
+from orchestrator.models import hub, hub_listing
 
 WEIGHTS = "model.safetensors"
 FILES = {"config.json": b"{}", WEIGHTS: os.urandom(100_000)}
@@ -48,7 +48,7 @@ def own(root: Path, commit: str = REVISION) -> Path:
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in FILES.items()
     }
-    write_json(inside / hub.MANIFEST, {"revision": commit, "files": entries})
+    write_json(inside / hub_listing.MANIFEST, {"revision": commit, "files": entries})
     return weights
 
 

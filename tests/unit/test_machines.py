@@ -121,7 +121,7 @@ def test_a_qemu_machine_has_no_leader(profile: Profile) -> None:
     assert made.netboots(node) and not made.netboots(profile.control)
     with pytest.raises(UserError, match="a separate machine") as told:
         made.leader(node)
-    assert f"sim shell {node.name}" in told.value.hint
+    assert f"node ssh {node.name}" in told.value.hint
 
 
 def test_the_boot_nic_is_the_first(profile: Profile) -> None:

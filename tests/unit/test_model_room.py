@@ -12,7 +12,7 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.cli.profile import _notes
 from orchestrator.core import paths
 from orchestrator.core.files import write_json
-from orchestrator.models import capacity, catalog, hub
+from orchestrator.models import capacity, catalog, hub, hub_listing
 from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 
@@ -79,7 +79,7 @@ def test_a_check_knows_the_sizes_of_what_is_here(
         weights.truncate(8 * GB)  # no room is taken for it
     entries = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64}
                for path in home.iterdir()}  # fmt: skip
-    write_json(home / hub.MANIFEST, {"files": entries})
+    write_json(home / hub_listing.MANIFEST, {"files": entries})
     assert capacity.of_model(catalog.served(profile)) == 8 * GB + 2
     assert not any("memory" in note for note in _notes(profile))
 

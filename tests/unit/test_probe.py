@@ -150,7 +150,8 @@ def test_a_bridge_counts_for_its_ports() -> None:
 
 
 def test_the_way_is_the_network_that_carries(profile: Profile, carrying: Profile) -> None:
-    assert way(profile, *profile.compute_nodes, "lan") == "lan"
+    left, right = profile.compute_nodes
+    assert way(profile, left, right, "lan") == "lan"
     head, left, right = carrying.nodes
     assert way(carrying, left, right, "lan") == "usb4"
     assert way(carrying, head, left, "lan") == "lan"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from orchestrator.cluster.status import UNKNOWN, NodeStatus, Status
+from orchestrator.models.serving import Layout
 from orchestrator.provision.netboot.causes import BootCause
 from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.look import Seen
@@ -17,17 +19,20 @@ RUNS = {
     "chrony.service": "declined (ConditionCapability=CAP_SYS_TIME)",
 }
 
+#: Two nodes whose boots left no events.
+SEEN = Seen(Netboot({name: BootTimeline(name, ()) for name in "ab"}), {}, {})
+
 
 def node(name: str, system: str = "running", units: dict[str, str] | None = None) -> NodeStatus:
     return NodeStatus(name, "10.0.0.1", "on", system, "abc", RUNS if units is None else units, "-")
 
 
-def status(*nodes: NodeStatus, seen: Seen | None = None) -> Status:
+def status(*nodes: NodeStatus, seen: Seen | None = None, expert: bool = False) -> Status:
     return Status(
         profile="small",
         image="pxe",
         image_id="0" * 64,
-        layout={"tensor": 2, "pipeline": 1},
+        layout=Layout(tensor=2, pipeline=1, expert=expert, accelerators=3),
         endpoint="http://10.0.0.1:8000",
         model="model",
         models=[],
@@ -46,15 +51,26 @@ def test_all_is_up_when_every_node_answers_with_its_units() -> None:
 
 def test_a_table_fits_a_terminal_and_says_what_needs_a_word() -> None:
     idle = {"nginx.service": "active", "ray-worker.service": "failed"}
-    seen = Seen(Netboot({name: BootTimeline(name, ()) for name in "ab"}), {}, {})
     console = Console(width=100, file=io.StringIO(), record=True)
-    for table in status(node("a"), node("b", units=idle), seen=seen).tables():
+    for table in status(node("a"), node("b", units=idle), seen=SEEN).tables():
         console.print(table)
     shown = console.export_text()
     assert "chrony.service declined" in shown and "(ConditionCapability=CAP_SYS_TIME)" in shown
     assert "ray-worker.service failed" in shown and "nginx.service" not in shown
     assert "booted another image: abc" in shown
-    assert "layout    tensor 2, pipeline 1" in shown
+    assert "layout    tensor 2, pipeline 1, on 2 of 3 accelerators" in shown
+
+
+@pytest.mark.parametrize("expert", [False, True])
+def test_expert_parallelism_is_told_in_words_where_it_is_on(expert: bool) -> None:
+    shown = io.StringIO()
+    for table in status(node("a"), seen=SEEN, expert=expert).tables():
+        Console(width=100, file=shown).print(table)
+    assert ("pipeline 1, expert parallel, on 2 of 3" in shown.getvalue()) is expert
+    assert "True" not in shown.getvalue() and "False" not in shown.getvalue()
+    assert status(node("a"), expert=expert).document()["layout"] == {
+        "tensor": 2, "pipeline": 1, "expert": expert, "accelerators": 3,
+    }  # fmt: skip
 
 
 def test_what_needs_a_look_is_told() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.node import trust as trust_module
 from orchestrator.node.remote import Remote, Unreachable
@@ -67,7 +68,7 @@ def test_a_directory_that_cannot_be_made_is_a_message(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "file"))
-    with pytest.raises(trust_module.UserError, match="cannot be stored in"):
+    with pytest.raises(UserError, match="cannot be stored in"):
         open_trust("one")
 
 
@@ -153,7 +154,7 @@ def test_open_connections_are_not_kept_where_others_get_at_them(trust: Trust, mo
     sockets = Path(path.strip('"')).parent
     sockets.chmod(mode)
     try:
-        with pytest.raises(trust_module.UserError, match="is not private to this user"):
+        with pytest.raises(UserError, match="is not private to this user"):
             trust.ssh_options("node0")
     finally:
         sockets.chmod(0o700)

@@ -1,6 +1,7 @@
 """Call a build backend (PEP 517). Run by the builders' interpreter in the source's directory.
 
-Usage: backend.py OUT MODULE[:OBJECT] [PATH...]; the paths are where the source itself brings it.
+Usage: backend.py OUT MODULE[:OBJECT] [PATH...]. PATH: directories in the source that contain the
+backend (pyproject.toml's `backend-path`).
 """
 
 import importlib

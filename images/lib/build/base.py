@@ -1,7 +1,8 @@
 """The base layer: Debian packages merged as tar streams, then what maintainer scripts would do.
 
-Among that is the bytecode of Python's standard library: agents run before any other layer is there.
-Owners and modes live in the tar headers only: the sandbox's one user could not set them on disk.
+It includes the bytecode of Python's standard library, since agents run before other layers are
+mounted. Owners and modes exist in tar headers only: the sandbox has one user, who could not set
+them on disk.
 """
 
 import io
@@ -18,9 +19,9 @@ import system
 from common import SPEC, finish_squashfs_of_tar, largest_first, say, squashfs_of_tar
 from deb import control, inner_tar
 
-#: /bin, /lib and friends are links into /usr; packages of bookworm still ship files there.
+#: Links into /usr in the image; bookworm's packages still have files there.
 MERGED = ("bin", "sbin", "lib", "lib64")
-#: Not in the root: the loader gets the kernel, and nobody reads these in a cluster node.
+#: Left out of the root: the loader fetches the kernel itself, and documentation is not needed.
 DROPPED = ("boot/", "usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/")
 KEPT = "/copyright"
 KERNEL = re.compile(r"usr/lib/modules/[^/]+/vmlinuz")
@@ -28,9 +29,9 @@ KERNEL = re.compile(r"usr/lib/modules/[^/]+/vmlinuz")
 
 @dataclass(frozen=True)
 class Entry:
-    """One path of the image: its tar header and, for a regular file, where its bytes are.
+    """One path of the image: its tar header and, for a regular file, its bytes.
 
-    Bytes are either at `offset` in the unpacked tar file `tar`, or in `content`.
+    The bytes are at `offset` in the unpacked tar file `tar`, or in `content`.
     """
 
     header: tarfile.TarInfo
@@ -50,9 +51,9 @@ class Entry:
 
 
 def merged_path(name: str) -> str:
-    """A package's path as it is in the image: no leading "./", /usr merged.
+    """The path in the image of a package's path: without "./", and with /usr merged.
 
-    Raises SystemExit for a path that leaves the root.
+    Raises SystemExit for a path outside the root.
     """
     path = "" if name == "." else name.removeprefix("./").strip("/")
     if name.startswith("/") or ".." in path.split("/"):
@@ -69,7 +70,7 @@ def is_dropped(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """One package: its name, data.tar on disk, control file, and the packages it may overwrite."""
+    """One package: name, data.tar on disk, control file, packages whose files it may replace."""
 
     name: str
     tar: Path
@@ -78,7 +79,7 @@ class Unpacked:
 
 
 def unpack(package: dict) -> Unpacked:
-    """Write a package's data.tar beside us, and read its control file."""
+    """Write a package's data.tar to the working directory, and read its control file."""
     tar = Path(f"{package['name']}.tar")
     tar.write_bytes(inner_tar(package["source"], "data"))
     with control(package["source"]) as archive:
@@ -89,7 +90,7 @@ def unpack(package: dict) -> Unpacked:
 
 
 def merge(packages: list[Unpacked]) -> dict[str, Entry]:
-    """All packages' entries by path; who owns a path that two bring is decided as dpkg does."""
+    """All packages' entries by path. If two packages have a path, dpkg's rules decide."""
     by_name = {package.name: package for package in packages}
     tree: dict[str, Entry] = {}
     for package in packages:
@@ -111,7 +112,7 @@ def merge(packages: list[Unpacked]) -> dict[str, Entry]:
 
 
 def same(before: Entry, after: Entry) -> bool:
-    """Whether two packages bring the same directory, link or file (Multi-Arch allows that)."""
+    """Whether two entries are the same directory, link or file (Multi-Arch allows that)."""
     old, new = before.header, after.header
     if old.isdir() and new.isdir():
         return True
@@ -129,7 +130,7 @@ def field(text: str, name: str) -> str:
 
 
 def write(tree: dict[str, Entry]) -> None:
-    """Send the tree to mksquashfs in path order, so that bytes depend on nothing else."""
+    """Send the tree to mksquashfs in path order, so that the layer is reproducible."""
     process = squashfs_of_tar(SPEC["epoch"])
     with tarfile.open(fileobj=process.stdin, mode="w|", format=tarfile.PAX_FORMAT) as out:
         # A hard link has to follow its target, whatever its name.
@@ -144,7 +145,7 @@ def write(tree: dict[str, Entry]) -> None:
 
 
 def replace_header(header: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A header with owners by number, and the date of the lock."""
+    """A header with numeric owners, and the lock's date."""
     clean = tarfile.TarInfo(header.name)
     clean.type, clean.mode, clean.linkname = header.type, header.mode, header.linkname
     clean.uid, clean.gid, clean.mtime = header.uid, header.gid, SPEC["epoch"]
@@ -154,7 +155,7 @@ def replace_header(header: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 class Root:
-    """The merged tree, as the steps of system.py see it."""
+    """The merged tree, for the steps in system.py."""
 
     def __init__(self, tree: dict[str, Entry]) -> None:
         self.tree = tree
@@ -178,7 +179,7 @@ class Root:
         self.tree[entry.header.name] = entry
 
     def fill(self) -> None:
-        """Add the directories that no package has: mksquashfs would give them to the builder."""
+        """Add missing parent directories: mksquashfs would make the build's user their owner."""
         for entry in list(self.tree.values()):
             self.put(entry)
 
@@ -205,7 +206,7 @@ class Root:
 
 
 def start_compiling() -> list[subprocess.Popen]:
-    """Start to compile the standard library, in an image that has Python."""
+    """Start to compile the standard library, if the image has Python."""
     version, interpreter = SPEC["python"], SPEC["interpreter"]
     if f"python{version}-minimal" not in {deb["name"] for deb in interpreter}:
         return []

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-#: What an import checks: a hash of the source is named, and not looked at (PEP 552).
+#: The flags of a .pyc with a hash of its source that imports do not check (PEP 552).
 UNCHECKED_HASH = (0b01).to_bytes(4, "little")
 
 archives: dict[str, zipfile.ZipFile] = {}
@@ -41,7 +41,7 @@ def main(listed: str, share: int, shares: int, out: str) -> None:
             try:
                 data = compiled(source, f"/{path}")
             except (SyntaxError, ValueError):
-                continue  # wheels carry templates that are no valid Python
+                continue  # wheels contain templates that are not valid Python
             header = tarfile.TarInfo(importlib.util.cache_from_source(path))
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))

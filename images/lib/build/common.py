@@ -1,7 +1,7 @@
-"""What the build scripts share: the specification, the tools, squashfs.
+"""Functions that the build scripts share: specification, tools, squashfs.
 
-They run in the Nix sandbox on the tools' Python 3.11, standard library only (python.py has
-`installer` too). $spec is a JSON file from Nix, $out the path to make.
+The scripts run in the Nix sandbox on the tools' Python 3.11, with the standard library only
+(python.py also has `installer`). Nix sets $spec, a JSON file, and $out, the path to make.
 """
 
 import json
@@ -20,15 +20,15 @@ LOADER = f"{LIB}/ld-linux-x86-64.so.2"
 
 
 def largest_first(files: list[dict]) -> list[dict]:
-    """The order in which a pool is done soonest: no large one is left for the end."""
+    """Sort by size, the largest first, so that a pool of workers is not idle at the end."""
     return sorted(files, key=lambda file: -Path(file["source"]).stat().st_size)
 
 
 def in_tree(tree: Path, *argv: str) -> list[str]:
-    """The argv that runs the program `argv[0]` of a Debian tree through the tree's own loader."""
+    """The command line for the program `argv[0]` of a Debian tree, run by the tree's own loader."""
     for directory in ("usr/bin", "usr/sbin"):
         named = program = tree / directory / argv[0]
-        if named.is_symlink():  # an absolute link means the tree's root, not the sandbox's
+        if named.is_symlink():  # an absolute link is relative to the tree's root
             target = str(named.readlink())
             program = tree / target.lstrip("/") if target[0] == "/" else named.parent / target
         if program.exists():
@@ -38,7 +38,7 @@ def in_tree(tree: Path, *argv: str) -> list[str]:
 
 
 def tool(*argv: str) -> list[str]:
-    """The argv that runs one of the build's own tools."""
+    """The command line for one of the build's own tools."""
     return in_tree(TOOLS, *argv)
 
 
@@ -46,24 +46,24 @@ STARTED = time.monotonic()
 
 
 def say(step: str) -> None:
-    """One line of progress in the build's log, with the seconds since its start."""
+    """Write a line of progress to the build's log, with the seconds since its start."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {step}", flush=True)
 
 
-# zstd at 6 is within 4 % of the size of 15 (the default) at a fraction of its time; 256 KiB blocks
-# keep random reads of a booted root cheap.
+# zstd level 6 gives at most 4 % more bytes than 15 (the default) in a fraction of the time. Blocks
+# of 256 KiB keep random reads of a booted root cheap.
 COMPRESSION = ["-comp", "zstd", "-Xcompression-level", "6", "-b", "256K"]
 
 
 def squashfs_of_directory(directory: Path, epoch: int) -> None:
-    """Write $out as squashfs of a directory; all files are root's, all times the lock's date."""
+    """Write $out as squashfs of a directory; root owns all files, all times are `epoch`."""
     times = ["-all-time", str(epoch), "-mkfs-time", str(epoch)]
     options = ["-all-root", "-noappend", "-no-progress", "-quiet", *times, *COMPRESSION]
     subprocess.run(tool("mksquashfs", str(directory), str(OUT), *options), check=True)
 
 
 def squashfs_of_tar(epoch: int) -> subprocess.Popen:
-    """Start to write $out as squashfs of a tar stream on the process's stdin."""
+    """Start mksquashfs, which writes $out from a tar stream on its standard input."""
     times = ["-all-time", str(epoch), "-mkfs-time", str(epoch)]
     options = [
         "-tar",
@@ -89,10 +89,10 @@ def finish_squashfs_of_tar(process: subprocess.Popen, ids_in_use: set[int]) -> N
 
 
 def give_root_to_root(ids_in_use: set[int]) -> None:
-    """Let the root directory of $out, a squashfs of a tar, belong to root.
+    """Make root the owner of the root directory of $out, a squashfs of a tar.
 
-    mksquashfs 4.5 gives it to who runs mksquashfs, and heeds none of its own options when it reads
-    a tar. So that id becomes 0 in the id table, which -noId leaves readable (struct
+    With a tar, mksquashfs 4.5 makes the user who runs it the owner, and ignores its own options for
+    that. So this changes that id to 0 in the id table, which -noId leaves uncompressed (struct
     squashfs_super_block in the kernel's fs/squashfs/squashfs_fs.h). No file may have that id.
     """
     own = {os.getuid(), os.getgid()} - {0}

@@ -1,4 +1,4 @@
-"""Bytecode, made by the image's own interpreter in a few processes side by side."""
+"""Compile bytecode with the image's own interpreter, in parallel processes."""
 
 import json
 import subprocess
@@ -11,17 +11,16 @@ from common import in_tree
 from deb import unpack_tree
 
 IMAGE = Path("image").absolute()
-#: Compiled in this many fixed shares. What marshal writes depends on what else a process compiled
-#: before; a share per process, not a queue, makes that the same every time.
+#: The number of processes, each with a fixed share of the files. marshal's output depends on what
+#: the process compiled before; with a queue instead of shares it would not be reproducible.
 SHARES = 4
 
-#: A file to compile: the wheel that has it (None: it lies on disk), its name there, its path in the
-#: image.
+#: A file to compile: its wheel (None: it is on disk), its name there, its path in the image.
 Source = tuple[str | None, str, str]
 
 
 def standard_library(interpreter: list[dict], version: str) -> list[Source]:
-    """Unpack the interpreter's packages, and name the Python files that they bring."""
+    """Unpack the interpreter's packages, and list their Python files."""
     unpack_tree(interpreter, IMAGE)
     library = IMAGE / f"usr/lib/python{version}"
     files = [file for file in library.rglob("*.py") if file.is_file()]
@@ -29,8 +28,8 @@ def standard_library(interpreter: list[dict], version: str) -> list[Source]:
 
 
 def start(version: str, sources: list[Source]) -> list[subprocess.Popen]:
-    """Start a process for each share; it writes share-N.tar. The interpreter is unpacked."""
-    # Tests that come along are not run in an image: a tenth of all files.
+    """Start a process for each share, which writes share-N.tar. Unpack the interpreter before."""
+    # Without the packages' tests, which are a tenth of all files.
     wanted = [each for each in sources if not {"test", "tests"} & set(each[2].split("/"))]
     Path("sources.json").write_text(json.dumps(sorted(wanted, key=lambda each: each[2])))
     script = Path(__file__).with_name("bytecode.py")
@@ -46,7 +45,7 @@ def share_tar(share: int) -> str:
 
 
 def compiled(processes: list[subprocess.Popen]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each compiled file, one share after the other, as each is done."""
+    """Path and content of each compiled file, share by share; waits for each process."""
     for share, process in enumerate(processes):
         if process.wait() != 0:
             sys.exit("compiling bytecode failed")

@@ -1,7 +1,7 @@
 """The config layer: the trees of images/config, of the image's parts, and of images/NAME/config.
 
-Git keeps of a mode only whether a file is executable; so here it is 0755 or 0644, and what needs
-another mode is written at configuration time.
+Modes are 0755 or 0644, since git stores only whether a file is executable. Files that need another
+mode are written when a node is configured.
 """
 
 import os
@@ -15,7 +15,7 @@ root.mkdir()
 for part in SPEC["trees"]:
     into = root / part["into"].lstrip("/")
     shutil.copytree(part["tree"], into, symlinks=True, dirs_exist_ok=True)
-    # The store is read-only, and copytree keeps modes: let the next tree write there too.
+    # copytree keeps the store's read-only modes: make directories writable for the next tree.
     for directory, _, names in os.walk(root):
         Path(directory).chmod(0o755)
         for path in (Path(directory, name) for name in names):

@@ -1,4 +1,4 @@
-"""Debian packages: an ar archive with control.tar.* and data.tar.* inside (deb(5))."""
+"""Read Debian packages: ar archives with control.tar.* and data.tar.* (deb(5))."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ def members(path: str) -> dict[str, tuple[int, int]]:
 
 
 def packed_tar(path: str, stem: str) -> tuple[bytes, str]:
-    """The tar `stem` ("control" or "data") of a package as it is, and how it is compressed."""
+    """The compressed tar `stem` ("control" or "data") of a package, and its file ending."""
     for name, (offset, size) in members(path).items():
         if name.startswith(f"{stem}.tar"):
             with Path(path).open("rb") as archive:
@@ -40,7 +40,7 @@ def inner_tar(path: str, stem: str) -> bytes:
 
 
 def stream_tar(path: str, stem: str) -> tarfile.TarFile:
-    """The tar `stem` of a package, to be read from its begin as far as one likes."""
+    """The tar `stem` of a package as a stream, for callers that read only its start."""
     packed, kind = packed_tar(path, stem)
     if kind == "xz":
         return tarfile.open(fileobj=lzma.open(io.BytesIO(packed)), mode="r|")
@@ -61,12 +61,12 @@ def unpack(packed: bytes, kind: str) -> bytes:
 
 
 def control(path: str) -> tarfile.TarFile:
-    """The package's control archive: `control`, `conffiles` and the like."""
+    """The package's control archive, with `control`, `conffiles` and others."""
     return tarfile.open(fileobj=io.BytesIO(inner_tar(path, "control")))
 
 
 def unpack_tree(packages: list[dict], into: Path) -> None:
-    """Unpack packages on disk over a merged /usr, without owners: a tree to run programs of."""
+    """Unpack packages into a directory with a merged /usr, without owners, to run programs."""
     for directory in ("bin", "sbin", "lib", "lib64"):
         (into / "usr" / directory).mkdir(parents=True)
         (into / directory).symlink_to(f"usr/{directory}")

@@ -1,6 +1,6 @@
 """The image: layers, kernel and initrd under plain names, manifest and bill of materials.
 
-The sha256 of manifest.json is the image id: whoever knows it can check all the rest.
+The sha256 of manifest.json is the image id: the manifest has the hashes of all other files.
 """
 
 import hashlib
@@ -64,9 +64,9 @@ def write_json(path: Path, document: dict) -> None:
 
 
 def add_layer(name: str, mount: str | None, path: str, verity: str) -> dict:
-    """Link a layer and its hash tree; both were hashed where the tree was made.
+    """Link a layer and its hash tree; return its manifest entry. verity.py made the hashes.
 
-    ``mount`` is the directory that all of it lies below, where there is one.
+    ``mount``: the directory that contains all of the layer, if there is one.
     """
     facts = json.loads(Path(verity, "facts.json").read_text())
     file, tree = f"{name}.squashfs", f"{name}.verity"

@@ -1,4 +1,4 @@
-"""$out is the initrd: busybox, init, and programs and modules of the base layer; a zstd cpio."""
+"""$out is the initrd, a zstd cpio: busybox, init, and programs and modules of the base layer."""
 
 import stat
 import subprocess
@@ -23,7 +23,7 @@ def pad(data: bytes) -> bytes:
 
 
 def archive(tree: Path) -> bytes:
-    """The tree as cpio, in path order, with /dev/console, all owned by root."""
+    """The tree as a cpio archive, in path order, with /dev/console; root owns all files."""
     parts = [entry(1, "dev", stat.S_IFDIR | 0o755, b"")]
     parts.append(entry(2, "dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)))
     for number, path in enumerate(sorted(tree.rglob("*")), 3):
@@ -41,7 +41,7 @@ def archive(tree: Path) -> bytes:
 
 
 def modules(tree: Path) -> None:
-    """The wanted kernel modules, with all that they depend on, and an index for modprobe."""
+    """Add the wanted kernel modules, with their dependencies, and modprobe's index."""
     unpacked = Path("base").absolute()
     unsquashfs(SPEC["base"], unpacked, "usr/lib/modules/*/modules.*")
     (release,) = (unpacked / "usr/lib/modules").iterdir()
@@ -68,7 +68,7 @@ def modules(tree: Path) -> None:
 
 
 def put_module(copy: Path, source: Path) -> None:
-    """Copy a module, uncompressed: busybox's modprobe knows no other, and the whole is packed."""
+    """Copy a module, uncompressed: busybox's modprobe needs that, and the initrd is compressed."""
     if copy.suffix == ".ko":
         put(copy, source, 0o644)
     else:
@@ -76,7 +76,7 @@ def put_module(copy: Path, source: Path) -> None:
 
 
 def programs(tree: Path) -> None:
-    """The wanted programs of the base layer, with the loader and libraries that they need."""
+    """Add the wanted programs of the base layer, with loader and libraries."""
     unpacked = Path("programs").absolute()
     unsquashfs(SPEC["base"], unpacked, *SPEC["initrd"]["programs"], f"{LIB}/*.so*")
     loader = [str(unpacked / LOADER), "--library-path", str(unpacked / LIB)]
@@ -90,17 +90,17 @@ def programs(tree: Path) -> None:
         libraries = [f"{LIB}/{path.name}" for path in found]
         for name in (program, *libraries):
             put(tree / name, unpacked / name, 0o755)
-    # Where programs ask the kernel for it.
+    # The loader's path in programs is /lib64/...
     (tree / "lib64").symlink_to(LIB)
 
 
 def put(copy: Path, source: Path, mode: int) -> None:
-    """Copy a file, or what a link leads to."""
+    """Copy a file; a link is followed."""
     put_bytes(copy, source.read_bytes(), mode)
 
 
 def put_bytes(copy: Path, data: bytes, mode: int) -> None:
-    """Write a file, and make the directories above."""
+    """Write a file, and make its parent directories."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(data)
     copy.chmod(mode)

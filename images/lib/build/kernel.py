@@ -1,6 +1,6 @@
-"""$out is the kernel that the firmware's loader starts: the vmlinuz of the locked packages.
+"""$out is the kernel that the loader starts: the vmlinuz of the locked packages.
 
-It is boot/vmlinuz-* of linux-image-*; of Debian's newer kernels it lies where the modules do, in a
+It is boot/vmlinuz-* in linux-image-*. Debian's newer kernels have it beside the modules, in a
 package linux-binary-*.
 """
 
@@ -13,8 +13,8 @@ VMLINUZ = re.compile(r"(\./)?(boot/vmlinuz-[^/]+|usr/lib/modules/[^/]+/vmlinuz)"
 
 
 def kernel(package: str) -> bytes | None:
-    """The kernel in a package; None where it has none. The modules, which are nearly all of it,
-    come later."""
+    """The kernel in a package; None if it has none. Reading stops at the kernel, since the modules
+    after it are nearly all of the package."""
     with stream_tar(package, "data") as data:
         for entry in data:
             if VMLINUZ.fullmatch(entry.name):

@@ -1,4 +1,4 @@
-"""$out is a directory of loaders for firmware, each a file of a locked package."""
+"""$out is a directory of network boot loaders, each a file of a locked package."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""$out is a model directory made by models/make.py under an image's own Python and libraries."""
+"""$out is a model directory, made by models/make.py with an image's Python and libraries."""
 
 import os
 import subprocess

@@ -1,8 +1,8 @@
 """The python layer: all wheels in one environment, as pip would install them, with bytecode.
 
-Nothing is unpacked: files go from the wheels into mksquashfs, while the image's own python3.X,
-unpacked from its packages and run through its own loader, compiles. All of the layer lies below the
-environment's directory: a node can mount it there after its system has started.
+Files go from the wheels directly into mksquashfs, without being unpacked to disk. Meanwhile the
+image's own python3.X, unpacked from its packages and run by its own loader, compiles bytecode. The
+whole layer is below the environment's directory, so that a node can mount it there later.
 """
 
 import io
@@ -21,9 +21,9 @@ SITE = f"lib/python{VERSION}/site-packages"
 
 
 def prepare(wheel: dict) -> None:
-    """Give a wheel its file name back (store names may not carry it).
+    """Link a wheel under its own file name: its store name can be another.
 
-    One that was built from source lies in a directory, under its name.
+    A wheel that was built from source is in a directory, under its own name.
     """
     source = Path(wheel["source"])
     if source.is_dir():
@@ -40,7 +40,7 @@ def start_compiling() -> list[subprocess.Popen]:
 
 
 def environment(tree: Tree) -> None:
-    """What `python -m venv` would make, without pip."""
+    """Add the files that `python -m venv` makes, without pip."""
     for name in ("python", "python3", f"python{VERSION}"):
         tree.link(f"{HOME}/bin/{name}", f"/usr/bin/python{VERSION}")
     settings = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {VERSION}\n"
@@ -48,7 +48,7 @@ def environment(tree: Tree) -> None:
 
 
 def check_owners(tree: Tree) -> None:
-    """Raises SystemExit where image.yml gives a file to a wheel that does not bring it."""
+    """Raises SystemExit if image.yml assigns a file to a wheel that does not contain it."""
     here = {wheel["name"] for wheel in SPEC["wheels"]}
     for path, owner in SPEC["owners"].items():
         if owner in here and tree.paths.get(f"{HOME}/{path}") != owner:

@@ -1,7 +1,7 @@
 """$out is a directory with one wheel, built from a source distribution by its own build backend.
 
-The backend (PEP 517) runs on the Python and the wheels of images/builders, with no network and no
-compiler: what comes out is Python alone, and so fits every Python that the source is for.
+The backend (PEP 517) runs on the Python and the wheels of images/builders, without network and
+compiler. So the wheel is pure Python, and fits every Python that the source supports.
 """
 
 import os
@@ -26,7 +26,7 @@ ELF = b"\x7fELF"
 
 
 def unpack_builders() -> None:
-    """The Debian packages as a tree of programs, the wheels beside them."""
+    """Unpack the builders' Debian packages and wheels."""
     unpack_tree(SPEC["debs"], BUILDERS)
     schemes = {name: str(BUILDERS / name) for name in ("scripts", "data", "headers")}
     schemes |= {"purelib": str(SITE), "platlib": str(SITE)}
@@ -38,7 +38,7 @@ def unpack_builders() -> None:
 
 
 def unpack_source() -> Path:
-    """The source's one directory. Raises SystemExit for a path outside of it."""
+    """Unpack the source; return its directory. Raises SystemExit for a path outside of it."""
     into = Path("source").absolute()
     with tarfile.open(SPEC["source"]) as archive:
         for member in archive:
@@ -54,14 +54,14 @@ def python(script: Path | str, *words: str) -> list[str]:
 
 
 def run(argv: list[str], directory: Path) -> None:
-    """Run a program of the builders. It says a line a file; that is shown only where it fails."""
+    """Run a program of the builders. Its output is shown only if it fails."""
     environment = {
         "HOME": os.environ["HOME"],
-        "PATH": "",  # nothing of the machine's is looked for
+        "PATH": "",  # no programs from outside
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": str(SITE),
         "SOURCE_DATE_EPOCH": str(SPEC["epoch"]),
-        # A source distribution has no git history to take a version from.
+        # setuptools-scm finds no version: a source distribution has no git history.
         "SETUPTOOLS_SCM_PRETEND_VERSION": SPEC["version"],
         **SPEC["environment"],
     }
@@ -75,7 +75,7 @@ def run(argv: list[str], directory: Path) -> None:
 
 
 def build(root: Path) -> Path:
-    """Let the backend that pyproject.toml names build the wheel into $out."""
+    """Build the wheel into $out, with the backend in pyproject.toml."""
     settings = root / "pyproject.toml"
     system = tomllib.loads(settings.read_text())["build-system"] if settings.exists() else {}
     backend = (LEGACY | system)["build-backend"]
@@ -86,7 +86,7 @@ def build(root: Path) -> Path:
 
 
 def check(wheel: Path) -> None:
-    """Raises SystemExit where the wheel is not what the lock says, or holds compiled files."""
+    """Raises SystemExit if the wheel differs from the lock, or contains compiled files."""
     parts = parse_wheel_filename(wheel.name)
     name, version = parts.distribution.lower().replace("_", "-"), parts.version.partition("+")[0]
     if (name, version) != (SPEC["name"], SPEC["version"].partition("+")[0]):
@@ -101,8 +101,8 @@ def check(wheel: Path) -> None:
 
 
 def tag(wheel: Path) -> None:
-    """Name the wheel for every Python: setuptools names it for the one that it ran on, where the
-    source could have compiled parts, whether it has them or not."""
+    """Rename the wheel to fit every Python. If a source could have compiled parts, setuptools tags
+    its wheel for the Python that it ran on."""
     words = ["--remove", "--python-tag=py3", "--abi-tag=none", "--platform-tag=any"]
     run([*python("-m", "wheel", "tags"), *words, str(wheel)], OUT)
 

@@ -1,6 +1,6 @@
-"""What Debian's maintainer scripts would do, as a short explicit list of steps.
+"""The work of Debian's maintainer scripts, as an explicit list of steps.
 
-Each step reads the merged tree and adds to it. `settings` is the `system` section of image.yml.
+Each step reads the merged tree and adds to it. `settings`: the `system` section of image.yml.
 """
 
 import posixpath
@@ -12,7 +12,7 @@ from pathlib import Path
 from common import LIB, tool
 from deb import unpack
 
-#: update-alternatives' choices that people and scripts count on: link -> program, if there.
+#: Links that update-alternatives would make: link -> program, if the image has it.
 ALTERNATIVES = {
     "usr/bin/awk": "mawk",
     "usr/bin/pager": "less",
@@ -23,41 +23,41 @@ ALTERNATIVES = {
     "usr/bin/which": "which.debianutils",
 }
 
-#: Units that Debian starts at each boot, for what a node started from the network does not have.
-#: With the generators below they are a quarter of the processor time from power to SSH.
-#: `system.enable` of image.yml keeps one.
+#: Units that Debian starts at each boot, and that a netbooted node does not need. With the
+#: generators below they take a quarter of the processor time from power-on to SSH. A unit in
+#: `system.enable` of image.yml stays.
 UNUSED = (
-    # Somebody at a console: passwords to ask for, a first boot, records of who was there.
+    # For a person at the console: passwords, first boot, login records.
     *("systemd-ask-password-console.path", "systemd-ask-password-wall.path"),
     *("systemd-firstboot.service", "systemd-update-utmp.service"),
     *("systemd-update-utmp-runlevel.service", "systemd-initctl.socket"),
-    # A disk: partitions to grow, a journal, an id and a seed to keep there, its root in fstab.
+    # For a disk: growing partitions, storing journal, machine id and random seed, fstab.
     *("systemd-repart.service", "systemd-remount-fs.service", "systemd-journal-flush.service"),
     *("systemd-machine-id-commit.service", "systemd-random-seed.service"),
     *("systemd-pcrphase.service", "systemd-pcrphase-sysinit.service"),
     *("cryptsetup.target", "integritysetup.target", "veritysetup.target"),
     *("systemd-tpm2-setup-early.service", "systemd-tpm2-setup.service"),
-    # Made by the build (`accounts`, `local_libraries`), or by a node's configuration (network).
+    # Done by the build (`accounts`, `local_libraries`), or by a node's boot files (network).
     *("systemd-sysusers.service", "ldconfig.service", "systemd-network-generator.service"),
-    # Once after each update of /usr, which to systemd is each boot.
+    # After each update of /usr; on a netbooted node, systemd would run them at each boot.
     *("systemd-hwdb-update.service", "systemd-journal-catalog-update.service"),
     "systemd-update-done.service",
-    # File systems that nothing of ours asks for; each loads a module, and needs a process to mount.
+    # File systems that nothing here uses; each costs a kernel module and a process.
     *("proc-sys-fs-binfmt_misc.automount", "systemd-binfmt.service", "sys-kernel-config.mount"),
     *("sys-fs-fuse-connections.mount", "sys-kernel-tracing.mount"),
     *("dev-hugepages.mount", "dev-mqueue.mount"),
 )
 
-#: Programs that systemd starts at boot and at each `daemon-reload`, to make units of the same
-#: things; "ssh" would open a server of its own to whoever runs the node as a virtual machine.
+#: Generators for the same things, which systemd runs at boot and at each `daemon-reload`. "ssh"
+#: would open another SSH server to the host of a virtual machine.
 UNUSED_GENERATORS = (
     *("cryptsetup", "getty", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local"),
     *("run", "ssh", "system-update", "sysv", "tpm2", "veritysetup"),
 )
 
-#: Drivers of what a machine in a cluster does not have or use, by their place below `kernel/`. With
-#: what only they need they are a fifth of the base layer, which each boot fetches first. Those that
-#: another driver needs (a graphics card's may need `cec`) stay.
+#: Drivers for hardware that a cluster's machines do not have or use, by their path below `kernel/`.
+#: With their own dependencies they are a fifth of the base layer, which each boot fetches first.
+#: Drivers that others need stay (a graphics card's may need `cec`).
 UNUSED_DRIVERS = (
     *("sound/", "drivers/media/", "drivers/staging/", "drivers/iio/", "drivers/comedi/"),
     *("drivers/net/wireless/", "net/mac80211/", "net/wireless/", "drivers/isdn/"),
@@ -65,7 +65,7 @@ UNUSED_DRIVERS = (
     *("drivers/input/touchscreen/", "drivers/input/tablet/"),
 )
 
-#: What Debian's ld.so.conf adds to the directories that the loader has built in.
+#: The directories that Debian's ld.so.conf adds to the loader's built-in ones.
 LOCAL_LIBRARIES = ("usr/local/lib/x86_64-linux-gnu", "usr/local/lib")
 
 PAM = {
@@ -78,7 +78,7 @@ PAM = {
 
 
 def apply(root, settings: dict, python: str | None, controls: list[str]) -> None:
-    """The steps, in order. `python` is the version of the image's Python, as in "3.13"."""
+    """Run the steps, in order. `python`: the image's Python version, such as "3.13"."""
     accounts(root, settings.get("users", {}), settings.get("groups", {}))
     base_files(root)
     alternatives(root, ALTERNATIVES)
@@ -95,9 +95,9 @@ def apply(root, settings: dict, python: str | None, controls: list[str]) -> None
 
 
 def accounts(root, users: dict, groups: dict) -> None:
-    """base-passwd's masters, and the accounts and groups that packages' scripts would make.
+    """Add base-passwd's accounts and groups, and those that packages' scripts would make.
 
-    Raises SystemExit where a package wants one that image.yml gives no id.
+    Raises SystemExit if a package needs one that has no id in image.yml.
     """
     passwd = root.read("usr/share/base-passwd/passwd.master").decode().replace(":*:", ":x:")
     group = root.read("usr/share/base-passwd/group.master").decode().replace(":*:", ":x:")
@@ -121,16 +121,18 @@ def accounts(root, users: dict, groups: dict) -> None:
     shadow_gid = next(int(line.split(":")[2]) for line in group.splitlines() if "shadow:" in line)
     root.file("etc/passwd", passwd)
     root.file("etc/group", group)
-    # No account has a password: the way in is a certificate.
+    # No account has a password: users log in with SSH certificates.
     shadow = "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names)
     root.file("etc/shadow", shadow, 0o640, shadow_gid)
     root.file("etc/gshadow", "".join(f"{name}:*::\n" for name in group_names), 0o640, shadow_gid)
 
 
 def wanted_accounts(root) -> list[tuple[str, str, str]]:
-    """What packages declare for systemd-sysusers, which finds all of it made: user ("u") or group
-    ("g"), name, file. Ids that it would choose itself could change from image to image, and with
-    them who owns what a control node keeps."""
+    """The accounts that packages declare for systemd-sysusers: "u" or "g", name, file.
+
+    The build makes them with fixed ids. Ids chosen by systemd-sysusers could differ between images,
+    and files that a control node keeps would change their owner.
+    """
     found = []
     for path in root.paths("usr/lib/sysusers.d/"):
         for line in root.read(path).decode().splitlines():
@@ -141,12 +143,12 @@ def wanted_accounts(root) -> list[tuple[str, str, str]]:
 
 
 def base_files(root) -> None:
-    """Links and files of base-files' and systemd's scripts."""
+    """Add links and files that the scripts of base-files and systemd would make."""
     root.link("var/run", "/run")
     root.link("var/lock", "/run/lock")
     root.link("etc/mtab", "../proc/self/mounts")
     root.link("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target")
-    # Empty, not absent: each boot gets an id of its own, and no first-boot presets run.
+    # Empty, not absent: each boot gets a new id, and systemd's first-boot presets do not run.
     root.file("etc/machine-id", "")
     root.file("etc/nsswitch.conf", root.read("usr/share/libc-bin/nsswitch.conf"))
     root.file("etc/profile", root.read("usr/share/base-files/profile"))
@@ -161,7 +163,7 @@ def base_files(root) -> None:
 
 
 def alternatives(root, links: dict[str, str]) -> None:
-    """Links to programs, where the program is there and no package brings the link."""
+    """Add links to programs, if the program exists and no package has the link."""
     for link, program in links.items():
         target = f"{posixpath.dirname(link)}/{program}"
         if target in root and link not in root:
@@ -169,9 +171,9 @@ def alternatives(root, links: dict[str, str]) -> None:
 
 
 def local_libraries(root) -> None:
-    """Links for what ldconfig would put into its cache, which no image has.
+    """Add links for the libraries that only ldconfig's cache would find, which images do not have.
 
-    Intel's graphics compiler has its libraries there; its driver opens them by name.
+    Intel's graphics compiler is in these directories, and its driver opens it by name.
     """
     for directory in LOCAL_LIBRARIES:
         for path in [path for path in root.tree if posixpath.dirname(path) == directory]:
@@ -181,7 +183,7 @@ def local_libraries(root) -> None:
 
 
 def certificates(root) -> None:
-    """The bundle that update-ca-certificates would write."""
+    """Add the bundle that update-ca-certificates would write."""
     parts = root.paths("usr/share/ca-certificates/")
     if parts:
         bundle = b"".join(root.read(part).strip() + b"\n" for part in parts)
@@ -189,24 +191,24 @@ def certificates(root) -> None:
 
 
 def pam(root) -> None:
-    """The common-* files of pam-auth-update."""
+    """Add the common-* files that pam-auth-update would write."""
     for name, lines in PAM.items():
         root.file(f"etc/pam.d/common-{name}", lines)
 
 
 def ssh(root) -> None:
-    """The server's configuration. It has no host key: a node gets its own at each boot."""
+    """Add sshd's configuration, without a host key: a node makes its own at each boot."""
     if "usr/share/openssh/sshd_config" in root:
         root.file("etc/ssh/sshd_config", root.read("usr/share/openssh/sshd_config"))
 
 
 def modules(root) -> None:
-    """modules.dep and friends, by depmod on a copy of the kernel's modules, without unused ones."""
+    """Remove unused drivers, and add depmod's index (modules.dep and others) of the rest."""
     paths = root.paths("usr/lib/modules/")
     versions = sorted({path.split("/")[3] for path in paths})
 
     def copy(path: str) -> None:
-        """Uncompressed under the same name, since depmod would do that on one core."""
+        """Copy a module for depmod, uncompressed: depmod would do that on a single core."""
         target = Path("modules", path.removeprefix("usr/"))
         target.parent.mkdir(parents=True, exist_ok=True)
         data = root.read(path)
@@ -226,7 +228,7 @@ def modules(root) -> None:
 
 
 def unused_drivers(dependencies: str) -> list[str]:
-    """The modules that are left out, from the text of modules.dep (MODULE: what it needs)."""
+    """The modules to leave out, by the text of modules.dep (lines `MODULE: DEPENDENCIES`)."""
     lines = (line.partition(":") for line in dependencies.splitlines())
     needs = {module: needed.split() for module, _, needed in lines}
     unused = {
@@ -237,7 +239,7 @@ def unused_drivers(dependencies: str) -> list[str]:
 
 
 def package_database(root, controls: list[str]) -> None:
-    """dpkg's status file: `dpkg -l` and scanners see what the image has."""
+    """Add dpkg's status file, for `dpkg -l` and security scanners."""
     stanzas = []
     for text in sorted(controls):
         first, _, rest = text.strip().partition("\n")
@@ -246,7 +248,7 @@ def package_database(root, controls: list[str]) -> None:
 
 
 def units(root, enabled: list[str], masked: list[str]) -> None:
-    """`systemctl enable` and `mask`: links from [Install], without systemctl."""
+    """Enable and mask units as systemctl does: links by their [Install] sections."""
     for unit in enabled:
         path = f"usr/lib/systemd/system/{unit}"
         if path not in root:
@@ -264,7 +266,7 @@ def units(root, enabled: list[str], masked: list[str]) -> None:
 
 
 def unused(root, wanted: list[str]) -> None:
-    """Mask what is UNUSED, but for the units that are `wanted`."""
+    """Mask the units in UNUSED, except those that are `wanted`."""
     there = [unit for unit in UNUSED if f"usr/lib/systemd/system/{unit}" in root]
     units(root, [], [unit for unit in there if unit not in wanted])
     for name in UNUSED_GENERATORS:
@@ -274,5 +276,5 @@ def unused(root, wanted: list[str]) -> None:
 
 
 def settings_of(text: str, key: str) -> list[str]:
-    """All words of a unit file's setting."""
+    """All words of a setting in a unit file."""
     return [word for line in re.findall(rf"^{key}=(.*)$", text, re.M) for word in line.split()]

@@ -1,12 +1,12 @@
-"""$out/tree is a layer's dm-verity hash tree, $out/facts.json what the manifest says of both.
+"""$out/tree is a layer's dm-verity hash tree, $out/facts.json the manifest's entry for both.
 
-The form is the kernel's (Documentation/admin-guide/device-mapper/verity.rst, hash type 1) without a
-superblock: blocks of 4096 bytes, sha256, no salt, the level of the root first. `veritysetup verify
---no-superblock --salt=-` reads it. A salt would hide from an attacker which block to collide with
-before the image is known; with sha256 that is out of reach, and without one the root hash depends
+The format is the kernel's (Documentation/admin-guide/device-mapper/verity.rst, hash type 1) without
+a superblock: blocks of 4096 bytes, sha256, no salt, the top level first. `veritysetup verify
+--no-superblock --salt=-` reads it. A salt would make it harder to prepare hash collisions before
+the image is known. With sha256 nobody can do that anyway, and without a salt the root hash depends
 on the layer alone.
 
-Each layer's tree is a derivation of its own: a change elsewhere costs neither tree nor hashes anew.
+Each layer's tree is a derivation of its own, so that it is not rebuilt when another layer changes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from common import OUT, SPEC
 
 BLOCK = 4096
 DIGEST = 32
-#: Read at once: as much as one block of digests covers.
+#: Bytes per read: as much as one block of digests covers.
 SPAN = BLOCK // DIGEST * BLOCK
 
 
@@ -35,8 +35,8 @@ def padded(data: bytes) -> bytes:
 def hash_tree(lowest: bytes) -> tuple[bytes, bytes]:
     """Root hash and tree, from the digests of the data blocks.
 
-    A level above has the digests of the level's blocks, until there is one digest: the root. For a
-    single data block that is so at once, and the tree is empty.
+    Each level has the digests of the blocks of the level below, until there is only one digest: the
+    root. With a single data block, its digest is the root, and the tree is empty.
     """
     levels = []
     level = lowest
@@ -56,7 +56,7 @@ size = layer.stat().st_size
 if size == 0 or size % BLOCK:
     raise SystemExit(f"{layer}: {size} bytes are not whole blocks of {BLOCK}")
 root, tree = hash_tree(b"".join(lowest))
-# The kernel wants a device, also where it has nothing to read there.
+# The kernel needs a hash device even if the tree is empty.
 tree = tree or bytes(BLOCK)
 
 OUT.mkdir()

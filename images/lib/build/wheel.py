@@ -1,4 +1,4 @@
-"""Wheels as a tar stream: what `installer` would write to disk goes to mksquashfs instead."""
+"""Install wheels into a tar stream for mksquashfs, by `installer`, which usually writes to disk."""
 
 import base64
 import hashlib
@@ -18,18 +18,18 @@ from installer.scripts import Script
 from installer.sources import WheelFile
 from metadata import with_name, with_requirements
 
-#: Bytes that go into the stream at once.
+#: Bytes per write to the stream.
 BLOCK = 1 << 20
-#: Directories of a wheel's .data that are importable.
+#: Directories of a wheel's .data that go to site-packages.
 LIBRARIES = ("purelib", "platlib")
 
 
 class Tree:
-    """A file system as a tar stream, all of it root's: each path once, parents first."""
+    """A tar stream of a file tree, all owned by root. It writes each path once, parents first."""
 
     def __init__(self, stream: BinaryIO, epoch: int) -> None:
         self.epoch = epoch
-        self.who = "the build"  # brings what is added now
+        self.who = "the build"  # the owner of the paths that are added now
         self.tar = tarfile.open(  # noqa: SIM115
             fileobj=stream, mode="w|", bufsize=BLOCK, copybufsize=BLOCK, format=tarfile.PAX_FORMAT
         )
@@ -46,7 +46,7 @@ class Tree:
         self.tar.addfile(header)
 
     def directory(self, path: str) -> None:
-        """Make a directory where there is none yet."""
+        """Add a directory and its parents, unless they exist."""
         if path not in self.paths:
             header = self._header(path, 0o755)
             header.type = tarfile.DIRTYPE
@@ -66,7 +66,7 @@ class Tree:
 
 
 class Hashing:
-    """A stream that is read once, and its sha256."""
+    """A stream that computes its sha256 while it is read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -78,7 +78,7 @@ class Hashing:
         return data
 
     def digest(self) -> str:
-        """As RECORD has it: base64 for URLs, without padding."""
+        """The sha256 in RECORD's format: URL-safe base64 without padding."""
         return base64.urlsafe_b64encode(self.sha256.digest()).decode().rstrip("=")
 
 
@@ -100,7 +100,7 @@ class Environment:
 
 
 class Destination(SchemeDictionaryDestination):
-    """Where one wheel's files go."""
+    """`installer`'s destination for one wheel: writes its files into the tree."""
 
     def __init__(self, environment: Environment, wheel: dict):
         prefix, site = environment.prefix, environment.site
@@ -136,7 +136,7 @@ class Destination(SchemeDictionaryDestination):
         else:
             size = self.sizes[stream.name]
         content = Hashing(stream)
-        if path.endswith(".pyc"):  # of whatever Python its author had; the build makes its own
+        if path.endswith(".pyc"):  # compiled by the author's Python; the build compiles its own
             return RecordEntry(path, None, None)
         place = posixpath.normpath(posixpath.join(self.scheme_dict[scheme], path))
         if not place.startswith(f"{self.scheme_dict[scheme]}/"):
@@ -168,7 +168,7 @@ class Destination(SchemeDictionaryDestination):
 
 
 def install_wheel(environment: Environment, wheel: dict) -> None:
-    """Install one wheel: files, scripts, data below the prefix, RECORD."""
+    """Install one wheel: files, scripts, data, RECORD."""
     try:
         destination = Destination(environment, wheel)
         with WheelFile.open(wheel["file"]) as source:
@@ -178,7 +178,7 @@ def install_wheel(environment: Environment, wheel: dict) -> None:
 
 
 def sources(wheel: dict, into: str) -> Iterator[tuple[str, str, str]]:
-    """A wheel's importable Python files: the wheel, the name in it, the path below `into`."""
+    """A wheel's importable Python files: the wheel, the name in it, the path in the image."""
     with zipfile.ZipFile(wheel["file"]) as archive:
         for name in archive.namelist():
             top, _, below = name.partition("/")

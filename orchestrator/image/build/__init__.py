@@ -1,1 +1,1 @@
-"""From a lock to a built image: files into the Nix store, then Nix; and what is there of it."""
+"""From a lock to a built image: fetch files into the Nix store, build, and list what exists."""

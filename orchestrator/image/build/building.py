@@ -1,4 +1,4 @@
-"""Build an image: everything that can be missing is checked first, then Nix does the work."""
+"""Build an image: check for everything that could be missing, then let Nix build."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from orchestrator.image.lockfile import Lock
 #: The first Nix with flakes.
 OLDEST_NIX = (2, 4)
 
-#: What a build takes, as a multiple of its inputs: unpacked trees, then layers about as large as
-#: the inputs. A guess on the safe side.
+#: The disk space of a build, as a multiple of its inputs: unpacked trees, and layers about as large
+#: as the inputs. A cautious estimate.
 SPACE_FACTOR = 3
 
-#: As many parts of an image at once as there are cores: Nix's own default is one.
+#: Build as many parts of an image in parallel as there are cores; Nix's default is one.
 MAX_JOBS = "auto"
 
-#: What the flake is made of.
+#: The files and directories that belong to the flake.
 FLAKE_FILES = ("flake.nix", "images", "models")
 
-#: How many missing files a message names.
+#: The most missing files that a message names.
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Built:
-    """The image in the store, and its id."""
+    """A built image: its store path and its id."""
 
     path: Path
     ident: str
 
 
 def build(name: str, line: Callable[[str], None]) -> Built:
-    """Build the image ``name`` and keep it from being collected; ``line`` gets Nix's progress.
+    """Build the image ``name``, protected from Nix's garbage collection.
 
-    Raises UserError where Nix, the lock or inputs are missing, the disk is too small, or Nix fails,
-    and where ``name`` is only what images are built with.
+    ``line`` is called with each line of Nix's progress. Raises UserError if Nix, the lock or inputs
+    are missing, the disk is too small, Nix fails, or ``name`` is not an image but a part that
+    images are built with.
     """
     if name in (*spec.SHARED, spec.BUILDERS):
         raise UserError(
@@ -69,12 +70,12 @@ def build(name: str, line: Callable[[str], None]) -> Built:
 
 
 def _images() -> list[str]:
-    """The images of the checkout, without what they share."""
+    """The images of the checkout, without the parts that they share."""
     return [name for name in spec.names() if name not in (*spec.SHARED, spec.BUILDERS)]
 
 
 def require_flakes() -> None:
-    """Raises UserError where Nix is missing or too old for flakes."""
+    """Raises UserError if Nix is missing or too old for flakes."""
     store.require_nix()
     said = run(["nix", "--version"]).out.strip()
     version = re.search(r"(\d+)\.(\d+)\S*$", said)
@@ -86,7 +87,7 @@ def require_flakes() -> None:
 
 
 def require_inputs(name: str, locks: dict[str, Lock]) -> None:
-    """Raises UserError, with the files' names, where the store lacks inputs."""
+    """Raises UserError with the names of the inputs that the store lacks, if any."""
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
     if not absent:
@@ -101,7 +102,7 @@ def require_inputs(name: str, locks: dict[str, Lock]) -> None:
 
 
 def require_known_to_git() -> None:
-    """Raises UserError where git does not know files of the build: Nix would not see them."""
+    """Raises UserError if files of the build are untracked by git: Nix would ignore them."""
     if not (paths.checkout() / ".git").exists() or shutil.which("git") is None:
         return
     argv = ["git", "-C", str(paths.checkout()), "ls-files", "--others", "--exclude-standard"]
@@ -116,7 +117,7 @@ def require_known_to_git() -> None:
 
 
 def require_space(locks: dict[str, Lock]) -> None:
-    """Raises UserError where the store's disk has too little room to build."""
+    """Raises UserError if the store's disk has too little free space for the build."""
     inputs = store.sizes(file for lock in locks.values() for file in lock.files)
     needed = SPACE_FACTOR * sum(size or 0 for size in inputs)
     disk = existing_parent(store.directory())

@@ -1,4 +1,4 @@
-"""Fetch what the Nix store lacks of an image's locked files; run again, it goes on."""
+"""Fetch an image's locked files that the Nix store lacks. A second run continues the first."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from orchestrator.image import lockfile, seed, store
 from orchestrator.image.build.sources import Sources
 from orchestrator.image.lockfile import File, Lock
 
-#: How much may wait in the cache before it is copied into the store and removed: so the disk holds
-#: little twice.
+#: Downloads are copied into the store, and removed from the cache, in batches of at most this size,
+#: so that few files are on the disk twice.
 BATCH_FILES = 32
 BATCH_BYTES = 256 << 20
 
-#: What a store needs on top of the files themselves (its database, rounding to blocks).
+#: Disk space in bytes that the store needs beside the files (database, rounding to blocks).
 SLACK = 64 << 20
 
 #: Answers of a server that has removed a file, or never had it.
@@ -42,7 +42,7 @@ HINT = (
 
 @dataclass(frozen=True)
 class Fetched:
-    """``files`` were brought, ``size`` bytes in all; ``present`` were in the store before."""
+    """The number of files that were fetched, their bytes, and the number already present."""
 
     files: int
     size: int
@@ -52,12 +52,12 @@ class Fetched:
 def fetch(
     name: str, sources: Sources, *, jobs: int = 8, keep: bool = False, available: bool = False
 ) -> Fetched:
-    """Bring every locked file of the image ``name``, and what all share, into the Nix store.
+    """Fetch every locked file of the image ``name``, and of the shared parts, into the Nix store.
 
-    ``keep`` leaves the downloads in the cache, to carry them to a machine without network;
-    ``available`` leaves out the files that no mirror and no index has. Raises
-    UserError where a lock is missing or stale, the disk too small, or a file cannot be had; what
-    was brought until then stays.
+    ``keep``: leave the downloads in the cache, to copy them to a machine without network.
+    ``available``: skip files that neither a mirror nor an index has. Raises UserError if a lock is
+    missing or stale, the disk is too small, or a file cannot be fetched. Files that were fetched
+    before the error stay.
     """
     store.require_nix()
     locks = lockfile.with_shared(name)
@@ -75,7 +75,7 @@ def fetch(
         for lock in locks.values():
             _make_seed(lock, absent)
     finally:
-        # Also what came before a failure: the next run would have to bring it again.
+        # Also after a failure: without a root, Nix could collect the files that were fetched.
         gone = store.missing(wanted)
         for each, lock in locks.items():
             store.keep(each, store.paths_of(lock).keys() - gone)
@@ -84,12 +84,12 @@ def fetch(
 
 
 def downloads() -> Path:
-    """Where files lie until they are in the store."""
+    """The directory for downloads until they are in the store."""
     return paths.cache() / "downloads"
 
 
 def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> None:
-    """Download ``files`` in parallel and add them to the store as they come."""
+    """Download ``files`` in parallel, and add them to the store as they arrive."""
     if not files:
         return
     downloads().mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,8 @@ def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> No
         ThreadPoolExecutor(jobs) as pool,
     ):
         loader = download.Downloader(web, progress.advance, stop)
-        # The largest first: else the last minutes wait for one file. One of unknown size may be.
+        # The largest first, so that the end does not wait for one large file. Files of unknown
+        # size count as large.
         queue = sorted(files, key=lambda file: file.size or sys.maxsize, reverse=True)
         futures = {pool.submit(_one, loader, file, sources): file for file in queue}
         try:
@@ -115,7 +116,7 @@ def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> No
 
 
 def _ask_size(web: httpx.Client, file: File, sources: Sources) -> File:
-    """``file`` with its size, where the lock does not know it but the file's source says it."""
+    """``file`` with its size from the server, if the lock does not have it."""
     if file.size is not None:
         return file
     url = next(iter(sources.urls(file)), None)
@@ -124,7 +125,7 @@ def _ask_size(web: httpx.Client, file: File, sources: Sources) -> File:
 
 
 def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, keep: bool) -> None:
-    """Collect finished downloads into batches for the store; all problems in one message."""
+    """Add finished downloads to the store in batches. Raises one UserError with all failures."""
     todo, batch, problems = set(futures), list[File](), list[UserError]()
     while todo:
         done, todo = wait(todo, return_when=FIRST_COMPLETED)
@@ -148,7 +149,7 @@ def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, kee
 
 
 def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
-    """Bring one file into the cache, from the first source that has it."""
+    """Download one file into the cache, from the first source that has it."""
     target = downloads() / file.store
     if target.exists():
         if download.digest(target) == file.sha256:
@@ -181,7 +182,7 @@ def _downloaded(file: File) -> int:
 
 
 def _add(batch: Iterable[File], keep: bool) -> None:
-    """Add downloads to the store and take them out of the cache."""
+    """Move downloads from the cache into the store; with `keep`, copy them."""
     files = [downloads() / file.store for file in batch]
     added = store.add_files(files)
     expected = [store.path_of_file(file) for file in batch]
@@ -192,7 +193,7 @@ def _add(batch: Iterable[File], keep: bool) -> None:
 
 
 def _make_seed(lock: Lock, absent: set[Path]) -> None:
-    """Lay out the seed's directory from its package, which is in the store by now, and add it."""
+    """Make the seed's directory from its package in the store, and add it to the store."""
     if lock.seed is None or store.path_of_seed(lock.seed.sha256) not in absent:
         return
     deb = next(deb for deb in lock.debs if deb.name == lock.seed.deb)
@@ -206,9 +207,9 @@ def _make_seed(lock: Lock, absent: set[Path]) -> None:
 
 
 def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
-    """Raises UserError where the disks of cache and store have no room for ``files``.
+    """Raises UserError if the disks of cache and store have too little space for ``files``.
 
-    One of unknown size counts for nothing: a disk that it fills is told when it comes.
+    Files of unknown size are not counted. If one fills the disk, its download fails.
     """
     total = lockfile.known_size(files)
     in_flight = sum(heapq.nlargest(jobs, (file.size or 0 for file in files))) + BATCH_BYTES

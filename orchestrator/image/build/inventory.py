@@ -1,4 +1,4 @@
-"""What is there of each image: lock, inputs, build. And how to let go of it again."""
+"""The state of images on this machine (lock, inputs, build), and how to remove them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from orchestrator.image.lockfile import File
 
 @dataclass(frozen=True)
 class ImageState:
-    """One image as it is on this machine; sizes in bytes, without the ``unsized`` missing files
-    whose size nobody knows."""
+    """One image's state on this machine. Sizes are in bytes, without the ``unsized`` missing files
+    of unknown size."""
 
     name: str
     description: str
@@ -34,7 +34,7 @@ class ImageState:
 
 
 def state(name: str) -> ImageState:
-    """How far the image ``name`` is. Without Nix, all of its inputs count as missing."""
+    """The state of the image ``name``. Without Nix, all of its inputs count as missing."""
     described, lock = spec.load(name), lockfile.read(name)
     wanted = store.paths_of(lock) if lock else {}
     absent = store.missing(wanted) if shutil.which("nix-store") else set(wanted)
@@ -60,22 +60,22 @@ def _size(files: Iterable[File | None]) -> int:
 
 
 def _tree_size(path: Path) -> int:
-    """Bytes of all files below ``path``, those that links lead to included."""
+    """Bytes of all files below ``path``; links are followed."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 @dataclass(frozen=True)
 class Released:
-    """What was let go of: ``removed`` bytes are free now, ``collectable`` once Nix collects."""
+    """Bytes that are free now (``removed``), and that Nix can collect (``collectable``)."""
 
     removed: int
     collectable: int
 
 
 def release(names: Sequence[str]) -> Released:
-    """Drop builds, kept inputs and downloads of the images ``names``.
+    """Remove downloads and garbage collection roots of the images ``names``.
 
-    Nix deletes what nothing else needs when it collects next: 'nix-store --gc'.
+    Nix then deletes their builds and inputs at its next 'nix-store --gc', unless others need them.
     """
     removed = collectable = 0
     for name in names:

@@ -1,4 +1,4 @@
-"""Where a locked file may come from, best first."""
+"""The sources of a locked file, in order of preference."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Sources:
     listed: Mapping[str, datetime] = field(default_factory=dict)
 
     def urls(self, file: File) -> Iterator[str]:
-        """Addresses of ``file``, in the order to try them; later ones are looked up only if asked.
+        """URLs of ``file``, in the order to try them; later ones are looked up lazily.
 
-        With a directory there is nothing else: a machine without network says at once what lacks.
+        With ``directory`` there are no others, so that a machine without network fails at once.
         """
         if self.directory is not None:
             for name in dict.fromkeys((exported_name(file), file.file, file.store)):
@@ -60,7 +60,7 @@ class Sources:
         return None
 
     def describe(self, file: File) -> str:
-        """Where was looked for ``file``, for the message that nothing has it."""
+        """The places where ``file`` was looked for, for the error that none has it."""
         if self.directory is not None:
             return str(self.directory)
         if file.elsewhere:

@@ -1,1 +1,1 @@
-"""Is a lock closed? Every dependency, and every library by the rules of the dynamic loader."""
+"""Check that a lock is complete: dependencies of packages, and libraries of ELF files."""

@@ -1,4 +1,4 @@
-"""Debian packages and wheels, opened; one clear error where one is broken."""
+"""Open Debian packages and wheels; a broken one is a UserError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from debian.debfile import DebError, DebFile
 
 from orchestrator.core.errors import UserError
 
-#: What python-debian runs for packages that are compressed with zstd, as Ubuntu's are.
+#: The program that python-debian runs for packages compressed with zstd, as Ubuntu's are.
 UNZSTD = "unzstd"
 
 BROKEN_DEB = (DebError, ArError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, KeyError)
@@ -24,7 +24,7 @@ BROKEN_WHEEL = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 @contextmanager
 def deb(path: Path) -> Iterator[DebFile]:
-    """The Debian package ``path``. Raises UserError where it cannot be read, also later on."""
+    """The Debian package ``path``. Raises UserError if it cannot be read, also in the body."""
     try:
         with DebFile(str(path)) as opened:
             yield opened
@@ -35,7 +35,7 @@ def deb(path: Path) -> Iterator[DebFile]:
 
 @contextmanager
 def wheel(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The wheel ``path``. Raises UserError where it cannot be read, also later on."""
+    """The wheel ``path``. Raises UserError if it cannot be read, also in the body."""
     try:
         with zipfile.ZipFile(path) as opened:
             yield opened

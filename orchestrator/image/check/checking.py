@@ -1,4 +1,4 @@
-"""Check an image before it is built: is all that its packages, wheels and ELF files need in it?"""
+"""Check, before a build, that an image has all that its packages, wheels and ELF files need."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ImageReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong, as far as this machine can have the files."""
+        """Whether nothing is wrong, as far as this machine can fetch the files."""
         return not (self.problems or self.stale or self.unread)
 
     def document(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class ImageReport:
         return {"ok": self.ok} | asdict(self) | {"overridden": overridden}
 
     def lines(self) -> list[str]:
-        """The report for people: what is allowed, what is open, what is wrong, a summary."""
+        """The report for people: allowed findings, undecided ones, problems, a summary."""
         reasons = {each.key: each.reason for each in self.allowed}
         counts = Counter(each.key for each in self.allowed)
         told = [f"allowed: {key} ({counts[key]}): {reasons[key]}" for key in sorted(reasons)]
@@ -75,10 +75,10 @@ class ImageReport:
 
 
 def check(name: str) -> ImageReport:
-    """Check the lock of the image ``name`` as far as its files are in the Nix store.
+    """Check the lock of the image ``name``, as far as its files are in the Nix store.
 
-    Raises UserError where the lock is missing or stale, names wheels for another Python or
-    platform, or where a file cannot be read.
+    Raises UserError if the lock is missing or stale, has wheels for another Python or platform, or
+    a file cannot be read.
     """
     started = time.monotonic()
     store.require_nix()
@@ -120,12 +120,12 @@ def check(name: str) -> ImageReport:
 
 
 def _is_nowhere(finding: Finding) -> bool:
-    """Whether nothing here has it, so that a file that is not here may bring or provide it."""
+    """Whether a missing file may meet the need: nothing in the store has or provides it."""
     return not finding.key and finding.problem in (libraries.ABSENT, dependencies.MISSING)
 
 
 def _grouped(problems: Iterable[Finding]) -> list[str]:
-    """One line for all that one file lacks in the same way."""
+    """One line per file and kind of problem, with all that the file lacks."""
     wants: dict[tuple[str, str], list[str]] = {}
     for each in problems:
         wants.setdefault((each.who, each.problem), []).append(each.wants)
@@ -133,7 +133,7 @@ def _grouped(problems: Iterable[Finding]) -> list[str]:
 
 
 def _by_owner(undecided: Iterable[Finding]) -> list[str]:
-    """One line for all that the files of one package lack."""
+    """One line per package, with all that its files lack."""
     wants: dict[str, set[str]] = {}
     for each in undecided:
         wants.setdefault(each.who.partition(":")[0], set()).add(each.wants)
@@ -141,19 +141,19 @@ def _by_owner(undecided: Iterable[Finding]) -> list[str]:
 
 
 def _here(lock: Lock) -> dict[Path, File]:
-    """The files of the lock that the store has, by their paths there."""
+    """The lock's files that the store has, by store path."""
     wanted = {store.path_of_file(file): file for file in lock.files}
     absent = store.missing(wanted)
     return {path: file for path, file in wanted.items() if path not in absent}
 
 
 def _unpackable(here: dict[Path, File]) -> dict[Path, File]:
-    """Those that are packages and wheels."""
+    """The files that are packages or wheels, not source archives."""
     return {path: file for path, file in here.items() if not isinstance(file, LockedSource)}
 
 
 def _built(name: str, lock: Lock) -> dict[str, Path]:
-    """The wheels that were built from source archives and are in the store, by name."""
+    """Wheels that were built from source archives and are in the store, by name."""
     found = {}
     for source in lock.sources:
         directory = store.built_part(name, f"wheels.{source.name}")
@@ -163,13 +163,13 @@ def _built(name: str, lock: Lock) -> dict[str, Path]:
 
 
 def _trees(name: str) -> list[Path]:
-    """The project's own files, as the config layer has them."""
+    """The directories of the project's own files, which form the config layer."""
     images = paths.checkout() / "images"
     return [tree for tree in (images / "config", images / name / "config") if tree.is_dir()]
 
 
 def _exceptions(image: Spec, of_libraries: bool) -> list[str]:
-    """The keys of all exceptions, or of all but those for libraries."""
+    """The keys of exceptions; without `of_libraries`, only of those not about libraries."""
     sections = {
         "debian.exclude": image.debian.exclude,
         "python.exclude": image.python.exclude if image.python else {},
@@ -182,7 +182,7 @@ def _exceptions(image: Spec, of_libraries: bool) -> list[str]:
 
 
 def _debian(image: Spec, lock: Lock, here: Collection[Path]) -> list[Finding]:
-    """Packages that are not what is said of them, and dependencies that are not met."""
+    """Packages that differ from lock or image.yml, and dependencies that are not met."""
     packages, found = metadata.packages(lock, image.debian, here)
     allowed = findings.exceptions(
         {"debian.exclude": image.debian.exclude, "check.unmet": image.check.unmet}

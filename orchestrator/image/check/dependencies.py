@@ -1,6 +1,6 @@
-"""Is every dependency of packages and wheels met by those that are there too? Pure.
+"""Find dependencies of packages and wheels that no other package or wheel meets. Pure.
 
-Debian's relations are read and its versions compared by python-debian, Python's by packaging.
+python-debian parses Debian's relations and versions, packaging parses Python's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from orchestrator.image.check.findings import Allowed, Finding
 if TYPE_CHECKING:
     Relation = PkgRelation.ParsedRelation
 
-#: Who asks for what image.yml lists.
+#: The name of the dependent of the packages that image.yml lists.
 ROOTS = "image.yml"
 MISSING = "not in the lock"
 
-#: Architectures, wildcards included, that this one answers to.
+#: Architectures in a relation that include this one.
 ARCHITECTURES = ("amd64", "any", "linux-any", "any-amd64", "linux-amd64")
-#: After a colon in a dependency: packages of one architecture answer to these.
+#: Qualifiers after a colon in a dependency that packages of this architecture meet.
 QUALIFIERS = (None, "any", "native", "amd64")
 
 COMPARE = {
@@ -43,7 +43,7 @@ COMPARE = {
 
 @dataclass(frozen=True)
 class Package:
-    """A Debian package as its control file has it; ``depends``: its Pre-Depends and Depends."""
+    """Fields of a Debian package's control file; ``depends``: Pre-Depends and Depends."""
 
     name: str
     version: str
@@ -55,7 +55,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A wheel as its METADATA has it; ``requires``: its Requires-Dist."""
+    """Fields of a wheel's METADATA; ``requires``: its Requires-Dist."""
 
     name: str
     version: str
@@ -64,12 +64,12 @@ class Distribution:
 
 
 def relations(text: str) -> list[list[Relation]]:
-    """A field such as Depends: all of these, each being one of its alternatives."""
+    """Parse a field such as Depends: a list of dependencies, each a list of alternatives."""
     return PkgRelation.parse_relations(text) if text.strip() else []
 
 
 def normalized(text: str) -> list[str]:
-    """A field such as Depends, each of its parts in one spelling."""
+    """The dependencies of a field such as Depends, in a canonical spelling."""
     return [PkgRelation.str([group]) for group in relations(text)]
 
 
@@ -78,7 +78,7 @@ def debian(
 ) -> list[Finding]:
     """Each dependency of ``packages``, and each root, that no package meets.
 
-    ``allowed``: exceptions by the name of a package that may lack.
+    ``allowed``: exceptions, by the name of a package that may be missing.
     """
     offers = _offers(packages)
     asked = [(ROOTS, [[_root(root)]]) for root in roots]
@@ -108,7 +108,7 @@ def _root(text: str) -> Relation:
 
 
 def _offers(packages: Iterable[Package]) -> dict[str, list[DebianVersion | None]]:
-    """The versions of each name that is there, provided ones included (None: without version)."""
+    """The versions of each package name; None: a name that is provided without a version."""
     offers: dict[str, list[DebianVersion | None]] = defaultdict(list)
     for package in packages:
         offers[package.name].append(DebianVersion(package.version))
@@ -120,7 +120,7 @@ def _offers(packages: Iterable[Package]) -> dict[str, list[DebianVersion | None]
 
 
 def _is_for_us(relation: Relation) -> bool:
-    """Whether a relation's [architectures] include ours."""
+    """Whether a relation's [architectures] include this one."""
     listed = relation["arch"] or []
     named = [each for each in listed if each.arch in ARCHITECTURES]
     if any(each.enabled for each in listed):
@@ -140,7 +140,7 @@ def _met(relation: Relation, offers: Mapping[str, Sequence[DebianVersion | None]
 
 
 def _instead(names: Iterable[str], offers: Mapping[str, Sequence[object]]) -> str:
-    """What there is of ``names``, which is not what is wanted."""
+    """The versions of ``names`` that exist, for the message that none of them fits."""
     found = [
         f"{name} {each}" if each else f"{name} without a version"
         for name in names
@@ -158,8 +158,8 @@ def python(
 ) -> list[Finding]:
     """Each requirement of ``wheels``, and each root, that no wheel meets on this Python.
 
-    ``environment`` holds the target's marker values; ``renamed`` the name and version under which
-    distributions are installed, which then answer to both; ``allowed`` exceptions by name.
+    ``environment``: the target's marker values. ``renamed``: name -> other name and version under
+    which it is installed; it then meets requirements for both. ``allowed``: exceptions by name.
     """
     have = _installed(wheels, renamed)
     exceptions = {canonicalize_name(name): each for name, each in allowed.items()}
@@ -187,7 +187,7 @@ def python(
 def _installed(
     wheels: Iterable[Distribution], renamed: Mapping[str, tuple[str, str]]
 ) -> dict[str, list[Version]]:
-    """The versions of each name that is there."""
+    """The versions of each distribution name."""
     have: dict[str, list[Version]] = defaultdict(list)
     other = {canonicalize_name(name): new for name, new in renamed.items()}
     for wheel in wheels:
@@ -203,15 +203,15 @@ def _takes(requires_python: str, version: str) -> bool:
     try:
         return SpecifierSet(requires_python).contains(version, prereleases=True)
     except InvalidSpecifier:
-        return True  # old wheels have what was never valid; installers take that for "any"
+        return True  # invalid specifiers in old wheels: installers treat them as "any"
 
 
 def _required(
     wheels: Sequence[Distribution], roots: Iterable[str], environment: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Who requires what: of each wheel what it always needs, and of its extras what is asked for.
+    """Pairs (wheel, requirement): unconditional requirements, and those of requested extras.
 
-    What cannot be read as a requirement counts as required.
+    Text that is not a valid requirement counts as required.
     """
     by_name = {canonicalize_name(wheel.name): wheel for wheel in wheels}
     asked = {(ROOTS, text) for text in roots}

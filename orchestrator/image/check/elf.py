@@ -1,4 +1,4 @@
-"""The ELF files of Debian packages and wheels: read as they are packed, by pyelftools."""
+"""Read ELF files from Debian packages and wheels, without unpacking them, by pyelftools."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from elftools.elf.segments import InterpSegment
 
 from orchestrator.image.check import archives
 
-#: What an ELF file of 64-bit x86 starts with: magic, class, byte order.
+#: The first bytes of an ELF file for 64-bit x86: magic, class, byte order.
 MAGIC = b"\x7fELF\x02\x01"
-#: The places of type and machine in the header, and those that the loader takes: EXEC, DYN; x86-64.
+#: Type and machine in the header: their places, and the values that the loader accepts (EXEC, DYN;
+#: x86-64).
 TYPE, MACHINE = slice(16, 18), slice(18, 20)
 TYPES, X86_64 = (b"\x02\x00", b"\x03\x00"), b"\x3e\x00"
 HEADER = 64
-#: A file up to this size is read in memory, a larger one from disk.
+#: Files up to this size are read in memory, larger ones through a file on disk.
 IN_MEMORY = 64 << 20
 
-#: Directories of the root that are links into /usr in every image.
+#: Directories of the root that are links into /usr in all images.
 MERGED = ("bin", "sbin", "lib", "lib64")
-#: Where a wheel's .data goes, below the environment; what is not listed is importable.
+#: Where parts of a wheel's .data go, below the environment; all others go to site-packages.
 DATA = {"data": "", "scripts": "bin", "headers": "include"}
 
 
 @dataclass(frozen=True)
 class Object:
-    """An ELF file that the loader loads, and what it asks of the loader.
+    """An ELF file that the loader can load, and what it needs.
 
-    ``needed`` are names of libraries; of a program also the path of the loader itself.
+    ``needed``: names of libraries; for a program also the path of the loader itself.
     """
 
     path: str
@@ -49,10 +50,10 @@ class Object:
 
 @dataclass(frozen=True)
 class Content:
-    """What a package, a wheel or a directory brings that the loader can meet, by path.
+    """The files of a package, a wheel or a directory that matter to the loader, by path.
 
-    ``links``: symbolic ones, with their targets; ``same``: hard links, with the first path of the
-    file; ``broken``: what looks like ELF and cannot be read, with the reason.
+    ``links``: symbolic links -> their targets; ``same``: hard links -> the file's first path;
+    ``broken``: unreadable ELF files -> the reason.
     """
 
     objects: tuple[Object, ...] = ()
@@ -61,7 +62,7 @@ class Content:
     broken: dict[str, str] = field(default_factory=dict)
 
     def placed(self, place: Callable[[str], str]) -> Content:
-        """The same, where ``place`` puts each path in the image."""
+        """The same files at the paths that ``place`` returns."""
         return Content(
             tuple(replace(each, path=place(each.path)) for each in self.objects),
             {place(path): target for path, target in self.links.items()},
@@ -71,7 +72,7 @@ class Content:
 
 
 def of_deb(path: Path) -> Content:
-    """What is in a Debian package. Raises UserError where it cannot be read."""
+    """The content of a Debian package. Raises UserError if it cannot be read."""
     content = _Reading()
     with archives.deb(path) as deb:
         files = deb.data.tgz()
@@ -87,7 +88,7 @@ def of_deb(path: Path) -> Content:
 
 
 def of_wheel(path: Path) -> Content:
-    """What is in a wheel, which has no links. Raises UserError where it cannot be read."""
+    """The content of a wheel, which has no links. Raises UserError if it cannot be read."""
     content = _Reading()
     with archives.wheel(path) as wheel:
         for info in wheel.infolist():
@@ -97,7 +98,7 @@ def of_wheel(path: Path) -> Content:
 
 
 def of_tree(root: Path) -> Content:
-    """What is below the directory ``root``."""
+    """The content of the directory ``root``."""
     content = _Reading()
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -110,14 +111,14 @@ def of_tree(root: Path) -> Content:
 
 
 def merged(name: str) -> str:
-    """Where a package's file lies in the image, whose /bin, /lib and the like are in /usr."""
+    """The path of a package's file in an image, where /bin, /lib and the like are in /usr."""
     path = name.removeprefix("./").strip("/")
     top, _, below = path.partition("/")
     return f"/usr/{path}" if top in MERGED and below else f"/{path}"
 
 
 def installed(name: str, prefix: str, python: str) -> str:
-    """Where a wheel's file lies in the environment ``prefix`` of Python ``python`` (as in 3.11)."""
+    """The path of a wheel's file in the environment ``prefix`` of Python ``python``, like 3.11."""
     top, _, below = name.partition("/")
     kind, _, rest = below.partition("/")
     site = f"lib/python{python}/site-packages"
@@ -127,7 +128,7 @@ def installed(name: str, prefix: str, python: str) -> str:
 
 
 class _Reading:
-    """Collects what the files of one package are."""
+    """Collects the content of one package, file by file."""
 
     def __init__(self) -> None:
         self.objects: list[Object] = []
@@ -136,7 +137,7 @@ class _Reading:
         self.broken: dict[str, str] = {}
 
     def take(self, name: str, stream: IO[bytes]) -> None:
-        """Look at one file; to its end only if the loader could load it."""
+        """Read a file's header, and the rest only if the loader could load it."""
         head = stream.read(HEADER)
         if not head.startswith(MAGIC) or head[TYPE] not in TYPES or head[MACHINE] != X86_64:
             return
@@ -154,7 +155,7 @@ class _Reading:
 
 
 def read(path: str, file: IO[bytes]) -> Object:
-    """What the ELF file, which lies at ``path``, asks of the loader. Raises ELFError if broken."""
+    """Read the ELF file at ``path``: what it needs of the loader. Raises ELFError if broken."""
     found: dict[str, list[str]] = {"needed": [], "rpath": [], "runpath": [], "soname": []}
     is_program = False
     for segment in ELFFile(file).iter_segments():

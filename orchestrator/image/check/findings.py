@@ -1,4 +1,4 @@
-"""What checking an image finds, and the exceptions of image.yml that allow it. Pure."""
+"""Findings of an image's check, and the exceptions in image.yml that allow them. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Finding:
-    """``who`` wants something that is not there; ``problem`` says what there is instead.
+    """``who`` needs ``wants``, which is missing; ``problem`` says what exists instead.
 
-    ``key`` and ``reason`` are those of the exception that allows it.
+    ``key`` and ``reason``: those of the exception that allows it; empty if none does.
     """
 
     who: str
@@ -28,7 +28,7 @@ class Finding:
     reason: str = ""
 
     def allowed_by(self, exception: Allowed | None) -> Finding:
-        """The same, as it is once an exception allows it."""
+        """The same finding, allowed by this exception, if there is one."""
         if exception is None:
             return self
         return replace(self, key=exception.key, reason=exception.reason)
@@ -38,7 +38,7 @@ class Finding:
 
 
 def exceptions(sections: Mapping[str, Mapping[str, str]]) -> dict[str, Allowed]:
-    """All exceptions by name; where two sections have a name, the first one's counts."""
+    """All exceptions by name; if two sections have the same name, the first one counts."""
     found: dict[str, Allowed] = {}
     for section, reasons in sections.items():
         for name, reason in reasons.items():

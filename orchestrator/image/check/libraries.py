@@ -1,4 +1,4 @@
-"""Does every ELF file of an image find its libraries there? From the files of its lock, unbuilt."""
+"""Find libraries that an image's ELF files need and that are missing, from the lock's files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from orchestrator.image.check.findings import Allowed, Finding
 from orchestrator.image.lockfile import Deb, File, Lock
 from orchestrator.image.spec import Exceptions
 
-#: Changes with what is read of a file: what was read before then does not count any more.
+#: The version of the cache's format; entries of other versions are ignored.
 FORMAT = 1
 CONTENT = TypeAdapter(Content)
 
-#: Where wheels are of what is no image: they find each other wherever they are.
+#: The path of the wheels' environment for locks that are not images; any path works.
 ENVIRONMENT = "/environment"
 
 ABSENT = "not in the image"
@@ -31,7 +31,7 @@ ABSENT = "not in the image"
 
 @dataclass(frozen=True)
 class Brought:
-    """What a part of an image brings, where it lies there. ``owner``: package, wheel or config."""
+    """One part's content at its paths in the image. ``owner``: package, wheel or config."""
 
     owner: str
     content: Content
@@ -40,11 +40,10 @@ class Brought:
 def read(
     files: Mapping[Path, File], built: Mapping[str, Path], lock: Lock, trees: Iterable[Path]
 ) -> list[Brought]:
-    """What is in ``files`` (by where they are), in wheels that were ``built`` (by name), and in
-    ``trees``, which are laid over the root.
+    """Read the content of ``files`` (by store path), ``built`` wheels (by name), and ``trees``.
 
-    Packages are unpacked in parallel, and what was found in one is kept in the cache by its hash.
-    Raises UserError where a file cannot be read.
+    ``trees`` are copied over the root. Files are read in parallel; the results are cached by the
+    file's hash. Raises UserError if a file cannot be read.
     """
     contents = {path: found for path, file in files.items() if (found := _load(file))}
     new = [path for path in files if path not in contents]
@@ -71,7 +70,7 @@ def _read(path: Path, is_deb: bool) -> Content:
 
 
 def _placing(lock: Lock, is_deb: bool) -> Callable[[str], str]:
-    """Where the image has the files of a package or of a wheel."""
+    """The function from a file's path in a package or wheel to its path in the image."""
     if is_deb or lock.python is None:
         return elf.merged
     prefix = lock.system.get("environment", ENVIRONMENT)
@@ -79,7 +78,7 @@ def _placing(lock: Lock, is_deb: bool) -> Callable[[str], str]:
 
 
 def _kept(file: File) -> Path:
-    """Where the cache has what was found in a file."""
+    """The cache's path for a file's content."""
     return paths.cache() / "elf" / f"{file.sha256}.{FORMAT}.json"
 
 
@@ -95,7 +94,7 @@ def _keep(file: File, content: Content) -> None:
 
 
 def tree(parts: Iterable[Brought]) -> loader.Tree:
-    """All parts together, as the loader sees them in the image."""
+    """All parts together, as the loader sees them."""
     objects: list[Object] = []
     links = {f"/{name}": f"usr/{name}" for name in elf.MERGED}
     for part in parts:
@@ -107,7 +106,7 @@ def tree(parts: Iterable[Brought]) -> loader.Tree:
 def check(parts: Sequence[Brought], allowed: Exceptions) -> list[Finding]:
     """Each library that the loader would not find in an image of these parts. Pure.
 
-    ``allowed`` has the exceptions of image.yml.
+    ``allowed``: the exceptions in image.yml.
     """
     image = tree(parts)
     owners = {each.path: part.owner for part in parts for each in part.content.objects}
@@ -129,7 +128,7 @@ def check(parts: Sequence[Brought], allowed: Exceptions) -> list[Finding]:
 def _exception(
     image: loader.Tree, allowed: Exceptions, owner: str, missing: loader.Missing, is_here: bool
 ) -> Allowed | None:
-    """What allows that a library is not found; the narrowest first."""
+    """The exception that allows a missing library, the most specific kind first; None if none."""
     kinds = {"loaded": allowed.loaded, "needed": allowed.needed}
     for kind, reasons in kinds.items():
         if (kind != "loaded" or is_here) and (name := _matching(owner, missing, reasons)):
@@ -141,7 +140,7 @@ def _exception(
 
 
 def _matching(owner: str, missing: loader.Missing, names: Iterable[str]) -> str | None:
-    """The first exception for it: its name is LIBRARY or WHO:LIBRARY, each with * and ?."""
+    """The first exception's name that matches: LIBRARY or WHO:LIBRARY, with wildcards * and ?."""
     file = PurePosixPath(missing.path).name
     for name in names:
         who, colon, library = name.rpartition(":")

@@ -1,9 +1,9 @@
-"""Which libraries the dynamic loader would not find, in an image that need not be built. Pure.
+"""Predict which libraries the dynamic loader would not find, without building the image. Pure.
 
-The rules are those of ld.so(8): what is loaded already is not looked for again; then DT_RPATH of
-the object and of those that it is loaded for (each counts only without a DT_RUNPATH); DT_RUNPATH of
-the object; the directories that are built in. Variables of an environment count for nothing. No
-image has an ld.so.cache; for the directories that Debian's would add, the build makes links.
+The rules are those of ld.so(8), in this order: libraries that are loaded already; DT_RPATH of the
+object and of those that caused it to be loaded (each only without a DT_RUNPATH); DT_RUNPATH of the
+object; the built-in directories. Environment variables are ignored. Images have no ld.so.cache: the
+build makes links for the directories that Debian's ld.so.conf adds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 from orchestrator.image.check.elf import Object
 
-#: What Debian's loader has built in, where /lib is a link into /usr; and what has links there.
+#: The built-in directories of Debian's loader (with /lib a link into /usr), and the directories
+#: whose libraries have links there.
 BUILT_IN = ("/usr/lib/x86_64-linux-gnu", "/usr/lib")
 LINKED = ("/usr/local/lib/x86_64-linux-gnu", "/usr/local/lib")
-#: What the loader puts for $LIB.
+#: The loader's value of $LIB.
 LIB = "lib/x86_64-linux-gnu"
-#: The kernel follows no more links than this in one path.
+#: The kernel follows at most so many links in one path.
 MOST_LINKS = 40
 
 
@@ -36,17 +37,17 @@ class Tree:
                 self.by_name[name].append(path)
 
     def at(self, path: str) -> Object | None:
-        """The object that ``path`` leads to; None where it leads to nothing, or to another file."""
+        """The object at ``path``, links followed; None if there is none."""
         real = self._real(path)
         return self.objects.get(real) if real else None
 
     def is_copy(self, each: Object) -> bool:
-        """Whether the same library is beside it under its own name (SONAME)."""
+        """Whether the same library is in the same directory under its SONAME."""
         beside = self.objects.get(f"{posixpath.dirname(each.path)}/{each.soname}", each)
         return beside is not each and replace(beside, path=each.path) == each
 
     def _real(self, path: str) -> str | None:
-        """``path`` without links; None where they go in a circle."""
+        """``path`` with links resolved; None if they form a circle."""
         done, todo, followed = "", path.split("/")[::-1], 0
         while todo:
             step = todo.pop()
@@ -65,7 +66,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Missing:
-    """``library`` is needed by the file ``path`` and not found when ``start`` is loaded."""
+    """``library``, needed by the file ``path``, is not found when ``start`` is loaded."""
 
     path: str
     library: str
@@ -73,11 +74,12 @@ class Missing:
 
 
 def missing(tree: Tree) -> list[Missing]:
-    """What is not found, whatever of the image is loaded; each file and library once.
+    """All libraries that are not found, each pair of file and library once.
 
-    Programs are loaded, and libraries that no other file names (plugins, extension modules); what
-    these load is looked at in their company, as it will be; what is left is loaded alone. Copies
-    of a library under other names, which wheels have for links, are nobody's to load.
+    Programs are loaded first, then libraries that no other file needs (plugins, extension modules).
+    Libraries that those need are checked together with them, as the loader does. All others are
+    loaded alone. Copies of a library under other names, which wheels contain instead of links, are
+    skipped.
     """
     wanted = {posixpath.basename(name) for each in tree.objects.values() for name in each.needed}
     programs, plugins, others = [], [], []
@@ -102,16 +104,16 @@ def missing(tree: Tree) -> list[Missing]:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """An object in memory, and where DT_RPATH of it and of those that it was loaded for leads."""
+    """A loaded object, and the DT_RPATH directories of it and of those that needed it."""
 
     object: Object
     rpath: tuple[str, ...]
 
 
 def load(tree: Tree, start: Object, seen: set[str] | None = None) -> list[Missing]:
-    """What is not found when ``start`` is loaded and, breadth first, all that it needs.
+    """The libraries that are not found when ``start`` is loaded with all it needs, breadth first.
 
-    The paths of what is loaded are added to ``seen``.
+    The paths of loaded objects are added to ``seen``.
     """
     lacking: list[Missing] = []
     names = {posixpath.basename(start.path), start.soname}
@@ -150,7 +152,7 @@ def _own_rpath(each: Object) -> tuple[str, ...]:
 
 
 def _expanded(each: Object, directories: tuple[str, ...]) -> tuple[str, ...]:
-    """Directories with $ORIGIN and $LIB replaced as the loader does it."""
+    """Directories with $ORIGIN and $LIB replaced as by the loader."""
     values = {"ORIGIN": posixpath.dirname(each.path), "LIB": LIB}
     expanded = []
     for directory in directories:

@@ -1,4 +1,4 @@
-"""What packages and wheels say of themselves: their files, or image.yml for files not here."""
+"""Metadata of packages and wheels: from their files, else from image.yml."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from orchestrator.image.spec import Debian, Python
 
 #: The path of a wheel's metadata.
 METADATA = r"[^/]+\.dist-info/METADATA"
-#: The fields of a control file that say what has to be there.
+#: The fields of a control file with dependencies.
 DEPENDS = ("Pre-Depends", "Depends")
 
 
 def of_deb(path: Path) -> Package:
-    """The control file of a Debian package. Raises UserError where it cannot be read."""
+    """The control file of a Debian package. Raises UserError if it cannot be read."""
     with archives.deb(path) as deb:
         control = deb.debcontrol()
         return Package(
@@ -44,7 +44,7 @@ def of_deb(path: Path) -> Package:
 
 
 def of_wheel(path: Path) -> Distribution:
-    """The METADATA of a wheel. Raises UserError where it cannot be read, or has none."""
+    """The METADATA of a wheel. Raises UserError if it cannot be read or has none."""
     with archives.wheel(path) as wheel:
         names = [name for name in wheel.namelist() if re.fullmatch(METADATA, name)]
         raw, _ = parse_email(wheel.read(names[0])) if names else ({}, {})
@@ -60,7 +60,7 @@ def of_wheel(path: Path) -> Distribution:
 
 
 def of_source(source: LockedSource, requires: str | None, path: Path) -> Distribution:
-    """What the wheel of a source archive will need. Raises UserError where that cannot be read."""
+    """The metadata of the wheel of a source archive. Raises UserError if it cannot be read."""
     try:
         lines = sdist.requirements(path, requires)
     except (KeyError, InvalidRequirement, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -71,10 +71,10 @@ def of_source(source: LockedSource, requires: str | None, path: Path) -> Distrib
 def packages(
     lock: Lock, debian: Debian, here: Collection[Path]
 ) -> tuple[list[Package], list[Finding]]:
-    """Every package of ``lock``, and in what its file differs from the lock or from image.yml.
+    """Metadata of the lock's packages, and differences between files and lock or image.yml.
 
-    Of a file that is not ``here`` (paths in the store) what image.yml declares, else its name only.
-    Raises UserError where a file cannot be read.
+    ``here``: store paths of the files that exist. For other files: what image.yml declares, else
+    the name only. Raises UserError if a file cannot be read.
     """
     described, found = [], []
     for deb in lock.debs:
@@ -104,10 +104,10 @@ def distributions(
     here: Collection[Path],
     built: Mapping[str, Path],
 ) -> tuple[list[Distribution], list[Finding]]:
-    """The same of every wheel, those that are ``built`` from source archives (name: path) included.
+    """The same for the lock's wheels.
 
-    Of one that is not, what its source archive says. ``environment`` holds the target's marker
-    values.
+    ``built``: wheels that were built from source archives, by name. For those not built, the
+    source archive's metadata are used. ``environment``: the target's marker values.
     """
     elsewhere = {canonicalize_name(name): wheel for name, wheel in python.elsewhere.items()}
     sources = {canonicalize_name(name): source for name, source in python.sources.items()}
@@ -130,7 +130,7 @@ def distributions(
             distribution = of_source(source, wanted.requires if wanted else None, path)
         if source.name in built:
             archive, distribution = distribution, of_wheel(built[source.name])
-            # A build may add what it was built for: 0.30.0+xpu.
+            # A build may add a local version: 0.30.0+xpu.
             plain = replace(distribution, version=Version(distribution.version).public)
             found += _mistaken(archive, plain)
             if path in here:
@@ -141,7 +141,7 @@ def distributions(
 
 
 def _mistaken(locked: Package | Distribution, file: Package | Distribution) -> list[Finding]:
-    """Whether a file is another package or version than the lock says."""
+    """A finding if a file is another package or version than in the lock."""
     if _words(locked) == _words(file):
         return []
     return [Finding(locked.name, f"to be {_words(locked)}", f"its file is {_words(file)}")]
@@ -154,7 +154,7 @@ def _words(each: Package | Distribution) -> str:
 
 
 def undeclared(declared: Package, file: Package) -> list[Finding]:
-    """In what a package differs from its declaration in image.yml. Pure."""
+    """The differences between a package and its declaration in image.yml. Pure."""
     fields = {
         "depends": (declared.depends, file.depends),
         "provides": (declared.provides, file.provides),
@@ -175,7 +175,10 @@ def undeclared(declared: Package, file: Package) -> list[Finding]:
 def unrequired(
     what: str, declared: Distribution, file: Distribution, environment: Mapping[str, str]
 ) -> list[Finding]:
-    """In what a wheel's requirements on this Python differ from ``what`` declares them. Pure."""
+    """The differences between a wheel's requirements and those that ``what`` declares. Pure.
+
+    Only requirements that apply on the target's Python are compared.
+    """
     said, real = (
         {
             _without_marker(text)
@@ -188,7 +191,7 @@ def unrequired(
 
 
 def _without_marker(text: str) -> str:
-    """A requirement in one spelling, without what it depends on."""
+    """A requirement in canonical spelling, without its marker."""
     try:
         requirement = Requirement(text)
     except InvalidRequirement:

@@ -1,1 +1,1 @@
-"""Load on the served model, what every node did under it, and which cause explains the time."""
+"""Benchmarks: run workloads against the served model while samplers observe every node."""

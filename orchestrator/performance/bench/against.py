@@ -1,7 +1,7 @@
-"""One node against all: the same model and load, on one accelerator and on the profile's layout.
+"""Compare one node with the cluster: the same workloads on one accelerator and on all.
 
-The run on one also tells what the engine itself costs, beside the device's work: predictions take
-that from then on.
+The run on one accelerator also shows what the engine costs beside the device's work. Later
+predictions use that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from orchestrator.performance.results.probe import Probes
 
 @dataclass(frozen=True)
 class Against:
-    """Both runs. ``engine``: fitted to the one on one node; None where nothing was probed."""
+    """Both runs. ``engine``: fitted to the run on one node; None without probes."""
 
     alone: Run
     together: Run
@@ -45,7 +45,7 @@ class Against:
 
 
 def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
-    """Measure on one node, then on the profile's layout, which serves again in any case."""
+    """Measure on one node, then on the profile's layout, which is restored in any case."""
     with served_as(cluster, board, one(cluster.layout)) as single:
         alone = bench(single, board, asked)
     engine = fit(cluster, alone)
@@ -53,13 +53,13 @@ def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
 
 
 def one(layout: Layout) -> Layout:
-    """All of the model on one accelerator."""
+    """The layout with the whole model on one accelerator."""
     return Layout(tensor=1, pipeline=1, expert=False, accelerators=layout.accelerators)
 
 
 @contextmanager
 def served_as(cluster: Cluster, board: Board, layout: Layout) -> Iterator[Cluster]:
-    """The model lies so for the body, and as the profile says after it."""
+    """Serve the model with `layout` for the body, then with the profile's layout again."""
     other = replace(cluster, layout=layout)
     try:
         _serve(other, board)
@@ -78,7 +78,7 @@ def _serve(cluster: Cluster, board: Board) -> None:
 
 
 def fit(cluster: Cluster, alone: Run) -> Engine | None:
-    """What the engine costs beside the device, from a run on one node; kept for predictions."""
+    """Fit the engine's constants to a run on one node; save them for predictions."""
     profile = cluster.profile
     try:
         probes = inputs.probes(profile.name)
@@ -94,8 +94,8 @@ def fit(cluster: Cluster, alone: Run) -> Engine | None:
 def fitted(
     alone: Run, config: dict[str, object], probes: Probes, cluster: Cluster
 ) -> Engine | None:
-    """The engine that fits the loads with a number of requests at once; None where the model's
-    shape is not known."""
+    """The engine's constants that fit the workloads with a fixed concurrency; None if the model's
+    shape is unknown."""
     shape, _ = read(config)
     if shape is None:
         return None
@@ -121,6 +121,6 @@ def fitted(
 
 
 def layout_of(run: Run) -> Spread:
-    """How the model lay in a run."""
+    """A run's layout, parsed from its provenance."""
     sizes = [int(number) for number in re.findall(r"\d+", run.provenance.layout)]
     return Spread(*sizes)

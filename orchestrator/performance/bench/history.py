@@ -1,4 +1,4 @@
-"""Runs that are kept, what two of them differ in, and whether the newest is worse than before."""
+"""Saved runs: load and store them, compare two of them, find regressions."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from orchestrator.performance.results.bench import (
 )
 
 RUNS = "runs"
-#: How the model lies on one accelerator.
+#: The text of the layout on one accelerator.
 ONE = layout_text(1, 1)
-#: What gets worse when it grows, and when it falls.
+#: Figures that are worse when they are higher, and those that are worse when they are lower.
 LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
 RATES = {"tokens a second": "output_tokens_per_s"}
-#: What is significant happens by chance less often than this.
+#: A change is significant if chance alone gives it with a lower probability than this.
 CHANCE = 0.05
-#: Changes below this are not worth a word, whatever the repeats say.
+#: Smaller changes are not reported, even if they are significant.
 NOTABLE = 0.05
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of one workload, before and after. ``share``: of before; ``significant``: the
-    repeats of the two do not overlap, and there are enough of them to say so."""
+    """A figure of one workload, before and after. ``share``: the change as a share of before;
+    ``significant``: the repeats of the two do not overlap, and there are enough of them."""
 
     workload: str
     figure: str
@@ -50,7 +50,7 @@ class Change:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The change in one line for people."""
         figures = f"{self.workload}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
         if abs(self.share) < 0.005:
             return f"{figures}, the same"
@@ -59,7 +59,7 @@ class Change:
 
     @property
     def sure(self) -> str:
-        """How sure that is."""
+        """Whether the change is significant, in words."""
         if self.significant:
             return "significant"
         if chance(*self.repeats) >= CHANCE:
@@ -69,16 +69,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Earlier:
-    """Runs before one: the last good one of its layout, and one on one node."""
+    """Runs to compare with: the last complete one of the same layout, and one on one node."""
 
     good: Run | None = None
     on_one_node: Run | None = None
 
 
 def earlier(cluster: str, run: Run) -> Earlier:
-    """What a run is to be compared with: the newest complete runs before it that have a load in
-    common with it. One is of its layout; one had the same model, by the same image, on one
-    accelerator, where this one has more."""
+    """The runs to compare a run with: the newest complete ones before it that share a workload.
+
+    The first has the same layout. The second has the same model and image on one accelerator, if
+    the run itself uses more than one.
+    """
     mine = run.provenance
     good = on_one_node = None
     for other in _before(cluster, run):
@@ -93,12 +95,12 @@ def earlier(cluster: str, run: Run) -> Earlier:
 
 
 def _served(found: Provenance) -> tuple[str, ...]:
-    """What answered: the model and the software."""
+    """What was measured: model, its revision, and image."""
     return (found.model, str(found.model_revision), found.image_id)
 
 
 def store(run: Run) -> Path:
-    """Keep a run; what was kept of it before is replaced."""
+    """Save a run, replacing an earlier state of it. Returns the file."""
     path = _home(run.provenance.profile) / f"{run.id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, TypeAdapter(Run).dump_python(run, mode="json"))
@@ -106,17 +108,18 @@ def store(run: Run) -> Path:
 
 
 def names(cluster: str) -> list[str]:
-    """The ids of the cluster's runs, the oldest first."""
+    """The ids of the cluster's saved runs, the oldest first."""
     return sorted(path.stem for path in _home(cluster).glob("*.json"))
 
 
 def report(cluster: str, run: str) -> Path:
-    """Where a run's report goes by itself."""
+    """The default path of a run's report."""
     return _home(cluster) / f"{run}.html"
 
 
 def load(cluster: str, name: str) -> Run:
-    """A run by its id, or the beginning of one; "last" is the newest. Raises BadInput."""
+    """A run by its id or the start of it; "last" is the newest. Raises BadInput if not exactly one
+    run matches."""
     known = names(cluster)
     found = known[-1:] if name == "last" else [each for each in known if each.startswith(name)]
     if len(found) != 1:
@@ -130,7 +133,7 @@ def load(cluster: str, name: str) -> Run:
 
 
 def _before(cluster: str, run: Run) -> Iterator[Run]:
-    """Complete runs before this one with a load in common with it, the newest first."""
+    """Complete runs before this one that share a workload with it, the newest first."""
     mine = {each.workload for each in run.measured}
     for name in reversed([each for each in names(cluster) if each < run.id]):
         other = load(cluster, name)
@@ -139,9 +142,9 @@ def _before(cluster: str, run: Run) -> Iterator[Run]:
 
 
 def goes_on(begun: Run, now: Run) -> Run:
-    """The run that was begun, to be finished. ``now``: what a new one would be.
+    """The interrupted run `begun`, to be continued. ``now``: a new run on the cluster as it is.
 
-    Raises BadInput where it is finished, or the cluster is another one by now.
+    Raises BadInput if `begun` is not interrupted, or the cluster has changed since.
     """
     if begun.state is not RunState.INTERRUPTED:
         reason = f": {begun.note}" if begun.note else ""
@@ -155,7 +158,7 @@ def goes_on(begun: Run, now: Run) -> Run:
 
 
 def changes(before: Run, after: Run) -> list[Change]:
-    """Figures of the loads that both runs had."""
+    """The changes of all figures of the workloads that both runs share."""
     known = {each.workload: each for each in before.measured}
     return [
         change
@@ -183,13 +186,16 @@ def _changes(before: Measured, after: Measured) -> Iterator[Change]:
 
 
 def chance(old: int, new: int) -> float:
-    """How likely all repeats of one run are above all of the other's where nothing changed (Mann
-    and Whitney, 1947): the C(n + m, n) orders are equally likely, two of them are so."""
+    """The probability that all repeats of one run exceed all of the other's by chance.
+
+    All C(old + new, old) orders are equally likely, and in two of them the runs are separate (Mann
+    and Whitney, 1947).
+    """
     return 2 / math.comb(old + new, old)
 
 
 def regressions(before: Run, after: Run) -> list[str]:
-    """What became worse, and what came with it."""
+    """Lines for people: significant changes for the worse, then what else changed."""
     worse = [each for each in changes(before, after) if each.significant and each.worse]
     if not worse:
         return []
@@ -199,7 +205,7 @@ def regressions(before: Run, after: Run) -> list[str]:
 
 
 def differences(before: Run, after: Run) -> list[str]:
-    """What is different in what the runs were measured on."""
+    """Lines for people: how the two runs' clusters differ."""
     old, new = before.provenance, after.provenance
     found = []
     if old.image_id != new.image_id:
@@ -214,14 +220,14 @@ def differences(before: Run, after: Run) -> list[str]:
 
 
 def _profile_lines(old: str, new: str) -> list[str]:
-    """The profile's lines that came and went."""
+    """The profile's added and removed lines."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
     told = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return [f"profile {line[0]} {line[1:].strip()}" for line in told]
 
 
 def clusters_help(alone: Run, together: Run) -> list[str]:
-    """ "Does clustering help?": a line for each load that both had."""
+    """Whether the cluster is faster than one node: a line for each workload of both runs."""
     return [
         f"{each.workload}: {_verdict(each)}"
         for each in changes(alone, together)

@@ -1,4 +1,4 @@
-"""Loads, by vLLM's own benchmark client against the endpoint. Pure."""
+"""Workloads, their command for vLLM's benchmark client, and its results. Pure."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUEST
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: Tokens of a request where the profile does not bound them.
+#: The context in tokens to measure with, if the profile allows more or sets no limit.
 CONTEXT = 2048
-#: The largest concurrency of the sweep, where the profile does not bound it.
+#: The sweep's largest concurrency, if the profile allows more.
 MOST = 32
-#: Of what the largest concurrency was served at: the rates of the sweep.
+#: The rate sweep's rates, as shares of the throughput at the largest concurrency.
 RATE_SHARES = (0.25, 0.5, 0.75)
-#: Ends of names of what only grows.
+#: Suffixes of the metrics that only grow.
 COUNTED = ("_total", "_sum", "_count")
-#: Where the client leaves its result, on the control node.
+#: The client's result file on the control node.
 RESULT = "/run/orchestrate/bench.json"
-#: The API key comes on standard input: neither a command line nor a file has it.
-#: Its process id is written down, since it does not end with the connection.
+#: The file with the client's process id: the client does not end with the SSH connection. The API
+#: key comes on standard input, so that neither a command line nor a file contains it.
 PID = "/run/orchestrate/bench.pid"
 WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec "$@"'
-#: Ends it. What is no client any more may be another process by now.
+#: Ends the client, after a check that the process id was not reused by another program.
 END = f"pid=$(cat {PID}) && grep -qa bench /proc/$pid/cmdline && kill $pid; rm -f {PID}"
 
 
 def workloads(profile: Profile) -> list[Workload]:
-    """The workloads that a profile's limits have room for, then its own, which replace those of the
-    same name. The rate sweep comes later: its rates are shares of what was served."""
+    """The standard workloads within the profile's limits, and the profile's own.
+
+    The profile's own replace standard ones of the same name. The rate sweep is not included: its
+    rates depend on results (`rate_workloads`).
+    """
     allowed = limits(profile)
     context = min(allowed.context or CONTEXT, CONTEXT)
     most = min(allowed.sequences, MOST)
@@ -60,13 +63,13 @@ def workloads(profile: Profile) -> list[Workload]:
 
 
 def targets(profile: Profile) -> dict[str, float]:
-    """The profile's latency targets in milliseconds, by the client's name of each."""
+    """The profile's latency targets in milliseconds, by the client's names (ttft, tpot, e2el)."""
     given = profile.bench.targets.model_dump(exclude_none=True)
     return {name.removesuffix("_ms"): float(value) for name, value in given.items()}
 
 
 def rate_workloads(done: Sequence[Measured]) -> list[Workload]:
-    """A sweep over rates below what the largest concurrency was served at."""
+    """The rate sweep: rates below the throughput at the largest measured concurrency."""
     swept = [each for each in done if each.workload.name.endswith("at once")]
     if not swept:
         return []
@@ -82,7 +85,7 @@ def rate_workloads(done: Sequence[Measured]) -> list[Workload]:
 
 
 def check(workload: Workload, profile: Profile) -> None:
-    """Raises BadInput for a load that is none, or that cannot be meant."""
+    """Raises BadInput for a workload with a value out of range."""
     context = limits(profile).context
     wrong = {
         "requests": not 0 < workload.requests <= MOST_REQUESTS,
@@ -114,9 +117,12 @@ def command(
     seed: int,
     targets_ms: Mapping[str, float],
 ) -> list[str]:
-    """What is run on the control node. All repeats are one run of the client, told apart by their
-    order: its start takes longer than most
-    workloads. Seeds differ, so that no prompt is known yet."""
+    """The client's command line, run on the control node.
+
+    The client is started once for all repeats, since its start takes longer than most workloads;
+    the repeats are separated by the requests' order. Each workload has its own seed, so that no
+    prompt is in the prefix cache.
+    """
     model = profile.serving.model
     words = [f"{VENV}/bin/vllm", "bench", "serve", "--backend", "openai"]
     words += ["--base-url", endpoint, "--endpoint", "/v1/completions", "--model", model]
@@ -147,10 +153,10 @@ def measured(
     engine: Mapping[str, float],
     targets_ms: Mapping[str, float],
 ) -> Measured:
-    """The client's result, in repeats by the order in which requests were sent.
+    """Parse the client's result, and split it into repeats by the order of the requests.
 
-    ``clock``: wall clock minus monotonic clock of the control node. Raises ValueError for other
-    texts.
+    ``clock``: the control node's wall clock minus its monotonic clock, in seconds. Raises
+    ValueError if the text is not such a result.
     """
     found = json.loads(text)
     requests = [
@@ -195,32 +201,31 @@ def measured(
 
 
 def _good(first: float, rest: float, count: int, targets_ms: Mapping[str, float]) -> bool:
-    """Whether a request keeps every target."""
+    """Whether a request meets every latency target."""
     seen = {"ttft": first, "tpot": rest / (count - 1) if count > 1 else 0.0, "e2el": first + rest}
     return all(seen[name] * 1e3 <= most for name, most in targets_ms.items())
 
 
 def _p99(values: Sequence[float]) -> float:
-    """The smallest value that 99 % are not above."""
+    """The smallest value that at least 99 % of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, -(-99 * len(ordered) // 100) - 1)]
 
 
 def counters(page: str) -> dict[str, float]:
-    """vLLM's counters and sums of histograms, added over engines: name without prefix -> value."""
+    """vLLM's counters and histogram sums, added over engines: name without prefix -> value."""
     found = metrics.values(page)
     return {name: each for name, each in found.items() if name.endswith(COUNTED)}
 
 
 def differences(before: Mapping[str, float], after: Mapping[str, Any]) -> dict[str, float]:
-    """What was added in between, where something was."""
+    """The counters that grew, and by how much."""
     found = {name: value - before.get(name, 0.0) for name, value in after.items()}
     return {name: value for name, value in found.items() if value > 0}
 
 
 def engine_times(engine: Mapping[str, float]) -> dict[str, float]:
-    """Of a request, mean seconds by vLLM's own clocks: "queue", "prefill", "decode", where it
-    counted them."""
+    """Mean seconds per request in "queue", "prefill" and "decode", as far as vLLM counted them."""
     found = {}
     for phase in ("queue", "prefill", "decode"):
         name = f"request_{phase}_time_seconds"

@@ -1,4 +1,4 @@
-"""Whether every node is still there while a load runs: a lost one can hang a request for ever."""
+"""Detect nodes that are lost while a workload runs: a lost node can hang a request for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.performance.bench.sample import Heard
 from orchestrator.profile import Node
 from orchestrator.provision.machines import PowerState
 
-#: Seconds between two looks; without a sample of a node, after which it is asked.
+#: Seconds between two checks, and seconds without a sample after which a node is asked.
 LOOK, SILENT = 2.0, 8.0
 
 
@@ -25,11 +25,11 @@ LOOK, SILENT = 2.0, 8.0
 def watched(
     cluster: Cluster, nodes: tuple[Node, ...], heard: Heard, on_lost: Callable[[], None]
 ) -> Iterator[dict[str, float]]:
-    """By name, the nodes that were lost during the body, and when their last sample came (seconds
-    since 1970, here).
+    """The nodes that were lost during the body: name -> time of the last sample (Unix time, by
+    this machine's clock).
 
-    ``on_lost`` is called at the first, in another thread, inside the cluster's network: what waits
-    for that node has to end.
+    ``on_lost`` is called once, for the first lost node, in another thread inside the cluster's
+    network. It has to end whatever waits for that node.
     """
     lost: dict[str, float] = {}
     over = Event()
@@ -54,7 +54,7 @@ def watched(
 
 
 def gone(cluster: Cluster, nodes: Sequence[Node], heard: Heard) -> dict[str, float]:
-    """Those of the nodes that are off or do not answer, and when they were last heard of."""
+    """The nodes that are off or do not answer: name -> time of the last sample."""
 
     def answers(node: Node) -> bool:
         if cluster.driver.state(node) is PowerState.OFF:

@@ -1,4 +1,4 @@
-"""`orchestrate bench run`: a verified cluster, samplers on every node, one load after the other."""
+"""`orchestrate bench run`: verify the cluster, start samplers, run one workload after the other."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from orchestrator.performance.results.bench import (
 )
 from orchestrator.verify.everything import verify
 
-#: Seconds for one load; a cluster that answers nothing would hold it up for ever.
+#: Seconds for one workload: a cluster that does not answer would block it for ever.
 LOAD_TIMEOUT = 3600.0
-#: Seconds by which a clock may move during a run: about a sample.
+#: A warning is due if a clock moves by more than so many seconds: about a sample's interval.
 CLOCK_MOVED = 0.5
 MONOTONIC = "import time; print(time.time() - time.perf_counter())"
 VERSIONS = (
@@ -54,11 +54,11 @@ VERSIONS = (
 
 
 def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = None) -> Run:
-    """Measure what is asked; of a run that is resumed, what is not there yet.
+    """Measure the requested workloads; with `resumed`, only those that it lacks.
 
-    What is finished is stored after each load, whatever comes then. Raises UserError where the
-    cluster does not pass its checks: no figures from a stack that may give wrong answers. A lost
-    node marks the run.
+    The run is saved after each workload. A lost node marks the run. Raises BadInput for an invalid
+    workload, and UserError if the cluster fails its checks: figures of a cluster that may give
+    wrong answers are worthless.
     """
     for workload in asked.workloads:
         check(workload, cluster.profile)
@@ -69,7 +69,7 @@ def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = No
 
 
 def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
-    """The workloads, with samplers on every node."""
+    """Run the workloads, with samplers on every node."""
     nodes = cluster.profile.nodes
     skews = clocks(cluster, nodes)
     run = replace(begun, clocks_s=skews)
@@ -103,7 +103,7 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
 
 
 def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
-    """A line for each clock that moved while samples were taken by it."""
+    """A warning for each node whose clock moved during the run."""
     changes = {name: after[name] - before[name] for name in before}
     return tuple(
         f"the clock of {name} moved by {change:+.2f} s: its series may be off by that"
@@ -113,7 +113,7 @@ def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str,
 
 
 def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
-    """One load after the other, each with what came before."""
+    """Run one workload after the other; yield the run so far after each."""
     asked = run.asked or Asked(())
     done = {each.workload.name for each in run.measured}
     for workload in asked.workloads:
@@ -136,7 +136,7 @@ def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, workload: Work
 
 
 def loaded(cluster: Cluster, asked: Asked, workload: Workload, seed: int) -> Measured:
-    """One load, in the cluster's network. Raises UserError where it gave no figures."""
+    """Run one workload; call it in the cluster's network. Raises UserError without a result."""
     control = cluster.remote(cluster.profile.control)
     argv = command(
         cluster.profile, workload, cluster.endpoint,

@@ -1,4 +1,4 @@
-"""Samplers on every node, and what their lines come to: series on one clock."""
+"""Run samplers on every node, and turn their lines into series on one clock."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from orchestrator.performance import metrics
 from orchestrator.performance.results.bench import Series
 from orchestrator.profile import Node
 
-#: The program that samples.
+#: The sampler's source text, which is sent to the nodes.
 SAMPLER = Path(__file__).with_name("sampler.py").read_text(encoding="utf-8")
-#: How often a node's clock is read: the answer that came quickest counts.
+#: A node's clock is read so often; the fastest answer counts.
 TRIES = 3
 
 
 @dataclass
 class Heard:
-    """What the samplers have said so far. ``lines``: by node; ``last``: by node, when its newest
-    line came, on this machine's clock that nobody sets."""
+    """The samplers' lines so far, by node. ``last``: when each node's newest line came, by this
+    machine's monotonic clock."""
 
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
 
     def take(self, name: str, text: str) -> None:
-        with suppress(ValueError):  # cut off, or something that a login prints
+        with suppress(ValueError):  # a line that was cut off, or that a login script printed
             self.lines[name].append(json.loads(text))
             self.last[name] = time.monotonic()
 
 
 @contextmanager
 def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
-    """Samplers run on the nodes for the body; their lines come as they are written."""
+    """Run samplers on the nodes during the body; their lines arrive as they are written."""
     profile = cluster.profile
     now = time.monotonic()
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
@@ -58,8 +58,10 @@ def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
 
 
 def clocks(cluster: Cluster, nodes: Sequence[Node]) -> dict[str, float]:
-    """By node, its clock minus the control node's, in seconds: each against ours at the middle of
-    the quickest of some round trips."""
+    """Each node's clock minus the control node's, in seconds.
+
+    Both are compared with this machine's clock, at the middle of the fastest of TRIES round trips.
+    """
     offsets = {node.name: _offset(cluster.remote(node)) for node in nodes}
     own = offsets.get(cluster.profile.control.name, 0.0)
     return {name: offset - own for name, offset in offsets.items()}
@@ -78,7 +80,7 @@ def _offset(remote: Remote) -> float:
 def series(
     lines: Mapping[str, Sequence[Mapping[str, Any]]], clocks_s: Mapping[str, float]
 ) -> tuple[Series, ...]:
-    """What the lines come to: shares, rates and gauges, on the control node's clock."""
+    """The series in the samplers' lines: shares, rates and gauges, on the control node's clock."""
     return tuple(
         each
         for node, samples in lines.items()
@@ -98,7 +100,7 @@ Named = tuple[str, str, Iterable[float]]
 
 
 def _work(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
-    """Processors and memory."""
+    """Series of processors and memory."""
     yield "processors", "% busy", [_busy(a, b) for a, b in pairwise(samples)]
     if samples[0]["group"]:
         used = [each["group"]["used"] for each in samples]
@@ -112,7 +114,7 @@ def _work(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
 
 
 def _cards(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
-    """Network cards. One that comes or goes (a cable of USB4) stands still where it is not."""
+    """Series of network cards. A card that is absent for a time (a USB4 cable) has rate 0 then."""
     for card in _keys(samples, "net"):
         for number, way in enumerate(("sent", "received")):
             moved = [each["net"][card][number] if card in each["net"] else None for each in samples]
@@ -120,7 +122,7 @@ def _cards(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
 
 
 def _told(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
-    """What vLLM and the hardware say of themselves."""
+    """Series of vLLM's gauges and the hardware's sensors."""
     for name in _keys(samples, "gauges"):
         yield f"vLLM {name}", "", [each["gauges"].get(name, 0.0) for each in samples[1:]]
     for name in _keys(samples, "hardware"):
@@ -136,12 +138,12 @@ def _told(samples: Sequence[Mapping[str, Any]]) -> Iterator[Named]:
 
 
 def _keys(samples: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
-    """All that a sample has of a kind, in the order in which it was first there."""
+    """All names of a kind that any sample has, in the order of their first appearance."""
     return list(dict.fromkeys(name for each in samples for name in each[kind]))
 
 
 def _rates(samples: Sequence[Mapping[str, Any]], counted: Sequence[float | None]) -> list[float]:
-    """What was added a second; nothing where a counter was not there, or began anew."""
+    """Growth per second between samples; 0 if the counter was missing or restarted."""
     found = []
     for (a, b), (before, after) in zip(pairwise(samples), pairwise(counted), strict=True):
         added = after - before if before is not None and after is not None else 0.0

@@ -1,10 +1,10 @@
-"""Runs on every node while a load runs, standard library only: a line of JSON each half second,
-with this node's wall clock ("time") and one that nobody sets ("at").
+"""Runs on every node during a workload: print a line of JSON each half second.
 
     python -c SAMPLER URL [UNIT...]     URL: vLLM's metrics, on the node of its server, else ""
-                                        UNIT: services whose quotas are looked at
+                                        UNIT: services whose CPU quotas are read
 
-Ends when its standard input does. Counters are as the kernel has them; differences are taken later.
+Standard library only. A line has the node's wall clock ("time") and monotonic clock ("at").
+Counters are the kernel's own; differences are computed later. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 @functools.cache
 def opened(path: str) -> int:
-    """A file that stays open: what /proc and /sys say is made anew at each read from its start."""
+    """Open a file for repeated reads: the kernel renews /proc and /sys at each read from 0."""
     return os.open(path, os.O_RDONLY)
 
 
@@ -38,7 +38,7 @@ def text(path: str) -> str:
 
 
 def numbers(path: str) -> dict[str, int]:
-    """A file of lines NAME NUMBER."""
+    """The numbers in a file of lines `NAME NUMBER`."""
     found = {}
     for line in text(path).splitlines():
         name, _, value = line.partition(" ")
@@ -48,19 +48,19 @@ def numbers(path: str) -> dict[str, int]:
 
 
 def processors() -> dict[str, float]:
-    """Busy and all time of this node's processors, in seconds, since it started."""
+    """Busy and total time of this node's processors in seconds, since it started."""
     ticks = [int(word) for word in text("/proc/stat").splitlines()[0].split()[1:9]]
     hertz = os.sysconf("SC_CLK_TCK")
     idle = ticks[3] + ticks[4]
     return {"busy": (sum(ticks) - idle) / hertz, "all": sum(ticks) / hertz}
 
 
-#: Where the kernel counts processor time by control group: in one tree, or in one of the old kind.
+#: Where the kernel counts processor time by control group: cgroup v2, then v1's possible places.
 TREES = ("/sys/fs/cgroup", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu")
 
 
 def own_group() -> str:
-    """This node's place in such a tree, as far as it can see: a container has one of its own."""
+    """The control group of this node's PID 1, as seen from here: a container has its own."""
     found = {}
     for line in text("/proc/1/cgroup").splitlines():
         _, kinds, place = line.split(":", 2)
@@ -69,8 +69,8 @@ def own_group() -> str:
 
 
 def group(units: list[str]) -> dict[str, float]:
-    """Periods of quotas, and those that were cut short: of this node's own control group, and of
-    its services; with the processor time that the first used, where somebody counts it."""
+    """CPU quota periods, and how many of them were throttled, for this node's own control group and
+    the units. Also the processor time that its own group used, if it is counted."""
     places = ["", own_group(), *(f"system.slice/{u}" for u in units)]
     found: dict[str, float] = {}
     for tree in TREES:
@@ -84,13 +84,13 @@ def group(units: list[str]) -> dict[str, float]:
 
 
 def stalled() -> float:
-    """Seconds in which a task waited for a processor (PSI)."""
+    """Total seconds in which some task waited for a processor (PSI)."""
     match = re.search(r"^some .*total=(\d+)", text("/proc/pressure/cpu"), re.MULTILINE)
     return int(match.group(1)) / 1e6 if match else 0.0
 
 
 def cards() -> dict[str, list[int]]:
-    """By interface, bytes sent and received."""
+    """Bytes sent and received, by interface."""
     found = {}
     for line in text("/proc/net/dev").splitlines()[2:]:
         name, _, rest = line.partition(":")
@@ -104,8 +104,8 @@ def inputs(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(Path("/sys").glob(pattern))]
 
 
-#: What a machine tells of its hardware: by unit, what one of the files' is, and the files. Looked
-#: for once, since it does not change while a load runs. Containers have none of their own.
+#: Sensors of the hardware: unit -> (value of one step in that unit, files). They are searched once,
+#: since they do not change during a workload. Containers have none of their own.
 GAUGES_OF = {
     "W": (1e-6, inputs("class/hwmon/hwmon*/power*_input", "class/hwmon/hwmon*/power*_average")),
     "C": (1e-3, inputs("class/hwmon/hwmon*/temp*_input")),
@@ -113,7 +113,7 @@ GAUGES_OF = {
     "% GPU busy": (1.0, inputs("class/drm/card*/device/gpu_busy_percent")),
     "MHz": (1e-3, inputs("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
 }
-#: i915's and xe's cards count the energy they used, and the time their engines were idle.
+#: i915's and xe's cards count the energy that they used and the time that they were idle.
 COUNTERS_OF = {
     "J": (
         1e-6,
@@ -130,7 +130,7 @@ COUNTERS_OF = {
 
 
 def hardware(kinds: dict[str, tuple[float, list[Path]]]) -> dict[str, float]:
-    """By "UNIT of PLACE", what each file says; of processors' clocks the mean."""
+    """The sensors' values by "UNIT of PLACE"; for processors' clocks, their mean."""
     found: dict[str, list[float]] = {}
     for unit, (scale, files) in kinds.items():
         for file in files:
@@ -149,7 +149,7 @@ def memory() -> float:
 
 @functools.cache
 def opener() -> Any:
-    import urllib.request  # half of a second, on the one node that needs it
+    import urllib.request  # takes half a second, and only one node needs it
 
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -1,9 +1,9 @@
-"""How fast a model will be on a layout, from what probes measured, before anything is started.
+"""Predict a model's speed on a layout from probes, before anything is started.
 
-Pure functions, read in this order: ``shape`` (what the model is), ``layout`` (where it lies),
-``links`` and ``engine`` (what messages and the software cost), ``rates`` (a layout's figures from
-probes), ``phase`` (one step of the engine), ``load`` (many requests), ``calibration`` (the engine
-from runs on one node), ``rank`` (which layout is best), ``forecast`` (all of it), ``explain`` (what
-a measured time was spent on). docs/explanation/performance-model.md has the formulas, their sources
-and their limits.
+Pure functions. Read them in this order: ``shape`` (the model's sizes), ``layout`` (ranks on nodes),
+``links`` and ``engine`` (costs of messages and of the software), ``rates`` (a layout's rates from
+probes), ``phase`` (one step of the engine), ``load`` (many requests), ``calibration`` (fit the
+engine to runs on one node), ``rank`` (find the best layout), ``forecast`` (all of it together),
+``explain`` (why a measured time is what it is). docs/explanation/performance-model.md has the
+formulas, their sources and their limits.
 """

@@ -1,7 +1,7 @@
-"""The engine's constants, fitted to runs on one node with one device.
+"""Fit the engine's constants to runs on one node with one device.
 
-What is left of a measured time without the device's work (which the probes' rates give) is the
-engine's. Runs with several prompts and several requests at once tell its parts from each other.
+A measured time minus the device's work (known from probes) is the engine's. Runs with different
+prompt lengths and concurrencies separate its parts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from orchestrator.performance.predict.shape import ModelShape
 
 @dataclass(frozen=True)
 class Sample:
-    """A run on one node, with one device: what was measured, beside what the device alone takes.
+    """One workload on one device: measured times, and predicted ones without the engine.
 
-    ``device_ttft_s`` and ``device_tpot_s``: predicted with an engine that costs nothing.
-    ``operations_s``, ``first_operations_s``: what waiting for the operations of all layers adds.
-    ``first_steps``, ``first_sequences``, ``first_tokens``: of the engine's, until the first token.
+    ``device_ttft_s``, ``device_tpot_s``: predicted with an engine that costs nothing.
+    ``operations_s``, ``first_operations_s``: the predicted wait for the operations of all layers,
+    per token and until the first token. ``first_steps``, ``first_sequences``, ``first_tokens``: how
+    often the engine's costs per step, sequence and token occur until the first token.
     """
 
     concurrency: float
@@ -44,7 +45,7 @@ def sample(
     measured_s: tuple[float, float],
     limits: Limits | None = None,
 ) -> Sample:
-    """A run on one device, its time to the first token and that of each further one measured."""
+    """A sample from a workload on one device. ``measured_s``: to the first token, and per token."""
 
     free = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -52,7 +53,7 @@ def sample(
         return forecast(shape, Parallelism(), replace(rates, engine=engine), load, limits)
 
     def first(engine: Engine) -> float:
-        """How often a cost of one second counts until the first token."""
+        """How often a cost of one second occurs until the first token."""
         return with_engine(engine).prefill.seconds - alone.prefill.seconds
 
     alone = with_engine(free)
@@ -72,12 +73,12 @@ def sample(
 
 
 def calibrate(samples: Sequence[Sample], start: Engine | None = None) -> Engine:
-    """The engine that fits the samples best, by least squares; no constant is negative.
+    """The engine's constants that fit the samples best, by least squares; none is negative.
 
-    Time per token beyond the device's and its operations: step_s + per_sequence_s * concurrency,
-    the second only where concurrency differs. Time to the first token beyond its steps': request_s
-    + per_token_s * prompt tokens, likewise. Where even the operations are more than was measured,
-    fewer are taken. Without samples: ``start``.
+    Time per token, minus device and operations, is fitted by step_s + per_sequence_s * concurrency;
+    the second term needs samples with different concurrencies. Time to first token, minus its
+    steps, is fitted by request_s + per_token_s * prompt tokens, likewise. If the operations alone
+    take longer than was measured, their number is reduced. Without samples: ``start``.
     """
     engine = start or Engine()
     if not samples:
@@ -116,7 +117,7 @@ def calibrate(samples: Sequence[Sample], start: Engine | None = None) -> Engine:
 
 
 def _operations(samples: Sequence[Sample], engine: Engine) -> float:
-    """Operations a layer: as assumed, or as few as fit the quickest sample."""
+    """Operations per layer: as assumed, or fewer if the fastest sample leaves no time for them."""
     shares = [
         max(each.tpot_s - each.device_tpot_s, 0.0) / each.operations_s
         for each in samples
@@ -126,10 +127,10 @@ def _operations(samples: Sequence[Sample], engine: Engine) -> float:
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """The line a + b x with the least squares of its distances, of those with a, b >= 0.
+    """The least-squares line a + b x with a, b >= 0; returns (a, b).
 
-    With equal ``x`` the slope is 0. (Non-negative least squares in two unknowns: if the free
-    solution has a negative one, the best has a zero: Lawson and Hanson, 1974, chapter 23.)
+    With equal ``x`` the slope is 0. If the unconstrained solution has a negative coefficient, the
+    best constrained one has a zero (Lawson and Hanson, 1974, chapter 23).
     """
     count = len(x)
     mean_x, mean_y = sum(x) / count, sum(y) / count

@@ -1,8 +1,8 @@
-"""What a measured time was spent on: the predicted parts, the cause, and what stays unexplained.
+"""Explain a measured time: its predicted parts, the main cause, and the unexplained rest.
 
-The cause is the largest predicted part, unless something that was counted while it ran says
-otherwise: ``Evidence``. Where nothing was counted the verdict says "modelled". What the parts do
-not add up to is kept as it is, with its sign, and never spread over them.
+The cause is the largest predicted part, unless counters that were read meanwhile (``Evidence``)
+show another one. Without counters the verdict's basis is "modelled". The unexplained rest is shown
+as it is, with its sign, and never distributed over the parts.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from dataclasses import dataclass
 from orchestrator.performance.predict.load import Prediction
 from orchestrator.performance.predict.phase import Cause, Parts
 
-#: What is longer than predicted by this share of what was measured wants a cause of its own.
+#: If a time exceeds its prediction by this share of the measured time, that needs a cause.
 NOTABLE = 0.25
-#: A node waits for its processors: by this share of quota periods cut short, or so many runnable
-#: threads a processor, or this share of time in which a task waited for one (PSI "some").
+#: A node lacks processors above one of these: share of throttled quota periods, runnable threads
+#: per processor, share of time in which a task waited for a processor (PSI "some").
 THROTTLED = 0.05
 QUEUED = 1.5
 STALLED = 0.2
-#: A node is slower than the others: by its speed or its own work's time, against their median.
+#: A node counts as slower if the others' median speed is this factor above its own.
 SLOWER = 1.25
-#: A link in use for half of the time takes half of it, since nodes compute and send in turn.
-#: Processors are idle below this share.
+#: Shares of use: a link above FULL limits the speed, since nodes compute and send in turn;
+#: processors below IDLE count as idle.
 FULL = 0.5
 IDLE = 0.6
 
 
 @dataclass(frozen=True)
 class NodeEvidence:
-    """What was counted on a node while the phase ran; None: nobody counted.
+    """Counters of a node during the phase; None: not counted.
 
-    ``busy``: share of its processors' time; ``throttled``: share of periods in which a quota cut it
-    short (cgroup's cpu.stat); ``runnable``: threads that could run, for each processor it may use;
-    ``stalled``: share of time that a task waited for a processor (/proc/pressure/cpu); ``work_s``:
-    its own part of a step, without waiting for others; ``speed``: its measured rate as a share of
-    the others' median.
+    ``busy``: share of its processors' time; ``throttled``: share of quota periods in which it was
+    throttled (cgroup's cpu.stat); ``runnable``: runnable threads per processor that it may use;
+    ``stalled``: share of time in which a task waited for a processor (/proc/pressure/cpu);
+    ``speed``: its measured rate as a share of the others' median.
     """
 
     node: str
@@ -45,16 +44,15 @@ class NodeEvidence:
     throttled: float | None = None
     runnable: float | None = None
     stalled: float | None = None
-    work_s: float | None = None
     speed: float | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was counted. ``links``: by "NODE INTERFACE", the share of its bandwidth in use.
+    """All counters of a phase. ``links``: by "NODE INTERFACE", the share of its bandwidth in use.
 
-    ``running``, ``waiting``: requests, means of vLLM's own gauges; ``max_running``: its limit;
-    ``prefill_share``: share of the engine's computed time, or tokens, that was prompts.
+    ``running``, ``waiting``: means of vLLM's gauges of requests; ``max_running``: vLLM's limit;
+    ``prefill_share``: the share of prompts in the engine's computing time.
     """
 
     nodes: tuple[NodeEvidence, ...] = ()
@@ -66,15 +64,15 @@ class Evidence:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was counted."""
+        """Whether there are no counters at all."""
         return self == Evidence()
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A phase: ``predicted_s`` is the sum of ``parts``; ``unexplained_s`` what was measured beyond,
-    negative where it was quicker. ``basis``: "measured" where a counter names the cause, else
-    "modelled". ``why``: the figures it hangs on."""
+    """A phase with its cause. ``predicted_s``: the sum of ``parts``; ``unexplained_s``: measured
+    minus predicted. ``basis``: "measured" if a counter shows the cause, else "modelled". ``why``:
+    the figures that decided."""
 
     phase: str
     measured_s: float
@@ -89,8 +87,11 @@ class Explained:
 def explain(
     measured_s: float, prediction: Prediction, evidence: Evidence | None = None
 ) -> Explained:
-    """The cause of a phase's time. First what a counter says, in the order of how sure it is; then
-    the largest predicted part; where most of the time is not explained by either, that is said."""
+    """Find the cause of a phase's time.
+
+    Counters come first, the most reliable first, then the largest predicted part. If neither
+    explains most of the time, the cause is "unexplained".
+    """
     seen = evidence or Evidence()
     beyond = measured_s - prediction.seconds
     notable = beyond > NOTABLE * measured_s
@@ -109,7 +110,7 @@ def explain(
 
 
 def _counted(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[tuple[Cause, str]]:
-    """Causes that counters name, the surest first."""
+    """The causes that counters show, the most reliable first."""
     if prediction.phase != "decode":
         yield from _queue(seen)
     yield from _slow_node(seen)
@@ -120,7 +121,7 @@ def _counted(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[
 
 
 def _queue(seen: Evidence) -> Iterator[tuple[Cause, str]]:
-    """Requests wait although, or because, as many run as may."""
+    """Requests wait because the maximum number of requests is running."""
     if seen.running is None or seen.waiting is None or not seen.max_running:
         return
     if seen.waiting >= 0.5 and seen.running >= 0.9 * seen.max_running:
@@ -131,32 +132,24 @@ def _queue(seen: Evidence) -> Iterator[tuple[Cause, str]]:
 
 
 def _slow_node(seen: Evidence) -> Iterator[tuple[Cause, str]]:
-    """One node is behind the others, so that they wait for it."""
+    """One node is slower than the others, so that they wait for it."""
     if len(seen.nodes) < 2:
         return
-    for value, text in (("work_s", "its part of a step takes"), ("speed", "its speed is")):
-        yield from _outlier(seen, value, text)
+    for node in seen.nodes:
+        others = [one.speed for one in seen.nodes if one is not node and one.speed]
+        if not node.speed or len(others) < len(seen.nodes) - 1:
+            continue
+        share = node.speed / statistics.median(others)
+        if share <= 1 / SLOWER:
+            yield Cause.SLOW_NODE, f"{node.node}: its speed is {share:.2g} times the others'"
     cut = [node for node in seen.nodes if (node.throttled or 0) >= THROTTLED]
     if len(cut) == 1:
-        share = f"{cut[0].throttled:.0%} of its time slices are cut short by a quota"
-        yield Cause.SLOW_NODE, f"{cut[0].node}: {share}, the others' are not"
-
-
-def _outlier(seen: Evidence, value: str, text: str) -> Iterator[tuple[Cause, str]]:
-    for node in seen.nodes:
-        own = getattr(node, value)
-        others = [getattr(one, value) for one in seen.nodes if one is not node]
-        if own is None or None in others or min(own, *others) <= 0:
-            continue
-        middle = statistics.median(others)
-        factor = own / middle if value == "work_s" else middle / own
-        if factor >= SLOWER:
-            times = factor if value == "work_s" else 1 / factor
-            yield Cause.SLOW_NODE, f"{node.node}: {text} {times:.2g} times the others'"
+        slices = f"{cut[0].throttled:.0%} of its time slices are cut short by a quota"
+        yield Cause.SLOW_NODE, f"{cut[0].node}: {slices}, the others' are not"
 
 
 def _starved(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[tuple[Cause, str]]:
-    """The host's programs want processors that they do not get; and that is where time goes."""
+    """A node's programs wait for processors, and the time is spent on the host."""
     if not notable and prediction.bound not in (Cause.HOST, Cause.SCHEDULING):
         return
     for node in seen.nodes:
@@ -179,7 +172,7 @@ def _full_link(prediction: Prediction, seen: Evidence) -> Iterator[tuple[Cause, 
 
 
 def _messages(prediction: Prediction) -> float:
-    """Seconds of links, of a request's own tokens too."""
+    """Predicted seconds of messages between nodes."""
     return prediction.parts.link_latency_s + prediction.parts.link_bandwidth_s
 
 
@@ -191,7 +184,7 @@ def _prompts(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[
 
 
 def _idle(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[tuple[Cause, str]]:
-    """Much longer than predicted, and no processor busy: they wait for messages."""
+    """The time is much longer than predicted, and no processor is busy: nodes wait for messages."""
     busy = [node.busy for node in seen.nodes if node.busy is not None]
     if not notable or len(busy) < 2 or max(busy) > IDLE or not _messages(prediction):
         return

@@ -1,4 +1,4 @@
-"""All that is predicted of a profile's model on its cluster, as one document."""
+"""The forecast of a profile's model on its cluster, as one document."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from orchestrator.performance.results.probe import Probes
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
-#: A load to rank by, where none is given; cut to what the profile's context has room for.
+#: The default load to rank by; its lengths are cut to the profile's context.
 USUAL = OfferedLoad(prompt_tokens=512, output_tokens=128, concurrency=8)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Layouts, the best first. ``warnings``: what speaks against the profile's choice;
-    ``counterfactuals``: tokens a second of one request on ``compared``, if one thing differed;
-    ``unpredicted``: what of the model could not be read; ``assumed``: constants nobody measured."""
+    """Layouts, the best first.
+
+    ``warnings``: reasons against the profile's layout. ``counterfactuals``: tokens per second of a
+    single request on the layout ``compared``, if one thing differed. ``unpredicted``: properties of
+    the model that could not be read. ``assumed``: constants that were not measured.
+    """
 
     model: str
     probes: str
@@ -47,7 +50,7 @@ class Forecast:
     assumed: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The forecast as JSON types."""
         found: dict[str, Any] = TypeAdapter(Forecast).dump_python(self, mode="json")
         for row, one in zip(found["ranked"], self.ranked, strict=True):
             row["name"] = str(one.layout)
@@ -56,7 +59,7 @@ class Forecast:
         return found
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """A table's cells, under ``HEADINGS``."""
+        """The rows of a table with the columns ``headings``."""
         for one in self.ranked:
             chosen = one.layout == self.chosen
             yield (
@@ -71,7 +74,7 @@ class Forecast:
 
 
 def headings(load: OfferedLoad) -> tuple[str, ...]:
-    """Of the table's columns: tokens a second of one request, then the load's."""
+    """The table's column headings: figures of a single request, then those of the load."""
     many = f"{load.concurrency:g} at once"
     return (
         "layout",
@@ -94,8 +97,7 @@ def forecast(
 ) -> Forecast:
     """Rank all layouts that the probes suffice for.
 
-    Raises BadInput where config.json does not say what the model is, UserError where no device was
-    measured.
+    Raises BadInput if the model's sizes are not in config.json, UserError if no device was probed.
     """
     dtype = str(profile.serving.args.get("dtype", "auto"))
     shape, unpredicted = read(config, dtype)
@@ -136,7 +138,7 @@ def forecast(
 def _known(
     probes: Probes, profile: Profile, layouts: list[Parallelism], engine: Engine | None
 ) -> tuple[dict[Parallelism, Rates], tuple[str, ...]]:
-    """The rates of each layout that was measured enough for, and what the others lack."""
+    """The rates of each layout that the probes suffice for, and notes on what the others lack."""
     found, missing = {}, {}
     for layout in layouts:
         try:
@@ -156,7 +158,7 @@ def _cut(load: OfferedLoad, context: int | None) -> OfferedLoad:
 
 
 def _widest(layouts: list[Parallelism]) -> Parallelism:
-    """Of a single copy, over the most accelerators; spread by tensors where there is a choice."""
+    """The layout of one copy over the most accelerators, with the most tensor parallelism."""
     one_copy = [layout for layout in layouts if layout.data == 1]
     return max(one_copy, key=lambda layout: (layout.ranks, layout.tensor))
 

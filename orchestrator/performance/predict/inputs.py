@@ -1,4 +1,4 @@
-"""What predictions are made from, as it lies on this machine: probes, and a fitted engine."""
+"""Load the inputs of predictions from this machine: probes, and the fitted engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.results.probe import Probes
 
-#: Below a cluster's ``measured/``.
+#: Names in a cluster's directory ``measured/``.
 PROBES = "probes"
 ENGINE = "engine.json"
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def probes(cluster: str, named: Path | None = None) -> Probes:
-    """The probes in the named file, else the cluster's newest.
+    """The probes in the file `named`, else the cluster's newest.
 
-    Raises UserError where there are none, BadInput where the file does not hold any.
+    Raises UserError if there are none, BadInput if the file does not contain probes.
     """
     if named is not None:
         return _read(named, Probes)
@@ -33,7 +33,7 @@ def probes(cluster: str, named: Path | None = None) -> Probes:
 
 
 def engine(cluster: str) -> Engine | None:
-    """What was fitted to runs on one node; None where there were none."""
+    """The engine fitted to a run on one node; None if there was no such run."""
     file = paths.measured(cluster) / ENGINE
     return _read(file, Engine) if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""Ways to lay a model on a cluster's accelerators, and which node each part comes to."""
+"""Layouts of a model on a cluster's accelerators: degrees of parallelism, ranks on nodes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from orchestrator.models.config import pipeline_misfit, tensor_misfit
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
-#: A group of ranks, by the node of each.
+#: The node of each rank of a group.
 Ranks = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """``tensor``: over how many ranks each layer is spread; ``pipeline``: into how many stages
-    the layers are cut; ``data``: how many copies of all that answer side by side."""
+    """Degrees of parallelism. ``tensor``: ranks per layer; ``pipeline``: stages of layers;
+    ``data``: copies of the whole model."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -27,12 +27,12 @@ class Parallelism:
 
     @property
     def ranks(self) -> int:
-        """How many accelerators it takes."""
+        """The number of accelerators."""
         return self.tensor * self.pipeline * self.data
 
     @property
     def one(self) -> bool:
-        """Whether the model lies on a single accelerator."""
+        """Whether the model is on a single accelerator."""
         return self.ranks == 1
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Placement:
-    """The nodes of one copy's ranks: by stage, then by tensor rank."""
+    """The nodes of one copy's ranks, by stage, then by tensor rank."""
 
     stages: tuple[Ranks, ...]
 
@@ -55,17 +55,17 @@ class Placement:
 
     @property
     def tensor_nodes(self) -> tuple[str, ...]:
-        """The nodes of the stage that is spread over the most of them."""
+        """The nodes of the stage with the most nodes."""
         return max((tuple(dict.fromkeys(stage)) for stage in self.stages), key=len)
 
     @property
     def borders(self) -> int:
-        """How many borders between stages are between nodes too."""
+        """The number of stage borders that are between different nodes."""
         return sum(one != other for one, other in pairwise(self.stages))
 
 
 def candidates(config: Mapping[str, Any], accelerators: int) -> list[Parallelism]:
-    """All layouts that the model can be cut into, smallest first."""
+    """All layouts that the model's sizes allow, the smallest first."""
     text = config.get("text_config", config)
     sizes = range(1, accelerators + 1)
     found = [
@@ -85,8 +85,8 @@ def accelerators(profile: Profile) -> Ranks:
 
 
 def place(devices: Sequence[str], layout: Parallelism) -> tuple[Placement, ...]:
-    """Where each copy lies. Ranks are numbered through the stages, tensor ranks side by side
-    (vLLM's ``initialize_model_parallel``)."""
+    """The nodes of each copy, in vLLM's order (``initialize_model_parallel``): consecutive tensor
+    ranks, stage by stage."""
     copy = layout.tensor * layout.pipeline
     return tuple(
         Placement(_chunks(devices[start : start + copy], layout.tensor))

@@ -1,9 +1,9 @@
-"""What a message between ranks costs: by a formula, or as it was measured.
+"""The cost of messages between ranks: measured, else by a formula.
 
 Ring all-reduce of m bytes over N ranks: 2 (N-1) steps of m/N bytes, so 2 (N-1) a + 2 (N-1)/N m/b
 with latency a and bandwidth b of the slowest link (Thakur, Rabenseifner, Gropp, "Optimization of
-Collective Communication Operations in MPICH", 2005, section 4; Patarasuk and Yuan, 2009). It is the
-least that any algorithm moves; measured times are taken where there are any.
+Collective Communication Operations in MPICH", 2005, section 4; Patarasuk and Yuan, 2009). No
+algorithm moves fewer bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.performance.results.probe import Spread
 
 @dataclass(frozen=True)
 class LinkRate:
-    """A way between two nodes: seconds that the first byte takes, bytes a second after it."""
+    """A link between two nodes: latency in seconds, and bandwidth in bytes per second."""
 
     latency_s: float
     bytes_per_s: float
@@ -25,7 +25,7 @@ class LinkRate:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of messages: the link's latency, its bandwidth, and the library's own work."""
+    """Seconds of messages, by cause: latency, bandwidth, and the communication library's work."""
 
     latency_s: float = 0.0
     bandwidth_s: float = 0.0
@@ -36,7 +36,7 @@ class Cost:
         return self.latency_s + self.bandwidth_s + self.library_s
 
     def times(self, count: float) -> Cost:
-        """The cost of ``count`` of them, one after the other."""
+        """The cost of ``count`` such messages, one after the other."""
         return Cost(self.latency_s * count, self.bandwidth_s * count, self.library_s * count)
 
     def plus(self, other: Cost) -> Cost:
@@ -49,9 +49,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curve:
-    """Measured seconds of one operation between ``ranks``, by a message's bytes, ascending.
+    """Measured seconds of one operation between ``ranks`` ranks. ``points``: (bytes, seconds).
 
-    ``link``: the link as it was then.
+    ``link``: the link as it was measured at that time.
     """
 
     ranks: int
@@ -59,8 +59,11 @@ class Curve:
     link: LinkRate
 
     def at(self, size: float) -> float:
-        """Seconds of ``size`` bytes: straight lines between points, the first one's time below it,
-        the last line goes on above. A larger message never takes less."""
+        """Seconds for ``size`` bytes, by linear interpolation.
+
+        Below the first point: its time. Above the last one: the last line, extended. A larger
+        message never takes less time.
+        """
         if size <= self.points[0][0] or len(self.points) == 1:
             above = max(size - self.points[0][0], 0.0)
             return self.points[0][1] + above / self.link.bytes_per_s
@@ -70,7 +73,7 @@ class Curve:
 
 
 def curve(ranks: int, by_size: Mapping[int, Spread], link: LinkRate) -> Curve | None:
-    """A curve through the medians; None where nothing was measured."""
+    """A curve through the medians; None without measurements."""
     sizes = sorted(by_size)
     seconds = rising(by_size[size].median for size in sizes)
     points = tuple(zip(map(float, sizes), seconds, strict=True))
@@ -78,9 +81,11 @@ def curve(ranks: int, by_size: Mapping[int, Spread], link: LinkRate) -> Curve | 
 
 
 def rising(values: Iterable[float]) -> list[float]:
-    """The nearest values, by least squares, of which none is below the one before it: those that
-    are become their mean (Ayer and others, "An empirical distribution function for sampling with
-    incomplete information", 1955)."""
+    """The closest non-decreasing values, by least squares (isotonic regression).
+
+    Neighbours in the wrong order are replaced by their mean (Ayer and others, "An empirical
+    distribution function for sampling with incomplete information", 1955).
+    """
     means: list[tuple[float, int]] = []
     for value in values:
         mean, count = value, 1
@@ -102,7 +107,7 @@ def all_gather(ranks: int, size: float, link: LinkRate, measured: Curve | None) 
 
 
 def send(size: float, link: LinkRate, measured: Curve | None) -> Cost:
-    """One message from a rank to another."""
+    """One message of ``size`` bytes from a rank to another."""
     plain = Cost(link.latency_s, size / link.bytes_per_s)
     if measured is None:
         return plain
@@ -118,7 +123,7 @@ def _ring(ranks: int, size: float, link: LinkRate) -> Cost:
 def _cost(now: Cost, ranks: int, size: float, link: LinkRate, measured: Curve | None) -> Cost:
     if measured is None or ranks == 1:
         return now if ranks > 1 else Cost()
-    # Measured with another number of ranks: each share grows as it does in a ring.
+    # Measured with another number of ranks: scale both terms as in the ring's formula.
     floor = measured.at(0) * (ranks - 1) / (measured.ranks - 1)
     share = (ranks - 1) / ranks / ((measured.ranks - 1) / measured.ranks)
     whole = floor + (measured.at(size) - measured.at(0)) * share
@@ -126,10 +131,11 @@ def _cost(now: Cost, ranks: int, size: float, link: LinkRate, measured: Curve | 
 
 
 def _decomposed(now: Cost, then: Cost, whole: float) -> Cost:
-    """Measured seconds cut into the link's share, as the link is now, and the library's.
+    """Split a measured time into the link's share and the library's.
 
-    ``whole``: as measured; ``then``: what the formula gives with the link as it was measured. What
-    the link does not account for is the library's; the link's share grows as the link gets slower.
+    ``whole``: the measured time. ``then``: the formula's cost with the link as it was measured; the
+    rest of ``whole`` is the library's. ``now``: the formula's cost with today's link, which
+    replaces ``then`` in the result.
     """
     link = then.latency_s + then.bandwidth_s
     if whole < link:

@@ -1,11 +1,11 @@
-"""Many requests at once: what one of them waits for, and how many tokens all get.
+"""Many requests at once: latency of one request, throughput of all.
 
-Rounds: with r requests running, each one's stay is its prompt, the others' prompts and its own
-tokens. Prompts share steps as far as ``max-num-batched-tokens`` lets them, and a step with a prompt
-in it also gives every running request its next token (vLLM's chunked prefill:
-v1/core/sched/scheduler.py). Requests of one length that start as others end stay in step, but the
-engine does not wait for all of them: the first prompt goes alone. With a rate they come one by one,
-and how many run is Little's law (r = rate x stay). Limits:
+Rounds: with r requests running, a request stays for its own prompt, the others' prompts and its own
+tokens. Prompts share steps up to ``max-num-batched-tokens``, and a step with a prompt also computes
+the next token of every running request (vLLM's chunked prefill: v1/core/sched/scheduler.py).
+Requests of equal length that start when others end stay in step, but the engine does not wait for
+all of them: the first prompt is computed alone. With a rate, requests come one by one, and the
+number of running ones follows Little's law (r = rate x stay). The model's limits:
 docs/explanation/performance-model.md.
 """
 
@@ -24,20 +24,20 @@ from orchestrator.performance.predict.shape import ModelShape
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
-#: vLLM 0.30's own values where flags are missing (engine/arg_utils.py, config/cache.py). The first
-#: two are larger on large cards, and with more ranks on CPU.
+#: vLLM 0.30's defaults of flags (engine/arg_utils.py, config/cache.py). On large cards, and with
+#: several ranks on CPU, vLLM's first two defaults are larger.
 DEFAULT_SEQUENCES = 256
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_MEMORY_SHARE = 0.92
-#: GiB for keys and values, of vLLM on CPU, where it is not the share above.
+#: The variable with vLLM's cache size on CPU, in GiB; it replaces the share above.
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 ROUNDS = 60
 
 
 @dataclass(frozen=True)
 class OfferedLoad:
-    """``concurrency`` requests at once; with ``rate_per_s`` as many as come, ``concurrency`` at
-    most."""
+    """The offered load: ``concurrency`` requests at once; with ``rate_per_s``, requests that arrive
+    at that rate, at most ``concurrency`` at once."""
 
     prompt_tokens: int
     output_tokens: int
@@ -47,9 +47,9 @@ class OfferedLoad:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the profile allows. ``sequences``: at once at most; ``wanted``: how many have to have
-    room, where the profile says it; ``context``: tokens of one request, None where the model
-    decides; ``cache_bytes``: for keys and values, where it is not what the share leaves."""
+    """The profile's limits. ``sequences``: most requests at once; ``wanted``: requests that need
+    room in memory, if the profile says so; ``context``: tokens of one request, None: the model's
+    own limit; ``cache_bytes``: size of the KV cache, if it is not a share of the memory."""
 
     sequences: int = DEFAULT_SEQUENCES
     wanted: int = 1
@@ -61,8 +61,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A phase: "prefill" is the time to the first token, "decode" that of each further one,
-    "request" all of a request. ``seconds`` is the sum of the parts."""
+    """A phase: "prefill" is the time to first token, "decode" the time per further token, "request"
+    a whole request. ``seconds``: the sum of the parts."""
 
     phase: str
     seconds: float
@@ -72,9 +72,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LoadPrediction:
-    """A load on a layout. ``running``: requests in the engine, of all copies together; ``waiting``:
-    those that wait for a place. ``saturated``: more come than can be served, so that the queue
-    grows as long as the load lasts; then no time in it is predicted."""
+    """The prediction for a load on a layout. ``running``: requests in the engine, of all copies
+    together; ``waiting``: requests in the queue. ``saturated``: requests arrive faster than they
+    can be served, so that the queue grows for ever; then no waiting time is predicted."""
 
     prefill: Prediction
     decode: Prediction
@@ -87,7 +87,7 @@ class LoadPrediction:
 
 
 def limits(profile: Profile, synchronous: bool = False) -> Limits:
-    """The limits in the flags of ``vllm serve``; ``synchronous``: on CPU."""
+    """The limits in the profile's flags of ``vllm serve``. ``synchronous``: the device is a CPU."""
     args = {key.replace("_", "-"): value for key, value in profile.serving.args.items()}
     share = args.get("gpu-memory-utilization")
     cache = profile.serving_env().get(CPU_CACHE, "") if synchronous else ""
@@ -124,7 +124,7 @@ def forecast(
     load: OfferedLoad,
     limits: Limits | None = None,
 ) -> LoadPrediction:
-    """A load on a layout: its copies share it evenly."""
+    """Predict a load on a layout. The layout's copies share the load evenly."""
     allowed = limits or Limits()
     copies = layout.data if load.rate_per_s else min(layout.data, max(load.concurrency, 1.0))
     at_once = max(load.concurrency / copies, 1.0)
@@ -141,8 +141,8 @@ def forecast(
     rate = load.rate_per_s / copies
 
     def among(running: float) -> _Round:
-        """Who comes as it likes meets as many as run on average, and is one more (Wolff, "Poisson
-        arrivals see time averages", 1982)."""
+        """The round of a new request: it meets ``running`` requests, and is one more (Wolff,
+        "Poisson arrivals see time averages", 1982)."""
         return at(min(running + 1, most))
 
     running = _little(rate, most, among)
@@ -154,7 +154,7 @@ def forecast(
 
 @dataclass(frozen=True)
 class _Round:
-    """One copy with ``running`` requests in it; without any that wait for a place."""
+    """One copy with ``running`` requests and an empty queue."""
 
     running: float
     first: Parts
@@ -163,7 +163,8 @@ class _Round:
 
 
 def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float:
-    """How many run when ``rate`` come: the least r with r = rate x stay(r), or ``most``."""
+    """The number of running requests at a rate: the smallest r with r = rate x stay(r), at most
+    ``most``."""
     low, high = 0.0, most
     if rate * among(high).stay_s >= high:
         return most
@@ -176,14 +177,14 @@ def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float
 def _round(
     shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> _Round:
-    """One request's stay, among ``load.concurrency`` that run."""
+    """The stay of one request among ``load.concurrency`` running ones."""
     prompt, output = load.prompt_tokens, load.output_tokens
     in_flight = min(float(layout.pipeline), load.concurrency)
     together = max(load.concurrency / layout.pipeline, 1.0)  # of one batch in the stages
     own = max(1, math.ceil(prompt / limits.batched_tokens))
 
     def prompts(count: float, steps: float) -> Parts:
-        """One of the steps that prompts share."""
+        """One of ``steps`` equal steps that compute ``count`` prompts."""
         tokens = count * prompt / steps
         found = step(shape, layout, rates, Work(tokens, count, prompt / 2), in_flight)
         return found.plus(host_s=rates.engine.per_token_s * tokens)
@@ -192,9 +193,9 @@ def _round(
         waits_s, steps = 0.0, together * own
         mixed = prompts(together, steps)
     else:
-        # The engine begins with the prompt that comes first; the others share the steps after it,
-        # as few as the budget allows. Of two requests one waits for it, of more the median does:
-        # until the first stage is free.
+        # The engine computes the first prompt alone; the others share the following steps, as few
+        # as the token budget allows. Of two requests one waits for the first prompt; of more, the
+        # median one does. It waits until the first stage is free.
         share = min((load.concurrency - 1) / 2, 1.0)
         waits_s = share * own * prompts(1, own).seconds / layout.pipeline
         rest = max(load.concurrency - 1, 1.0)

@@ -1,10 +1,10 @@
-"""One step of the engine: how long it takes, part by part.
+"""The duration of one engine step, by parts.
 
-Reading weights and computing overlap, so the larger of the two counts and both are kept (Williams,
-Waterman, Patterson, "Roofline", 2009). The rest adds. Counted from vLLM 0.30.0: per layer two
-all-reduces for tensor parallelism (after attention and after the MLP: models/llama.py), one for the
-embedding (layers/vocab_parallel_embedding.py), one all-gather of logits
-(layers/logits_processor.py); per border between stages one message that describes and two tensors,
+Reading weights and computing overlap, so the larger of the two counts (Williams, Waterman,
+Patterson, "Roofline", 2009). All other parts are added. The messages are those of vLLM 0.30.0. With
+tensor parallelism: two all-reduces per layer (after attention and after the MLP: models/llama.py),
+one for the embedding (layers/vocab_parallel_embedding.py), one all-gather of logits
+(layers/logits_processor.py). Per border between stages: one message with metadata and two tensors,
 hidden states and residual (v1/worker/gpu_worker.py), and the sampled tokens back.
 """
 
@@ -18,14 +18,14 @@ from orchestrator.performance.predict.links import Cost, LinkRate, all_gather, a
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
-#: Operations of a border between stages: four messages (two describe), and one of sampled tokens.
+#: Messages per border between stages: two tensors, metadata of each, and the sampled tokens.
 BORDER_OPERATIONS = 5
 #: Bytes of a sampled token.
 TOKEN_BYTES = 8
 
 
 class Cause(StrEnum):
-    """What a time is spent on, or is longer for."""
+    """What a time is spent on."""
 
     COMPUTE = "compute"
     MEMORY = "memory"
@@ -41,11 +41,11 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds, by what they are spent on. ``compute_s`` and ``memory_s`` overlap.
+    """Seconds by cause. ``compute_s`` and ``memory_s`` overlap.
 
-    ``host_s``: operations that the device waits for, and the collectives' library. ``prefill_s``:
-    prompts: other requests' ones, or of a whole request its own too. ``queue_s``: waiting for a
-    place among ``max-num-seqs``.
+    ``host_s``: host work that the device waits for, communication library included. ``prefill_s``:
+    other requests' prompts, and for a whole request its own prompt too. ``queue_s``: waiting until
+    fewer than ``max-num-seqs`` requests run.
     """
 
     compute_s: float = 0.0
@@ -59,16 +59,16 @@ class Parts:
 
     @property
     def device_s(self) -> float:
-        """Of what overlaps, the larger."""
+        """The device's seconds: the larger of the two that overlap."""
         return max(self.compute_s, self.memory_s)
 
     @property
     def seconds(self) -> float:
-        """All together."""
+        """The sum."""
         return self.device_s + sum(self.added().values())
 
     def added(self) -> dict[Cause, float]:
-        """What adds to the device's time, by its name as a cause."""
+        """The parts that are added to the device's time, by cause."""
         return {
             Cause.LINK_LATENCY: self.link_latency_s,
             Cause.LINK_BANDWIDTH: self.link_bandwidth_s,
@@ -79,13 +79,13 @@ class Parts:
         }
 
     def shares(self) -> dict[Cause, float]:
-        """All that adds up to ``seconds``: of what overlaps, the larger by its name."""
+        """The parts that add up to ``seconds``, by cause; of the two that overlap, the larger."""
         bound = Cause.COMPUTE if self.compute_s > self.memory_s else Cause.MEMORY
         return {bound: self.device_s, **self.added()}
 
     @property
     def bound(self) -> Cause:
-        """The largest."""
+        """The cause with the most seconds."""
         shares = self.shares()
         return max(shares, key=lambda cause: shares[cause])
 
@@ -93,15 +93,15 @@ class Parts:
         return Parts(*(getattr(self, each.name) * factor for each in fields(self)))
 
     def plus(self, **more: float) -> Parts:
-        """With some parts longer."""
+        """A copy with seconds added to some parts."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return Parts(**{name: value + more.get(name, 0.0) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step computes: ``tokens`` new ones in all, of ``sequences`` whose next token is
-    sampled, each new one after ``context`` others on average."""
+    """A step's work: ``tokens`` new tokens in all, ``sequences`` sampled ones. A new token has
+    ``context`` tokens before it on average."""
 
     tokens: float
     sequences: float
@@ -111,14 +111,17 @@ class Work:
 def step(
     shape: ModelShape, layout: Parallelism, rates: Rates, work: Work, in_flight: float = 1.0
 ) -> Parts:
-    """One step of one batch through all stages. ``in_flight``: how many batches share the engine:
-    where scheduling them takes longer than one's way through the stages, that is what counts."""
+    """One step of one batch through all stages.
+
+    ``in_flight``: the number of batches that share the engine. If scheduling all of them takes
+    longer than one batch's way through the stages, the scheduling time counts.
+    """
     compute_s, memory_s = device(shape, layout, rates, work)
     messages = traffic(shape, layout, rates, work)
     operations = shape.layers * rates.engine.per_layer_operations
     launches = (operations + rates.borders * BORDER_OPERATIONS) * rates.operation_s
     if not rates.synchronous:
-        # The host runs ahead of the device: only what exceeds the device's time is waited for.
+        # The host runs ahead of the device, which waits only for the excess over its own time.
         launches = max(0.0, launches - max(compute_s, memory_s))
     scheduling = rates.engine.step_s + rates.engine.per_sequence_s * work.sequences
     parts = Parts(
@@ -133,11 +136,11 @@ def step(
 
 
 def device(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> tuple[float, float]:
-    """Seconds of arithmetic and of reading, which overlap.
+    """Seconds of computing and of reading memory, which overlap.
 
-    The roofline says which of the two bounds a product. How long it then takes was measured, where
-    the weights are as those that were: dense and not quantized. Then attention's arithmetic and its
-    reading of the cache add, since they are other operations.
+    For dense models that are not quantized, the time of matrix products was measured, and the
+    roofline only says which of the two it counts as. Attention's share is added then, since it is a
+    separate operation.
     """
     flops, read = rates.flops(shape.dtype), rates.memory_bytes_per_s
     compute_s = shape.flops(work.tokens, work.context, work.sequences) / layout.tensor / flops
@@ -158,7 +161,7 @@ def device(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> 
 
 
 def traffic(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> Cost:
-    """All messages of a step, on the way that nobody overtakes."""
+    """The cost of all messages of a step that are on its critical path."""
     if rates.link is None:
         return Cost()
     hidden = work.tokens * shape.hidden * shape.dtype_bytes
@@ -170,8 +173,8 @@ def traffic(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) ->
         cost = cost.plus(each.times(all_reduces(shape)))
         cost = cost.plus(all_gather(nodes, logits, rates.link, rates.all_reduce))
     if rates.borders:
-        # With tensor parallelism too, each rank sends its slice; all of them over the same link.
-        # Of the messages of a border only the last is waited for: latency counts once.
+        # With tensor parallelism, each rank sends its slice over the same link, so the bytes are
+        # the same. Only the last of a border's messages is waited for: latency counts once.
         border = send(2 * hidden, rates.link, rates.send)
         cost = cost.plus(border.times(rates.borders))
         cost = cost.plus(send(work.sequences * TOKEN_BYTES, rates.link, rates.send))
@@ -179,10 +182,10 @@ def traffic(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) ->
 
 
 def all_reduces(shape: ModelShape) -> int:
-    """Of one step with tensor parallelism."""
+    """The number of all-reduces in a step with tensor parallelism."""
     return 2 * shape.layers + 1
 
 
 def _to_workers(link: LinkRate) -> Cost:
-    """The engine tells workers on other nodes what to do: one message."""
+    """The cost of the engine's message to workers on other nodes, once per step."""
     return Cost(latency_s=link.latency_s)

@@ -1,4 +1,4 @@
-"""Which layout is best, whether more nodes help at all, and what would change that."""
+"""Rank layouts: which one is best, whether more nodes help, and what would change that."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.shape import ModelShape
 
-#: A difference that is less than this share is none: no model of this kind is better.
+#: Differences below this share count as none: the model is not more exact.
 SAME = 0.05
-#: Of counterfactuals, the one that is none.
+#: The name of the case without a change, among counterfactuals.
 AS_IT_IS = "as it is"
-#: Links that people buy: name -> bytes a second of one TCP stream (of Ethernet 94 % of the bits,
-#: what headers leave; of USB4 what is reported of thunderbolt_net).
+#: Usual links: name -> bytes per second of one TCP stream. Ethernet: 94 % of the bits, the rest is
+#: headers. USB4: as reported for thunderbolt_net.
 LINKS = {
     "2.5 GbE": 2.5e9 / 8 * 0.94,
     "10 GbE": 10e9 / 8 * 0.94,
@@ -34,10 +34,10 @@ LINKS = {
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a layout fits a device's memory, of the fullest rank. Bytes.
+    """The memory of the fullest rank's device, in bytes, and what it is used for.
 
-    ``sequences``: how many requests of the longest context have room at once, of those that are
-    allowed; ``wanted``: how many the profile asks for.
+    ``sequences``: requests of the longest context that have room at once, at most those allowed;
+    ``wanted``: those that the profile needs room for.
     """
 
     weight_bytes: float
@@ -54,7 +54,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether all that the profile allows have room."""
+        """Whether all requests that the profile wants have room."""
         return self.runs and self.sequences >= self.wanted
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A layout with its forecasts: of a single request at a time, and under the load."""
+    """A layout with its predictions: for a single request, and for the load."""
 
     layout: Parallelism
     fit: Fit
@@ -78,7 +78,7 @@ class Ranked:
 
     @property
     def single_tokens_per_s(self) -> float:
-        """Tokens a second while one request decodes."""
+        """Tokens per second while a single request decodes."""
         return 1 / self.single.decode.seconds
 
 
@@ -86,9 +86,9 @@ RatesOf = Callable[[Parallelism], Rates]
 
 
 def fit(shape: ModelShape, layout: Parallelism, memory_bytes: float, limits: Limits) -> Fit:
-    """Weights and the cache of keys and values against a device's memory.
+    """Compare weights and KV cache with a device's memory.
 
-    Buffers of a step are not counted: vLLM measures them itself, and they take room of the cache.
+    A step's buffers are not counted: vLLM measures them at start, and makes the cache smaller.
     """
     usable = memory_bytes * (1.0 if limits.cache_bytes else limits.memory_share)
     weights = shape.bytes_held(layout.tensor, layout.pipeline)
@@ -107,7 +107,7 @@ def rank(
     load: OfferedLoad,
     limits: Limits,
 ) -> list[Ranked]:
-    """Layouts by tokens a second of a single request, those that fit first."""
+    """Sort layouts by tokens per second of a single request; those that fit come first."""
     found = [_ranked(shape, layout, rates_of(layout), load, limits) for layout in layouts]
     return sorted(found, key=lambda one: (not one.fit.fits, not one.fit.runs, -_speed(one)))
 
@@ -120,7 +120,7 @@ def _ranked(
     shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> Ranked:
     room = fit(shape, layout, rates.memory_bytes, limits)
-    # What has no room waits; where nothing has, the figures say how fast it would be.
+    # Requests without room wait. If not even one has room, predict the speed as if one had.
     places = max(1, room.sequences)
     allowed = replace(limits, sequences=places)
     single = forecast(shape, layout, rates, replace(load, concurrency=1, rate_per_s=None), allowed)
@@ -129,7 +129,7 @@ def _ranked(
 
 
 def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | None:
-    """The quickest of those that run by ``of``, of equals the one with the fewest accelerators."""
+    """The layout with the largest ``of`` among those that run; of equals, the smallest layout."""
     running = [one for one in ranked if one.fit.runs]
     if not running:
         return None
@@ -139,12 +139,12 @@ def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | No
 
 
 def throughput(one: Ranked) -> float:
-    """Tokens a second of all requests of the load."""
+    """Tokens per second of all requests of the load."""
     return one.loaded.output_tokens_per_s
 
 
 def loses(ranked: Sequence[Ranked], chosen: Parallelism) -> str:
-    """Why the chosen layout is worse than one device; empty where it is not, or one cannot run."""
+    """Why the chosen layout is slower than one device; empty if it is not, or one cannot run it."""
     one, mine = _of(ranked, Parallelism()), _of(ranked, chosen)
     if one is None or mine is None or not one.fit.runs or chosen.one:
         return ""
@@ -165,7 +165,7 @@ def _added(alone: Prediction, spread: Prediction) -> Cause:
 
 
 def does_clustering_help(ranked: Sequence[Ranked], load: OfferedLoad) -> str:
-    """The answer in one line, with figures, of layouts of one copy."""
+    """The answer in one line, with figures. Only layouts with one copy are compared."""
     one = _of(ranked, Parallelism())
     several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
     if one is None or not several:
@@ -192,7 +192,7 @@ def _answer(name: str, one: Ranked, other: Ranked | None, of: Callable[[Ranked],
 def counterfactuals(
     shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
 ) -> dict[str, float]:
-    """Tokens a second of a single request, if one thing differed: what -> tokens a second."""
+    """Tokens per second of a single request if one thing differed, by that thing."""
     alone = replace(load, concurrency=1, rate_per_s=None)
 
     def speed(changed: Rates) -> float:

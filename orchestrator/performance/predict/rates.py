@@ -1,4 +1,4 @@
-"""The figures that a layout is predicted with, from what probes measured; and if they differed."""
+"""A layout's rates from probes, and changed rates for counterfactuals."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from orchestrator.performance.results.probe import (
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
-#: A device that computes while its host goes on has a queue of its own; torch's "cpu" has none.
+#: torch's name of the device that computes synchronously; all others have a queue.
 SYNCHRONOUS = "cpu"
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of the slowest device and link of a layout's first copy; all copies' are taken alike.
+    """The rates of the slowest device and link of a layout's first copy; they stand for all copies.
 
-    ``flops_per_s``: by torch's name of the number format. ``tensor_nodes``, ``borders``: between
-    how many nodes tensor-parallel ranks lie, and how many borders between stages are between nodes.
-    ``products``: of dense matrix products, bytes of weights a second by the input's rows,
-    ascending; empty where nobody measured. ``link``: None where the layout needs none.
-    ``all_reduce``, ``send``: as measured, else None, and the formula is taken. ``notes``: what was
-    not measured, and what stands for it.
+    ``flops_per_s``: by torch's name of the number format. ``tensor_nodes``: the number of nodes of
+    a tensor-parallel group. ``borders``: stage borders that are between nodes. ``products``: rows
+    of the input -> bytes of weights per second of dense matrix products, ascending; empty if not
+    measured. ``link``: None if the layout needs none. ``all_reduce``, ``send``: measured curves;
+    None: the formula is used. ``notes``: what was not measured, and what replaces it.
     """
 
     memory_bytes_per_s: float
@@ -53,12 +52,15 @@ class Rates:
     notes: tuple[str, ...] = ()
 
     def flops(self, dtype: str) -> float:
-        """The matrix rate of a number format; of another one where it was not measured."""
+        """The matrix rate of a number format; if it was not measured, the lowest other rate."""
         return self.flops_per_s.get(dtype) or min(self.flops_per_s.values())
 
     def product_s(self, weight_bytes: float, rows: float) -> float | None:
-        """Seconds of products with so many bytes of weights, as measured: straight lines in seconds
-        a byte between the rows that were, the last one's proportion above. None where none was."""
+        """Measured seconds of products with so many bytes of weights; None if not measured.
+
+        Seconds per byte are interpolated linearly between the measured rows. Above the last one
+        they grow in proportion to the rows.
+        """
         if not self.products:
             return None
         points = [(count, 1 / rate) for count, rate in self.products]
@@ -76,8 +78,8 @@ def rates(
 ) -> Rates:
     """The rates of a layout on the profile's accelerators.
 
-    Raises UserError where no device was measured, or the layout needs a link and neither a link nor
-    a collective was.
+    Raises UserError if no device was probed, or the layout needs a link and neither a link nor a
+    collective was probed.
     """
     copies = place(accelerators(profile), layout)
     notes: list[str] = []
@@ -88,7 +90,7 @@ def rates(
 
 
 def of_devices(devices: Sequence[DeviceRates]) -> Rates:
-    """The rates of the slowest of at least one device, with no link."""
+    """The rates of the slowest of the devices (at least one), without a link."""
     return Rates(
         memory_bytes_per_s=_slowest(devices, lambda each: each.memory_bytes_per_s),
         flops_per_s={
@@ -114,8 +116,10 @@ def what_if(
     memory_factor: float = 1.0,
     host_factor: float = 1.0,
 ) -> Rates:
-    """The rates with another link, memory or host. What was measured of collectives keeps the
-    library's share: only the link's own changes with it."""
+    """The rates with another link, memory or host.
+
+    In measured collectives only the link's share changes; the library's share stays.
+    """
     link = rates.link and LinkRate(
         rates.link.latency_s * latency_factor, link_bytes_per_s or rates.link.bytes_per_s
     )
@@ -148,7 +152,7 @@ def _devices(probes: Probes, nodes: Sequence[str], notes: list[str]) -> list[Dev
 
 
 def _products(devices: Sequence[DeviceRates]) -> tuple[tuple[float, float], ...]:
-    """The slowest device's at each number of rows that all have."""
+    """The slowest device's rate for each number of rows that all devices have."""
     common = set.intersection(*(set(each.product_bytes_per_s) for each in devices))
     return tuple(
         (float(rows), min(each.product_bytes_per_s[rows].median for each in devices))
@@ -163,7 +167,7 @@ def _slowest(devices: Sequence[DeviceRates], of: Callable[[DeviceRates], Spread]
 def _linked(
     found: Rates, probes: Probes, profile: Profile, copy: Placement, notes: list[str]
 ) -> Rates:
-    """With what lies between a copy's nodes. Ranks on one node are taken to send no message."""
+    """The rates with the link between a copy's nodes. Messages within a node count as free."""
     ranks = max(len(stage) for stage in copy.stages)
     if ranks > len(copy.tensor_nodes):
         notes.append("messages between accelerators of one node are not counted")
@@ -193,7 +197,7 @@ def _linked(
 
 
 def _link(probes: Probes, network: str, nodes: Sequence[str]) -> LinkRate | None:
-    """The worst of the links between any two of the nodes."""
+    """The largest latency and lowest bandwidth of the links between the nodes."""
     pairs = {frozenset(pair) for pair in combinations(nodes, 2)}
     found: list[LinkRates] = [
         each
@@ -210,7 +214,7 @@ def _link(probes: Probes, network: str, nodes: Sequence[str]) -> LinkRate | None
 def _collective(
     measured: Sequence[CollectiveRates], nodes: Sequence[str]
 ) -> CollectiveRates | None:
-    """What was measured between these nodes, or the fewest that hold them, or any."""
+    """The measurement between these nodes, else the smallest that includes them, else any."""
     wanted = set(nodes)
     usable = [each for each in measured if len(each.nodes) > 1 and (each.all_reduce_s)]
     return min(
@@ -221,7 +225,7 @@ def _collective(
 
 
 def link_of(group: CollectiveRates) -> LinkRate:
-    """A link that makes a ring's formula give what was measured."""
+    """The link with which the ring's formula gives the measured times."""
     sizes = sorted(group.all_reduce_s)
     least, most = (group.all_reduce_s[size].median for size in (sizes[0], sizes[-1]))
     ranks = len(group.nodes)

@@ -1,8 +1,8 @@
-"""What a model is, as far as speed goes: bytes and FLOPs of a token, from its config.json.
+"""A model's sizes, from its config.json: bytes and FLOPs per token.
 
-FLOPs count a multiply-add as two. Per token a weight of a linear layer is read once and used for
-two FLOPs (Kaplan et al., "Scaling Laws for Neural Language Models", 2020, table 1); attention
-multiplies each new token with each one of its context twice.
+A multiply-add counts as two FLOPs. Per token, a weight of a linear layer is read once and used for
+two FLOPs (Kaplan et al., "Scaling Laws for Neural Language Models", 2020, table 1). Attention
+multiplies each new token twice with each token of its context.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ DTYPES = {
     "float": ("float32", 4),
     "float32": ("float32", 4),
 }
-#: Model types whose MLP has two matrices; the others here have a gate too, so three.
+#: Model types whose MLP has two matrices; all others have a gate, so three.
 UNGATED = ("gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "falcon", "mpt", "bloom", "phi")
-#: Keys of config.json of layers that are counted as plain attention -> what they really are.
+#: Keys of config.json for layers that are modelled as plain attention -> their real kind.
 UNLIKE = {
     "kv_lora_rank": "attention over a compressed cache (MLA)",
     "ssm_cfg": "state space layers",
@@ -35,11 +35,14 @@ UNLIKE = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. ``weight_bits``: of one weight of a linear layer of the decoder, its
-    share of scales and zero points included. ``dtype``: of all else, as torch names it.
-    ``mlp_matrices``: two, or three with a gate. ``experts``: 0 in a dense model; ``dense_layers``:
-    of a model with experts, those that have none; ``shared``: the width of what each token passes
-    beside its experts."""
+    """Sizes of a decoder.
+
+    ``weight_bits``: bits of a weight in the decoder's linear layers, with its share of scales and
+    zero points. ``dtype``: torch's name of all other numbers' format. ``mlp_matrices``: two, or
+    three with a gate. ``experts``: 0 in a dense model. ``dense_layers``: layers without experts in
+    a model that has experts. ``shared``: the width of the MLP that every token passes beside its
+    experts.
+    """
 
     layers: int
     hidden: int
@@ -61,29 +64,29 @@ class ModelShape:
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of one weight of a linear layer of the decoder."""
+        """Bytes of one weight in the decoder's linear layers."""
         return self.weight_bits / 8
 
     @property
     def plain(self) -> bool:
-        """Whether its products are those of dense matrices in half precision."""
+        """Whether all its products are of dense matrices with 16-bit weights."""
         return not self.experts and self.dtype_bytes == 2 and self.weight_bits == 16
 
     @property
     def head_weights(self) -> int:
-        """Weights that turn hidden states into logits; as many are in the embedding."""
+        """The number of weights of the output head; the embedding has as many."""
         return self.vocabulary * self.hidden
 
     def attention_weights(self, tensor: int = 1) -> float:
         """Weights of a layer's attention on one of ``tensor`` ranks: queries, output, keys, values.
 
-        With more ranks than key-value heads, each has one head: copies (vLLM's llama.py).
+        With more ranks than key-value heads, each rank has a copy of one head (vLLM's llama.py).
         """
         own = 2 * self.hidden * self.heads * self.head_dim / tensor
         return own + 2 * self.hidden * max(self.kv_heads / tensor, 1.0) * self.head_dim
 
     def mlp_weights(self, experts: float) -> float:
-        """Weights of all layers' MLPs together, with ``experts`` of the experts in each layer."""
+        """Weights of all layers' MLPs together, counting ``experts`` experts in each layer."""
         matrix = self.mlp_matrices * self.hidden
         if not self.experts:
             return self.layers * matrix * self.intermediate
@@ -92,9 +95,9 @@ class ModelShape:
         return spread * each + self.dense_layers * matrix * self.intermediate
 
     def experts_touched(self, tokens: float) -> float:
-        """How many experts of a layer ``tokens`` tokens go through, where they choose evenly.
+        """The expected number of a layer's experts that ``tokens`` tokens use, if chosen evenly.
 
-        E (1 - (1 - k/E)^n): the chance that nobody chose it, of each.
+        E (1 - (1 - k/E)^n): (1 - k/E)^n is the probability that no token uses an expert.
         """
         if not self.experts:
             return 0.0
@@ -104,32 +107,32 @@ class ModelShape:
     def bytes_read(self, tokens: float = 1, tensor: int = 1) -> float:
         """Weight bytes that one of ``tensor`` ranks reads in a step that computes ``tokens``.
 
-        Of all layers and the head; of the embedding only rows are read.
+        All layers and the head. The embedding does not count, since only a few rows are read.
         """
         mlp = self.mlp_weights(self.experts_touched(max(tokens, 1))) / tensor
         linear = self.layers * self.attention_weights(tensor) + mlp
         return linear * self.weight_bytes + self.head_weights * self.dtype_bytes / tensor
 
     def bytes_held(self, tensor: int = 1, stages: int = 1) -> float:
-        """Weight bytes in the memory of the fullest rank: all experts, and the embedding.
+        """Weight bytes in the memory of the fullest rank: all experts, and embedding or head.
 
-        The first stage has the embedding and the last one the head; with one stage both.
+        The first stage has the embedding, the last one the head; a single stage has both.
         """
         mlp = self.mlp_weights(self.experts) / tensor
         linear = (self.layers * self.attention_weights(tensor) + mlp) * self.weight_bytes
-        share = -(-self.layers // stages) / self.layers  # vLLM gives what is left over to few
+        share = -(-self.layers // stages) / self.layers  # some stages have one layer more
         ends = 1 if self.tied or stages > 1 else 2
         return linear * share + ends * self.head_weights * self.dtype_bytes / tensor
 
     def flops(self, tokens: float, context: float, sampled: float) -> float:
-        """FLOPs of a step: ``tokens`` new ones, each after ``context`` others on average;
-        logits are computed of ``sampled`` only."""
+        """FLOPs of a step with ``tokens`` new tokens, each with ``context`` tokens before it on
+        average. Logits are computed for ``sampled`` tokens only."""
         dense = self.layers * self.attention_weights() + self.mlp_weights(self.experts_per_token)
         attention = 4 * self.layers * self.heads * self.head_dim * context
         return tokens * (2 * dense + attention) + sampled * 2 * self.head_weights
 
     def kv_bytes_per_token(self, tensor: int = 1) -> float:
-        """Bytes of one token in the cache of one of ``tensor`` ranks, all layers: keys, values."""
+        """Bytes of one token's keys and values of all layers, in one of ``tensor`` ranks' cache."""
         heads = max(self.kv_heads / tensor, 1.0)
         return 2 * self.layers * heads * self.head_dim * self.dtype_bytes
 
@@ -137,9 +140,9 @@ class ModelShape:
 def read(
     config: Mapping[str, Any], dtype: str = "auto"
 ) -> tuple[ModelShape | None, tuple[str, ...]]:
-    """The shape in a config.json, and what could not be read: what is predicted without it.
+    """The shape in a config.json, and notes on what could not be read or is not modelled.
 
-    ``dtype``: vLLM's flag. No shape where not even the layers' sizes are known.
+    ``dtype``: vLLM's flag. The shape is None if the layers' sizes are unknown.
     """
     text = config.get("text_config", config)
     unread = [
@@ -158,7 +161,7 @@ def read(
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=kv_heads or heads,  # Hugging Face's own default
+        kv_heads=kv_heads or heads,  # as in Hugging Face's transformers
         head_dim=number(text, "head_dim") or hidden // heads,
         intermediate=_intermediate(text, hidden, unread),
         vocabulary=number(text, "vocab_size") or 0,
@@ -209,16 +212,16 @@ def _experts(text: Mapping[str, Any], unread: list[str]) -> dict[str, int]:
 
 
 def _weight_bits(config: Mapping[str, Any], plain: float, unread: list[str]) -> float:
-    """Bits of a quantized weight. AWQ and GPTQ keep, for each group of weights in a column, one
-    scale of 16 bits and one zero point as wide as a weight."""
+    """Bits of a quantized weight. AWQ and GPTQ store for each group of weights in a column a scale
+    of 16 bits and a zero point as wide as a weight."""
     settings = quantization.settings(config)
     method = str(settings.get("quant_method", "")).lower()
     if method in quantization.BITS:
         bits = float(settings.get("bits") or settings.get("w_bit") or 4)
         group = settings.get("group_size", settings.get("q_group_size", 128))
-        # Without groups there is one scale a column: nothing worth counting.
+        # Without groups there is one scale per column, which is negligible.
         return bits + ((16 + bits) / group if isinstance(group, int) and group > 0 else 0.0)
-    # Of bitsandbytes' 4 bits, a scale of 32 bits for each block of 64 (QLoRA's paper, section 3).
+    # bitsandbytes with 4 bits has a scale of 32 bits per block of 64 (QLoRA's paper, section 3).
     known = {"fp8": 8.0, "bitsandbytes": 4.5 if settings.get("load_in_4bit") else 8.0}
     found = known.get(method) or _compressed_bits(settings)
     if settings and not found:
@@ -227,7 +230,7 @@ def _weight_bits(config: Mapping[str, Any], plain: float, unread: list[str]) -> 
 
 
 def _compressed_bits(settings: Mapping[str, Any]) -> float | None:
-    """The width in compressed-tensors' settings: of the first group of layers."""
+    """The weights' bits in compressed-tensors' settings, from the first group that has them."""
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None

@@ -1,1 +1,1 @@
-"""What machines and cables can do, measured: the figures that predictions start from."""
+"""Probes: measure devices, links, collectives and storage. Predictions use the results."""

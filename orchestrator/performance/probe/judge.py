@@ -1,4 +1,4 @@
-"""Which way bytes took, which they should have taken, and what is odd about the figures. Pure."""
+"""Find anomalies in probes: wrong interfaces, slow links or devices, wide spreads. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from orchestrator.performance.results.probe import Probes, Spread
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: Spreads above it, as shares of the median, are said.
+#: Spreads above this share of the median are reported.
 WIDE = 0.3
-#: TCP below this share of what was negotiated is said, and a device below it of the quickest one.
+#: TCP rates below this share of the negotiated rate are reported, as are devices below this share
+#: of the fastest device.
 SLOW = 0.6
-#: Processors that are busier than this before probing are said.
+#: Nodes whose processors were busier than this before probing are reported.
 BUSY = 0.3
-#: Bytes of a file that is read before its rate counts for anything.
+#: The rate of a model's file counts only if the file has at least so many bytes.
 SMALL = 16 << 20
 
 
 def used(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The interface that took most bytes in between, of two of node_state's `cards`; "" for none.
-    A bridge counts for its ports."""
+    """The interface with the most bytes between two readings of node_state's `cards`; "" if none
+    moved. If a bridge moved bytes, its ports do not count."""
     moved = {name: card["bytes"] - before.get(name, card)["bytes"] for name, card in after.items()}
     ports = {name for name, card in after.items() if moved.get(card["master"] or "", 0) > 0}
     found = {name: count for name, count in moved.items() if count > 0 and name not in ports}
@@ -30,8 +31,8 @@ def used(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def way(profile: Profile, a: Node, b: Node, network: str) -> str:
-    """The network whose link a's packets to b's address on ``network`` should take: one that
-    carries it, where both are on that."""
+    """The network by which packets from a to b's address on ``network`` should go: one that
+    carries it and that both nodes are on, else ``network`` itself."""
     for name, other in profile.networks.items():
         if other.carries == network and name in a.links and name in b.links:
             return name
@@ -39,7 +40,7 @@ def way(profile: Profile, a: Node, b: Node, network: str) -> str:
 
 
 def anomalies(profile: Profile, probes: Probes) -> Iterator[str]:
-    """What is not as the profile says, or should not be believed too much."""
+    """Lines about results that contradict the profile, or are not reliable."""
     yield from _before(probes)
     yield from _links(profile, probes)
     yield from _collectives(profile, probes)
@@ -124,7 +125,7 @@ def _devices(probes: Probes) -> Iterator[str]:
 
 
 def _varying(where: str, found: Mapping[str, Spread]) -> Iterator[str]:
-    """Figures whose repeats lie too far apart, in one line."""
+    """One line about the figures whose repeats differ too much."""
     wide = {what: each.relative for what, each in found.items() if each.relative > WIDE}
     if wide:
         yield f"{where}: repeats differ by up to {max(wide.values()):.0%}: {', '.join(wide)}"

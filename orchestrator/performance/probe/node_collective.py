@@ -1,11 +1,11 @@
-"""Runs on each node at once, with the image's torch: the collectives that vLLM's ranks use.
+"""Runs on all nodes at once, with the image's torch: measure the collectives that vLLM's ranks use.
 
-As ranks have them: each goes through weights, then they exchange a message, and so on. What a
-message adds to that is its time. (One after the other they are quicker: then no rank is late, and
-no thread of the library has gone to sleep.)
+As in vLLM, each rank reads weights, then all exchange a message, and so on. A message's time is
+what it adds to reading weights. (Messages without work between them would be faster: no rank is
+late, and no thread of the library has gone to sleep.)
 
-One argument, JSON: {"rank", "world", "address", "port", "sizes": bytes, "between": bytes of
-weights, "timeout_s"}. Rank 0 prints the times.
+The argument is a JSON object: {"rank", "world", "address", "port", "sizes": bytes, "between": bytes
+of weights, "timeout_s"}. Rank 0 prints the times.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 import torch.distributed as ranks  # type: ignore[import-not-found, unused-ignore]
 
 REPEATS = 5
-#: Bytes of weights, more than a cache has, and their width.
+#: Bytes of weights, more than any cache has, and the width of their matrix.
 WEIGHTS, WIDTH = 128 << 20, 2048
-#: Seconds for one size, at most so many times; larger ones are left out where one took longer.
+#: Limits for one size: seconds, and number of messages. If one message takes longer than SECONDS,
+#: larger sizes are left out.
 SECONDS, MOST = 0.5, 200
 
-#: A group on the processors, for agreements.
+#: The process group on the CPU by which ranks coordinate.
 CONTROL: list[Any] = []
 
 
 def backend(on: str) -> str:
-    """torch's own choice for a device: gloo, xccl, nccl."""
+    """torch's default backend for a device: gloo, xccl, nccl."""
     return str(ranks.Backend.default_device_backend_map[on])
 
 
 def slowest(seconds: float) -> float:
-    """Of all ranks' seconds: the same number on each."""
+    """The largest of all ranks' values; each rank gets the same result."""
     found = torch.tensor([seconds], dtype=torch.float64)
     ranks.all_reduce(found, op=ranks.ReduceOp.MAX, group=CONTROL[0])
     return float(found)
 
 
 def once(action: Callable[[], object], on: str, count: int = 1) -> float:
-    """Seconds of an action, from a moment that all ranks share."""
+    """Mean seconds of an action, from a barrier that all ranks pass together."""
     ranks.barrier(group=CONTROL[0])
     begun = time.perf_counter()
     for _ in range(count):
@@ -56,13 +57,13 @@ def once(action: Callable[[], object], on: str, count: int = 1) -> float:
 
 
 def added(work: Callable[[], object], action: Callable[[], object], on: str) -> list[float]:
-    """Seconds that an action adds to work, REPEATS times; only once where that takes long."""
+    """Seconds that an action adds to work, measured REPEATS times; once if it takes long."""
 
     def both() -> None:
         work()
         action()
 
-    once(both, on)  # connections are made by it
+    once(both, on)  # the first call makes the connections
     took = slowest(once(both, on))
     if took > SECONDS:
         return [took]
@@ -72,7 +73,7 @@ def added(work: Callable[[], object], action: Callable[[], object], on: str) -> 
 
 
 def going_through(size: int, on: str) -> Callable[[], None]:
-    """A product with so many bytes of weights: other ones each time, as a model's layers are."""
+    """A matrix product that reads `size` bytes of weights, different ones at each call."""
     row = torch.ones(1, WIDTH, dtype=torch.bfloat16, device=on)
     weights = torch.ones(WEIGHTS // (2 * WIDTH), WIDTH, dtype=torch.bfloat16, device=on)
     parts = cycle(weights.split(max(1, size // (2 * WIDTH))))
@@ -80,7 +81,7 @@ def going_through(size: int, on: str) -> Callable[[], None]:
 
 
 def rates(asked: dict[str, Any]) -> dict[str, Any]:
-    """Of this rank; times on rank 0 only."""
+    """This rank's result; only rank 0's has times."""
     on = "cpu"
     if torch.accelerator.is_available():
         on = torch.accelerator.current_accelerator().type
@@ -103,7 +104,7 @@ def rates(asked: dict[str, Any]) -> dict[str, Any]:
             ranks.all_reduce(data)
 
         def pass_on(data: Any = data) -> None:
-            # There and back, so that a sender cannot run ahead.
+            # A round trip, so that the sender cannot run ahead.
             if rank == 0:
                 ranks.send(data, 1)
                 ranks.recv(data, 1)

@@ -1,7 +1,7 @@
-"""Runs on a node with the image's torch: what its device reaches, as JSON.
+"""Runs on a node with the image's torch: print its device's rates as JSON.
 
-One argument, JSON: {"seconds": S a figure}. The figures are those that vLLM's own operations reach:
-weights as torch.nn.Linear has them, [out, in].
+The argument is a JSON object: {"seconds": seconds per figure}. The operations are vLLM's, with
+weights in torch.nn.Linear's shape, [out, in].
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from torch.nn.functional import (  # type: ignore[import-not-found, unused-ignor
 )
 
 REPEATS = 5
-#: Bytes larger than any cache, and the least that still are where the model took the memory.
+#: Bytes of weights: larger than any cache, and the smallest such size if little memory is free.
 WEIGHTS, LEAST = 256 << 20, 64 << 20
 WIDTH = 2048
 DTYPES = ("bfloat16", "float16", "float32")
-#: Rows of inputs -> bytes of weights. A few rows are bound by neither memory nor arithmetic alone.
+#: Rows of the input -> bytes of weights, for few rows: neither memory nor arithmetic alone limits
+#: them.
 FEW = {1: WEIGHTS, 2: LEAST, 4: LEAST, 8: LEAST, 16: LEAST, 32: LEAST}
-#: A prompt's tokens. On a processor, caches do not matter with so many.
+#: The same for a prompt's tokens on a CPU, where caches do not matter with so many rows.
 MANY = {256: 8 << 20}
-#: An accelerator has a queue: what is shorter than putting it there would measure the host.
+#: The same on an accelerator: shorter operations would measure the host that enqueues them.
 MANY_QUEUED = {256: LEAST, 2048: LEAST}
 
 
 def device() -> str:
-    """torch's name of the accelerator, or the processor."""
+    """torch's name of the accelerator, else "cpu"."""
     if torch.accelerator.is_available():
         return str(torch.accelerator.current_accelerator())
     return "cpu"
 
 
 def settle(on: str) -> None:
-    """Wait until what was begun is done."""
+    """Wait until the device's queue is empty."""
     if on != "cpu":
         torch.accelerator.synchronize()
 
 
 def timed(on: str, action: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of one action, REPEATS times, each over as many as fit its share of the time."""
+    """Seconds of one action, measured REPEATS times. Each is a mean over as many calls as fit."""
     action()
     settle(on)
     begun = time.perf_counter()
@@ -81,14 +82,14 @@ def name(on: str) -> str:
 
 
 def random(rows: int, on: str, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of [rows, WIDTH] that looks like a model's: of ones, a card's arithmetic takes less
-    power, and its clock goes higher. The same few rows again and again, since drawing is slow."""
+    """A random matrix of [rows, WIDTH], as a model's are. With equal numbers a card uses less power
+    and raises its clock. Few rows are drawn and repeated, since drawing is slow."""
     drawn = torch.randn(min(rows, 128), WIDTH, device=on).to(dtype)
     return drawn.repeat(-(-rows // len(drawn)), 1)[:rows]
 
 
 def large(on: str, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix far larger than any cache, of [n, WIDTH]; smaller where there is less room."""
+    """A matrix of [n, WIDTH] far larger than any cache; smaller if memory does not suffice."""
     size = WEIGHTS
     while True:
         try:
@@ -100,8 +101,8 @@ def large(on: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def layer_of_little(on: str, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
-    """A layer of one token whose numbers are next to none, and how many operations it has: what
-    giving a device its work takes. (Of one operation again and again, each takes less.)"""
+    """A tiny layer for one token, and its number of operations: it measures the cost of launching
+    operations. (Repeating a single operation would be faster than a real layer.)"""
     heads, size = 2, 64
     wide = heads * size
     x, norm = random(1, on, dtype)[:, :wide], torch.ones(wide, dtype=dtype, device=on)
@@ -134,7 +135,7 @@ def rates(seconds: float) -> dict[str, Any]:
             share = seconds if rows == 1 else seconds / 2
             took = timed(on, lambda a=left, b=part: linear(a, b), share)  # type: ignore[misc]
             products[rows] = [part.numel() * 2 / each for each in took]
-        # The product of one row reads every weight once, and little else.
+        # A product with one row reads every weight once, so it measures memory bandwidth.
         memory = products[1]
         most, size = max(many.items())
         matrix = {}

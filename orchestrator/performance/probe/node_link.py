@@ -1,9 +1,9 @@
-"""Runs on both ends of a link, standard library only: latency, and seconds by a message's size.
+"""Runs on both ends of a link, standard library only: measure latency, and time by message size.
 
-    serve ADDRESS PORT               one client, then the end
-    ask ADDRESS PORT FROM SIZES      JSON on stdout; SIZES: bytes, with commas; FROM: own address
+    serve ADDRESS PORT               serve one client, then end
+    ask ADDRESS PORT FROM SIZES      print JSON; SIZES: bytes, comma-separated; FROM: own address
 
-Messages go one way and are answered by one byte, as a collective's step is.
+Each message is answered by one byte, as in a collective's step.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import sys
 import time
 from collections.abc import Iterator
 
-#: Seconds to wait for the other end, and for one message.
+#: Timeout in seconds for the connection and for each message.
 WAIT = 20.0
 ROUNDS, REPEATS = 50, 5
-#: Seconds for all round trips of one repeat, and for all messages of one size. Larger ones are left
-#: out where one alone took longer.
+#: Seconds for all round trips of one repeat, and for all messages of one size. If a single message
+#: takes longer, larger sizes are left out.
 ROUND_S, SIZE_S = 0.4, 1.0
-#: Of the stream: seconds of a repeat, bytes of a message, messages on their way.
+#: The bandwidth test: seconds of a repeat, bytes of a message, messages in flight.
 STREAM_S, STREAM_BYTES, AHEAD = 0.4, 256 << 10, 2
 HEAD = struct.Struct("!Q")
 
 
 def received(connection: socket.socket, count: int) -> bytes:
-    """So many bytes, of which the first 8 are kept. Raises ConnectionError where they end early."""
+    """Receive `count` bytes; return the first 8. Raises ConnectionError if they end early."""
     view, first = memoryview(bytearray(min(count, 1 << 20))), b""
     while count:
         got = connection.recv_into(view[: min(count, len(view))])
@@ -55,7 +55,7 @@ def prepare(connection: socket.socket) -> None:
 
 
 def exchange(connection: socket.socket, size: int) -> float:
-    """Seconds until a message of ``size`` was there and its answer here."""
+    """Seconds to send a message of ``size`` bytes and get its answer."""
     message = HEAD.pack(size) + bytes(size)
     begun = time.perf_counter()
     connection.sendall(message)
@@ -64,7 +64,7 @@ def exchange(connection: socket.socket, size: int) -> float:
 
 
 def exchanges(connection: socket.socket, size: int, most: int, seconds: float) -> Iterator[float]:
-    """One, and up to ``most`` while the time is not over."""
+    """Seconds of at least one exchange, and of up to ``most`` within ``seconds``."""
     end = time.monotonic() + seconds
     for _ in range(most):
         yield exchange(connection, size)
@@ -73,11 +73,11 @@ def exchanges(connection: socket.socket, size: int, most: int, seconds: float) -
 
 
 def stream(connection: socket.socket) -> float:
-    """Bytes a second of large messages, with some on their way at any time."""
+    """Bytes per second of large messages, with AHEAD of them in flight."""
     message = HEAD.pack(STREAM_BYTES) + bytes(STREAM_BYTES)
     for _ in range(AHEAD):
         connection.sendall(message)
-    received(connection, 1)  # the way is full: counted from here
+    received(connection, 1)  # the first answer: from here on the link is busy, so count
     sent, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < STREAM_S:
         connection.sendall(message)
@@ -88,7 +88,7 @@ def stream(connection: socket.socket) -> float:
 
 
 def connected(address: str, port: int, source: str) -> socket.socket:
-    """The other end may begin a little later. Raises OSError after WAIT seconds."""
+    """Connect, retrying until the other end listens. Raises OSError after WAIT seconds."""
     end = time.monotonic() + WAIT
     while True:
         left = max(0.1, end - time.monotonic())
@@ -107,7 +107,7 @@ def middle(values: list[float]) -> float:
 def ask(address: str, port: int, source: str, sizes: list[int]) -> None:
     with connected(address, port, source) as connection:
         prepare(connection)
-        list(exchanges(connection, 1, ROUNDS, ROUND_S))  # the connection finds its pace
+        list(exchanges(connection, 1, ROUNDS, ROUND_S))  # warm-up
         latency = [
             middle(list(exchanges(connection, 1, ROUNDS, ROUND_S))) / 2 for _ in range(REPEATS)
         ]

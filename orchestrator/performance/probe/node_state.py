@@ -1,6 +1,6 @@
-"""Runs on a node, standard library only: clock, load, versions and network cards, as JSON.
+"""Runs on a node, standard library only: print clock, load, versions and network cards as JSON.
 
-python - [SECONDS]      SECONDS: how long to watch the processors; none: network cards only
+python - [SECONDS]      SECONDS: how long to measure the load; without it: network cards only
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: What figures depend on, of what an image may have.
+#: Packages whose versions matter for the figures, as far as the image has them.
 PACKAGES = ("vllm", "torch", "ray", "vllm-xpu-kernels", "oneccl", "intel-sycl-rt")
 NET = Path("/sys/class/net")
 
@@ -27,21 +27,21 @@ def text(path: Path) -> str:
 
 
 def number(path: Path) -> int:
-    """A whole number; 0 where there is none. A card without a cable says -1."""
+    """The whole number in a file; 0 if there is none (a card without a cable has -1)."""
     found = text(path)
     return int(found) if found.isdigit() else 0
 
 
 def negotiated(name: str, net: Path = NET) -> int | None:
-    """Bits a second that a card and its other end agreed on; a bridge's are those of its slowest
-    port. None for virtual cards, whose speed nothing negotiated."""
+    """The negotiated rate of a card in bits per second; for a bridge, that of its slowest port.
+    None for virtual cards, which negotiate nothing."""
     home = net / name
     if not (home / "device").exists():
         ports = [negotiated(port.name.removeprefix("lower_"), net) for port in home.glob("lower_*")]
         return min((each for each in ports if each), default=None)
     if speed := number(home / "speed"):
         return speed * 10**6
-    # USB4: the card is a service of the other host, which knows the cable: a lane's Gb/s, lanes.
+    # USB4: the card belongs to the other host's device, which has Gb/s per lane, and lanes.
     host = (home / "device").resolve().parent
     lane = re.match(r"[\d.]+", text(host / "tx_speed"))
     lanes = number(host / "tx_lanes")
@@ -49,7 +49,7 @@ def negotiated(name: str, net: Path = NET) -> int | None:
 
 
 def cards(net: Path = NET) -> dict[str, dict[str, Any]]:
-    """By interface: bytes sent and received, what was negotiated, which bridge it is a port of."""
+    """Network cards by interface: bytes moved, negotiated rate, the bridge that it is a port of."""
     return {
         home.name: {
             "bytes": sum(number(home / f"statistics/{way}_bytes") for way in ("tx", "rx")),
@@ -62,7 +62,7 @@ def cards(net: Path = NET) -> dict[str, dict[str, Any]]:
 
 
 def processors() -> tuple[int, int]:
-    """Ticks that this machine's processors were busy, and all of them."""
+    """Busy and total ticks of this machine's processors."""
     ticks = [int(word) for word in text(Path("/proc/stat")).splitlines()[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 

@@ -1,6 +1,6 @@
-"""Runs on a node with the image's torch: how quickly its model is read and loaded.
+"""Runs on a node with the image's torch: measure how fast its model is read and loaded.
 
-One argument, JSON: {"path": directory of the model}. Prints {} where no weights lie there.
+The argument is a JSON object: {"path": the model's directory}. Prints {} if it has no weights.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import torch  # type: ignore[import-not-found, unused-ignore]
 from safetensors import safe_open  # type: ignore[import-not-found, unused-ignore]
 
 REPEATS = 3
-#: Of a file, what is read and loaded at most: weights have gigabytes.
+#: The most bytes of a file to read and load, and bytes per read.
 MOST, CHUNK = 512 << 20, 4 << 20
-#: Pages looked at, to tell whether the file is held in memory.
+#: The number of pages that are checked to tell whether the file is in the page cache.
 LOOKS = 16
 
 
 def forgotten(file: int, size: int) -> bool:
-    """Let the kernel forget the file's pages; whether it did. A file in memory stays there."""
+    """Drop the file from the page cache. False if it stays, as on tmpfs."""
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     for number in range(LOOKS):
         try:
             if os.preadv(file, [bytearray(1)], size * number // LOOKS, os.RWF_NOWAIT):
                 return False
         except BlockingIOError:
-            continue  # it would have to be fetched
+            continue  # this page is not cached
         except OSError:
-            return False  # this file system does not tell
+            return False  # this file system cannot tell
     return True
 
 
 def read(file: int, size: int) -> float:
-    """Bytes a second."""
+    """Read the file; bytes per second."""
     begun, done, buffer = time.perf_counter(), 0, bytearray(CHUNK)
     while done < size:
         got = os.preadv(file, [buffer], done)
@@ -48,11 +48,11 @@ def read(file: int, size: int) -> float:
 
 
 def load(path: Path, on: str) -> float:
-    """Bytes a second of tensors, from the file onto the device."""
+    """Load tensors from the file onto the device; bytes per second."""
     begun, done = time.perf_counter(), 0
     with safe_open(path, framework="pt", device=on) as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-            # On a processor a tensor is the file's own pages, until something reads them.
+        for name in file.keys():  # noqa: SIM118 (not a dictionary)
+            # On a CPU the tensor is memory-mapped; cloning it reads the file.
             tensor = file.get_tensor(name)
             tensor = tensor.clone() if on == "cpu" else tensor
             done += tensor.numel() * tensor.element_size()
@@ -64,7 +64,7 @@ def load(path: Path, on: str) -> float:
 
 
 def file_system(path: Path) -> str:
-    """The type of what is mounted where the file is."""
+    """The type of the file system that contains the file."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [each for each in mounts if path.is_relative_to(each[1])]
     return max(holding, key=lambda each: len(each[1]))[2]

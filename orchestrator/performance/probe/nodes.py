@@ -1,4 +1,4 @@
-"""Programs of this directory, run on nodes: each has a limit, and what it leaves is JSON."""
+"""Run this directory's programs (node_*.py) on nodes. Each has a timeout and prints JSON."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
     from orchestrator.profile import Node
 
-#: Seconds after which a node ends what hangs by itself, before this end gives up.
+#: The node kills a hanging program so many seconds before this side's timeout.
 GRACE = 10.0
 
 
 def state(cluster: Cluster, node: Node, *words: str) -> Any:
-    """What `node_state.py` prints."""
+    """The output of `node_state.py` on a node. Raises UserError as `_run` does."""
     return _run(cluster, node, [PYTHON, "-I", "-", *words], "node_state", 30.0)
 
 
 def plain(cluster: Cluster, node: Node, program: str, words: Sequence[str], timeout: float) -> Any:
-    """Run a program that needs Python alone; what it prints."""
+    """Run a program that needs the standard library only; return its output."""
     return _run(cluster, node, [PYTHON, "-I", "-", *words], program, timeout)
 
 
 def with_torch(
     cluster: Cluster, node: Node, program: str, asked: Mapping[str, Any], timeout: float
 ) -> Any:
-    """Run a program in the environment that vLLM has there; what it prints."""
+    """Run a program in vLLM's environment on that node; return its output."""
     variables = (f"{k}={v}" for k, v in environment(cluster.profile, node).items())
     argv = ["env", *variables, WITH_ENVIRONMENT, PYTHON, "-", json.dumps(asked)]
     return _run(cluster, node, argv, program, timeout)
 
 
 def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeout: float) -> Any:
-    """What a program prints last, as JSON; it comes on standard input. Raises UserError where it
-    fails, prints none, or is not done in time: it has ended then, with all that it started."""
+    """Run a program from standard input; return the JSON in its last line of output.
+
+    Raises UserError if it fails, prints no JSON, or exceeds the timeout. Then it has been killed
+    with all its descendants.
+    """
     limit = timeout - GRACE
     result = cluster.remote(node).run(
         guarded(limit, argv),
@@ -60,7 +63,7 @@ def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeou
         last = (result.err.strip() or f"exit code {result.code}, no output").splitlines()[-1]
         raise UserError(f"{node.name}: {last}")
     try:
-        # What a library says on stdout comes before.
+        # Libraries may print other lines before.
         return json.loads(result.out.strip().splitlines()[-1])
     except (IndexError, ValueError):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What is probed between whom, in which order, and at which sizes. Pure."""
+"""The plan of probes between nodes: pairs, order, message sizes. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from orchestrator.performance.predict.shape import read
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: Tokens of a step that are passed between ranks at once: a stream, batches, prompts.
+#: Tokens per step whose message sizes are probed: one request, batches, prompts.
 TOKENS = (1, 4, 8, 32, 128, 512, 2048)
-#: Bytes of one activation, and what is probed where the model's width is not known.
+#: Bytes of one activation, and the width to use if the model's is unknown.
 DTYPE_BYTES, HIDDEN = 2, 4096
 LARGEST = 16 << 20
-#: Bytes of weights that a rank goes through between two messages, where that is not known.
+#: Bytes of weights that a rank reads between two messages, if the model's shape is unknown.
 BETWEEN = 8 << 20
-#: Turns of some 4 s each: two minutes at most, also for a hundred nodes.
+#: The most turns, of about 4 s each: two minutes, also for a hundred nodes.
 TURNS = 30
-#: Pairs in one turn, where there are too many for one at a time.
+#: Pairs per turn, if there are too many for one pair per turn.
 AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two nodes with a link each on one network."""
+    """Two nodes that both have a link on one network."""
 
     a: Node
     b: Node
@@ -40,7 +40,7 @@ class Pair:
 
 
 def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Bytes of the messages that a model's ranks exchange: tokens times its width."""
+    """The message sizes in bytes that a model's ranks exchange: tokens times width."""
     text = config.get("text_config", config)
     hidden = text.get("hidden_size") if isinstance(text, Mapping) else None
     width = hidden if isinstance(hidden, int) and hidden > 0 else HIDDEN
@@ -49,7 +49,7 @@ def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def between(config: Mapping[str, Any], ranks: int) -> int:
-    """Bytes of weights that a rank of a model goes through between two all-reduces."""
+    """Bytes of weights that a rank reads between two all-reduces."""
     shape, _ = read(config)
     if shape is None:
         return BETWEEN
@@ -57,8 +57,11 @@ def between(config: Mapping[str, Any], ranks: int) -> int:
 
 
 def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
-    """The pairs of each turn. One pair a turn, so that nothing disturbs it, as long as there are
-    TURNS; else pairs that share no node, and of all pairs a part in which every node is."""
+    """The pairs of each turn.
+
+    One pair per turn, so that nothing disturbs it, if TURNS suffice. Otherwise several pairs that
+    share no node, and only some of all pairs, but with every node in one of them.
+    """
     rounds = [list(_rounds(network, nodes)) for network in profile.networks]
     found = [pair for each in zip_longest(*rounds, fillvalue=()) for part in each for pair in part]
     if len(found) <= TURNS:
@@ -71,14 +74,16 @@ def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
 
 
 def left_out(profile: Profile, nodes: Sequence[Node]) -> int:
-    """How many pairs `turns` leaves out."""
+    """The number of pairs that `turns` leaves out."""
     every = sum(len(part) for network in profile.networks for part in _rounds(network, nodes))
     return every - sum(map(len, turns(profile, nodes)))
 
 
 def _rounds(network: str, nodes: Sequence[Node]) -> Iterator[tuple[Pair, ...]]:
-    """All pairs on a network, in rounds in which no node is twice: as a tournament has them, one
-    stays and the others move on by a seat."""
+    """All pairs on a network, in rounds without a node twice.
+
+    It is a round-robin tournament's schedule: one node keeps its seat, the others move on by one.
+    """
     seats: list[Node | None] = [node for node in nodes if network in node.links]
     if len(seats) % 2:
         seats.append(None)

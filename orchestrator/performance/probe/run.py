@@ -1,5 +1,5 @@
-"""`orchestrate probe`: each probe by itself, each with a limit. What gives nothing is said, and
-holds no other back."""
+"""`orchestrate probe`: run all probes, each with a timeout. A failed probe is reported, and the
+others go on."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from orchestrator.performance.results.probe import (
 )
 from orchestrator.profile import Node
 
-#: Seconds for one figure of a device, and to watch processors before.
+#: Seconds for one figure of a device, and to measure the processors' load before.
 FIGURE_S, WATCH_S = 1.0, 0.5
 #: Seconds for a whole probe of a device, a link, a collective, a model's file.
 DEVICE_TIMEOUT, LINK_TIMEOUT, COLLECTIVE_TIMEOUT, STORAGE_TIMEOUT = 180.0, 60.0, 180.0, 120.0
-#: Where probes listen: below what Linux gives to outgoing connections.
+#: Ports that probes listen on: below Linux's range for outgoing connections.
 PORTS = range(20000, 30000)
-#: Requests that vLLM computes, and those that wait for it.
+#: vLLM's gauges of running and of waiting requests.
 IN_WORK = ("num_requests_running", "num_requests_waiting")
-#: Rounds of some kinds or nodes only, below PROBES.
+#: The directory, below PROBES, for rounds of only some kinds or nodes.
 PARTS = "parts"
 
 T = TypeVar("T")
 
 
 class Kind(StrEnum):
-    """What can be probed."""
+    """The kinds of probes."""
 
     DEVICE = "device"
     LINK = "link"
@@ -65,7 +65,7 @@ class Kind(StrEnum):
     STORAGE = "storage"
 
 
-#: The step in which every node is looked at first.
+#: The name of the first step, which reads every node's state.
 LOOK = "look"
 
 
@@ -76,9 +76,12 @@ def probe(
     nodes: Sequence[Node],
     requests: float | None,
 ) -> Probes:
-    """Probe these nodes; stores nothing. One kind after the other, since each needs the machines
-    for itself: devices and files of all nodes at once, links in turns. A node that cannot be asked
-    is left out of the rest. ``requests``: as `requests_in_work` found them."""
+    """Probe these nodes; saves nothing.
+
+    One kind after the other, since each needs the machines for itself. Devices and files: all nodes
+    at once; links: in turns. A node whose state cannot be read is left out. ``requests``: the
+    result of `requests_in_work`, before probing.
+    """
     round_ = Round(cluster, board)
     states = round_.each(LOOK, {node.name: partial(_look, cluster, node) for node in nodes})
     here = [node for node in nodes if node.name in states]
@@ -121,7 +124,7 @@ def probe(
 
 
 def store(probes: Probes, *, whole: bool) -> Path:
-    """Keep them. Predictions take the newest ``whole`` round; parts lie below."""
+    """Save a round of probes. Predictions use the newest ``whole`` round; others go to PARTS."""
     home = paths.measured(probes.profile) / PROBES / ("" if whole else PARTS)
     home.mkdir(parents=True, exist_ok=True)
     path = home / f"{probes.time.replace(':', '')}.json"
@@ -130,7 +133,7 @@ def store(probes: Probes, *, whole: bool) -> Path:
 
 
 def requests_in_work(cluster: Cluster) -> float | None:
-    """How many requests the served model is working on; None where it does not serve."""
+    """The number of requests that the model is working on; None if it does not serve."""
     with cluster.driver.network():
         try:
             found = metrics.values(metrics.page(cluster))
@@ -141,14 +144,14 @@ def requests_in_work(cluster: Cluster) -> float | None:
 
 @dataclass
 class Round:
-    """Probes side by side. What fails is noted, and the others go on."""
+    """Run probes in parallel. Failures are collected, and the others go on."""
 
     cluster: Cluster
     board: Board
     failed: list[FailedProbe] = field(default_factory=list)
 
     def each(self, step: str, actions: Mapping[str, Callable[[], T | None]]) -> dict[str, T]:
-        """The actions at once, by what they are about; what came of each where something did."""
+        """Run the actions in parallel, by node or pair; return the results that are not None."""
 
         def one(where: str) -> T | None:
             with self.kept(where, step), self.cluster.driver.network():
@@ -161,7 +164,7 @@ class Round:
 
     @contextmanager
     def kept(self, where: str, step: str) -> Iterator[None]:
-        """A failure of the body is noted."""
+        """Collect a failure of the body instead of raising it."""
         try:
             with self.board.step(where, step):
                 yield
@@ -170,7 +173,7 @@ class Round:
 
 
 def _look(cluster: Cluster, node: Node) -> tuple[Any, float]:
-    """A node's state, and its clock minus this one's: both ends of its work were between ours."""
+    """A node's state, and its clock minus this machine's, by the middle of the call."""
     begun = time.time()
     state = on_nodes.state(cluster, node, str(WATCH_S))
     first, last = state["time"]
@@ -184,7 +187,7 @@ def _device(cluster: Cluster, node: Node, skew: float) -> DeviceRates:
 
 
 def device_rates(node: str, found: Mapping[str, Any], skew: float) -> DeviceRates:
-    """What node_device said on a node; ``skew``: the seconds of its clock."""
+    """Convert node_device's output. ``skew``: the node's clock minus this machine's, in seconds."""
     return DeviceRates(
         node=node,
         device=found["device"],
@@ -200,7 +203,7 @@ def device_rates(node: str, found: Mapping[str, Any], skew: float) -> DeviceRate
 
 
 def _storage(cluster: Cluster, node: Node) -> StorageRates | None:
-    """None where the node has no model yet."""
+    """The rates of a node's model; None if it has no model yet."""
     asked = {"path": model_directory(cluster.profile)}
     found = on_nodes.with_torch(cluster, node, "node_storage", asked, STORAGE_TIMEOUT)
     if not found:
@@ -269,7 +272,7 @@ def _collective(cluster: Cluster, nodes: Sequence[Node]) -> CollectiveRates:
 
 @dataclass(frozen=True)
 class Card:
-    """An interface that bytes took, and what it negotiated in bits a second."""
+    """The interface that the bytes used, and its negotiated rate in bits per second."""
 
     interface: str
     negotiated: int | None
@@ -277,7 +280,7 @@ class Card:
 
 @contextmanager
 def _cards(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[list[Card]]:
-    """After the body, the card that most bytes took on each node, by the kernel's counters."""
+    """After the body, the list has each node's card with the most bytes moved during it."""
 
     def counted() -> list[Any]:
         states = together(cluster, [partial(on_nodes.state, cluster, node) for node in nodes])
@@ -292,7 +295,7 @@ def _cards(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[list[Card]]:
 
 
 def together(cluster: Cluster, actions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What all actions return, run at once. Raises UserError with what each failing one says."""
+    """Run all actions in parallel; return their results. Raises UserError with all failures."""
 
     def one(action: Callable[[], Any]) -> Any:
         with cluster.driver.network():

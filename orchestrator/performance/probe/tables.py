@@ -1,4 +1,4 @@
-"""What was probed, as tables for people."""
+"""Probes as tables for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = Iterator[tuple[str, ...]]
 
 
 def tables(found: Probes) -> Iterator[Table]:
-    """Devices, the model's file, links, and messages by their size; those that have rows."""
+    """Tables of devices, model files, links, and messages by size; empty ones are left out."""
     groups = found.collectives
     sending = [f"{kind}, {each.backend}" for each in groups for kind in ("all-reduce", "send")]
     for heads, rows in (
@@ -77,7 +77,7 @@ def _at(times: Mapping[int, Spread], size: int) -> str:
 
 
 def _time(figure: Spread | None) -> str:
-    """A time with how far its repeats are off."""
+    """A time with the spread of its repeats."""
     if figure is None:
         return ""
     unit, scale = ("µs", 1e6) if figure.median < 1e-3 else ("ms", 1e3)
@@ -89,5 +89,5 @@ def _rate(figure: Spread) -> str:
 
 
 def _off(figure: Spread) -> str:
-    """Half of what lies between lowest and highest, as a share; nothing of a single figure."""
+    """Half the distance between lowest and highest, as a share; empty for a single figure."""
     return f"±{figure.relative / 2:.0%}" if figure.n > 1 else ""

@@ -1,4 +1,4 @@
-"""Each measured phase beside its prediction and what was counted meanwhile: the report's story."""
+"""Make a report's content: each measured phase with its prediction and the counters meanwhile."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from orchestrator.performance.results.probe import Probes
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: Requests at once that a load with a rate may come to.
+#: The most requests at once that are assumed for a workload with a rate.
 MANY = 256
-#: Parts that no counter of a machine shows.
+#: Parts that no counter shows.
 MODELLED = ("compute", "memory")
 
 
@@ -44,7 +44,7 @@ def story(
     engine: Engine | None,
     earlier: Earlier,
 ) -> Story:
-    """All that a report tells of a run. Without probes nothing is explained, and it says so."""
+    """The content of a run's report. Without probes, nothing is explained, and a line says so."""
     alone = earlier.on_one_node
     compared = _compared(earlier.good, run) if earlier.good else ()
     wanted = run.asked.targets_ms if run.asked else {}
@@ -73,7 +73,7 @@ def story(
 
 
 def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
-    """Seconds, by a latency's name in the report."""
+    """Latency targets in seconds, by the latency's name in the report."""
     names = {"ttft": "time to first token", "tpot": "time per output token"}
     return {name: wanted_ms[key] / 1e3 for key, name in names.items() if key in wanted_ms}
 
@@ -98,7 +98,7 @@ def _fastest(run: Run) -> str:
 
 
 def _causes(phases: Sequence[Phase]) -> Iterator[str]:
-    """The cause of each phase, those of the same cause together."""
+    """A line for each cause, with all phases that have it."""
     by_cause: dict[tuple[str, str], list[str]] = {}
     for phase in phases:
         by_cause.setdefault((phase.name, phase.cause), []).append(phase.workload)
@@ -140,7 +140,7 @@ def _phases(
 
 
 def _point(told: Explained, shape: ModelShape, prompt: int) -> Point | None:
-    """Where the phase is under the roof: its FLOPs over the weights that it reads."""
+    """The phase's point in the roofline plot."""
     tokens = prompt if told.phase == "prefill" else 1
     flops, weights = shape.flops(tokens, prompt / 2, 1), shape.bytes_read(tokens)
     if not told.measured_s or not weights:
@@ -151,7 +151,7 @@ def _point(told: Explained, shape: ModelShape, prompt: int) -> Point | None:
 def evidence(
     found: Measured, series: Sequence[Series], allowed: Limits, probes: Probes
 ) -> Evidence:
-    """What was counted while the load ran. Pure."""
+    """The counters during a workload. Pure."""
     spans = [(window.start, window.end) for window in found.windows]
     by_node: dict[str, dict[str, float]] = {}
     for each in series:
@@ -197,7 +197,7 @@ def _share(counted: Mapping[str, float], name: str) -> float | None:
 
 
 def _links(by_node: Mapping[str, Mapping[str, float]], probes: Probes) -> dict[str, float]:
-    """By "NODE INTERFACE", the share of its probed rate that is in use, the busier way."""
+    """The used share of each link's probed rate, in its busier direction, by "NODE INTERFACE"."""
     fastest: dict[str, float] = {}
     for link in probes.links:
         for node, card in zip((link.a, link.b), link.interfaces, strict=True):
@@ -212,7 +212,7 @@ def _links(by_node: Mapping[str, Mapping[str, float]], probes: Probes) -> dict[s
 
 
 def _prefill_share(engine: Mapping[str, float]) -> float | None:
-    """Of the time that requests were computed, what was their prompts: vLLM's own histograms."""
+    """The share of prompts in the computing time of requests, by vLLM's histograms."""
     prompts = engine.get("request_prefill_time_seconds_sum")
     answers = engine.get("request_decode_time_seconds_sum")
     if prompts is None or answers is None or prompts + answers <= 0:

@@ -1,4 +1,4 @@
-"""One HTML file from a story: opens offline, loads nothing."""
+"""Render a story as one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TTFT, TPOT = "time to first token", "time per output token"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A plot on the page: its element, its heading, and what to see in it."""
+    """A plot on the page: its element's id, heading, and caption."""
 
     id: str
     title: str
@@ -33,10 +33,10 @@ class Drawn:
 
 
 def page(story: Story) -> str:
-    """The whole file."""
+    """The HTML file's text."""
     drawn = list(_drawn(story))
     figures = {each.id: json.loads(each.figure.to_json()) for each in drawn}
-    # Inside <script> only this sequence would end it.
+    # Escape "</": it could end the <script> element.
     embedded = json.dumps(figures, separators=(",", ":")).replace("</", "<\\/")
     return render(
         "report.html",
@@ -56,7 +56,7 @@ def page(story: Story) -> str:
 
 
 def milliseconds(spread: Spread | None) -> str:
-    """``12.3 ms (11.9 to 13.0)``."""
+    """A time as text, such as ``12.3 ms (11.9 to 13.0)``; empty for None."""
     if spread is None:
         return ""
     values = (f"{value * 1e3:.3g}" for value in (spread.median, spread.low, spread.high))
@@ -64,7 +64,7 @@ def milliseconds(spread: Spread | None) -> str:
 
 
 def bits(bytes_per_s: float) -> str:
-    """A rate as networks give it: ``0.94 Gb/s``."""
+    """A rate in bits per second as text, such as ``0.94 Gb/s``."""
     amount = bytes_per_s * 8
     for unit, name in ((1e9, "Gb/s"), (1e6, "Mb/s"), (1e3, "kb/s")):
         if amount >= unit:
@@ -116,8 +116,8 @@ def _points(phases: Sequence[Phase]) -> Iterator[Point]:
 
 
 def _load_plots(story: Story) -> Iterator[Drawn]:
-    """A plot for the sweep over concurrency and one for that over rates, where there are two
-    points at least."""
+    """A plot for the sweep over concurrency and one for the sweep over rates, each only if it has
+    at least two points."""
     sweeps = {
         "concurrency": [each for each in story.run.measured if each.workload.rate is None],
         "rate": [each for each in story.run.measured if each.workload.rate is not None],
@@ -141,7 +141,7 @@ def _load_plots(story: Story) -> Iterator[Drawn]:
 
 
 def _one_size(measured: Sequence[Measured], key: str) -> list[Measured]:
-    """Those of the most common sizes of prompt and answer, by load."""
+    """The workloads with the most common prompt and output sizes, sorted by load."""
     sizes = [(each.workload.prompt_tokens, each.workload.output_tokens) for each in measured]
     common = max(sizes, key=sizes.count, default=None)
     chosen = [each for each, size in zip(measured, sizes, strict=True) if size == common]
@@ -172,7 +172,7 @@ def _timeline(run: Run) -> go.Figure:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """What moved: a quantity that is always zero says nothing."""
+    """The series that are not always zero."""
     return [each for each in series if any(each.values)]
 
 
@@ -220,7 +220,7 @@ def _link(link: LinkRates) -> dict[str, str]:
 
 
 def _facts(story: Story) -> Mapping[str, Any]:
-    """Provenance, in the order in which people look for it."""
+    """The run's provenance, as rows of a table."""
     found = story.run.provenance
     return {
         "run": story.run.id,

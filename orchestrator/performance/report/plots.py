@@ -1,6 +1,6 @@
-"""The plots of a report, each from plain figures. Pure: the same figures give the same plot.
+"""The plots of a report, from plain figures. Pure: the same figures give the same plot.
 
-Seconds, bytes and FLOPs come in as such; a plot chooses the unit that people read.
+Inputs are in seconds, bytes and FLOPs; each plot chooses units that people read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from itertools import accumulate
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-#: Measured, predicted, what no part explains, and further series. Told apart by colour-blind people
-#: too (Okabe and Ito, https://jfly.uni-koeln.de/color/).
+#: Colours that colour-blind people can distinguish (Okabe and Ito,
+#: https://jfly.uni-koeln.de/color/): for measured, predicted and unexplained times, and for series.
 MEASURED, PREDICTED, UNEXPLAINED = "#0072B2", "#E69F00", "#999999"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PlotCurve:
-    """A series over load: at each ``x`` a figure."""
+    """A curve over load: a figure for each ``x``."""
 
     name: str
     x: Sequence[float]
@@ -48,7 +48,7 @@ class PlotCurve:
 
 @dataclass(frozen=True)
 class Roof:
-    """A device's two limits, as measured on it."""
+    """A device's two measured limits: memory bandwidth and arithmetic."""
 
     name: str
     bytes_per_s: float
@@ -57,7 +57,7 @@ class Roof:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a phase lies under a roof: FLOPs for each byte read, and FLOPs a second reached."""
+    """A phase in the roofline plot: FLOPs per byte read, and FLOPs per second reached."""
 
     name: str
     flops_per_byte: float
@@ -76,7 +76,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Span:
-    """A named stretch of the timeline."""
+    """A named period of the timeline."""
 
     name: str
     start_s: float
@@ -85,7 +85,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Cable:
-    """What connects two nodes over one network, and what it says."""
+    """A link between two nodes on one network, with its label."""
 
     a: str
     b: str
@@ -94,9 +94,9 @@ class Cable:
 
 
 def waterfall(parts: Mapping[str, float], measured_s: float) -> go.Figure:
-    """From predicted parts to the measured time of a phase; the step that closes the gap is shown.
+    """A phase's predicted parts as steps up to its measured time; the last step is "unexplained".
 
-    A prediction that is too long gives a step down.
+    If the prediction is too long, the last step goes down.
     """
     rest = measured_s - sum(parts.values())
     steps = {**parts, "unexplained": rest}
@@ -115,7 +115,7 @@ def waterfall(parts: Mapping[str, float], measured_s: float) -> go.Figure:
 
 
 def roofline(roofs: Sequence[Roof], points: Sequence[Point]) -> go.Figure:
-    """Attainable FLOPs a second over FLOPs for each byte, and where the phases are
+    """Attainable FLOPs per second over FLOPs per byte, with the phases as points
     (Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009)."""
     figure = go.Figure()
     ridges = [roof.flops_per_s / roof.bytes_per_s for roof in roofs]
@@ -146,8 +146,10 @@ def roofline(roofs: Sequence[Roof], points: Sequence[Point]) -> go.Figure:
 def latency_over_load(
     load: str, curves: Sequence[PlotCurve], target_s: Mapping[str, float] | None = None
 ) -> go.Figure:
-    """Latencies over a load (concurrency, or requests a second), one panel a latency; bars are the
-    spread of the repeats, a dashed line is the target of that name."""
+    """Latencies over load (concurrency, or requests per second), one panel per latency.
+
+    Error bars show the spread of the repeats; a dashed line is the latency's target.
+    """
     figure = make_subplots(
         rows=1, cols=max(1, len(curves)), subplot_titles=[curve.name for curve in curves]
     )
@@ -175,7 +177,7 @@ def latency_over_load(
 
 
 def timeline(lanes: Sequence[Lane], spans: Sequence[Span]) -> go.Figure:
-    """What each node did over the same seconds: a lane a quantity, phases as bars on top."""
+    """Quantities of all nodes over one time axis, one lane each, with phases as bars on top."""
     figure = make_subplots(
         rows=len(lanes) + 1,
         cols=1,
@@ -226,7 +228,8 @@ def timeline(lanes: Sequence[Lane], spans: Sequence[Span]) -> go.Figure:
 
 
 def cables(nodes: Sequence[str], links: Sequence[Cable]) -> go.Figure:
-    """The nodes on a circle and what connects them; the wider a line, the faster (by decades)."""
+    """The nodes on a circle and the links between them; a line is wider per factor of ten in
+    rate."""
     angle = 2 * math.pi / max(1, len(nodes))
     place = {
         name: (math.sin(angle * number), math.cos(angle * number))
@@ -236,7 +239,7 @@ def cables(nodes: Sequence[str], links: Sequence[Cable]) -> go.Figure:
     seen: dict[frozenset[str], int] = {}
     for link, colour in zip(links, SERIES * len(links), strict=False):
         (ax, ay), (bx, by) = place[link.a], place[link.b]
-        # Links of the same pair are drawn side by side, across their direction.
+        # Links of the same pair are drawn in parallel.
         pair = frozenset((link.a, link.b))
         apart = 0.4 * seen.get(pair, 0)
         seen[pair] = seen.get(pair, 0) + 1

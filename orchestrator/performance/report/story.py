@@ -1,4 +1,4 @@
-"""What a report tells, apart from how it looks. Seconds, bytes, FLOPs."""
+"""A report's content, apart from its looks. Units: seconds, bytes, FLOPs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from orchestrator.performance.results.probe import Probes
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a workload against its prediction.
+    """A phase of a workload compared with its prediction.
 
-    ``parts``: predicted seconds by part; ``unexplained_s``: measured minus all parts, negative
-    where the prediction is too long. ``modelled``: parts that no counter of the machine shows.
+    ``parts``: predicted seconds by part; ``unexplained_s``: measured minus all parts, negative if
+    the prediction is too long. ``modelled``: parts that no counter shows.
     """
 
     workload: str
@@ -31,13 +31,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Story:
-    """Everything of one report. ``verdict``: what to know, the most important first."""
+    """One report's content. ``verdict``: conclusions, the most important first."""
 
     run: Run
     verdict: tuple[str, ...]
     probes: Probes | None = None
     phases: tuple[Phase, ...] = ()
-    #: Targets by the name of a latency, where the profile has some.
+    #: The profile's latency targets in seconds, by the latency's name.
     targets_s: Mapping[str, float] | None = None
-    #: The last good run of the same load, and what is different since.
+    #: Differences from the last complete run of the same layout.
     compared: tuple[str, ...] = ()

@@ -1,1 +1,1 @@
-"""The documents that measurements leave behind. Read by all that judges them."""
+"""The stored documents of measurements; prediction, comparison and reports read them."""

@@ -1,6 +1,6 @@
-"""A run as it is stored: what was asked of the cluster, what came back, what was seen meanwhile.
+"""A benchmark run as it is stored: workloads, results, and series of all nodes.
 
-Seconds, bytes, tokens. Wall-clock times are seconds since 1970 on the control node's clock.
+Units: seconds, bytes, tokens. Wall-clock times are seconds since 1970 by the control node's clock.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from orchestrator.performance.results.probe import Spread
 
 
 class RunState(StrEnum):
-    """What became of a run. Only a complete one is compared with later ones."""
+    """How a run ended. Only a complete one is compared with later ones."""
 
     COMPLETE = "complete"
-    #: Something went wrong under load; its figures are kept, and kept apart.
+    #: Something went wrong during the run: its figures are stored, but not compared with others.
     MARKED = "marked"
     INTERRUPTED = "interrupted"
 
 
 def layout_text(tensor: int, pipeline: int) -> str:
-    """How a model lies, as a run's provenance has it."""
+    """A layout as text, as in a run's provenance."""
     return f"tensor {tensor}, pipeline {pipeline}"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One load. ``concurrency``: requests at once at most; ``rate``: requests a second, as a
-    Poisson process; None: each as soon as one ends. ``requests``: of each repeat."""
+    """One workload. ``concurrency``: most requests at once. ``rate``: requests per second, as a
+    Poisson process; None: a new request starts as soon as one ends. ``requests``: per repeat."""
 
     name: str
     prompt_tokens: int
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def load(self) -> str:
-        """How hard, in words."""
+        """The load in words."""
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         return f"{self.concurrency} at once"
@@ -47,8 +47,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user wants measured; ``--resume`` goes on with it. ``rates``: also the sweep over
-    requests a second; ``targets_ms``: by ttft, tpot, e2el, for goodput."""
+    """What the user wants measured; ``--resume`` continues it. ``rates``: add the sweep over
+    request rates; ``targets_ms``: latency targets for goodput, by ttft, tpot, e2el."""
 
     workloads: tuple[Workload, ...]
     repeats: int = 4
@@ -58,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Window:
-    """When a repeat ran."""
+    """Start and end of a repeat."""
 
     start: float
     end: float
@@ -66,10 +66,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one workload gave. Latencies are medians over requests; their spread is over repeats.
+    """One workload's results. Latencies are medians over requests; their spread is over repeats.
 
-    ``goodput_per_s``: requests a second within the latency target, where there is one. ``engine``:
-    differences of vLLM's own counters over all repeats and the requests that warm up.
+    ``goodput_per_s``: requests per second that met the latency targets, if there are any.
+    ``engine``: growth of vLLM's counters over all repeats, warm-up requests included.
     """
 
     workload: Workload
@@ -99,11 +99,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that the figures depend on."""
+    """Everything that the figures depend on."""
 
     profile: str
     profile_sha256: str
-    #: The profile as it was, to show what changed between two runs.
+    #: The profile's text at that time, to show differences between runs.
     profile_text: str
     image_id: str
     versions: dict[str, str]
@@ -121,12 +121,12 @@ class Run:
     id: str
     provenance: Provenance
     state: RunState
-    #: Why it is not complete.
+    #: Why it is not complete, if so.
     note: str = ""
     measured: tuple[Measured, ...] = ()
     series: tuple[Series, ...] = ()
-    #: By node, its clock minus the control node's, before correction.
+    #: Each node's clock minus the control node's; the series are corrected by it.
     clocks_s: dict[str, float] = field(default_factory=dict)
     asked: Asked | None = None
-    #: What does not spoil the figures, and has to be known: a clock that moved, samples that ended.
+    #: Problems that leave the figures valid: a clock that moved, samples that ended early.
     warnings: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What probes measured, as it is stored. Seconds, bytes and FLOPs (a multiply-add is two)."""
+"""Probes as they are stored. Units: seconds, bytes, FLOPs (a multiply-add is two)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure measured ``n`` times: median, lowest and highest."""
+    """A figure that was measured ``n`` times: median, lowest and highest value."""
 
     median: float
     low: float
@@ -18,7 +18,7 @@ class Spread:
 
     @property
     def relative(self) -> float:
-        """How far apart lowest and highest are, as a share of the median."""
+        """The distance between lowest and highest, as a share of the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
@@ -28,18 +28,18 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def by_size(found: Mapping[str, Sequence[float]]) -> dict[int, Spread]:
-    """The spreads of what a node's program said by numbers, which JSON has as words."""
+    """Spreads by message size; JSON has the sizes as strings."""
     return {int(size): spread(values) for size, values in found.items()}
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """One node's device, through the torch of what vLLM uses there.
+    """One node's device, measured with the torch that vLLM uses.
 
-    ``memory_bytes_per_s``: reading weights far larger than the caches. ``matrix_flops_per_s``: by
-    dtype. ``operation_s``: the fixed cost of one small operation (dispatch, launch).
-    ``clock_skew_s``: the node's clock minus the control host's. ``product_bytes_per_s``: of
-    matrix products in half precision, bytes of weights that they get through, by the input's rows.
+    ``memory_bytes_per_s``: for reading weights far larger than the caches. ``matrix_flops_per_s``:
+    by dtype. ``operation_s``: the fixed cost of one small operation (dispatch, launch).
+    ``clock_skew_s``: the node's clock minus the control host's. ``product_bytes_per_s``: bytes of
+    weights per second in matrix products with half precision, by rows of the input.
     """
 
     node: str
@@ -56,10 +56,10 @@ class DeviceRates:
 
 @dataclass(frozen=True)
 class LinkRates:
-    """A pair of nodes over one network, by plain TCP.
+    """A pair of nodes over one network, measured with plain TCP.
 
-    ``interfaces``: those that the packets really took, by the kernel's counters, of a and of b.
-    ``latency_s``: one way, half of a round trip. ``by_size_s``: one way, by a message's bytes.
+    ``interfaces``: the ones of a and b that the packets really used, by the kernel's counters.
+    ``latency_s``: one way, half of a round trip. ``by_size_s``: one way, by bytes of a message.
     """
 
     a: str
@@ -74,7 +74,7 @@ class LinkRates:
 
 @dataclass(frozen=True)
 class CollectiveRates:
-    """The library that vLLM's ranks use between these nodes; times by a message's bytes.
+    """The communication library of vLLM's ranks between these nodes; times by bytes of a message.
 
     ``send_s``: point to point, from the first node to the second.
     """
@@ -88,9 +88,9 @@ class CollectiveRates:
 
 @dataclass(frozen=True)
 class StorageRates:
-    """A node's model: reading its largest file, and bringing tensors onto the device.
+    """A node's model: rates of reading its largest file, and of loading tensors to the device.
 
-    ``uncached``: whether the kernel had to fetch the file; else both are rates of memory.
+    ``uncached``: whether the file was not in the page cache; otherwise both are memory rates.
     """
 
     node: str
@@ -104,7 +104,7 @@ class StorageRates:
 
 @dataclass(frozen=True)
 class FailedProbe:
-    """A probe that gave nothing, and why."""
+    """A probe that failed, and why."""
 
     probe: str
     where: str
@@ -113,9 +113,9 @@ class FailedProbe:
 
 @dataclass(frozen=True)
 class Before:
-    """What went on just before. ``busy``: by node, the share of its machine's processors in use.
+    """The cluster's state just before probing. ``busy``: used share of processors, by node.
 
-    ``requests``: that the model worked on; None where it did not serve.
+    ``requests``: requests that the model was working on; None if it did not serve.
     """
 
     busy: dict[str, float] = field(default_factory=dict)
@@ -124,10 +124,10 @@ class Before:
 
 @dataclass(frozen=True)
 class Probes:
-    """All of one round, with what it was measured on. ``time``: ISO 8601, UTC.
+    """All results of one round of probes. ``time``: ISO 8601, UTC.
 
-    ``versions``: of what an image has, the first node's; ``pairs_left_out``: pairs of nodes with a
-    link that were not measured.
+    ``versions``: of the first node's packages; ``pairs_left_out``: the number of node pairs with a
+    common network that were not measured.
     """
 
     profile: str

@@ -1,4 +1,4 @@
-"""How machines get power and the image: a driver a kind, named by the profile's `machines`."""
+"""Machine drivers: power and boot of the nodes. The profile's `machines` names the driver."""
 
 from __future__ import annotations
 
@@ -18,82 +18,83 @@ if TYPE_CHECKING:
 
 
 class PowerState(StrEnum):
-    """Whether a machine has power, as far as that can be known from here."""
+    """Whether a machine has power, as far as this machine can find out."""
 
     ON = "on"
     OFF = "off"
-    #: Switched on, and nothing heard of it yet.
+    #: Switched on by orchestrate; it has not answered yet.
     WAKING = "waking"
-    #: It does not answer, and nobody knows why.
+    #: It does not answer; the reason is unknown.
     SILENT = "no answer"
 
 
 class Driver(Protocol):
-    """What `up` and `down` ask of machines. Every method may be called again safely."""
+    """What `up` and `down` need of machines. Every method is idempotent."""
 
     @property
     def kind(self) -> str:
-        """Its name in profiles."""
+        """The driver's name, as in the profile's `machines`."""
 
     @property
     def cables(self) -> Cables:
-        """What connects the machines."""
+        """The networks that connect the machines."""
 
     @property
     def boot_timeout(self) -> float:
-        """Seconds that a machine may take from power to SSH."""
+        """Seconds that a machine may take from power-on to SSH."""
 
     def check_rights(self) -> None:
-        """Raises UserError where this user may not do what it takes to run machines."""
+        """Raises UserError if the user lacks the rights to run machines."""
 
     def prepare(self, image: Path) -> None:
-        """Make what machines share: networks, mounted layers. Left-overs are taken or removed."""
+        """Make what machines share: networks, mounted layers. Left-overs are reused or removed."""
 
     def network(self) -> AbstractContextManager[None]:
-        """Enter the network that the cluster is reached from; for the calling thread only."""
+        """Enter the network namespace that reaches the cluster; only the calling thread does."""
 
     def netboots(self, node: Node) -> bool:
-        """Whether the machine gets image and identity from the control node, over the network."""
+        """Whether the machine boots over the network, from the control node."""
 
     def state(self, node: Node) -> PowerState:
-        """Whether the machine has power. Of a real one it may take seconds to find out."""
+        """Whether the machine has power. For a real machine this may take seconds."""
 
     def running(self, node: Node) -> bool:
         """Whether the machine is known to have power."""
 
     def trouble(self, node: Node) -> UserError | None:
-        """What keeps a machine with power from coming up; None where nothing is known to."""
+        """Why a machine with power will not come up; None if no reason is known."""
 
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
-        """Boot the image; `files` is what the node gets at boot (identity, addresses).
+        """Switch on and boot the image. `files`: the node's boot files, by path in its root.
 
-        Empty for a node that netboots. Raises UserError where a real machine's power cannot be
-        switched.
+        `files` is empty for a node that netboots. Raises UserError if a real machine cannot be
+        switched on.
         """
 
     def power_off(self, node: Node, *, timeout: float = 20) -> None:
-        """Shut down in order; by force after `timeout` seconds, or as long as the profile says.
+        """Shut down; cut the power after `timeout` seconds, or at once if it is 0.
 
-        Raises UserError where a real machine cannot be switched off from here.
+        A real machine gets the profile's `power.off_timeout_s` instead. Raises UserError if a real
+        machine cannot be switched off from here.
         """
 
     def cleanup(self) -> None:
-        """Remove all that prepare made. Machines are off by then."""
+        """Remove everything that `prepare` made. The machines must be off."""
 
     def leader(self, node: Node) -> int:
-        """The process id here of the machine's PID 1.
+        """The process id, on this machine, of the node's PID 1.
 
-        Raises UserError where it does not run, or has a kernel of its own.
+        Raises UserError if the node does not run, or has a kernel of its own.
         """
 
     def console(self, node: Node) -> str:
-        """Where the machine's console is: the file of its log, or the words for people."""
+        """Where to find the machine's console: a log file's path, or a sentence."""
 
 
 def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]:
-    """By name, whether each has power: asked side by side.
+    """Each node's power state, by name; asked in parallel.
 
-    Where a command of the user's fails that should tell it, this says so, and the rest goes on.
+    If a power command of the profile fails, this prints a warning and gives SILENT for the node.
     """
     from orchestrator.core.console import err
 
@@ -110,10 +111,10 @@ def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]
 
 
 def driver(profile: Profile, kind: str | None = None, accel: str | None = None) -> Driver:
-    """The driver `kind`; else the one that the cluster runs with; else the profile's.
+    """The driver `kind`; by default the one that the cluster runs with, else the profile's.
 
-    `accel` is what QEMU machines run under. Raises BadInput for a kind that this version does not
-    have, or `accel` for another one; UserError where the cluster runs with another one.
+    `accel`: the accelerator of QEMU machines. Raises BadInput for an unknown kind, or `accel` with
+    a kind other than qemu; UserError if the cluster runs with another driver.
     """
     from orchestrator.provision.machines import nspawn, qemu, real
     from orchestrator.provision.machines.composed import recorded_kind

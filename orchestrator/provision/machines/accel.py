@@ -1,8 +1,8 @@
-"""KVM or QEMU's own translation (TCG): who decides, and what a try of KVM found before.
+"""The accelerator of QEMU machines: KVM, or QEMU's own translation (TCG).
 
-A device node says little, and a boot sector that runs says little more: nested KVMs run simple
-code and stop at the firmware or at the kernel. So the very firmware and kernel are tried
-(trial.py). What that found is kept in a file, by all that it depends on.
+A person chooses, or a trial decides. That /dev/kvm exists proves little: some nested KVMs run
+simple code but fail in the firmware or the kernel. So the trial runs the real firmware and kernel
+(trial.py). Its result is kept in a file, together with the facts that it depends on.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 QEMU = "qemu-system-x86_64"
 DEVICE = Path("/dev/kvm")
-#: What a person can choose: `--accel`, and `simulation.accel` in profiles.
+#: The values of `--accel` and of `simulation.accel` in profiles.
 AUTO, CHOICES = "auto", ("auto", "kvm", "tcg")
-#: Tries that are kept: the newest.
+#: The number of trial results that are kept.
 KEPT = 20
 
 
@@ -38,7 +38,8 @@ KEPT = 20
 class Accelerator:
     """How QEMU runs a guest's instructions.
 
-    `boot_timeout`: seconds from power to SSH; `silence`: from power to the firmware's first output.
+    Limits in seconds. `boot_timeout`: from power-on to SSH. `silence`: from power-on to the
+    firmware's first output.
     """
 
     name: str
@@ -54,10 +55,10 @@ WAYS = {way.name: way for way in (KVM, TCG)}
 
 @dataclass(frozen=True)
 class Decision:
-    """What a machine is started with.
+    """The accelerator that a machine is started with, and the reason.
 
-    `by`: where a person chose it, empty otherwise. `why`: why it is translation, where nobody chose
-    that. `facts`: what a try of KVM depends on, empty where none was asked for.
+    `by`: the option or profile key by which a person chose it; empty if a trial decided. `why`: why
+    the trial decided for translation. `facts`: what the trial depended on; empty without a trial.
     """
 
     way: Accelerator
@@ -67,11 +68,11 @@ class Decision:
 
     @property
     def tried(self) -> bool:
-        """Whether it is KVM because a try of it succeeded."""
+        """Whether it is KVM because a trial succeeded."""
         return self.way.name == KVM.name and bool(self.facts)
 
     def write(self, record: Path) -> None:
-        """Keep it beside the machine, for the commands that find it running."""
+        """Save the decision, for later commands that find the machine running."""
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(
             json.dumps({"way": self.way.name, "by": self.by, "facts": dict(self.facts)})
@@ -79,7 +80,7 @@ class Decision:
 
 
 def read(record: Path) -> Decision | None:
-    """What a machine was started with; None where it was not, or that cannot be read."""
+    """The decision that a machine was started with; None if there is no readable record."""
     try:
         found = json.loads(record.read_text())
         return Decision(WAYS[found["way"]], found["by"], facts=found["facts"])
@@ -87,15 +88,16 @@ def read(record: Path) -> Decision | None:
         return None
 
 
-#: Machines start side by side: one of them tries, the others wait for what it found.
+#: Machines start in parallel: one runs the trial, the others wait for its result.
 _ONE_AT_A_TIME = threading.Lock()
 _SAID: set[str] = set()
 
 
 def decide(facts: Callable[[], Mapping[str, str]], tried: Callable[[], str]) -> Decision:
-    """KVM where it runs such machines, else translation, which is said once in a command.
+    """KVM if it runs such machines, else translation, with a message once per command.
 
-    `tried` tries it and returns why it does not work; `facts` is what that depends on.
+    `tried` runs the trial and returns why KVM does not work, empty if it works. `facts` returns
+    what the trial's result depends on.
     """
     with _ONE_AT_A_TIME:
         decision = _decide(facts, tried)
@@ -126,7 +128,7 @@ def _decide(facts: Callable[[], Mapping[str, str]], tried: Callable[[], str]) ->
 
 
 def facts(firmware: Firmware, kernel: Path | None) -> dict[str, str]:
-    """What decides whether KVM works. Raises UserError where QEMU is missing."""
+    """The facts on which it depends whether KVM works. Raises UserError if QEMU is missing."""
     system = platform.uname()
     return {
         "machine": _text(Path("/etc/machine-id")).strip(),
@@ -145,7 +147,7 @@ def _text(path: Path) -> str:
 
 
 def _value(key: str, text: str) -> str:
-    """What a line `KEY : VALUE` says, the first of them."""
+    """The value of the first line `KEY : VALUE`; empty if there is none."""
     values = (line.partition(":")[2] for line in text.splitlines() if line.startswith(key))
     return next(values, "").strip()
 
@@ -158,12 +160,12 @@ def _hash(path: Path | None) -> str:
 
 
 def memory() -> Path:
-    """The file that keeps what tries found."""
+    """The file with the results of trials."""
     return paths.state() / "kvm-tries.json"
 
 
 def recall(facts: Mapping[str, str]) -> str | None:
-    """Why KVM did not work with these facts, empty where it did; None where nobody knows."""
+    """Why KVM failed with these facts; empty if it worked, None if there was no trial of them."""
     for each in reversed(_tries()):
         if each["facts"] == facts:
             return f"{each['why']}; tried on {each['date']}" if each["why"] else ""
@@ -171,7 +173,7 @@ def recall(facts: Mapping[str, str]) -> str | None:
 
 
 def remember(facts: Mapping[str, str], why: str) -> None:
-    """Keep what was found, in place of what was found before."""
+    """Save a trial's result in place of an earlier one with the same facts."""
     date = datetime.now(UTC).date().isoformat()
     others = [each for each in _tries() if each["facts"] != facts]
     tries = [*others, {"facts": dict(facts), "why": why, "date": date}][-KEPT:]
@@ -179,7 +181,7 @@ def remember(facts: Mapping[str, str], why: str) -> None:
 
 
 def _tries() -> list[dict[str, Any]]:
-    """What is kept; nothing where the file is missing or damaged: a try costs seconds."""
+    """The saved results; none if the file is missing or damaged: a new trial takes seconds."""
     try:
         tries = json.loads(memory().read_text())["tries"]
         return [

@@ -1,8 +1,8 @@
-"""The networks of a real cluster: the control node has network cards of this machine.
+"""The networks of a real cluster: the control node uses network cards of this machine.
 
 A card is moved into the control node's network namespace, as systemd-nspawn's
-`--network-interface=` does it, and moved back on `down`. What this machine is reached by is never
-taken: there, a link with `shared` gets a MACVLAN beside the host's own address.
+`--network-interface=` does, and moved back on `down`. The card that this machine itself is reached
+by is never moved. A link with `shared: true` gets a MACVLAN on it instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Taken:
-    """A card that the control node has: what it was called here, and how it was set."""
+    """A card that was moved to the control node: its former name, state and addresses."""
 
     name: str
     up: bool
@@ -36,7 +36,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Cards(Cables):
-    """The control node's ends of real cables; the others are none of this machine's."""
+    """The control node's links of a real cluster. Other nodes' links are not on this machine."""
 
     @property
     def record(self) -> Path:
@@ -46,9 +46,10 @@ class Cards(Cables):
         """Nothing: the switch is a real one."""
 
     def plug_namespace(self, node: Node) -> str:
-        """The control node's namespace, with its cards in it; those that are there stay.
+        """Make the control node's namespace and move its cards there, unless they are there.
 
-        Raises UserError where a card is not there, or is what this machine is reached by.
+        Returns its name. Raises UserError if a card does not exist, or this machine is reached by
+        it.
         """
         space = self.named(node.name)
         found = {
@@ -65,7 +66,7 @@ class Cards(Cables):
         return space
 
     def remove(self) -> None:
-        """Give the cards back, and remove the namespace with what else is in it."""
+        """Move the cards back, then remove the namespace."""
         space = self.named(self.profile.control.name)
         for interface, taken in self._taken().items():
             if netns.has_link(space, interface):
@@ -74,7 +75,7 @@ class Cards(Cables):
         netns.delete(space)
 
     def _find(self, node: Node, network: str) -> Mapping[str, Any]:
-        """This machine's card for a link, which may be taken. Raises UserError where it may not."""
+        """This machine's card for a link. Raises UserError if there is none, or it must stay."""
         link = node.links[network]
         where = self.profile.where("control", "links", network)
         cards = [card for card in ip("link", "show") if "LOOPBACK" not in card["flags"]]
@@ -103,7 +104,8 @@ class Cards(Cables):
             if one["scope"] == "global" and not one.get("dynamic")
         ]
         taken = self._taken() | {interface: Taken(name, "UP" in card["flags"], addresses)}
-        # Written first: a card that is not in the namespace is not given back.
+        # Record the card before moving it: after a crash, `remove` still finds it. It skips a card
+        # that was not moved yet.
         self.record.parent.mkdir(parents=True, exist_ok=True)
         self.record.write_text(json.dumps({key: vars(one) for key, one in taken.items()}))
         with netns.entered(netns.host()):
@@ -126,28 +128,28 @@ class Cards(Cables):
             if taken.up:
                 run(["ip", "link", "set", taken.name, "up"])
             for address in taken.addresses:
-                # The system's own network service may have been quicker.
+                # The host's network service may have set the address already.
                 with suppress(CommandFailed):
                     run(["ip", "address", "add", address, "dev", taken.name])
 
     def _taken(self) -> dict[str, Taken]:
-        """By its name in the namespace."""
+        """The moved cards, by their name in the namespace."""
         if not self.record.exists():
             return {}
         return {name: Taken(**one) for name, one in json.loads(self.record.read_text()).items()}
 
 
 def ip(*words: str) -> list[dict[str, Any]]:
-    """What `ip` tells of this machine's own network."""
+    """The output of `ip -json` in this machine's own network namespace."""
     with netns.entered(netns.host()):
         found: list[dict[str, Any]] = json.loads(run(["ip", "-json", *words]).out or "[]")
     return found
 
 
 def matching(cards: Sequence[Mapping[str, Any]], link: Link) -> Mapping[str, Any] | None:
-    """The card that a link means: the one with its hardware address, else the one of its name.
+    """The card with the link's hardware address; if the link has none, the card with its name.
 
-    Shared, the address is not the card's.
+    The hardware address of a shared link is the MACVLAN's, so only the name counts.
     """
     wanted = "" if link.shared else link.mac
     for card in cards:
@@ -160,7 +162,7 @@ def matching(cards: Sequence[Mapping[str, Any]], link: Link) -> Mapping[str, Any
 
 
 def why_not(card: Mapping[str, Any]) -> str:
-    """Why a card must stay this machine's; empty where it may go."""
+    """Why a card must not be moved away from this machine; empty if it may."""
     name = card["ifname"]
     routes = [route for kind in ("-4", "-6") for route in ip(kind, "route", "show", "default")]
     if any(route.get("dev") == name for route in routes):

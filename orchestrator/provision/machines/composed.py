@@ -1,4 +1,4 @@
-"""A driver, composed: cables, an image's layers, and a machine for each node."""
+"""The common implementation of all drivers: networks, an image's layers, a machine per node."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ _Cables = TypeVar("_Cables", bound=Cables)
 
 
 class Machine(Protocol):
-    """One machine. Its class says whether it netboots and how long it may take (s)."""
+    """One machine; its members mean the same as those of `Driver`, for a single node."""
 
     @property
     def netboots(self) -> bool: ...
@@ -41,10 +42,26 @@ class Machine(Protocol):
     def clear(self) -> None: ...
 
 
-class Composed:
-    """A driver. All it makes lies under the cluster's directory `machines`.
+@dataclass(frozen=True)
+class SeparateMachine:
+    """The base of machines with a kernel of their own, which boot over the network."""
 
-    `machine` makes each node's; `remember` is called once machines can be started.
+    node: Node
+    home: Path
+
+    netboots = True
+
+    def leader(self) -> int:
+        raise UserError(
+            f"{self.node.name} is a separate machine: its processes do not run on this one",
+            f"Reach it over SSH: orchestrate node ssh {self.node.name}",
+        )
+
+
+class Composed:
+    """A driver. All its files are below the cluster's directory `machines`.
+
+    `machine` makes the machine of a node. `remember` is called at the end of `prepare`.
     """
 
     def __init__(
@@ -72,7 +89,7 @@ class Composed:
         return max(machine.boot_timeout for machine in self.machines.values())
 
     def check_rights(self) -> None:
-        """Namespaces, mounts and containers need root."""
+        """Raises UserError unless the user is root."""
         if os.geteuid() != 0:
             raise UserError(
                 "machines need root (network namespaces, mounts, containers)",
@@ -90,7 +107,7 @@ class Composed:
         self.remember()
 
     def _make_way(self, image: Path) -> None:
-        """Remove what another image or another driver left. Raises UserError where it runs."""
+        """Remove what another image or driver left. Raises UserError if machines of it run."""
         mounted = self.layers.ident()
         if mounted in (None, ident(image)) and recorded_kind(self.profile) in (None, self.kind):
             return
@@ -138,12 +155,12 @@ class Composed:
 
 
 def home(profile: Profile) -> Path:
-    """Where all machines of a cluster are that this one holds."""
+    """The directory with the state of a cluster's machines on this host."""
     return paths.cluster(profile.name) / "machines"
 
 
 def recorded_kind(profile: Profile) -> str | None:
-    """Which driver the cluster was prepared with, until it is down; None where there is none."""
+    """The driver that the cluster was prepared with; None if it is down."""
     record = home(profile) / "kind"
     return record.read_text() if record.exists() else None
 

@@ -1,4 +1,4 @@
-"""QEMU: its command line, one process of it, and what keeps its guest from coming up."""
+"""QEMU: its command line, its process, and a diagnosis of a guest that does not come up."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.provision.machines.health import Ailment
 from orchestrator.provision.machines.processes import Process, ended, kill
 
 NIC = "virtio-net-pci"
-#: Files of a machine: the firmware's variables, what it writes to its serial port, QEMU's socket,
-#: and QEMU's events, a line of JSON each: it takes the order to tell them from EVENTS.in.
+#: Files of a machine: the firmware's variables, the serial port's output, QEMU's control socket,
+#: and QEMU's events (EVENTS.out, a line of JSON each; QEMU reads its commands from EVENTS.in).
 VARIABLES = "variables.fd"
 CONSOLE = "console.log"
 CONTROL = "qmp"
 EVENTS = "events"
-#: Seconds for QEMU to be there once it is started.
+#: Seconds from starting QEMU until it accepts commands.
 START_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True)
 class VirtualHardware:
-    """What a machine is made of. `nics`: tap -> hardware address, the one that boots first."""
+    """A machine's parts. `memory`: bytes. `nics`: tap -> hardware address, in boot order."""
 
     name: str
     firmware: Firmware
@@ -38,12 +38,12 @@ class VirtualHardware:
     cpus: int
     nics: Mapping[str, str]
     disk: Path | None = None
-    #: Further words for QEMU.
+    #: Further arguments for QEMU.
     extra: Sequence[str] = ()
 
 
 def argv(hardware: VirtualHardware, way: Accelerator) -> list[str]:
-    """QEMU's command line. Its own files are in its working directory."""
+    """QEMU's command line. Relative paths in it are in QEMU's working directory, `home`."""
     words = [QEMU, "-name", hardware.name, "-nodefaults", "-no-user-config", "-display", "none"]
     words += [*way.argv, *hardware.firmware.words(VARIABLES)]
     words += ["-m", f"{hardware.memory >> 20}M", "-smp", str(hardware.cpus)]
@@ -63,14 +63,14 @@ def argv(hardware: VirtualHardware, way: Accelerator) -> list[str]:
 
 
 class NotStarted(UserError):
-    """QEMU ended before it was there."""
+    """QEMU ended before it accepted commands."""
 
 
 @dataclass(frozen=True)
 class Emulator:
-    """One QEMU process. All that it makes lies under `home`.
+    """One QEMU process. All its files are below `home`.
 
-    `space`: the network namespace that it is in; without one, the caller's.
+    `space`: the network namespace that it runs in; if empty, the caller's.
     """
 
     home: Path
@@ -82,7 +82,7 @@ class Emulator:
 
     @property
     def log(self) -> Path:
-        """What QEMU itself says."""
+        """QEMU's own messages."""
         return self.home / "qemu.log"
 
     @property
@@ -94,14 +94,14 @@ class Emulator:
         return self.home / f"{EVENTS}.out"
 
     def launch(self, hardware: VirtualHardware, way: Accelerator, *, outlives: bool = True) -> None:
-        """Power on. `outlives`: QEMU runs on when this command ends, and Ctrl-C is not for it.
+        """Power on. `outlives`: QEMU keeps running when this command ends or gets Ctrl-C.
 
-        Raises UserError where QEMU or the firmware is missing, NotStarted where it does not start.
+        Raises UserError if QEMU or the firmware is missing, NotStarted if QEMU does not start.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         hardware.firmware.prepare(self.home / VARIABLES)
         self.log.unlink(missing_ok=True)
-        self.console.write_bytes(b"")  # there for who waits for a line of it
+        self.console.write_bytes(b"")  # so that others can open it before QEMU writes
         words = argv(hardware, way)
         with ExitStack() as stack:
             stack.callback(os.close, self._order_events())
@@ -110,9 +110,9 @@ class Emulator:
             self._wait_for_control(hardware.name)
 
     def _order_events(self) -> int:
-        """Let QEMU write its events to a file: so they are kept while nobody listens.
+        """Make QEMU write its events to a file, so that none is lost while nobody listens.
 
-        Returns the pipe with the order, which is to stay open until QEMU has it.
+        Returns the open pipe with the command for it. Close it after QEMU has read the command.
         """
         pipe = self.home / f"{EVENTS}.in"
         for file in (pipe, self.events):
@@ -124,9 +124,10 @@ class Emulator:
         return handle
 
     def _wait_for_control(self, name: str) -> None:
-        """Return when QEMU takes commands, or its guest has ended already.
+        """Wait until QEMU accepts commands, or its guest has run and ended already.
 
-        Raises NotStarted with QEMU's words where it ended before it had a guest.
+        Raises NotStarted with QEMU's messages if it ended without running a guest, or takes longer
+        than START_TIMEOUT.
         """
 
         def starts() -> bool:
@@ -146,13 +147,13 @@ class Emulator:
         return [f"  QEMU: {line}" for line in health.log_end(self.log)]
 
     def qmp(self, command: str, **arguments: object) -> object:
-        """A command to QEMU; raises OSError or RuntimeError as `qmp.execute` does."""
+        """Run a QMP command. Raises OSError or RuntimeError as `qmp.execute` does."""
         return qmp.execute(self.home / CONTROL, command, **arguments)
 
     def ailment(self, silence: float) -> Ailment | None:
-        """What keeps the guest from going on; None where nothing does, or it was not started.
+        """Why the guest cannot come up; None if it can, or was not started.
 
-        A guest is to say something `silence` seconds after power.
+        `silence`: seconds from power-on until the guest must have written to its console.
         """
         if not self.process.record.exists():
             return None
@@ -170,20 +171,20 @@ class Emulator:
             if self.console.stat().st_size or self.seconds < limit:
                 return None
         except FileNotFoundError:
-            return None  # it is switched off just now
+            return None  # another command is switching it off
         return Ailment(f"no console output in {limit:g} s since power-on")
 
     @property
     def seconds(self) -> float:
-        """Since power on."""
+        """Seconds since power-on."""
         return time.time() - self.process.record.stat().st_mtime
 
     def stop(self, timeout: float) -> None:
-        """The power button; after `timeout` seconds, or at once with 0, the plug."""
+        """Press the power button; kill QEMU after `timeout` seconds, or at once if it is 0."""
         pid = self.process.pid()
         if pid is not None:
             if timeout > 0:
-                # Before its socket is there, or after it ended: the plug is left.
+                # QEMU may have no socket yet, or have ended: it is killed below.
                 with suppress(OSError, RuntimeError):
                     self.qmp("system_powerdown")
             if not ended(pid, timeout):

@@ -1,4 +1,4 @@
-"""The firmware of QEMU machines: SeaBIOS of QEMU's own, or UEFI (OVMF) of Debian's package."""
+"""The firmware of QEMU machines: QEMU's own SeaBIOS, or UEFI (OVMF) from Debian's package."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from orchestrator.core.errors import UserError
 
-#: Where Debian's package puts them.
+#: Where Debian's package installs OVMF's files.
 OVMF = Path("/usr/share/OVMF")
 PACKAGE = "ovmf"
 
 
 @dataclass(frozen=True)
 class Firmware:
-    """What a machine starts with. `code` and `variables` are None for SeaBIOS.
+    """A machine type and its firmware. `code` and `variables` are None for SeaBIOS.
 
-    ``nic_rom`` says whether the NIC brings iPXE of its own. SeaBIOS needs that, it has no PXE;
-    OVMF has its own, which the ROM would get ahead of.
+    ``nic_rom``: whether the network card has an iPXE ROM. SeaBIOS needs it, since it has no PXE.
+    OVMF has its own PXE, which the ROM would replace.
     """
 
     machine: str
@@ -28,7 +28,7 @@ class Firmware:
     argv: tuple[str, ...] = ()
 
     def prepare(self, store: Path) -> None:
-        """Give a machine its own copy of the variables. Raises UserError where OVMF is missing."""
+        """Copy the variables to `store`, the machine's own. Raises UserError if OVMF is missing."""
         for file in (self.code, self.variables):
             if file and not file.exists():
                 raise UserError(
@@ -39,7 +39,7 @@ class Firmware:
             shutil.copy(self.variables, store)
 
     def words(self, store: str) -> list[str]:
-        """QEMU's arguments; `store` is the machine's copy, from where QEMU runs."""
+        """QEMU's arguments; `store` is the machine's copy, relative to QEMU's working directory."""
         words = ["-machine", self.machine, *self.argv]
         if self.code:
             drive = "if=pflash,format=raw,unit"
@@ -48,12 +48,12 @@ class Firmware:
         return words
 
 
-#: Without graphics, SeaBIOS and iPXE write to the serial port, so to the console's log.
+#: Without graphics, SeaBIOS and iPXE write to the serial port, and so to the console log.
 BIOS = Firmware("q35,graphics=off", nic_rom=True)
 UEFI = Firmware(
     "q35", nic_rom=False, code=OVMF / "OVMF_CODE_4M.fd", variables=OVMF / "OVMF_VARS_4M.fd"
 )
-#: Microsoft's keys are enrolled and Secure Boot is on; the variables are guarded by SMM.
+#: Secure Boot is on with Microsoft's keys; SMM protects the variables from the guest.
 SECURE = Firmware(
     "q35,smm=on",
     nic_rom=False,
@@ -64,7 +64,7 @@ SECURE = Firmware(
 
 
 def firmware(kind: str, *, secure: bool) -> Firmware:
-    """By the profile's `simulation.firmware` and `boot.secure`; BIOS knows no Secure Boot."""
+    """The firmware of `simulation.firmware` and `boot.secure`; BIOS has no Secure Boot."""
     if kind == "bios":
         return BIOS
     return SECURE if secure else UEFI

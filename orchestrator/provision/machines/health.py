@@ -1,4 +1,4 @@
-"""How a QEMU guest is, from outside: QEMU's process, its state and events, its log, the console."""
+"""Whether a QEMU guest is healthy, by QEMU's process, state, events and log, and the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.provision.machines import qmp
 
-#: QEMU's states in which a guest does not go on by itself.
+#: States of QEMU in which a guest does not go on by itself.
 STOPPED = (
     "internal-error",
     "guest-panicked",
@@ -23,21 +23,21 @@ STOPPED = (
     "watchdog",
     "suspended",
 )
-#: How QEMU's event SHUTDOWN says why, and what it means.
+#: The `reason` of QEMU's SHUTDOWN event, and its meaning.
 ENDS = {
     "guest-shutdown": "the guest shut itself down",
     "guest-panic": "the guest panicked",
     "host-signal": "a signal ended QEMU",
     "host-qmp-quit": "QEMU was told to quit",
 }
-#: A guest that resets itself more often than this in so many seconds does not get anywhere.
+#: More than RESETS resets by the guest within WINDOW seconds mean a boot loop.
 RESETS, WINDOW = 5, 60.0
-#: The last line of a kernel that panicked and waits for a person.
+#: The last console line of a kernel that panicked and halted.
 PANIC = re.compile(r"---\[ end (Kernel panic - .*?) \]---")
-#: A line of QEMU's register dump; all but the first of them are left out.
+#: A line of QEMU's register dump; only the first of consecutive ones is shown.
 REGISTERS = re.compile(r"[A-Z]{2,4}[0-9]* ?=|extra data\[")
 LOG_LINES = 8
-#: Characters of a line that are shown, and bytes of a file's end that are looked at.
+#: Lines are cut to LINE characters; only the last TAIL bytes of a file are read.
 LINE, TAIL = 120, 1 << 16
 ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?=]*[A-Za-z]|.)|[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -46,7 +46,7 @@ ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?=]*[A-Za-z]|.)|[\x00-\x08\x0b\x0c\x0e-\x1
 class Ailment:
     """Why a guest will not come up.
 
-    `faulty`: QEMU or KVM could not run what the guest did. `interrupted`: QEMU got a signal.
+    `faulty`: QEMU or KVM failed to run the guest's code. `interrupted`: a signal ended QEMU.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Ailment:
 
 
 def ended(events: Path) -> Ailment:
-    """Of a QEMU that does not run any more: how it came to its end."""
+    """Why QEMU, which does not run any more, ended."""
     reason = ""
     for event in told(events, "SHUTDOWN"):
         reason = event["data"].get("reason", "")
@@ -63,7 +63,7 @@ def ended(events: Path) -> Ailment:
 
 
 def stopped(control: Path) -> Ailment | None:
-    """What QEMU says of a guest that does not run. One that does not answer may be busy."""
+    """Why QEMU stopped the guest; None if it runs, or if QEMU does not answer (it may be busy)."""
     try:
         status = qmp.execute(control, "query-status")["status"]
     except (OSError, RuntimeError, ValueError):
@@ -74,7 +74,7 @@ def stopped(control: Path) -> Ailment | None:
 
 
 def resets(events: Path) -> Ailment | None:
-    """Whether the guest resets itself in a loop."""
+    """An ailment if the guest resets itself in a loop."""
     since = time.time() - WINDOW
     own = [event for event in told(events, "RESET") if event["data"].get("guest")]
     count = sum(event["timestamp"]["seconds"] >= since for event in own)
@@ -84,24 +84,24 @@ def resets(events: Path) -> Ailment | None:
 
 
 def panicked(console: Path) -> Ailment | None:
-    """Whether the kernel's panic is the last that it said."""
+    """An ailment if a kernel panic is the last line of the console."""
     found = PANIC.search(last_line(console))
     return Ailment(f"the guest's kernel stopped: {found[1]}") if found else None
 
 
 def told(events: Path, name: str) -> Iterator[dict[str, Any]]:
-    """QEMU's events of this name, the oldest first."""
+    """QEMU's events with this name, the oldest first."""
     for line in end_of(events).splitlines():
         try:
             said = json.loads(line)
         except ValueError:
-            continue  # cut at the start, or it is being written
+            continue  # cut off at the start, or not written completely yet
         if said.get("event") == name:
             yield said
 
 
 def end_of(file: Path) -> bytes:
-    """The end of a file; nothing where there is none."""
+    """The last TAIL bytes of a file; empty if it does not exist."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
@@ -111,14 +111,14 @@ def end_of(file: Path) -> bytes:
 
 
 def last_line(console: Path) -> str:
-    """The last words on a console, as they read."""
+    """The console's last line that is not empty, without escape sequences."""
     text = ESCAPES.sub(b"", end_of(console)).decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:LINE] if lines else ""
 
 
 def log_end(log: Path) -> list[str]:
-    """The end of QEMU's log, its registers cut to a line."""
+    """The last LOG_LINES lines of QEMU's log; a register dump counts as one line."""
     kept: list[str] = []
     left_out = 0
     text = end_of(log).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Network namespaces: a network of the simulator's own, and the way into it."""
+"""Network namespaces of the simulator: make them, remove them, enter them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ DIRECTORY = Path("/run/netns")
 
 
 def names() -> set[str]:
-    """The named namespaces of this machine."""
+    """The names of this machine's network namespaces."""
     return {path.name for path in DIRECTORY.iterdir()} if DIRECTORY.is_dir() else set()
 
 
 def create(name: str) -> None:
-    """Make a namespace with its loopback up; one that is there stays as it is."""
+    """Make a namespace with its loopback up, unless it exists."""
     if name not in names():
         run(["ip", "netns", "add", name], what=f"make the network namespace {name}")
         ip(name, "link", "set", "lo", "up")
 
 
 def delete(name: str) -> None:
-    """Remove a namespace and the links in it, if it is there.
+    """Remove a namespace and its links, if it exists.
 
-    Its cables go first, one by one: of a whole namespace the kernel removes them some time later,
-    and until then the names of their other ends are taken.
+    The veth links are deleted first, one by one. With the namespace alone, the kernel deletes them
+    some time later, and until then the names of their other ends are taken.
     """
     if name in names():
         shown = run(["ip", "-n", name, "-json", "link", "show", "type", "veth"], ok=None)
@@ -43,7 +43,7 @@ def delete(name: str) -> None:
 
 
 def ip(name: str, *words: str) -> None:
-    """Run `ip` on the links of a namespace."""
+    """Run `ip` in a namespace."""
     run(["ip", "-n", name, *words])
 
 
@@ -54,9 +54,10 @@ def has_link(name: str, link: str) -> bool:
 
 @cache
 def host() -> Path:
-    """The network namespace that this command was started in; kept open, whoever enters another.
+    """A path to the network namespace that this process started in.
 
-    To be called before that: drivers do it when they are made.
+    Call it once before any thread enters another namespace, as drivers do when they are made: the
+    first call opens the namespace, later ones return the same path.
     """
     return Path(f"/proc/{os.getpid()}/fd/{os.open('/proc/self/ns/net', os.O_RDONLY)}")
 
@@ -64,11 +65,12 @@ def host() -> Path:
 def enter(name: str | Path) -> None:
     """Move the calling thread, and the processes that it starts, into a namespace.
 
-    (os.setns is there from Python 3.12 on.) Raises UserError where the namespace is gone.
+    Raises UserError if the namespace does not exist, or this user may not enter it. It calls libc,
+    since os.setns needs Python 3.12.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        handle = os.open(DIRECTORY / name, os.O_RDONLY)  # `host` is a path of its own
+        handle = os.open(DIRECTORY / name, os.O_RDONLY)  # a path from host() is absolute
     except FileNotFoundError:
         raise UserError(
             f"the cluster's network ({name}) does not exist", "Run: orchestrate up"
@@ -85,7 +87,7 @@ def enter(name: str | Path) -> None:
 
 @contextmanager
 def entered(name: str | Path) -> Iterator[None]:
-    """The calling thread is in the namespace for the body, and back in its own after it."""
+    """Move the calling thread into the namespace for the body, and back afterwards."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:

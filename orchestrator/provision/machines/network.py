@@ -1,4 +1,4 @@
-"""What connects a cluster's machines: the simulator's switch, or this machine's own cards."""
+"""The networks between a cluster's machines: base class of the simulated switch and real cards."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
 
 
 def prefix(profile: Profile) -> str:
-    """What the names of a cluster's namespaces, containers and cgroups begin with."""
+    """The prefix of the names of a cluster's namespaces, containers and cgroups."""
     return f"orchestrate-{profile.name}"
 
 
 @dataclass(frozen=True)
 class Cables(ABC):
-    """The networks of a profile, as far as they end on this machine."""
+    """This machine's part of a profile's networks: links, bridges, namespaces."""
 
     profile: Profile
     prefix: str
 
     def named(self, name: str) -> str:
-        """A name that no other cluster has: of a machine's namespace, container and cgroup."""
+        """A name for a machine's namespace, container or cgroup that no other cluster uses."""
         return f"{self.prefix}-{name}"
 
     def mac(self, node: Node, network: str) -> str:
-        """The profile's hardware address, or one made from the names where it has none."""
+        """The profile's hardware address; if it has none, one derived from the names."""
         digest = hashlib.sha256(f"{self.prefix} {node.name} {network}".encode()).digest()
         made = ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))  # locally administered
         return node.links[network].mac or made
 
     @abstractmethod
     def make(self) -> None:
-        """What all machines share; what is there stays."""
+        """Make what all machines share, unless it exists."""
 
     @abstractmethod
     def plug_namespace(self, node: Node) -> str:
-        """A namespace for a node that is a container, with its end of each cable; its name."""
+        """Make the namespace of a container node, with its links; return the namespace's name."""
 
     @abstractmethod
     def remove(self) -> None:
-        """All of it, and the namespaces of nodes with what is in them."""
+        """Remove everything that `make` and `plug_namespace` made."""
 
     def throttle(self, node: Node, network: str, bits_per_s: int | None) -> None:
-        """Let a cable carry no more than that, each way; None: all that it can.
+        """Limit a node's link to this rate in each direction; None removes the limit.
 
-        Raises BadInput where the cable is not one of a container.
+        Raises BadInput if the node is not a container.
         """
         raise BadInput(
             "only cables of containers can be throttled",
@@ -59,5 +59,5 @@ class Cables(ABC):
         )
 
     def throttled(self, node: Node) -> Mapping[str, int]:
-        """By network, the bits a second that the node's cables were throttled to."""
+        """The limits of the node's links in bits per second, by network."""
         return {}

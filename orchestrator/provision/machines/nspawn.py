@@ -1,8 +1,8 @@
-"""Simulated machines as containers that boot the very image with systemd.
+"""The driver `nspawn`: simulated machines as systemd-nspawn containers that boot the real image.
 
 Each has its own PID, mount, UTS and network namespace: Ray finds its local daemon by scanning
-/proc, so hosts must not see each other's processes. The root is the image's layers under an overlay
-on tmpfs, as on a netbooted node.
+/proc, so nodes must not see each other's processes. The root is an overlay of the image's layers
+with a writable tmpfs, as on a netbooted node.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.identity import BootFile
 
-#: What a machine's changes to its root may take of this machine's memory.
+#: The size limit of a node's writable tmpfs, as a share of this machine's memory.
 OVERLAY_SIZE = "50%"
 
 
 @dataclass(frozen=True)
 class Container:
-    """One node as a container. All that it makes lies under `home`."""
+    """One node as a container. All its files are below `home`."""
 
     node: Node
     home: Path
@@ -64,7 +64,7 @@ class Container:
         return PowerState.OFF if self.process.pid() is None else PowerState.ON
 
     def trouble(self) -> None:
-        """It runs or does not."""
+        """None: a container runs or does not."""
 
     def leader(self) -> int:
         pid = self.process.pid()
@@ -101,7 +101,7 @@ class Container:
             f"--network-namespace-path={netns.DIRECTORY / unique}",
             f"--bind-ro={self.layers.ident_file}:/run/orchestrate/image-id",
             "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses
-            # No systemd-machined, resolver or time zone of this machine is needed, or reached.
+            # Independent of this machine's systemd-machined, resolver, time zone and journal.
             "--register=no",
             "--resolv-conf=off",
             "--timezone=off",
@@ -119,7 +119,7 @@ class Container:
         if not cgroup.SYSTEMD_RUNS.is_dir():
             argv = cgroup.starting_in(unique, [*argv, "--keep-unit"])
         self.console.unlink(missing_ok=True)
-        # /proc/sys/net is its own network's: with boot.nat, the control node passes packets on.
+        # A writable /proc/sys/net: with boot.nat, the control node enables IP forwarding.
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
         self.process.start(argv, log=self.console, env=env)
 
@@ -130,25 +130,26 @@ class Container:
             if timeout > 0:
                 os.kill(pid, signal.SIGTERM)  # nspawn turns it into an orderly shutdown
             if not ended(pid, timeout):
-                # PID 1 first: it would outlive nspawn, and takes all in its namespace with it.
+                # PID 1 first: its end kills all processes in the container, and it would outlive
+                # nspawn.
                 kill([*inside, pid])
         self.clear()
 
     def _inside(self, pid: int) -> list[int]:
-        """The container's PID 1, as nspawn's child."""
+        """The process id of the container's PID 1, a child of nspawn; empty if there is none."""
         with suppress(FileNotFoundError, ProcessLookupError):
             return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return []
 
     def clear(self) -> None:
-        """Remove the root of a machine that does not run; its console log stays."""
+        """Remove what is left of a container that does not run, except its console log."""
         unmount_below(self.home)
         cgroup.remove(self.cables.named(self.node.name))
         self.process.record.unlink(missing_ok=True)
 
 
 def write_boot_files(upper: Path, files: dict[str, BootFile]) -> None:
-    """Lay a node's boot files into the upper directory of its root."""
+    """Write a node's boot files into the upper directory of its overlay."""
     for name, file in files.items():
         path = upper / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

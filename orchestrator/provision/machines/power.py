@@ -1,4 +1,4 @@
-"""How real machines are switched on and off: a class for each `power.driver` of a profile."""
+"""Power of real machines: a class for each `power.driver` of a profile."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.profile.power import Power
 
-#: What `timeout` of coreutils ends with where it had to end a command, and to kill it.
+#: Exit codes of coreutils' `timeout` after SIGTERM and after SIGKILL.
 TIMED_OUT = (124, 137)
-#: Seconds that a command has to end in, once it is told to.
+#: Seconds between SIGTERM and SIGKILL for a power command that timed out.
 GRACE = 2.0
 
 
@@ -28,17 +28,17 @@ class Supply(Protocol):
     """One machine's power."""
 
     def on(self) -> None:
-        """Switch it on, or keep it on. Raises UserError where that fails."""
+        """Switch it on; nothing happens if it is on. Raises UserError if that fails."""
 
     def cut(self) -> bool:
-        """Take its power away; False where this way cannot. Raises UserError where it fails."""
+        """Cut its power; False if the driver cannot do that. Raises UserError if it fails."""
 
     def state(self) -> PowerState | None:
-        """ON or OFF; None where this way cannot tell."""
+        """ON or OFF; None if the driver cannot tell. Raises UserError if asking fails."""
 
 
 def supply(profile: Profile, node: Node, space: str) -> Supply:
-    """A node's power by the profile; `space` is the namespace with the cluster's network."""
+    """A node's power supply; `space` is the network namespace that reaches the cluster."""
     power = profile.power_of(node)
     kinds: dict[str, Callable[[Profile, Node, Power, str], Supply]] = {
         "wol": PowerByWol,
@@ -50,17 +50,23 @@ def supply(profile: Profile, node: Node, space: str) -> Supply:
 
 @dataclass(frozen=True)
 class PowerMethod:
-    """What each class is made with."""
+    """The base of all power classes, which can neither cut the power nor tell its state."""
 
     profile: Profile
     node: Node
     power: Power
     space: str
 
+    def cut(self) -> bool:
+        return False
+
+    def state(self) -> PowerState | None:
+        return None
+
 
 @dataclass(frozen=True)
 class PowerByWol(PowerMethod):
-    """Wake-on-LAN switches on, and nothing else."""
+    """Wake-on-LAN, which can only switch a machine on."""
 
     def on(self) -> None:
         network = self.profile.boot.network
@@ -69,16 +75,10 @@ class PowerByWol(PowerMethod):
         with netns.entered(self.space):
             wol.send(interface, broadcast, self.profile.boot_link(self.node).mac)
 
-    def cut(self) -> bool:
-        return False
-
-    def state(self) -> PowerState | None:
-        return None
-
 
 @dataclass(frozen=True)
 class Manual(PowerMethod):
-    """A person is the switch."""
+    """A person switches the machine on and off; this says when."""
 
     def on(self) -> None:
         link = self.profile.boot_link(self.node)
@@ -86,19 +86,13 @@ class Manual(PowerMethod):
         text = f"Switch on {self.node.name} ({link.mac}) now: it has {limit:g} s to boot."
         err.print(text, markup=False)
 
-    def cut(self) -> bool:
-        return False
-
-    def state(self) -> PowerState | None:
-        return None
-
 
 @dataclass(frozen=True)
 class PowerByCommand(PowerMethod):
-    """Commands of the user's."""
+    """Commands from the profile: `power.on`, `power.off`, `power.status`."""
 
     def on(self) -> None:
-        assert self.power.on is not None  # profile/checks.py
+        assert self.power.on is not None  # checked when the profile is loaded
         self._run(self.power.on, f"switching {self.node.name} on")
 
     def cut(self) -> bool:
@@ -117,9 +111,10 @@ class PowerByCommand(PowerMethod):
         return PowerState.ON if has_power else PowerState.OFF
 
     def _run(self, template: Sequence[str], what: str, ok: Sequence[int] = (0,)) -> Result:
-        """Run a command with its placeholders filled in.
+        """Run a command with its placeholders replaced, in the profile's directory.
 
-        Raises UserError, with its words, where it fails, takes too long or is not there.
+        Raises UserError with its output if its exit code is not in `ok`, it times out, or it is
+        not installed.
         """
         words = [self._fill(word) for word in template]
         directory = self.profile.path.absolute().parent
@@ -131,7 +126,7 @@ class PowerByCommand(PowerMethod):
                 f"{where}: command not found: {words[0]}", "Install it, or correct the profile."
             )
         limit = self.power.command_timeout_s
-        # `timeout` ends what the command started, too.
+        # coreutils' `timeout`, since it also ends the processes that the command started.
         guard = ["timeout", f"--kill-after={GRACE:g}", f"{limit:g}"]
         begun = time.monotonic()
         with netns.entered(netns.host() if self.power.network == "host" else self.space):
@@ -159,7 +154,7 @@ class PowerByCommand(PowerMethod):
         return PLACEHOLDER.sub(lambda match: values[match[1]], word)
 
     def _where(self) -> str:
-        """Where the profile says it."""
+        """File, line and key of the profile that define this node's power."""
         if not self.node.power:
             return self.profile.where("power")
         index = self.profile.compute_nodes.index(self.node)

@@ -1,4 +1,5 @@
-"""Processes that outlive the command which started them, and how a later one finds them again."""
+"""Processes that outlive the command that started them, and records by which later commands find
+them."""
 
 from __future__ import annotations
 
@@ -16,28 +17,28 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import PACKAGE_OF
 from orchestrator.core.waiting import as_long_as
 
-#: Seconds for a killed process to be gone, and for a started one to have its record.
+#: Seconds for a killed process to end, and for a started one to write its record.
 KILL_TIMEOUT, RECORD_TIMEOUT = 10.0, 10.0
-#: A process writes its own record ($0), and then becomes what it was started for ($@): whoever
-#: kills this command between the two leaves nothing behind that nobody knows of.
+#: The new process writes its own record ($0) and then executes the program ($@). So no process is
+#: ever without a record, even if this command is killed in between.
 RECORDED = """\
 started=$(cut -d ' ' -f 22 "/proc/$$/stat")
 printf '{"pid": %d, "started": "%s"}' $$ "$started" >"$0.new"
 mv "$0.new" "$0"
 exec "$@"
 """
-#: Kept until this command ends: Python warns of a running process that nobody holds any more.
+#: Kept until this command ends: Python warns about a running process without references.
 _STARTED: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process by its record: a file with its id and start time, since ids are used again."""
+    """A process, known by its record: a file with its id and start time, since ids are reused."""
 
     record: Path
 
     def pid(self) -> int | None:
-        """Its id, if it is still the one that was started."""
+        """Its id; None if it has ended."""
         try:
             record = json.loads(self.record.read_text())
         except (FileNotFoundError, ValueError):
@@ -57,11 +58,11 @@ class Process:
         env: Mapping[str, str] | None = None,
         outlives: bool = True,
     ) -> None:
-        """Start `argv` in a session of its own: it outlives this command, Ctrl-C is not for it.
+        """Start `argv` in a session of its own, so that it survives this command and Ctrl-C.
 
-        What it writes goes to `log`; `env` is added to this command's own variables. Without
+        Its output is appended to `log`; `env` is added to this command's environment. Without
         `outlives` it stays in this session, and is killed when the calling thread ends. Raises
-        UserError where the command is not installed.
+        UserError if the program is not installed.
         """
         if not shutil.which(argv[0]):
             package = PACKAGE_OF.get(argv[0], argv[0])
@@ -84,7 +85,7 @@ class Process:
         as_long_as(lambda: self._unknown(process), RECORD_TIMEOUT, 0.002)
 
     def _unknown(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether a process that runs has not recorded itself yet."""
+        """Whether the process runs but has not written its record yet."""
         try:
             recorded = json.loads(self.record.read_text())["pid"] == process.pid
         except (FileNotFoundError, ValueError):
@@ -93,7 +94,7 @@ class Process:
 
 
 def start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks after boot (proc(5), field 22); None if it is gone."""
+    """When a process started, in clock ticks after boot (proc(5), field 22); None if it ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -103,7 +104,7 @@ def start_time(pid: int) -> str | None:
 
 
 def ended(pid: int, timeout: float) -> bool:
-    """Wait for a process to end; False if it is still there after `timeout` seconds."""
+    """Wait for a process to end; False if it still runs after `timeout` seconds."""
 
     def runs() -> bool:
         _reap(pid)
@@ -113,13 +114,13 @@ def ended(pid: int, timeout: float) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Let a process go that this command started and that ended; another command's is init's."""
+    """Reap a process that this command started and that ended. Others are init's to reap."""
     if pid in _STARTED and _STARTED[pid].poll() is not None:
         del _STARTED[pid]
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Kill processes, in this order, and wait for each to be gone."""
+    """Kill processes, in this order, and wait for each to end."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

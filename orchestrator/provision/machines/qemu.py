@@ -1,7 +1,7 @@
-"""Simulated machines with real firmware, in QEMU: they PXE boot as boards do.
+"""The driver `qemu`: simulated machines with real firmware that PXE boot like real boards.
 
-The control node is a container, as with the driver `nspawn`. Nothing is put into the others: what
-they know, they got over the network.
+The control node is a container, as with the driver `nspawn`. Compute nodes get everything over the
+network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.image import store
 from orchestrator.image.layers import Layers
 from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
-from orchestrator.provision.machines.composed import Composed, Machine, home
+from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine, home
 from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import firmware
 from orchestrator.provision.machines.network import prefix
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.identity import BootFile
 
-#: A file system with this label is where the initrd keeps layers for the next boot.
+#: The initrd keeps layers for later boots on the file system with this label.
 CACHE_LABEL = "orchestrate-cache"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a person chose, and where; AUTO where nobody did."""
+    """The accelerator that a person chose, and where; AUTO if nobody did."""
 
     name: str = AUTO
     where: str = ""
@@ -43,9 +43,9 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Guest(Emulator):
-    """A machine in QEMU, under KVM or translation.
+    """A machine in QEMU, under KVM or translation (TCG).
 
-    `chosen` decides which, or a try of KVM does, with the kernel of `image`.
+    `chosen` says which; if it is AUTO, a trial of KVM with the kernel of `image` decides.
     """
 
     chosen: Chosen = Chosen()
@@ -57,11 +57,11 @@ class Guest(Emulator):
 
     @property
     def started_with(self) -> Decision | None:
-        """How it was started last; None where it never was."""
+        """The accelerator of its last start; None if it never started."""
         return accel.read(self.record)
 
     def start(self, hardware: VirtualHardware) -> None:
-        """Power on. Raises UserError where QEMU or the firmware is missing, or does not start."""
+        """Power on. Raises UserError if QEMU or the firmware is missing, or QEMU does not start."""
         decision = self.decide(hardware)
         decision.write(self.record)
         try:
@@ -70,7 +70,7 @@ class Guest(Emulator):
             raise NotStarted(error.message, f"{advice(decision)}\n  {error.hint}") from None
 
     def decide(self, hardware: VirtualHardware) -> Decision:
-        """As it was chosen by hand; else as a try found, now or before."""
+        """The accelerator: as a person chose, else by a trial, now or earlier."""
         if self.chosen.name != AUTO:
             return Decision(WAYS[self.chosen.name], by=self.chosen.where)
         return accel.decide(
@@ -79,9 +79,10 @@ class Guest(Emulator):
         )
 
     def trouble(self, name: str) -> UserError | None:
-        """What keeps the machine `name` from coming up, and what to do; None where nothing does.
+        """Why the machine `name` cannot come up, and what to do; None if it can.
 
-        Where KVM passed its try and cannot run the guest after all, that is noted.
+        If KVM passed its trial but then failed to run the guest, the trial's result is changed to
+        failed.
         """
         decision = self.started_with or Decision(TCG)
         ailment = self.ailment(decision.way.silence)
@@ -98,7 +99,7 @@ class Guest(Emulator):
 
 
 def advice(decision: Decision) -> str:
-    """What to do with a machine that stopped."""
+    """The hint for a machine that stopped."""
     if decision.way.name != KVM.name:
         return "'orchestrate up' restarts it."
     by = f" KVM was chosen by {decision.by}." if decision.by else ""
@@ -106,14 +107,10 @@ def advice(decision: Decision) -> str:
 
 
 @dataclass(frozen=True)
-class QemuMachine:
+class QemuMachine(SeparateMachine):
     """A compute node in QEMU."""
 
-    node: Node
-    home: Path
     switch: Switch
-
-    netboots = True
 
     @property
     def guest(self) -> Guest:
@@ -122,7 +119,7 @@ class QemuMachine:
 
     @property
     def boot_timeout(self) -> float:
-        """The longer one until it is started."""
+        """Seconds for a boot, by its accelerator; the longest before the first start."""
         decision = self.guest.started_with
         return (decision.way if decision else TCG).boot_timeout
 
@@ -140,12 +137,6 @@ class QemuMachine:
     def state(self) -> PowerState:
         return PowerState.OFF if self.guest.process.pid() is None else PowerState.ON
 
-    def leader(self) -> int:
-        raise UserError(
-            f"{self.node.name} is a separate machine: its processes do not run on this one",
-            f"Reach it over SSH: orchestrate sim shell {self.node.name}",
-        )
-
     def power_on(self, files: dict[str, BootFile]) -> None:
         self.guest.clear()
         self.guest.start(self.hardware())
@@ -160,7 +151,7 @@ class QemuMachine:
         self.guest.clear()
 
     def hardware(self) -> VirtualHardware:
-        """As the profile says; the NIC on the boot network is the first to boot."""
+        """The machine as in the profile; the card on the boot network is first in boot order."""
         profile = self.switch.profile
         taps = self.switch.plug_taps(self.node)
         simulation = profile.simulation
@@ -176,12 +167,12 @@ class QemuMachine:
         )
 
     def boot_order(self) -> list[str]:
-        """The node's networks, the one that it boots from first."""
+        """The node's networks; the boot network is the first."""
         boot = self.switch.profile.boot.network
         return sorted(self.node.links, key=lambda network: network != boot)
 
     def disk(self, size: int) -> Path:
-        """The disk that keeps layers, made at first use. It outlasts `down`, as a real one."""
+        """The cache disk of `size` bytes, made at first use. It survives `down`, as a real one."""
         disk = paths.cluster(self.switch.profile.name) / "disks" / f"{self.node.name}.raw"
         if not disk.exists():
             make_disk(disk, size)
@@ -189,7 +180,7 @@ class QemuMachine:
 
 
 def make_disk(path: Path, size: int) -> None:
-    """An empty file system with the cache's label; takes room only as it fills. `size` in bytes."""
+    """Make a sparse file of `size` bytes with an empty file system labelled CACHE_LABEL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}")
     with beside.open("wb") as file:
@@ -199,14 +190,14 @@ def make_disk(path: Path, size: int) -> None:
 
 
 def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
-    """The machine of a node: the control node is a container."""
+    """A container for the control node, a QEMU machine for a compute node."""
     if switch.profile.is_control(node):
         return Container(node, home, switch, layers)
     return QemuMachine(node, home, switch)
 
 
 def cluster(profile: Profile, accel: str | None = None) -> Composed:
-    """The driver `qemu`. `accel` takes the place of the profile's `simulation.accel`."""
+    """The driver `qemu`. `accel` overrides the profile's `simulation.accel`."""
 
     def remember() -> None:
         if accel:
@@ -216,12 +207,12 @@ def cluster(profile: Profile, accel: str | None = None) -> Composed:
 
 
 def accel_record(profile: Profile) -> Path:
-    """Holds what `--accel` said, until the cluster is down."""
+    """The file with the value of `--accel`, kept until the cluster is down."""
     return home(profile) / "accel"
 
 
 def chosen(profile: Profile) -> Chosen:
-    """KVM or translation, by hand: what `--accel` said, else the profile."""
+    """The accelerator that a person chose: by `--accel`, else in the profile."""
     record = accel_record(profile)
     name = record.read_text() if record.exists() else ""
     if name in accel.CHOICES:
@@ -230,7 +221,7 @@ def chosen(profile: Profile) -> Chosen:
 
 
 def booted_image(profile: Profile) -> Path | None:
-    """The files of the image that machines are given; None where they are not there."""
+    """The directory of the image that machines boot; None if it is not there."""
     current = images.read(profile.name).current
     image = images.directory(profile.name, current.id) if current else store.built(profile.image)
     return image if image and (image / "kernel").exists() else None

@@ -1,4 +1,4 @@
-"""QEMU's control socket (QMP): the few commands that the simulator gives a machine."""
+"""A client for QEMU's control socket (QMP)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from orchestrator.core.waiting import as_long_as
 
-#: Seconds for one answer.
+#: Seconds to wait for a connection, and for each answer.
 TIMEOUT = 10.0
 
 
 def execute(path: Path, command: str, **arguments: Any) -> Any:
-    """Run one QMP command and return what it returns.
+    """Run one QMP command and return its result.
 
-    Raises OSError where nothing listens at `path` or it does not answer, RuntimeError with QEMU's
-    own words where it refuses the command.
+    Raises OSError if nothing listens at `path` or QEMU does not answer, RuntimeError with QEMU's
+    message if it rejects the command.
     """
     with connected(path) as client, client.makefile("rw", encoding="utf-8") as stream:
         stream.readline()  # the greeting
@@ -32,7 +32,7 @@ def execute(path: Path, command: str, **arguments: Any) -> Any:
 
 
 def listens(path: Path) -> bool:
-    """Whether QEMU takes commands: its socket is there a moment before."""
+    """Whether QEMU accepts connections: its socket file exists a moment earlier."""
     try:
         with connected(path):
             return True
@@ -42,8 +42,8 @@ def listens(path: Path) -> bool:
 
 @contextmanager
 def connected(path: Path) -> Iterator[socket.socket]:
-    """A connection to a socket. Raises OSError where nothing listens there."""
-    # By its directory's handle: a socket's address has room for 107 bytes only.
+    """A connection to a Unix socket. Raises OSError if nothing listens there."""
+    # By a handle of its directory, since a socket's address is limited to 107 bytes.
     directory = os.open(path.parent, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as client:
@@ -51,7 +51,7 @@ def connected(path: Path) -> Iterator[socket.socket]:
             address = f"/proc/self/fd/{directory}/{path.name}"
 
             def crowded() -> bool:
-                """QEMU serves one client at a time, and lets one more wait."""
+                """Try to connect; True if QEMU is busy: it serves one client, and queues one."""
                 try:
                     client.connect(address)
                 except BlockingIOError:
@@ -66,7 +66,7 @@ def connected(path: Path) -> Iterator[socket.socket]:
 
 
 def answer(stream: Any) -> Any:
-    """The answer to the last command; events may come before it."""
+    """The result of the last command; events that come before it are skipped."""
     for line in stream:
         said = json.loads(line)
         if "error" in said:

@@ -1,7 +1,7 @@
-"""Real machines: compute nodes that netboot, beside a control node in a container on this machine.
+"""The driver `real`: real compute nodes that netboot, and a control node in a container here.
 
-The container is as in the simulator. Its network cards are this machine's (cards.py), the compute
-nodes' power is what the profile says (power.py).
+The container is the same as in the simulator, but has network cards of this machine (cards.py). The
+profile says how compute nodes get power (power.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.node.remote import Remote, Unreachable
 from orchestrator.node.trust import open_trust
 from orchestrator.provision.machines import PowerState, netns
 from orchestrator.provision.machines.cards import Cards
-from orchestrator.provision.machines.composed import Composed, Machine
+from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.power import Supply, supply
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from orchestrator.profile.power import Power
     from orchestrator.provision.identity import BootFile
 
-#: Seconds for a machine to answer that is up, and between two looks.
+#: Seconds for a running machine to answer, and between two polls.
 ANSWER_TIMEOUT, POLL = 2.0, 1.0
-#: Seconds from a network that is gone to a machine that is off, where nothing tells the latter.
+#: Seconds from the last answer until a machine counts as off, if its power state is unknown.
 SETTLE = 5.0
 
 
@@ -42,21 +42,17 @@ def cluster(profile: Profile) -> Composed:
 
 
 def machine(node: Node, home: Path, cables: Cables, layers: Layers) -> Machine:
-    """The machine of a node."""
+    """A container for the control node, a RealMachine for a compute node."""
     if cables.profile.is_control(node):
         return Container(node, home, cables, layers)
     return RealMachine(node, home, cables)
 
 
 @dataclass(frozen=True)
-class RealMachine:
-    """A compute node of metal."""
+class RealMachine(SeparateMachine):
+    """A real compute node."""
 
-    node: Node
-    home: Path
     cables: Cables
-
-    netboots = True
 
     @property
     def power(self) -> Power:
@@ -68,7 +64,7 @@ class RealMachine:
 
     @property
     def space(self) -> str:
-        """The network that it is reached by: the control node's."""
+        """The network namespace that reaches it: the control node's."""
         return self.cables.named(self.cables.profile.control.name)
 
     @property
@@ -81,14 +77,14 @@ class RealMachine:
 
     @property
     def record(self) -> Path:
-        """Holds what was done last: "on" or "off"."""
+        """The file with the last power action: "on" or "off"."""
         return self.home / "switched"
 
     def plug(self) -> None:
-        """Its cables are a person's business."""
+        """Nothing: a person plugs its cables."""
 
     def state(self) -> PowerState:
-        """What its supply tells; else whether it answers, and what was done to it last."""
+        """The power driver's answer; if it has none, by SSH's port and the last power action."""
         known = self.supply.state()
         if known is not None:
             return known
@@ -98,7 +94,7 @@ class RealMachine:
         return {"on": PowerState.WAKING, "off": PowerState.OFF}.get(done, PowerState.SILENT)
 
     def answers(self) -> bool:
-        """Whether it takes or refuses a connection: either way there is a system that has power."""
+        """Whether it accepts or refuses a connection to SSH: either proves that it has power."""
         address = str(self.cables.profile.boot_link(self.node).address)
         try:
             with (
@@ -112,22 +108,16 @@ class RealMachine:
             return False
 
     def trouble(self) -> None:
-        """Nothing can be known from here."""
-
-    def leader(self) -> int:
-        raise UserError(
-            f"{self.node.name} is a separate machine: its processes do not run on this one",
-            f"Reach it over SSH: orchestrate node ssh {self.node.name}",
-        )
+        """None: the state of a real machine's system cannot be read from here."""
 
     def power_on(self, files: dict[str, BootFile]) -> None:
         self.supply.on()
         self._note("on")
 
     def power_off(self, timeout: float) -> None:
-        """In order over SSH, then by its supply; with `timeout` 0 nothing is waited for.
+        """Shut down over SSH, then cut the power. With `timeout` 0: cut the power at once.
 
-        Raises UserError where neither is possible.
+        Raises UserError if neither is possible.
         """
         if timeout > 0:
             off = self._shut_down() and self._wait_until_gone()
@@ -149,7 +139,7 @@ class RealMachine:
         )
 
     def _shut_down(self) -> bool:
-        """Tell it to shut down; False where it does not answer."""
+        """Tell it to shut down; False if it does not answer."""
         if not self.answers():
             return False
         profile = self.cables.profile
@@ -159,13 +149,13 @@ class RealMachine:
             try:
                 remote.run(["systemctl", "poweroff"], what="shutting down")
             except Unreachable:
-                pass  # it went too quickly to say so; if it stays, that is noticed
+                pass  # it shut down before it answered; if it did not, the caller notices
             finally:
                 remote.close()
         return True
 
     def _wait_until_gone(self) -> bool:
-        """Whether it has shut down within the profile's time."""
+        """Wait for it to be off; False if it is not after the profile's `power.off_timeout_s`."""
 
         def runs() -> bool:
             known = self.supply.state()
@@ -181,4 +171,4 @@ class RealMachine:
         self.record.write_text(done)
 
     def clear(self) -> None:
-        """Nothing of it is here."""
+        """Nothing: a real machine leaves nothing on this host."""

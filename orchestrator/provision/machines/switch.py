@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node
 
 
-#: Of a throttled cable: what it lets through at once after a pause. Larger packets are cut.
+#: A throttled link's burst: what it lets through at once after a pause. Larger packets are split.
 BURST = "16kb"
-#: A rate as people and tc write it, and what its unit means in bits a second.
+#: A rate as people and tc write it, such as 2.5Gbit, and each prefix's factor.
 RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)bit", re.IGNORECASE)
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-#: Below it a large packet takes seconds; above it tc's numbers end.
+#: Limits in bits per second: below, one large packet takes seconds; above, tc's numbers overflow.
 SLOWEST, QUICKEST = 10**5, 4 * 10**11
 
 
 def bits_per_s(text: str) -> int:
-    """Bits a second of a rate like 100Mbit or 2.5gbit. Raises BadInput for another text."""
+    """The bits per second of a rate like 100Mbit or 2.5gbit. Raises BadInput for other text."""
     match = RATE.fullmatch(text.strip())
     found = int(float(match[1]) * UNITS[match[2].lower()]) if match else 0
     if not SLOWEST <= found <= QUICKEST:
@@ -39,14 +39,14 @@ def bits_per_s(text: str) -> int:
 
 @dataclass(frozen=True)
 class Switch(Cables):
-    """A bridge for each network. `space` is the namespace that holds them."""
+    """A bridge for each network, in the namespace `space`. Links: veth pairs and taps."""
 
     @property
     def space(self) -> str:
         return self.named("switch")
 
     def make(self) -> None:
-        """The bridges; those that are there stay."""
+        """Make the namespace and the bridges, unless they exist."""
         netns.create(self.space)
         for network in self.profile.networks:
             bridge = self.bridge(network)
@@ -55,7 +55,7 @@ class Switch(Cables):
                 netns.ip(self.space, "link", "set", bridge, "up")
 
     def remove(self) -> None:
-        """The bridges, and the namespaces of all nodes with the links in them."""
+        """Remove the bridges, and the nodes' namespaces with their links."""
         for node in self.profile.nodes:
             netns.delete(self.named(node.name))
         netns.delete(self.space)
@@ -64,7 +64,7 @@ class Switch(Cables):
         return f"br{self._index(network)}"
 
     def plug_namespace(self, node: Node) -> str:
-        """A namespace for the node with its end of a cable to each network; returns its name."""
+        """Make the node's namespace, with a veth link to each of its networks; return its name."""
         space = self.named(node.name)
         netns.create(space)
         for network, link in node.links.items():
@@ -79,8 +79,10 @@ class Switch(Cables):
         return space
 
     def throttle(self, node: Node, network: str, bits_per_s: int | None) -> None:
-        """Let a container's cable carry no more than that, each way; None: all that it can. (A
-        token bucket: this kernel may have no other shaper.) Done again, it changes nothing."""
+        """Limit a container's link to this rate in each direction; None removes the limit.
+
+        It uses tc's token bucket filter, which most kernels have. Idempotent.
+        """
         for space, end in self._ends(node, network):
             queue = ["tc", "-n", space, "qdisc"]
             if bits_per_s:
@@ -90,8 +92,8 @@ class Switch(Cables):
                 run([*queue, "delete", "dev", end, "root"], ok=None)  # there may be none
 
     def throttled(self, node: Node) -> dict[str, int]:
-        """By network, the bits a second that the node's cables were throttled to; others are not in
-        it, nor is anything of a node that has no cables yet."""
+        """The limits of the node's links in bits per second, by network. Links that are not
+        limited, or do not exist yet, are left out."""
         found = {}
         spaces = netns.names()
         for network in node.links:
@@ -100,29 +102,30 @@ class Switch(Cables):
                 shown = run(asked, ok=None).out if space in spaces else ""
                 for queue in json.loads(shown or "[]"):
                     if queue.get("kind") == "tbf":
-                        found[network] = int(queue["options"]["rate"]) * 8  # tc says bytes
+                        found[network] = int(queue["options"]["rate"]) * 8  # tc prints bytes
         return found
 
     def _ends(self, node: Node, network: str) -> list[tuple[str, str]]:
-        """Namespace and interface of each end of a container's cable: both shape what they send."""
+        """Namespace and interface of both ends of a container's link; each end limits what it
+        sends."""
         own = (self.named(node.name), node.links[network].interface)
         return [(self.space, self._port("port", node, network)), own]
 
     def plug_taps(self, node: Node) -> dict[str, str]:
-        """A tap in the switch for each of the node's links: network -> its name."""
+        """Make a tap in the switch for each of the node's links: network -> the tap's name."""
         taps = {network: self._port("tap", node, network) for network in node.links}
         for network, tap in taps.items():
             self.add_tap(tap, self.bridge(network), self.profile.networks[network].mtu)
         return taps
 
     def add_tap(self, tap: str, bridge: str, mtu: int | None = None) -> None:
-        """A tap on a bridge; one that is there stays."""
+        """Make a tap on a bridge, unless it exists."""
         if not netns.has_link(self.space, tap):
             netns.ip(self.space, "tuntap", "add", "dev", tap, "mode", "tap")
             self._connect(tap, bridge, mtu)
 
     def _connect(self, port: str, bridge: str, mtu: int | None) -> None:
-        """Put a port on a bridge, which takes as large packets as all of its ports do."""
+        """Put a port on a bridge. A bridge's MTU is the smallest of its ports."""
         size = ["mtu", str(mtu)] if mtu else []
         netns.ip(self.space, "link", "set", port, *size, "master", bridge, "up")
 

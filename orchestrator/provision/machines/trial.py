@@ -1,7 +1,7 @@
-"""Try KVM with what will be used: the very firmware to its first output, then a kernel to its init.
+"""Try whether KVM works here, with the real firmware, kernel and initrd.
 
-The guest is a machine without disk and network; QEMU hands it the image's own kernel and initrd,
-which says on the console that it runs, and waits there for want of a server.
+The guest has neither disk nor network. QEMU starts it with the image's kernel and initrd. The trial
+succeeds as soon as the initrd writes its first line to the console.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from orchestrator.provision.machines.emulator import Emulator, NotStarted, Virtu
 from orchestrator.provision.machines.firmware import SECURE, UEFI
 from orchestrator.provision.machines.health import Ailment
 
-#: Seconds for all of it, and without a new word on the console.
+#: Limits in seconds: for the whole trial, and without new console output.
 DEADLINE, SILENCE = 60.0, 20.0
 POLL = 0.1
-#: How the image's initrd begins its lines (images/initrd/common.sh).
+#: The image's initrd begins its console lines with this (images/initrd/common.sh).
 WORD = b"orchestrate: "
 
 
 def why_not(hardware: VirtualHardware, image: Path | None) -> str:
-    """Why KVM does not run such machines here, in a few words; empty where it does.
+    """Why KVM does not run such machines here, in a few words; empty if it does.
 
-    Without an image only the firmware is tried. Raises UserError where QEMU or the firmware is
-    missing, or the try was interrupted.
+    Without an image, only the firmware is tried, until its first output. Raises UserError if QEMU
+    or the firmware is missing, or the trial was interrupted.
     """
     with tempfile.TemporaryDirectory() as directory:
         emulator = Emulator(Path(directory) / "try")
@@ -43,9 +43,9 @@ def why_not(hardware: VirtualHardware, image: Path | None) -> str:
 
 
 def bare(hardware: VirtualHardware, image: Path | None) -> VirtualHardware:
-    """The machine without disk and network, with a kernel of its own."""
+    """The machine without disk and network; QEMU loads the image's kernel and initrd directly."""
     firmware = hardware.firmware
-    if firmware == SECURE:  # the kernel comes without the loader that vouches for it
+    if firmware == SECURE:  # without shim and GRUB, Secure Boot would refuse the kernel
         firmware = dataclasses.replace(firmware, variables=UEFI.variables)
     words: list[str] = []
     if image:
@@ -55,7 +55,7 @@ def bare(hardware: VirtualHardware, image: Path | None) -> VirtualHardware:
 
 
 def _watched(emulator: Emulator, word: bytes) -> str:
-    """Why the guest does not say `word` (anything, where it is empty); empty where it does."""
+    """Wait until the console shows `word` (if empty: any output). Returns "", else the failure."""
     begun = heard = time.monotonic()
     said = b""
     while True:
@@ -74,7 +74,10 @@ def _watched(emulator: Emulator, word: bytes) -> str:
 
 
 def _told(ailment: Ailment, emulator: Emulator) -> str:
-    """With the first line of QEMU's log: what comes after is its consequence."""
+    """The ailment's text with the first line of QEMU's log; later lines are consequences.
+
+    Raises UserError if a signal ended QEMU.
+    """
     if ailment.interrupted:
         raise UserError("interrupted during the KVM trial")
     first = next(iter(health.log_end(emulator.log)), "").removeprefix(f"{QEMU}: ")

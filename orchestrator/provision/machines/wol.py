@@ -11,23 +11,23 @@ from orchestrator.core.errors import UserError
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-#: The packet's own Ethernet type, and the UDP port that it is mostly sent to ("discard").
+#: Wake-on-LAN's Ethernet type, and the UDP port that is usual for it ("discard").
 ETHER_TYPE, PORT = 0x0842, 9
-#: How often it is sent, and the seconds between: nobody answers, so a lost one is not noticed.
+#: Number of packets, and seconds between them: nobody answers, so a loss would go unnoticed.
 TIMES, PAUSE = 3, 0.1
 EVERYBODY = b"\xff" * 6
 
 
 def magic_packet(mac: str) -> bytes:
-    """Six bytes ff, then the machine's hardware address 16 times. Nothing else is in it."""
+    """Six bytes ff, then the machine's hardware address 16 times."""
     return EVERYBODY + bytes.fromhex(mac.replace(":", "")) * 16
 
 
 def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
-    """Send it from an interface of the calling thread's network: as Ethernet frames, and as UDP.
+    """Send the packet from an interface in the calling thread's network namespace.
 
-    A card takes either; some firmware knows only one of them. Raises UserError where it cannot be
-    sent.
+    It goes both as an Ethernet frame and by UDP, since some firmware accepts only one of them.
+    Raises UserError if it cannot be sent.
     """
     packet = magic_packet(mac)
     try:
@@ -39,7 +39,7 @@ def send(interface: str, broadcast: IPv4Address, mac: str) -> None:
             source: bytes = raw.getsockname()[4]
             frame = EVERYBODY + source + ETHER_TYPE.to_bytes(2, "big") + packet
             datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            # Out of this interface, whatever the routes say.
+            # Use this interface, whatever the routing table says.
             datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
             for number in range(TIMES):
                 time.sleep(PAUSE if number else 0)

@@ -1,13 +1,16 @@
-"""Netboot: what the control node serves to machines that boot, and what is seen of them.
+"""Netboot: what the control node serves to booting machines, and the record of their boots.
 
-images.py      which image, and its files
-wire.py        addresses, URLs, the kernel's command line
-dhcp.py        what DHCP answers, by whichever server
-document.py    all that the boot service has to know, as one document
-publish.py     laid out and switched to
-state.py       the services of the control node
-boot_service.py   runs there: scripts, identities, reports
-timeline.py    each node's boot, from the logs; causes.py: why one does not get on
+images.py         which image a cluster boots, and its files
+dhcp.py           values of DHCP's answers, and lines for other DHCP servers
+document.py       boot.json, the boot service's input
+publish.py        writes the served files and switches to them
+state.py          the control node's services for netboot, as resources
+boot_service.py   runs on the control node: boot scripts, identities, reports
+sources.py        logs as events; probe_boot.py runs on the control node and reads the logs
+timeline.py       each node's last boot, from the events
+causes.py         why a boot is stuck
+look.py           reads the logs and combines all of that, for `status` and `up`
+diary.py          the steps that `up` took, in a file
 """
 
 from __future__ import annotations

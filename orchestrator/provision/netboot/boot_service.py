@@ -1,11 +1,12 @@
-"""The boot service of the control node: boot scripts, identities, and what nodes report.
+"""The boot service of the control node: boot scripts, identities, and nodes' reports.
 
-One file that `up` puts on the control node, where the image's Python runs it behind nginx. It reads
-the document that publish.py writes at each request, so a new one counts at once.
+`up` copies this one file to the control node, where the image's Python runs it behind nginx. It
+reads publish.py's document at each request, so that a new one takes effect at once.
 
-A *boot* begins when a machine asks for its script (or, where the loader has no HTTP, when its
-initrd asks to begin). It gets a nonce, and for that nonce one certificate: whoever asks again is
-refused, and `orchestrate status` shows it. The private key is made on the node and stays there.
+A *boot* begins when a machine requests its script (or, if the loader has no HTTP, when its initrd
+requests a nonce). Each boot has a nonce, and gets one certificate for it. A second request for a
+certificate is refused and shown by `orchestrate status`. The node makes its private key itself and
+never sends it.
 """
 
 from __future__ import annotations
@@ -36,32 +37,32 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
-#: Exactly one ed25519 key: its length and first bytes are always these. A comment is dropped.
+#: Exactly one ed25519 key: they all have this length and these first bytes. A comment is dropped.
 PUBLIC_KEY = re.compile(
     r"(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43})(?: [ -~]{0,100})?\n?"
 )
 REPORT = re.compile(r"([a-z0-9:._-]{1,64}) (start|done|failed) (\d{1,9}(?:\.\d{1,6})?)(?: (.*))?")
-#: Characters of a report's text that are kept.
+#: A report's text is cut to so many characters.
 TEXT = 400
-#: Bytes of a request's body: a key, or a line of a report.
+#: The longest request body in bytes: a key, or one report.
 BODY = 2000
-#: Boots that are remembered of each machine.
+#: The number of boots that are kept per machine.
 REMEMBERED = 20
-#: Bytes after which events go to a second file, which replaces the one before.
+#: The event log is rotated when it exceeds so many bytes; one old file is kept.
 EVENTS_SIZE = 4 << 20
-#: Seconds in which an unknown machine's further requests are not written down.
+#: An unknown machine's requests are logged at most once in so many seconds.
 QUIET = 600.0
-#: The kernel's mark of a neighbour that answered (ATF_COM, in /proc/net/arp).
+#: The flag in /proc/net/arp of a neighbour that answered ARP (ATF_COM).
 COMPLETE = 0x2
 
 
 class NotSaved(Exception):
-    """The state directory cannot be written: nothing may be handed out."""
+    """The state directory cannot be written, so no identity may be handed out."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the service reads and writes; ``lifetime``: of its certificates, in seconds."""
+    """The service's files. ``lifetime``: of its certificates, in seconds."""
 
     document: Path
     state: Path
@@ -74,13 +75,13 @@ class Files:
         return document
 
     def neighbours_at(self, address: str) -> set[str]:
-        """The hardware addresses at which the kernel reaches `address`."""
+        """The hardware addresses that the kernel's ARP table has for `address`."""
         rows = [line.split() for line in self.neighbours.read_text().splitlines()[1:]]
         return {row[3].lower() for row in rows if row[0] == address and int(row[2], 16) & COMPLETE}
 
 
 class Boots:
-    """All boots of all machines, in boots.json: written before anything is answered."""
+    """All machines' last boots, in boots.json, which is written before a request is answered."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +90,7 @@ class Boots:
             self.by_mac = json.loads(path.read_text())
 
     def begin(self, mac: str, address: str) -> str:
-        """A new boot; its nonce."""
+        """Record a new boot; return its nonce. Raises NotSaved."""
         nonce = secrets.token_hex(16)
         boot = {"boot": nonce, "time": time.time(), "address": address, "identity": None}
         before = self.by_mac.get(mac, [])
@@ -102,19 +103,19 @@ class Boots:
         return nonce
 
     def begun(self, mac: str, nonce: str) -> dict[str, Any] | None:
-        """The machine's boot with this nonce, if it is one of those that are remembered."""
+        """The machine's boot with this nonce; None if it is unknown or too old."""
         for boot in self.by_mac.get(mac, []):
             if secrets.compare_digest(boot["boot"].encode(), nonce.encode()):
                 return boot
         return None
 
     def last(self, mac: str, nonce: str) -> dict[str, Any] | None:
-        """The same, if it is the last one: what an earlier boot left over is worth nothing."""
+        """The machine's latest boot, if it has this nonce: older nonces are not valid any more."""
         boot = self.begun(mac, nonce)
         return boot if boot is not None and boot is self.by_mac[mac][-1] else None
 
     def claim(self, boot: dict[str, Any]) -> bool:
-        """Whether the boot's one identity is still to be had; from now on it is not."""
+        """Mark the boot's identity as handed out; False if it was already. Raises NotSaved."""
         if boot["identity"] is not None:
             return False
         boot["identity"] = time.time()
@@ -139,14 +140,14 @@ class Boots:
 
 
 class Events:
-    """events.jsonl: what happened, a line each."""
+    """The event log, events.jsonl: a line per event."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unknown: dict[str, float] = {}
 
     def add(self, kind: str, **fields: Any) -> None:
-        """Append an event; a disk that is full loses events, and stops nobody's boot."""
+        """Append an event. If the disk is full, the event is lost, and boots go on."""
         event = {"time": round(time.time(), 3), "kind": kind, **fields}
         with suppress(OSError):
             if self.path.exists() and self.path.stat().st_size > EVENTS_SIZE:
@@ -163,7 +164,10 @@ class Events:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks: the machine by its word, the node that it is in the profile, where it asks from."""
+    """A request's sender: the hardware address that it claims, its IP address, and its node.
+
+    `node` is the document's entry for the hardware address; None for an unknown machine.
+    """
 
     mac: str
     address: str
@@ -176,7 +180,7 @@ class Asking:
 
 
 class Service:
-    """The routes."""
+    """The service's routes and their state."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
@@ -193,14 +197,14 @@ class Service:
                 route("/boot/{loader}", "GET", self.script),
                 route("/boot/{loader}/{mac}", "GET", self.script),
             ],
-            # Nothing is handed out where the state or the document is not as it should be.
+            # If the state or the document cannot be read or written: 503, and nothing handed out.
             exception_handlers=dict.fromkeys((NotSaved, OSError, ValueError), not_now),
         )
         application.router.redirect_slashes = False
         return application
 
     async def script(self, request: Request) -> Response:
-        """The machine's boot script; a boot begins."""
+        """Begin a boot; answer with the machine's boot script."""
         loader = request.path_params["loader"]
         asking = self.asking(request)
         if loader not in asking.document["unknown"]:
@@ -213,7 +217,7 @@ class Service:
         return PlainTextResponse(asking.node[loader].replace("@boot@", self.new_boot(asking)))
 
     async def begin(self, request: Request) -> Response:
-        """A boot begins without a script: the nonce alone."""
+        """Begin a boot; answer with its nonce only, for loaders without HTTP."""
         asking = self.asking(request)
         if asking.node is None:
             self.events.add_unknown(asking.mac, asking.address)
@@ -227,11 +231,11 @@ class Service:
         return nonce
 
     async def time(self, request: Request) -> Response:
-        """Seconds since 1970, for whoever has forgotten: certificates have an end."""
+        """Seconds since 1970, for nodes without a correct clock: certificates expire."""
         return PlainTextResponse(f"{int(time.time())}\n")
 
     async def report(self, request: Request) -> Response:
-        """What a node's initrd says of a step. What makes no sense is dropped: it stops no boot."""
+        """Log an initrd's report about a step. A malformed one is ignored: the boot goes on."""
         asking = self.asking(request)
         line = (await body(request)).decode("utf-8", "replace").strip()
         if asking.node and (found := REPORT.fullmatch(line)):
@@ -244,7 +248,7 @@ class Service:
         return Response(status_code=204)
 
     async def identity(self, request: Request) -> Response:
-        """A certificate for the key that a node made, and its files: once for each boot."""
+        """A certificate for the node's public key, and its boot files: once per boot."""
         asking = self.asking(request)
         nonce = request.query_params.get("boot", "")
         if asking.node is None:
@@ -262,14 +266,14 @@ class Service:
         if boot["identity"] is not None:
             raise self.refused(409, asking, given, nonce)
         answer = await run_in_threadpool(self.certified, asking, key[1])
-        # Of two that asked at the same time, one gets it.
+        # If two requests came at the same time, only one gets the identity.
         if not self.boots.claim(boot):
             raise self.refused(409, asking, given, nonce)
         self.note("identity", asking, nonce, text=key[1])
         return Response(answer, media_type="application/x-tar")
 
     def refused(self, code: int, asking: Asking, text: str, nonce: str = "") -> HTTPException:
-        """Write down what somebody is refused, as the error to raise."""
+        """Log a refusal; return the exception to raise."""
         self.note("refused", asking, nonce, text=text)
         return HTTPException(code, text)
 
@@ -281,7 +285,7 @@ class Service:
         return archive(files)
 
     def asking(self, request: Request) -> Asking:
-        """Who asks. Raises HTTPException where it is not at the place of the node that it names."""
+        """The request's sender. Raises HTTPException if its addresses do not prove its claim."""
         mac = request.path_params.get("mac") or request.query_params.get("mac", "")
         mac = mac.lower().replace("-", ":")
         if MAC.fullmatch(mac) is None:
@@ -293,7 +297,7 @@ class Service:
         if mac not in seen:
             text = f"it claims {mac}, but its MAC is {', '.join(sorted(seen)) or 'unknown'}"
             raise self.refused(403 if asking.node else 404, asking, text)
-        # With another DHCP server, only the hardware address tells who asks.
+        # With another DHCP server, nodes can have other IP addresses than in the profile.
         ours = document["leases"] == "ours"
         if asking.node and ours and address != asking.node["address"]:
             text = (
@@ -303,7 +307,7 @@ class Service:
         return asking
 
     def note(self, kind: str, asking: Asking, nonce: str = "", **details: Any) -> None:
-        """An event. Of a nonce, which is a secret until it is used, only the beginning."""
+        """Log an event. Only the nonce's first 8 digits: it is a secret until it is used."""
         self.events.add(
             kind,
             node=asking.name,
@@ -315,7 +319,7 @@ class Service:
 
 
 async def body(request: Request) -> bytes:
-    """The request's body. Raises HTTPException where it is longer than any should be."""
+    """The request's body. Raises HTTPException if it is longer than BODY."""
     data = b""
     async for chunk in request.stream():
         data += chunk
@@ -325,7 +329,7 @@ async def body(request: Request) -> bytes:
 
 
 def route(path: str, method: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-    """A route for one method: to look at a script by HEAD would begin a boot."""
+    """A route for one method. Starlette adds HEAD to GET, and HEAD would begin a boot."""
     made = Route(path, endpoint, methods=[method])
     made.methods = {method}
     return made
@@ -337,9 +341,9 @@ async def not_now(request: Request, error: Exception) -> Response:
 
 
 def certify(ours: Files, key: str, principals: list[str]) -> str:
-    """The host certificate of a public key, for a node's name (the first) and its addresses.
+    """Sign a host certificate for a public key. The first principal is the node's name.
 
-    Raises HTTPException where ssh-keygen fails.
+    Raises HTTPException if ssh-keygen fails.
     """
     with tempfile.TemporaryDirectory(prefix="certify-") as scratch:
         public = Path(scratch, "key.pub")
@@ -353,7 +357,7 @@ def certify(ours: Files, key: str, principals: list[str]) -> str:
 
 
 def archive(files: dict[str, dict[str, Any]]) -> bytes:
-    """A tar of {path: {content, mode}}, root's, the same bytes for the same files."""
+    """A reproducible tar archive of {path: {content, mode}}; root owns all files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path, file in sorted(files.items()):

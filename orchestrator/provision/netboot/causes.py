@@ -1,4 +1,4 @@
-"""Why a node does not get on: a table of rules, the first that knows something is told. Pure."""
+"""Why a node's boot is stuck: the first rule of a table that matches gives the cause. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from orchestrator.provision.netboot.sources import DONE, FAILED
 from orchestrator.provision.netboot.timeline import LATE, BootStep, BootTimeline, Netboot, is_late
 
-#: Seconds without anything new after which a boot counts as stuck; firmware takes its time, and so
-#: does a kernel until the initrd has a network to report over.
+#: Seconds without any event after which a boot counts as stuck, by the step that it reached.
+#: Firmware is slow, and an initrd cannot report before it has a network.
 PATIENCE = {"power": 120.0, "initrd": 90.0, "switch": 90.0}
 PATIENCE_ELSE = 45.0
-#: A boot that came so far is not the boot's business any more.
+#: After these steps the boot itself is over.
 BOOTED = ("sshd", "configured", "ray", "ready")
 
 
 @dataclass(frozen=True)
 class BootCause:
-    """What probably holds a node, and what to do about it."""
+    """The likely cause of a stuck boot, and what to do about it."""
 
     text: str
     hint: str
@@ -27,7 +27,7 @@ class BootCause:
 
 @dataclass(frozen=True)
 class BootObservation:
-    """What a rule looks at."""
+    """A rule's input: the node's boot, all logs, and the step that the boot is at."""
 
     boot: BootTimeline
     netboot: Netboot
@@ -38,7 +38,10 @@ class BootObservation:
         return self.boot.reached
 
     def failed(self, step: str, pattern: str = "") -> re.Match[str] | None:
-        """Whether the boot is at ``step`` (`layer` means any of them), which failed saying that."""
+        """A match if the boot's current step is ``step``, has failed, and its text has ``pattern``.
+
+        `layer` stands for any layer's step.
+        """
         if self.at.step.partition(":")[0] != step or self.at.status != FAILED:
             return None
         return re.search(pattern, self.at.text)
@@ -50,10 +53,10 @@ Rule = Callable[[BootObservation], BootCause | None]
 def stuck(
     boot: BootTimeline, netboot: Netboot, now: float, *, answers: bool = False
 ) -> BootCause | None:
-    """The likely cause where nothing was seen of a boot for a while, or a step failed last.
+    """The likely cause of a boot without new events for a while, or with a failed step.
 
-    None for a boot that goes on, has ended well, or of which nothing is known. Of a node that
-    ``answers`` over SSH only a late layer can fail.
+    None for a boot that goes on, has succeeded, or has no events. ``answers``: the node answers
+    over SSH, so that only a late layer can still fail.
     """
     at = boot.current
     if at is None:
@@ -217,14 +220,14 @@ def no_ssh(observed: BootObservation) -> BootCause | None:
 
 
 def said_so(observed: BootObservation) -> BootCause | None:
-    """A failed step reports its own cause; a hanging one only where it was last seen."""
+    """The last rule: the failed step's own text, or the last step that was seen."""
     if observed.at.status == FAILED:
         return BootCause(f"{observed.at.step}: {observed.at.text}", "It retries by itself.")
     said = f"{observed.at.step} {observed.at.status} {observed.at.text}".rstrip()
     return BootCause(f"no sign of it since: {said}", "See its console.")
 
 
-#: In the order of a boot; docs/reference/boot.md lists them for people.
+#: In the order of a boot. docs/reference/boot.md lists the causes.
 RULES: tuple[Rule, ...] = (
     foreign_server,
     other_card,

@@ -1,4 +1,4 @@
-"""What DHCP answers machines that boot: our server, or another one that is set up alike. Pure."""
+"""DHCP's answers to booting machines, for our dnsmasq and for other DHCP servers. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.provision import boot_parameters
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: Other servers that lines can be had for: name -> template.
+#: The DHCP servers that `lines` supports: name -> template.
 SERVERS = {"dnsmasq": "dnsmasq-boot.conf", "dhcpd": "dhcpd-boot.conf", "kea": "kea-boot.json"}
 
 
 def values(profile: Profile, *, http: bool) -> dict[str, Any]:
-    """What the templates of DHCP servers are filled with; `http`: whether UEFI HTTP boot is met."""
+    """The values for the templates of DHCP servers. `http`: whether UEFI HTTP boot is answered."""
     uefi = boot_parameters.uefi_loader(profile)
     return {
         "address": profile.boot_link(profile.control).address,
@@ -39,13 +39,13 @@ def values(profile: Profile, *, http: bool) -> dict[str, Any]:
 
 
 def lines(profile: Profile, server: str) -> str:
-    """What to paste into another server's configuration, to be the only one on the network."""
+    """Configuration lines for another server that is the only DHCP server on the network."""
     filled = values(profile, http=not profile.boot.secure)
     return render(SERVERS[server], dhcp="authoritative", **filled)
 
 
 def options(profile: Profile) -> Sequence[tuple[str, str, str]]:
-    """(who asks, option, value): the same for a server that has no lines here."""
+    """Rows (client, option, value) of the same answers, for servers without a template."""
     filled = values(profile, http=not profile.boot.secure)
     rows = [
         ("all", "66 / next-server (TFTP)", str(filled["address"])),

@@ -1,4 +1,4 @@
-"""What `orchestrate up` did to each node, written down beside what the control node sees."""
+"""A log of the boot steps that `orchestrate up` itself did to each node."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from orchestrator.provision.netboot.sources import DONE
 
-#: The last so many lines are read.
+#: Only the last so many lines are read.
 LINES = 1000
 
 
 @dataclass(frozen=True)
 class Diary:
-    """timeline.jsonl of a cluster: a line for each step."""
+    """A cluster's timeline.jsonl: a line per step."""
 
     path: Path
 
     def add(self, node: str, step: str, status: str = DONE, when: float | None = None) -> None:
-        """A step of a boot (timeline.STEPS) was reached now, or at ``when``."""
+        """Log that a node reached a step (of timeline.STEPS) now, or at ``when`` (Unix time)."""
         event = {"time": when or time.time(), "node": node, "step": step, "status": status}
         line = json.dumps(event)
         self.path.parent.mkdir(parents=True, exist_ok=True)

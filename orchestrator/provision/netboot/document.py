@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.netboot.images import Image, ImageChoice
 
-#: What stands for the boot's nonce, and for an unknown machine's address, in a script.
+#: Placeholders in a script for the boot's nonce and for an unknown machine's hardware address.
 NONCE, MAC = "@boot@", "@mac@"
 
 
 def document(profile: Profile, choice: ImageChoice, user_ca_public: str) -> dict[str, Any]:
-    """What the boot service has to know of this cluster; nothing of it is secret."""
+    """The boot service's input for this cluster; it contains no secret."""
     assert choice.current is not None
     return {
         "schema": 1,
@@ -60,7 +60,7 @@ def _script(profile: Profile, mac: str) -> str:
 def grub_cfg(profile: Profile, image: Image, directory: str) -> str:
     """GRUB's configuration for Secure Boot; kernel and initrd are in `directory` of the TFTP root.
 
-    No nonce is in it: a file is the same at each boot, so the initrd asks for one.
+    It has no nonce, since the file is the same at each boot: the initrd requests one.
     """
     nodes = [
         {

@@ -1,7 +1,7 @@
-"""Which image a cluster's machines boot: the current one, the one before, and their files.
+"""Which image a cluster's machines boot: the current one, the previous one, and their files.
 
-image.json of the cluster says which; served/images/ID/ has the files, as links to those that Nix
-built, so that neither Nix's collector nor a new build takes them away from machines that boot.
+The choice is in the cluster's image.json. The files are in served/images/ID/, as hard links to
+Nix's files: so they stay when Nix collects garbage or a new build replaces the image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.image import ident
 
 @dataclass(frozen=True)
 class Image:
-    """An image by its id, and the name that it was built under."""
+    """An image: its id, and its name in images/."""
 
     id: str
     name: str
@@ -28,20 +28,23 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """`held`: somebody went back to an older image, and `up` does not go forward by itself."""
+    """The current and the previous image.
+
+    `held`: a person went back to the previous image, so `up` does not switch to a newer one.
+    """
 
     current: Image | None = None
     previous: Image | None = None
     held: bool = False
 
     def moved(self, to: Image) -> ImageChoice:
-        """The choice with another current image; the same one only lets go of a hold."""
+        """The choice with `to` as the current image. If it is current already, only `held` ends."""
         if self.current == to:
             return replace(self, held=False)
         return ImageChoice(current=to, previous=self.current)
 
     def back(self) -> ImageChoice:
-        """The choice before. Raises UserError where there is none."""
+        """Go back to the previous image. Raises UserError if there is none."""
         if self.previous is None:
             raise UserError(
                 "there is no previous image: this cluster has only used one",
@@ -51,7 +54,7 @@ class ImageChoice:
 
 
 def read(cluster: str) -> ImageChoice:
-    """What was chosen last."""
+    """The saved choice; an empty one if there is none."""
     try:
         found = json.loads(_record(cluster).read_text())
     except FileNotFoundError:
@@ -64,7 +67,7 @@ KEYS = ("current", "previous")
 
 
 def write(cluster: str, choice: ImageChoice) -> None:
-    """Keep a choice; whole or not at all."""
+    """Save a choice, atomically."""
     write_json(_record(cluster), asdict(choice))
 
 
@@ -78,9 +81,9 @@ def directory(cluster: str, image: str) -> Path:
 
 
 def publish(cluster: str, name: str, source: Path) -> Image:
-    """Lay a built image's files out to be served; nothing to do where they are.
+    """Link or copy a built image's files into the served directory, unless they are there.
 
-    Raises UserError where the disk is full.
+    Raises UserError if that fails, such as when the disk is full.
     """
     image = Image(ident(source), name)
     place = directory(cluster, image.id)
@@ -105,7 +108,7 @@ def publish(cluster: str, name: str, source: Path) -> Image:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file; where that is another file system, a copy."""
+    """Hard-link a file; on another file system, copy it."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Look at the boots of a cluster's nodes: one round trip to the control node. Changes nothing."""
+"""Read the state of a cluster's boots, in one round trip to the control node. Changes nothing."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from orchestrator.profile import Profile
     from orchestrator.provision.netboot.diary import Diary
 
-#: How far back logs are read, in journalctl's words.
+#: How far back logs are read, in journalctl's notation.
 SINCE = "-12h"
 TIMEOUT = 30.0
-#: Seconds between two looks of a watch.
+#: `Watch` reads the logs at most once in so many seconds.
 WATCH_INTERVAL = 2.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The boots, and of each that does not get on the likely cause."""
+    """All boots, the likely cause of each stuck one, and unknown machines."""
 
     netboot: Netboot
     stuck: Mapping[str, BootCause]
-    #: Hardware address of an unknown machine -> what would make it a node.
+    #: An unknown machine's hardware address -> the profile lines that would add it as a node.
     lines: Mapping[str, str]
 
     def document(self) -> dict[str, Any]:
@@ -59,9 +59,9 @@ class Seen:
 
 
 def profile_lines(profile: Profile, mac: str) -> str:
-    """What to add to `compute_nodes` for a machine that has no place there.
+    """The lines to add to `compute_nodes` for an unknown machine.
 
-    Its name and that of its interface are guesses; the address is the next free one.
+    The names of node and interface are guesses; the address is the next free one.
     """
     network = profile.boot.network
     last = profile.compute_nodes[-1]
@@ -87,10 +87,10 @@ def seen(
     booting: Container[str],
     answering: Container[str] = (),
 ) -> Seen:
-    """The boots, from the diary and the control node's logs (None: it cannot be asked).
+    """All boots, from the diary and the control node's logs (None if they cannot be read).
 
-    ``booting`` names the nodes that have power and no SSH yet, ``answering`` those that have both:
-    only their late layers can be stuck.
+    ``booting``: nodes with power but without SSH. ``answering``: nodes with both, of which only
+    late layers can be stuck.
     """
     now = time.time()
     netboot = timeline.assemble(_places(profile), _events(diary, logs or {}), now)
@@ -120,7 +120,7 @@ def _events(diary: Diary, logs: Mapping[str, Any]) -> Iterable[BootEvent]:
 
 @dataclass
 class Watch:
-    """Where nodes are while they boot: looked at anew every few seconds, however many ask."""
+    """The boot steps of nodes, for many threads: the logs are read at most every WATCH_INTERVAL."""
 
     profile: Profile
     diary: Diary
@@ -130,10 +130,10 @@ class Watch:
     _looked: float = -WATCH_INTERVAL
 
     def step(self, node: str) -> str:
-        """The step that a node is at, and what it says of it; empty where nothing is known."""
+        """A node's current boot step for people, with the text of a failure; empty if unknown."""
         with self._lock:
             if time.monotonic() - self._looked >= WATCH_INTERVAL:
-                # A control node that does not answer says so where it matters.
+                # If the control node does not answer, another step of `up` reports it.
                 with suppress(UserError):
                     logs = fetch(self.control)
                     events = _events(self.diary, logs)
@@ -148,7 +148,7 @@ class Watch:
 
 
 def fetch(control: Remote) -> dict[str, Any]:
-    """The control node's logs of boots. Raises UserError where it does not answer."""
+    """The control node's logs of boots, by source. Raises UserError if it does not answer."""
     want = {
         "state": LASTING,
         "unit": state.DHCP_UNIT,

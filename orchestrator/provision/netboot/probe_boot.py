@@ -1,8 +1,9 @@
-"""Runs on the control node, sent over SSH: print what its logs tell of boots, as JSON.
+"""Runs on the control node, sent over SSH: print its logs of boots as JSON. Standard library only.
 
-Standard library only. Its one argument is a JSON document: state (a directory), unit, since (text
-for journalctl), wanted (a regular expression). Prints dnsmasq: [[time, message], ...] of the wanted
-messages, access and events: the lines of the logs.
+The argument is a JSON object: `state` (a directory), `unit` and `since` (for journalctl), `wanted`
+(a regular expression), `access` and `events` (file names in `state`). It prints a JSON object:
+`dnsmasq`, [time, message] pairs of the unit's wanted messages, and `access` and `events`, the
+parsed lines of those files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: The last so many lines of each log.
+#: Only the last so many lines of each log are printed.
 LINES = 4000
 
 
@@ -40,7 +41,7 @@ def lines(path: Path) -> list[dict[str, object]]:
     for line in found:
         try:
             records.append(json.loads(line))
-        except ValueError:  # cut off by a full disk
+        except ValueError:  # a full disk cut the line off
             continue
     return records
 

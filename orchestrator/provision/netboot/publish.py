@@ -1,4 +1,4 @@
-"""Lay out what the control node serves to booting machines, and switch to it by one rename."""
+"""Write the files that the control node serves to booting machines; switch to them atomically."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from orchestrator.provision.netboot.images import Image, ImageChoice
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: Below the served directory: a link to the directory that counts.
+#: In the served directory: a link to the current set of files.
 CURRENT = "netboot"
-#: In that directory: the boot service's document, and the TFTP root.
+#: In that set: the boot service's document, and the TFTP root.
 DOCUMENT, LOADERS = "boot.json", "loaders"
-#: Where the signed GRUB looks for its configuration, below the TFTP root.
+#: The path below the TFTP root at which the signed GRUB looks for its configuration.
 GRUB_CFG = "grub/grub.cfg"
-#: What a loader that has no HTTP gets by TFTP.
+#: The files that a loader without HTTP fetches by TFTP.
 BOOT_FILES = ("kernel", "initrd")
 
 
 def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
-    """Serve the chosen image to the profile's nodes; whether anything changed.
+    """Serve the chosen image to the profile's nodes. Returns whether anything changed.
 
-    All is written beside, then a link is renamed: whoever asks gets the old or the new. Raises
-    UserError where the profile wants a late layer that the image does not have, or starts with.
+    A new set of files is written, then a link to it renamed, so that a request gets either the old
+    set or the new one. Raises UserError for a late layer that the image cannot load late.
     """
     assert choice.current is not None
     source = images.directory(profile.name, choice.current.id)
@@ -67,9 +67,9 @@ def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
 
 
 def check_late_layers(profile: Profile, image: Image, source: Path) -> None:
-    """Raises UserError for a late layer that the image does not have, or starts with.
+    """Raises UserError for a late layer that the image lacks, or that has no mount point there.
 
-    An image from before layers could be late starts with all of them, whatever the profile says.
+    An old image in which no layer has a mount point is accepted: it starts with all its layers.
     """
     layers = {str(layer["name"]): "mount" in layer for layer in layers_of(source)}
     possible = [name for name, mounted in layers.items() if mounted]

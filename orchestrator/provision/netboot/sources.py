@@ -1,7 +1,7 @@
-"""What four places saw of booting machines, each in its own words, as events of one form. Pure.
+"""Boot events in one common form, from four logs. Pure.
 
-The places: dnsmasq's log, nginx's access log and the boot service's events on the control node
-(probe_boot.py brings them), and what `orchestrate up` did itself.
+The logs: dnsmasq's, nginx's access log and the boot service's events, all on the control node
+(probe_boot.py reads them there), and the diary of `orchestrate up`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 DONE, STARTED, FAILED = "done", "start", "failed"
-#: Who sends a DHCP request: firmware, the loader that it loaded, or a system.
+#: Senders of a DHCP request: firmware, loader, or a system (the initrd too).
 FIRMWARE, LOADER, SYSTEM = "firmware", "loader", "system"
-#: Events that are no steps of a boot.
+#: Events that are not steps of a boot.
 UNKNOWN, REFUSED, FOREIGN = "unknown", "refused", "foreign"
-#: What the initrd calls its own start; the kernel's file is a step before.
+#: The initrd's name for its own first step, here called "init": "kernel" is the kernel's download.
 INITRD_START = "kernel"
 
 
 @dataclass(frozen=True)
 class BootEvent:
-    """Something that was seen of a machine: by hardware address, address or name, as known.
+    """An event of a machine, known by hardware address, IP address or node name.
 
-    ``time`` is seconds since 1970, when it began; ``seconds`` how long it took, where known.
+    ``time``: its start in seconds since 1970. ``seconds``: its duration, 0 if unknown. ``bytes``:
+    how many were transferred.
     """
 
     time: float
@@ -36,7 +37,7 @@ class BootEvent:
     seconds: float = 0.0
     bytes: int = 0
     text: str = ""
-    #: Of a DHCP request: who sent it.
+    #: The sender of a DHCP request, else empty.
     sender: str = ""
 
     @property
@@ -54,16 +55,16 @@ _DHCP = re.compile(
 _PXE = re.compile(rf"(?:\d+ )?PXE\(\S+\) (?:{_ADDRESS} )?{_MAC} (\S+)")
 _TFTP = re.compile(rf"sent \S*/(\S+) to {_ADDRESS}")
 _TFTP_MISSING = re.compile(rf"file \S*/(\S+) not found for {_ADDRESS}")
-#: dnsmasq's words for a machine that it has no address for.
+#: How dnsmasq's messages begin for a machine that gets no address.
 _NO_PLACE = ("no address available", "ignored", "no address range available")
-#: Of dnsmasq's many lines, those that are read here.
+#: Matches the messages of dnsmasq that are read here.
 DNSMASQ_WORDS = r"available DHCP subnet|class: |DHCP[A-Z]+\(|PXE\(|sent /|file /"
-#: What shim and GRUB ask for in passing, and do without.
+#: Files that shim and GRUB request but do not need.
 _OPTIONAL = re.compile(r"revocations_\w+\.efi|shim_certificate_\d\.efi|.*\.(?:mod|lst|cfg)")
 
 
 def from_dnsmasq(lines: Iterable[tuple[float, str]]) -> Iterable[BootEvent]:
-    """(time, message) of dnsmasq's log, written with `log-dhcp`."""
+    """Events from (time, message) of dnsmasq's log, written with its option `log-dhcp`."""
     sender = SYSTEM
     for time, message in lines:
         if _PACKET.match(message):
@@ -108,7 +109,7 @@ def _file_step(name: str) -> str:
 
 
 def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
-    """nginx's access log. Layers are told by the initrd itself, which checks them too."""
+    """Events from nginx's access log. Layers are left out: the initrd reports them."""
     for record in records:
         parts = str(record["uri"]).partition("?")[0].strip("/").split("/")
         if parts[0] == "loaders":
@@ -132,10 +133,10 @@ def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
 
 
 def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[BootEvent]:
-    """The boot service's events.
+    """Events from the boot service's log.
 
-    A report has the machine's own time since its kernel started. It may have waited for the
-    network: the one of a boot that waited least tells when that kernel started.
+    A report has the machine's uptime, but may arrive late, since it waits for the network. So the
+    kernel's start is computed from the report that arrived with the least delay.
     """
     started: dict[str, float] = {}
     for record in records:
@@ -159,13 +160,13 @@ def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[BootEvent]:
 
 
 def _bytes(text: str) -> int:
-    """What the initrd says of a layer: "145213440 bytes from http://..."; from its disk: none."""
+    """The bytes in a report like "145213440 bytes from http://..."; 0 if from the cache."""
     found = re.match(r"(\d+) bytes from http", text)
     return int(found[1]) if found else 0
 
 
 def from_up(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
-    """What `orchestrate up` wrote down of its own steps."""
+    """Events from the diary of `orchestrate up`."""
     for record in records:
         yield BootEvent(
             float(record["time"]),

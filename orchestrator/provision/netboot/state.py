@@ -1,4 +1,4 @@
-"""The desired state of what boots others: DHCP, TFTP, the boot service, NAT. Pure."""
+"""The desired state of the netboot services: DHCP, TFTP, boot service, NAT, peer server. Pure."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 DHCP_UNIT = "dnsmasq.service"
 BOOT_UNIT = "orchestrate-boot.service"
 NAT_UNIT = "orchestrate-nat.service"
-#: The account of the boot service: the images make it (system.users).
+#: The boot service's user; the images have it (system.users in image.yml).
 BOOT_USER = "orchestrate-boot"
-#: Who may come to its socket, and say who asks: Debian's nginx, nobody else.
+#: The only group that may use its socket: Debian's nginx, which passes on the client's address.
 FRONT_GROUP = "www-data"
 SOCKET = f"/run/{BOOT_USER}/http.sock"
 TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
 HOST_CA = f"{ETC}/host_ca"
-#: In LASTING: who fetched which boot file, and what the boot service saw.
+#: Log files in LASTING: requests for boot files, and the boot service's events.
 ACCESS_LOG, EVENTS = "boot-access.jsonl", "events.jsonl"
-#: On a node that netbooted: the layers, as it fetched them.
+#: On a netbooted node: the directory of the layers that it fetched.
 LAYERS = "/run/orchestrate/layers"
-#: There, the units that fetch late layers (images/initrd/late.sh writes them).
+#: On a netbooted node: the units that fetch late layers; images/initrd/late.sh writes them.
 LAYER_UNITS = "orchestrate-layer-*.service"
 
 
 def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
-    """What the control node runs for those that boot from it, behind nginx (cluster/desired.py)."""
+    """The control node's services for booting nodes; nginx itself is in cluster/desired.py."""
     yield Directory(Step.BASE, LASTING, owner=BOOT_USER, group=BOOT_USER)
     yield from _boot_service(host_ca)
     config = f"{ETC}/dnsmasq.conf"
@@ -71,7 +71,7 @@ def _boot_service(host_ca: Secret) -> Iterable[Resource]:
 
 
 def dnsmasq_conf(profile: Profile) -> str:
-    """dnsmasq's configuration, of the profile's `boot.dhcp`."""
+    """dnsmasq's configuration for the profile's `boot.dhcp`."""
     return render(
         "dnsmasq.conf",
         interface=profile.boot_link(profile.control).interface,
@@ -98,7 +98,7 @@ def _nat(profile: Profile, outside: str) -> Iterable[Resource]:
 
 
 def compute(profile: Profile, node: Node, web_unit: str) -> Iterable[Resource]:
-    """With `boot.peers`, a node gives the layers that it booted to those that boot after it."""
+    """With `boot.peers`: a web server on a compute node that offers its layers to others."""
     if profile.boot.peers:
         address = f"{profile.boot_link(node).address}:{profile.boot.http_port}"
         text = render("peer.conf", address=address, layers=LAYERS)

@@ -1,6 +1,6 @@
-"""A node's last boot as a list of steps, put together from what was seen of it (sources.py). Pure.
+"""A node's last boot as a list of steps, assembled from events (sources.py). Pure.
 
-Times are seconds since 1970 on the control node's clock, which is this machine's too.
+Times are seconds since 1970 by the control node's clock, which is also this machine's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orchestrator.provision.netboot.sources import (
     BootEvent,
 )
 
-#: The steps of a boot in order; `layer` stands for one of each layer (`layer:base`), `late` for one
-#: of each that the running system fetches, beside the steps before it.
+#: The steps of a boot in order. `layer` stands for a step per layer (`layer:base`), `late` for a
+#: step per late layer, which the running system fetches in parallel to other steps.
 STEPS = (
     "power",
     "dhcp",
@@ -43,16 +43,16 @@ STEPS = (
     "ray",
     "ready",
 )
-#: The step of kernel and initrd until the initrd has read its command line.
+#: From the kernel's start until the initrd has read its command line.
 INIT = "init"
 LATE = "late"
-#: How many of the last events are told of a boot that is stuck.
+#: The number of last events that are shown for a stuck boot.
 LAST = 5
 
 
 @dataclass(frozen=True)
 class Place:
-    """A node of the profile, as logs name it."""
+    """The names by which logs know a node of the profile."""
 
     name: str
     mac: str
@@ -66,9 +66,9 @@ class Place:
 
 @dataclass(frozen=True)
 class BootStep:
-    """A step of a boot: when it began, how long it took (so far), what came over the wire for it.
+    """A step of a boot: start, seconds that it took (so far), bytes fetched over the network.
 
-    ``status`` is "start" while it goes on.
+    ``status`` is "start" while it goes on, then "done" or "failed".
     """
 
     step: str
@@ -81,32 +81,32 @@ class BootStep:
 
 @dataclass(frozen=True)
 class BootTimeline:
-    """A node's last boot; ``seen`` is when something was last seen of it."""
+    """A node's last boot. ``seen``: the time of its last event."""
 
     node: str
     steps: tuple[BootStep, ...] = ()
     seen: float = 0.0
-    #: What the logs said last, for people.
+    #: The last events, for people.
     last: tuple[str, ...] = ()
-    #: What another DHCP server gave it, empty if none did.
+    #: A foreign DHCP server's answer to it; empty if there was none.
     foreign: str = ""
 
     @property
     def current(self) -> BootStep | None:
-        """What it is at: the step that failed or goes on, else the furthest."""
+        """The step that it is at: a failed one, else one that goes on, else the furthest."""
         open_ones = [step for step in self.steps if step.status != DONE]
         failed = [step for step in open_ones if step.status == FAILED]
         return next(iter([*failed, *open_ones]), None) or self.furthest
 
     @property
     def furthest(self) -> BootStep | None:
-        """Late layers apart: they come beside all else, and say nothing of it."""
+        """The furthest step. Late layers do not count: they come in parallel to other steps."""
         steps = (step for step in self.steps if not is_late(step.step))
         return max(steps, key=lambda step: order(step.step), default=None)
 
     @property
     def reached(self) -> str:
-        """The name of the furthest step that was seen, empty before the first."""
+        """The name of the furthest step (`layer` for any layer's); empty before the first."""
         return self.furthest.step.partition(":")[0] if self.furthest else ""
 
     @property
@@ -115,13 +115,13 @@ class BootTimeline:
 
     @property
     def seconds(self) -> float:
-        """From its first step to the end of its last one (so far)."""
+        """Seconds from the start of its first step to the end of its last one (so far)."""
         return max((step.start + step.seconds for step in self.steps), default=0.0) - self.began
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What somebody was refused, how often, and when last."""
+    """A refused request: the sender's addresses, reason, count, and time of the last one."""
 
     mac: str
     address: str
@@ -132,9 +132,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Netboot:
-    """All that the logs tell: each node's boot, who has no place in the profile, who was refused.
+    """Each node's last boot, machines that are not in the profile, and refused requests.
 
-    ``unknown``: hardware address -> when it was last seen.
+    ``unknown``: hardware address -> time of its last event.
     """
 
     boots: Mapping[str, BootTimeline]
@@ -143,7 +143,7 @@ class Netboot:
 
 
 def assemble(places: Sequence[Place], events: Iterable[BootEvent], now: float) -> Netboot:
-    """Each node's last boot, and what else the logs tell."""
+    """Sort events into boots, unknown machines and refusals. `now`: for steps that go on."""
     ordered = sorted(events, key=lambda event: event.time)
     known = {place.mac for place in places}
     strangers = [e for e in ordered if e.step == UNKNOWN and e.mac not in known]
@@ -155,7 +155,7 @@ def assemble(places: Sequence[Place], events: Iterable[BootEvent], now: float) -
 
 
 def _refusals(events: Iterable[BootEvent]) -> tuple[Refusal, ...]:
-    """The same again and again is told once."""
+    """Refusals; equal ones are counted as one."""
     found: dict[tuple[str, str, str], Refusal] = {}
     for event in events:
         what = (event.mac, event.address, event.text)
@@ -183,20 +183,21 @@ def _boot(place: Place, events: Sequence[BootEvent], now: float) -> BootTimeline
 
 
 def order(step: str) -> int:
-    """A step's place in a boot; -1 for what is none."""
+    """A step's index in STEPS; -1 if it is not a step."""
     name = step.partition(":")[0]
     return STEPS.index(name) if name in STEPS else -1
 
 
 def is_late(step: str) -> bool:
-    """Whether a step is the fetching of a late layer."""
+    """Whether a step is the fetch of a late layer."""
     return step.partition(":")[0] == LATE
 
 
 def _begins(event: BootEvent, current: Sequence[BootEvent]) -> bool:
-    """Whether an event is of the next boot: power, or a sender of DHCP that is over by now.
+    """Whether an event starts a new boot: power-on, or a DHCP request that comes too late.
 
-    Firmware asks before there is a script, a loader before there is a kernel.
+    Firmware sends DHCP before the script is fetched, a loader before the kernel is fetched. After
+    that, such a request belongs to the next boot.
     """
     if event.step == "power":
         return event.status != FAILED
@@ -208,10 +209,10 @@ def _begins(event: BootEvent, current: Sequence[BootEvent]) -> bool:
 
 
 def _steps(events: Sequence[BootEvent], now: float) -> Iterable[BootStep]:
-    """One for each name, by time; a step that is tried again counts as one.
+    """One step for each name, by time; retries of a step count as one.
 
-    What is only known to have ended began when the step before it ended; so did the kernel, of
-    which nothing is seen until its initrd speaks.
+    Some steps have only an end event. They are taken to start when the step before ended. So is
+    `init`, since a kernel sends nothing before its initrd does.
     """
     by_name: dict[str, list[BootEvent]] = {}
     for event in events:
@@ -224,7 +225,7 @@ def _steps(events: Sequence[BootEvent], now: float) -> Iterable[BootStep]:
         start = min(before, first.time) if unseen and before else first.time
         status, end = final.status, max(event.end for event in seen)
         if status != DONE and (after := _left(final, events)):
-            # Its end was not seen, or it failed once and that was no matter.
+            # A later step was reached: its end was not logged, or a failure was retried.
             status, end = DONE, max(end, after)
         elif status == STARTED:
             end = now
@@ -235,13 +236,13 @@ def _steps(events: Sequence[BootEvent], now: float) -> Iterable[BootStep]:
 
 
 def _left(final: BootEvent, events: Sequence[BootEvent]) -> float:
-    """When the boot was seen at a later step than that of its event ``final``; 0 for never."""
+    """The time of the first event of a later step than ``final``'s; 0 if there is none."""
     later = (e.time for e in events if e.time >= final.time and order(e.step) > order(final.step))
     return min(later, default=0.0)
 
 
 def _is_aside(event: BootEvent, before: Mapping[str, object]) -> bool:
-    """DHCP of loader and initrd: part of the steps in which they ask, and told by those."""
+    """Whether an event is DHCP of loader or initrd, which belongs to their own steps."""
     if event.step != "dhcp":
         return False
     return event.sender == SYSTEM or any(order(step) > order("dhcp") for step in before)

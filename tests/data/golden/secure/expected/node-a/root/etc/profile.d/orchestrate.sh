@@ -1,4 +1,4 @@
-# For people and checks on this node: 'ray status' and 'vllm' work in a login shell.
+# For login shells on this node: the commands 'ray status' and 'vllm' work.
 PATH=/opt/venvs/orchestrate/bin:$PATH
 set -a
 [ ! -r /etc/orchestrate/ray.env ] || . /etc/orchestrate/ray.env
