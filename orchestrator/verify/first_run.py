@@ -217,7 +217,9 @@ class Ascent:
         found = [look.rule.check(node.name, look.judge(facts)) for look in looks]
         failed = [check for check in found if check.failed]
         if not failed:
-            return Verdict(True, "", f"{len(found)} checks passed")
+            warned = "; ".join(f"{c.name}: {c.seen} ({c.look})" for c in found if c.warns)
+            passed = f"{len([check for check in found if check.ok])} checks passed"
+            return Verdict(True, "", f"{passed}; warning: {warned}" if warned else passed)
         name = [check.name.partition(": ")[2] for check in failed]
         return Verdict(
             False,

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter
 from support import DATA
 
 from orchestrator.core import paths
+from orchestrator.core.progress import Board
 from orchestrator.core.run import Result
 from orchestrator.core.sizes import human_size
 from orchestrator.models.profiles import load
@@ -27,6 +29,7 @@ from orchestrator.profile import Node, Profile
 from orchestrator.profile.hardware import Command, Hardware, Sign
 from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
 from orchestrator.verify.facts import CommandFacts, HardwareFacts
+from orchestrator.verify.first_run import FirstRunContext, first_run
 from orchestrator.verify.hardware import looks, output
 from orchestrator.verify.report import Check, report
 
@@ -273,3 +276,31 @@ def test_a_command_has_to_end_well_whatever_it_printed() -> None:
         verdict = output(command, 0, HardwareFacts(**nothing, commands=ran))
         assert verdict.ok == (code == 0)
         assert verdict.seen == (error or "all is well")
+
+
+@pytest.mark.parametrize(
+    ("name", "ok", "said"),
+    [
+        ("a770.yml", True, "checks passed"),
+        ("a770-huc-not-auth.yml", True, "checks passed; warning: hardware: "),
+        ("a770-no-rebar.yml", False, "Re-Size BAR"),
+    ],
+)
+def test_the_first_run_begins_with_the_machine(
+    name: str, ok: bool, said: str, tmp_path: Path
+) -> None:
+    """A warning is told and stops nothing; a failure stops it before anything uses the card."""
+    case, profile, node = machine(name)
+    asked = []
+
+    def run_on(at: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
+        asked.append(argv)
+        if stdin != Path(probe_hardware.__file__).read_text():
+            return Result(tuple(argv), 1, "", "no torch in this test")
+        return Result(tuple(argv), 0, looked(case, json.loads(argv[-1]), tmp_path), "")
+
+    context = FirstRunContext(run_on, nullcontext, {}, "none")
+    report = first_run(profile, context, [node], Board(quiet=True))
+    first, second = report.checks[:2]
+    assert (first.ok, first.ran, second.ran) == (ok, True, ok)
+    assert said in first.seen and len(asked) == (2 if ok else 1)
