@@ -22,7 +22,8 @@ class Archive:
     home: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        self.home = self.root / "gnupg"
+        # Without links: the path of gpg's socket in it has to be short.
+        self.home = (self.root / "gnupg").resolve()
         if not self.home.exists():
             self.home.mkdir(parents=True, mode=0o700)
             self._gpg("--quick-generate-key", "Test archive", "ed25519", "sign", "never")
