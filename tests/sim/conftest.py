@@ -151,9 +151,11 @@ def spendable(serving: Sim) -> Iterator[Sim]:
 
 @pytest.fixture
 def running(sim: Sim) -> Iterator[Sim]:
-    """The cluster's machines run, whatever they do; the test may leave them in any state."""
-    if sim.state in ("down", "control"):
+    """Ray runs on all machines, the model maybe; the test may leave them in any state."""
+    if sim.spoiled or sim.state in ("down", "control"):
         sim.bring("ray")
+    elif sim.state == ANYHOW:  # the test before may have left no Ray, or no machines
+        sim.run("up", "--until", "ray")
     yield sim
     sim.state = ANYHOW
 
