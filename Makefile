@@ -42,7 +42,7 @@ lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) $(LINT)
 
 unit: setup ## logic alone, and against real apt, pip, ssh, Nix, dnsmasq and nginx (as root)
-	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/host tests/image
+	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/host tests/attacks tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.node.agent import MEMORY
+from orchestrator.node.agent_leaving import MEMORY
 from orchestrator.node.resources import Directory, File, Resource, Step, Sysctl, User, service
 from orchestrator.node.state import NodeState
 
@@ -22,19 +22,21 @@ ETC = "/etc/bench"
 HOSTS = f"{ETC}/hosts"
 CONFIGS = ("a", "b", "c")
 UNITS = ("bench-a.service", "bench-b.service")
+KEYS = f"/etc/ssh/authorized_keys.d/{USER}"
 SYSCTL = ("net.ipv4.tcp_fin_timeout", "31")
 PYTHON = "/opt/venvs/orchestrate/bin/python"
 
 #: What undoes it, on a host.
 RESET = (
     f"systemctl disable --now {' '.join(UNITS)}; userdel --remove {USER};"
-    f" rm -rf {ETC} /etc/sysctl.d/90-bench.conf /etc/systemd/system/bench-*.service /{MEMORY};"
+    f" rm -rf {ETC} {KEYS} /etc/sysctl.d/90-bench.conf /etc/systemd/system/bench-*.service"
+    f" /{MEMORY};"
     f" systemctl daemon-reload; sysctl -qw {SYSCTL[0]}=60; true"
 )
 #: What is on a host, as text that is the same after each tool.
 SEEN = (
     f"cat {HOSTS} {' '.join(f'{ETC}/{name}.conf' for name in CONFIGS)} | sha256sum; id -u {USER};"
-    f" cat /home/{USER}/.ssh/authorized_keys; stat -c '%a %U' /home/{USER}/.ssh/authorized_keys;"
+    f" cat {KEYS}; stat -c '%a %U' {KEYS};"
     f" systemctl is-active {' '.join(UNITS)}; sysctl -n {SYSCTL[0]}"
 )
 
@@ -72,12 +74,10 @@ def ours(host: Host, hosts: Sequence[Host], change: int) -> NodeState:
 
 
 def _resources(host: Host, hosts: Sequence[Host], change: int) -> Iterator[Resource]:
-    home = f"/home/{USER}/.ssh"
     yield Sysctl(Step.BASE, *SYSCTL)
     yield User(Step.BASE, USER, UID)
-    yield Directory(Step.BASE, home, owner=USER, group=USER, mode="0700")
-    keys = f"{home}/authorized_keys"
-    yield File(Step.BASE, keys, f"{KEY}\n", owner=USER, group=USER, mode="0600")
+    yield Directory(Step.BASE, str(Path(KEYS).parent))
+    yield File(Step.BASE, KEYS, f"{KEY}\n")
     yield File(Step.BASE, HOSTS, hosts_text(hosts))
     for name in CONFIGS:
         yield File(Step.BASE, f"{ETC}/{name}.conf", config(host, name, change * (name == "b")))
@@ -90,7 +90,7 @@ def expected(host: Host, hosts: Sequence[Host], change: int) -> str:
     configs = [config(host, name, change * (name == "b")) for name in CONFIGS]
     digest = hashlib.sha256("".join([hosts_text(hosts), *configs]).encode()).hexdigest()
     active = "active " * len(UNITS)
-    return f"{digest} - {UID} {KEY} 600 {USER} {active} {SYSCTL[1]}"
+    return f"{digest} - {UID} {KEY} 644 root {active} {SYSCTL[1]}"
 
 
 def write_templates(home: Path, hosts: Sequence[Host]) -> None:
@@ -135,10 +135,10 @@ def write_ansible(home: Path, hosts: Sequence[Host], ssh: dict[str, str]) -> Non
     )
     tasks = [
         {"ansible.builtin.user": {"name": USER, "uid": UID, "shell": "/bin/bash"}},
-        {"ansible.builtin.file": {"path": f"/home/{USER}/.ssh", "state": "directory",
-                                  "owner": USER, "group": USER, "mode": "0700"}},
-        {"ansible.builtin.copy": {"content": f"{KEY}\n", "mode": "0600", "owner": USER,
-                                  "group": USER, "dest": f"/home/{USER}/.ssh/authorized_keys"}},
+        {"ansible.builtin.file": {"path": str(Path(KEYS).parent), "state": "directory",
+                                  "owner": "root", "group": "root", "mode": "0755"}},
+        {"ansible.builtin.copy": {"content": f"{KEY}\n", "mode": "0644", "owner": "root",
+                                  "group": "root", "dest": KEYS}},
         {"ansible.builtin.file": {"path": ETC, "state": "directory"}},
         {"ansible.builtin.copy": {"src": str(home / "hosts"), "dest": HOSTS}},
         *({"ansible.builtin.template": {"src": str(home / f"{name}.conf.j2"),
@@ -188,12 +188,11 @@ from pyinfra import host
 from pyinfra.operations import files, server, systemd
 
 change = int(os.environ["CHANGE"])
-home = "/home/{USER}/.ssh"
-owned = {{"user": {USER!r}, "group": {USER!r}}}
+owned = {{"user": "root", "group": "root"}}
 server.user(user={USER!r}, uid={UID}, shell="/bin/bash", ensure_home=True, create_home=True)
-files.directory(path=home, mode="700", **owned)
+files.directory(path={str(Path(KEYS).parent)!r}, mode="755", **owned)
 keys = StringIO({f"{KEY}{chr(10)}"!r})
-files.put(src=keys, dest=f"{{home}}/authorized_keys", mode="600", **owned)
+files.put(src=keys, dest={KEYS!r}, mode="644", **owned)
 files.directory(path={ETC!r})
 files.put(src="hosts", dest={HOSTS!r})
 for each in {CONFIGS!r}:

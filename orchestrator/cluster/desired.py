@@ -2,7 +2,9 @@
 
 Pure: the same profile and context give the same documents. The agent (agent.py) makes a node so;
 a resource's ``step`` lets ``up`` bring first the base everywhere, then Ray, then serving.
-Nothing is undone by leaving it out: a node's root is thrown away at its next boot.
+What an earlier document had and a new one leaves out, the agent removes.
+
+Every path here has only root's directories above it: the agent refuses others.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from orchestrator.node.resources import (
 from orchestrator.node.state import NodeState
 from orchestrator.node.trust import Secret
 from orchestrator.provision import boot_parameters
-from orchestrator.provision.identity import USER_CA, hosts, network_file
+from orchestrator.provision.identity import AUTHORIZED_KEYS, USER_CA, hosts, network_file
 from orchestrator.provision.netboot import state as netboot
 
 if TYPE_CHECKING:
@@ -134,16 +136,14 @@ def _links(profile: Profile, node: Node) -> Iterable[Resource]:
 
 
 def _accounts(profile: Profile, context: Context) -> Iterable[Resource]:
+    yield Directory(Step.BASE, AUTHORIZED_KEYS)
     for account in profile.users.accounts:
         is_service = account.name == profile.users.service
         groups = DEVICE_GROUPS if is_service else ()
         yield User(Step.BASE, account.name, account.uid, groups=groups)
-        ssh = f"/home/{account.name}/.ssh"
-        name = account.name
-        yield Directory(Step.BASE, ssh, owner=name, group=name, mode="0700")
+        # Root's, not the account's: whoever has it cannot let others in, nor lead root astray.
         keys = "".join(f"{key.strip()}\n" for key in (*account.keys, context.operator_public))
-        path = f"{ssh}/authorized_keys"
-        yield File(Step.BASE, path, keys, owner=name, group=name, mode="0600")
+        yield File(Step.BASE, f"{AUTHORIZED_KEYS}/{account.name}", keys)
 
 
 def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:

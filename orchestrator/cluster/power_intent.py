@@ -34,6 +34,11 @@ def want_on(cluster: str, names: Iterable[str]) -> None:
             (paths.cluster(cluster) / "kept-off").unlink(missing_ok=True)
 
 
+def forget_others(cluster: str, names: Iterable[str]) -> None:
+    """Only these are in the profile: one that comes back later has not been switched off."""
+    want_on(cluster, kept_off(cluster) - set(names))
+
+
 def _one_at_a_time(cluster: str) -> AbstractContextManager[None]:
     """Hold the record's lock: several threads and commands switch nodes at the same time."""
     return locked(paths.cluster(cluster) / "kept-off.lock")

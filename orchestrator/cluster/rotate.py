@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.cluster import members
 from orchestrator.cluster.certificates import Certificate, answers, as_seen_by, certify, shown_by
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.up import Bringup, up
@@ -62,6 +63,8 @@ def rotate(
     if set(parts) != {KeyKind.SSH}:
         serves = published(cluster.profile.name, cluster.profile.serving.model)
         _apply(cluster, board, on, Step.SERVING if serves else Step.RAY)
+    if set(parts) == set(KeyKind):
+        members.renewed(cluster.profile)
     return tuple(node.name for node in on)
 
 

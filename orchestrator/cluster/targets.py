@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.cluster import kernels
+from orchestrator.cluster import kernels, members
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.desired import Context, desired
 from orchestrator.core.run import Result
@@ -77,6 +77,7 @@ def plan(
         {name: outcomes.get(name, unknown) for name in chosen.names},
         off,
         tuple(short_of_memory(cluster, seen)),
+        members.told(members.left(cluster.profile)),
     )
 
 

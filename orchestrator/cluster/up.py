@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from orchestrator.cluster import certificates
+from orchestrator.cluster import certificates, members
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.down import end_children, undo
 from orchestrator.cluster.first_run import Meeting, asked_by_up, before_ray
 from orchestrator.cluster.images import publish_image
-from orchestrator.cluster.power_intent import kept_off, want_on
+from orchestrator.cluster.power_intent import forget_others, kept_off, want_on
 from orchestrator.cluster.readiness import (
     must_have_power,
     wait_for_layers,
@@ -87,6 +87,8 @@ def bring(
 ) -> Bringup:
     """Like `up`, but nodes that the user switched off stay off."""
     cluster.driver.check_rights()  # fail before minutes of work
+    forget_others(cluster.profile.name, [node.name for node in cluster.profile.nodes])
+    members.give(cluster.profile.name, chosen.names)
     whole = chosen.nodes == cluster.profile.nodes
     result = Bringup(board, until)
     serves = until == Step.SERVING
@@ -130,8 +132,9 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
         changed = publish_image(cluster)
         held = ", held: see orchestrate status" if cluster.choice.held else ""
         done.detail = f"{cluster.image_id[:12]} {'served' if changed else 'is served'}{held}"
-    with board.step(CLUSTER, "machines"):
+    with board.step(CLUSTER, "machines") as done:
         cluster.driver.prepare(cluster.image)
+        done.detail = members.told(members.left(cluster.profile))
     return files
 
 

@@ -11,13 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.core.slots import JOBS, Slots
-from orchestrator.node import agent
+from orchestrator.node.agent_program import program
 from orchestrator.node.differences import Difference, found
 from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Unreachable
@@ -144,7 +143,7 @@ def _looked(target: Target, timeout: float) -> dict[str, Any]:
 
 def _agent(target: Target, verb: str, timeout: float) -> dict[str, Any]:
     """Run the agent on the node and return its report."""
-    source = Path(agent.__file__).read_text()
+    source = program()
     request = {
         "verb": verb,
         "root": target.root,

@@ -26,6 +26,14 @@ TITLES = {
 #: Nothing before it: how `diff` names a file that is not there.
 NOTHING = "/dev/null"
 SECRET = "secret: not shown"
+#: By kind, what happens to what has left the profile.
+LEFT = {
+    "file": "remove it",
+    "unit": "stop it (now {now})",
+    "user": "delete the account ({now}), end its processes; its home stays, for root only",
+    "sysctl": "set {now} back to what it was",
+    "link": "take the address {now} away",
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,33 @@ class Difference:
 
 
 def found(state: NodeState, entries: Sequence[Mapping[str, Any]]) -> tuple[Difference, ...]:
-    """The differences in an agent's report (one entry for each resource of ``state``, in order)."""
-    wanted = zip(state.resources, entries, strict=True)
-    return tuple(
-        _difference(resource, entry)
-        for resource, entry in wanted
-        if entry["changes"] or "error" in entry
+    """The differences in an agent's report.
+
+    It has entries of what has left the profile, and one for each resource of ``state``, in order.
+    """
+    left = [entry for entry in entries if entry.get("left")]
+    there = [entry for entry in entries if not entry.get("left")]
+    wanted = zip(state.resources, there, strict=True)
+    return (
+        *(_left(entry) for entry in left),
+        *(
+            _difference(resource, entry)
+            for resource, entry in wanted
+            if entry["changes"] or "error" in entry
+        ),
+    )
+
+
+def _left(entry: Mapping[str, Any]) -> Difference:
+    """Something that an earlier state asked for, and this one does not."""
+    kind = entry["id"].partition(":")[0]
+    what = LEFT[kind].format(now=entry.get("found", {}).get("remove", ""))
+    return Difference(
+        entry["id"],
+        tuple(entry["changes"]),
+        (f"left the profile: {what}",),
+        "",
+        entry.get("error", ""),
     )
 
 
@@ -125,6 +154,7 @@ def _link(wanted: NetworkLink, change: str, now: Any) -> str:
         "file": "",
         "reload": "systemd-networkd must reload its file",
         "absent": "there is no such interface (yet)",
+        "unsafe": str(now),
         "address": f"{now or 'no address'} -> {', '.join(wanted.addresses)}",
         "up": "down -> up",
     }[change]
@@ -137,6 +167,7 @@ def _user(wanted: User, change: str, now: Any) -> str:
         "shell": f"shell {now} -> {wanted.shell}",
         "groups": str(now),
         "home": f"home directory: {now}",
+        "unsafe": str(now),
     }[change]
 
 
@@ -149,6 +180,7 @@ def _on_disk(wanted: Directory | File, change: str, now: Any) -> str:
         "mode": f"mode {now} -> {wanted.mode}",
         "stray": f"remove {now}",
         "room": f"free space: {now}",
+        "unsafe": str(now),
     }[change]
 
 

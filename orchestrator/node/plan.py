@@ -34,12 +34,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found, by node in the profile's order. ``off``: nodes without power; ``warnings``:
-    what is to be expected of nodes as they are."""
+    """What was found, by node in the profile's order.
+
+    ``off``: nodes without power; ``warnings``: what is to be expected of nodes as they are;
+    ``left``: which nodes left the profile, in words.
+    """
 
     outcomes: Mapping[str, Outcome]
     off: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    left: str = ""
 
     @property
     def unknown(self) -> dict[str, str]:
@@ -79,6 +83,7 @@ class Plan:
             "differs": bool(self.differing),
             "unknown": self.unknown,
             "warnings": list(self.warnings),
+            "left": self.left,
             "nodes": {name: self._node(name) for name in self.outcomes},
             "groups": [
                 {
@@ -121,6 +126,8 @@ class Plan:
             reason = self.unknown[names[0]]
             hint = "; 'up' boots it" if names[0] in self.off else ""
             yield f"{fold(names)}: unknown: {reason.splitlines()[0]}{hint}"
+        if self.left:
+            yield self.left
 
     def _said(self, name: str, outcome: Outcome) -> str:
         if not outcome.differences:

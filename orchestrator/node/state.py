@@ -1,6 +1,6 @@
 """The desired state of a node: what has to be on it and run on it, as a document for the agent.
 
-Nothing is undone by leaving it out: a node's root is thrown away at its next boot.
+What an earlier document of the same steps asked for, and this one leaves out, is removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.node.resources import (
 
 @dataclass(frozen=True)
 class NodeState:
-    """One node's document."""
+    """One node's document. ``steps``: those that it is of; of others it says nothing."""
 
     node: str
     sysctls: tuple[Sysctl, ...] = ()
@@ -31,15 +31,17 @@ class NodeState:
     directories: tuple[Directory, ...] = ()
     files: tuple[File, ...] = ()
     units: tuple[Unit, ...] = ()
+    steps: tuple[Step, ...] = tuple(Step)
 
     def only(self, *steps: Step) -> NodeState:
         """The part that belongs to these steps."""
         parts = {
             kind.name: tuple(item for item in getattr(self, kind.name) if item.step in steps)
             for kind in fields(self)
-            if kind.name != "node"
+            if kind.name not in ("node", "steps")
         }
-        return NodeState(self.node, **parts)
+        covered = tuple(step for step in self.steps if step in steps)
+        return NodeState(self.node, **parts, steps=covered)
 
     @property
     def resources(self) -> tuple[Resource, ...]:

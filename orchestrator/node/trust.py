@@ -229,14 +229,14 @@ class Trust:
         who can open such a socket has the connection.
         """
         runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR")
-        base = Path(runtime or f"{tempfile.gettempdir()}/{paths.APP}-{os.getuid()}") / paths.APP
         key = hashlib.sha256(str(self.directory).encode()).hexdigest()[:8]
-        sockets = base / f"ssh-{key}"
-        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = sockets.lstat()
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise UserError(f"{sockets} is not private to this user", f"Remove it: rm -r {sockets}")
-        return sockets
+        if runtime:
+            base = Path(runtime, paths.APP)
+            base.mkdir(parents=True, exist_ok=True)
+        else:
+            # In a directory that is everybody's: whoever owned this one could swap what is in it.
+            base = _private(Path(tempfile.gettempdir(), f"{paths.APP}-{os.getuid()}"))
+        return _private(base / f"ssh-{key}")
 
     def _read(self, name: str) -> str:
         path = self.directory / name
@@ -317,6 +317,16 @@ class Trust:
     def _lock(self) -> AbstractContextManager[None]:
         """Two commands at once must not make two authorities."""
         return locked(self.directory / "lock")
+
+
+def _private(directory: Path) -> Path:
+    """A directory that only this user can enter. Raises UserError where it is another one's."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not mine or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(f"{directory} is not private to this user", f"Remove it: rm -r {directory}")
+    return directory
 
 
 def open_trust(cluster: str) -> Trust:

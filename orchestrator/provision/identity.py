@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 HOST_CERTIFICATE = f"{HOST_KEY}-cert.pub"
 USER_CA = "/etc/ssh/user_ca.pub"
+#: Accounts' keys, a file each (cluster/desired.py). sshd reads no other.
+AUTHORIZED_KEYS = "/etc/ssh/authorized_keys.d"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
                 host_key=HOST_KEY,
                 host_certificate=HOST_CERTIFICATE,
                 user_ca=USER_CA,
+                authorized_keys=AUTHORIZED_KEYS,
                 address=profile.boot_link(node).address,
             )
         ),

@@ -19,7 +19,8 @@ import pytest
 from support.agent import MODEL, ask, serving_model, state, statuses
 from support.killing import KILLED
 
-from orchestrator.node import agent
+from orchestrator.node import agent, agent_base, agent_leaving, agent_system
+from orchestrator.node.agent_program import program
 from orchestrator.node.resources import Directory, File, NetworkLink, Step, Sysctl, User
 from orchestrator.node.state import NodeState
 
@@ -163,7 +164,7 @@ def test_killed_at_any_step_and_run_again_it_converges(tmp_path: Path, server: s
         root.mkdir()
         request = json.dumps({"verb": "apply", "root": str(root), "state": wanted})
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", KILLED, str(at), Path(agent.__file__).read_text()],
+            [sys.executable, "-I", "-S", "-c", KILLED, str(at), program()],
             input=request.encode(),
             capture_output=True,
             check=False,
@@ -181,7 +182,7 @@ def test_killed_at_any_step_and_run_again_it_converges(tmp_path: Path, server: s
 
 
 def test_a_second_agent_does_not_run_beside_the_first(root: Path) -> None:
-    source = Path(agent.__file__).read_text()
+    source = program()
     impatient = source.replace(f"LOCK_WAIT_S = {agent.LOCK_WAIT_S}", "LOCK_WAIT_S = 0.0")
     assert impatient != source
     request = {"verb": "apply", "root": str(root), "state": state(File(Step.BASE, "/a", "x"))}
@@ -243,7 +244,7 @@ def test_a_report_comes_also_from_a_run_that_is_stopped(root: Path, endless: str
     )
     request = {"verb": "apply", "root": str(root), "state": wanted}
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", agent.__file__],
+        [sys.executable, "-I", "-S", "-c", program()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -332,7 +333,8 @@ def test_a_secret_is_its_owners_alone_already_while_it_is_written(root: Path) ->
         seen.append(stat.S_IMODE(leftover.stat().st_mode))
         yield b"secret"
 
-    agent.replace(root / "key", content(), 0, 0, 0o640)
+    with agent_base.FileTree(root).parent("/key") as (above, name):
+        agent_base.replace(above, name, content(), 0, 0, 0o640)
     assert seen == [0o600]
     assert stat.S_IMODE((root / "key").stat().st_mode) == 0o640
 
@@ -342,9 +344,34 @@ def test_a_link_in_the_place_of_a_new_copy_is_not_written_through(root: Path) ->
     target.write_text("keep\n")
     (root / ".file.new").symlink_to(target)
     wanted = state(File(Step.BASE, "/file", "new\n"))
-    assert statuses(ask("apply", root, wanted)) == {"file:/file": "failed"}
-    assert target.read_text() == "keep\n"
     assert statuses(ask("apply", root, wanted)) == {"file:/file": "changed"}
+    assert target.read_text() == "keep\n"
+    assert not (root / "file").is_symlink()
+
+
+def test_a_link_on_the_way_to_a_file_is_not_followed(root: Path) -> None:
+    (root / "real").mkdir()
+    (root / "link").symlink_to("real")
+    wanted = state(File(Step.BASE, "/link/file", "new\n"))
+    said = ask("apply", root, wanted)["file:/link/file"]["error"]
+    assert said == "/link exists and is not a directory"
+    assert list((root / "real").iterdir()) == []
+
+
+@pytest.mark.timeout(60)  # opened without O_NONBLOCK, it would wait for a writer
+def test_a_pipe_in_the_place_of_a_file_is_replaced(root: Path) -> None:
+    wanted = state(File(Step.BASE, "/file", "new\n"))
+    os.mkfifo(root / "file")
+    assert ask("look", root, wanted)["file:/file"]["found"] == {"content": "not a regular file"}
+    assert statuses(ask("apply", root, wanted)) == {"file:/file": "changed"}
+    # Also where it is put there after root has looked.
+    os.mkfifo(root / "pipe")
+    with (
+        agent_base.FileTree(root).parent("/pipe") as (above, name),
+        pytest.raises(agent_base.Failed, match="not a regular file"),
+        agent_base.regular(above, name),
+    ):
+        pass
 
 
 def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
@@ -354,7 +381,7 @@ def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
     state = root / "run/systemd/netif/state"
     state.parent.mkdir(parents=True)
     state.touch()
-    (root / agent.MEMORY).parent.mkdir()
+    (root / agent_leaving.MEMORY).parent.mkdir()
     asked: list[list[str]] = []
 
     def killed(argv: list[str]) -> str:
@@ -365,7 +392,7 @@ def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
     changes = node.differs("links", wanted)
     assert set(changes) == {"file", agent.ABSENT}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(agent, "command", killed)
+        patched.setattr(agent_system, "command", killed)
         node.apply("links", wanted, changes)
     assert asked == [["networkctl", "reload"]]
     node = agent.ThisNode(root)
@@ -377,7 +404,7 @@ def test_killed_between_a_links_file_and_its_reload_the_next_run_reloads(
         return ""
 
     with monkeypatch.context() as patched:
-        patched.setattr(agent, "command", command)
+        patched.setattr(agent_system, "command", command)
         node.apply("links", wanted, changes)
     assert len(asked) == 2
     assert set(agent.ThisNode(root).differs("links", wanted)) == {agent.ABSENT}

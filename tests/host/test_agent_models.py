@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.agent import MODEL, ask, serving, serving_model, state, statuses
 
-from orchestrator.node import agent
+from orchestrator.node import agent, agent_leaving, agent_system
 from orchestrator.node.resources import Directory, File, Step
 
 
@@ -69,7 +69,7 @@ def shelf(root: Path) -> Iterator[Path]:
     """A disk with room for one model, and a bit."""
     path = root / "models"
     path.mkdir()
-    size = f"size={len(MODEL) + (1 << 20)}"
+    size = f"mode=755,size={len(MODEL) + (1 << 20)}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "shelf", path], check=True)
     yield path
     subprocess.run(["umount", path], check=True)
@@ -122,7 +122,7 @@ def test_what_an_earlier_boot_left_is_read_before_it_is_used_and_then_no_more(
 ) -> None:
     wanted = model_state(server)
     ask("apply", root, wanted)
-    (root / agent.MEMORY).unlink()  # the next boot
+    (root / agent_leaving.MEMORY).unlink()  # the next boot
     file = root / "models/new/model"
     damaged = b"!" + MODEL[1:]
     file.write_bytes(damaged)
@@ -130,19 +130,23 @@ def test_what_an_earlier_boot_left_is_read_before_it_is_used_and_then_no_more(
     assert statuses(ask("apply", root, wanted))["file:/models/new/model"] == "changed"
     assert file.read_bytes() == MODEL
 
-    (root / agent.MEMORY).unlink()
+    (root / agent_leaving.MEMORY).unlink()
     assert statuses(ask("apply", root, wanted))["file:/models/new/model"] == "unchanged"
-    known = json.loads((root / agent.MEMORY).read_text())
+    known = json.loads((root / agent_leaving.MEMORY).read_text())
     assert known["file:/models/new/model"]["stamp"] == agent.stamp(file.lstat())
 
 
 def test_room_in_memory_is_what_is_free_there_however_large_the_disk(root: Path) -> None:
-    assert 0 < agent.available_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert (
+        0
+        < agent_system.available_memory()
+        < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
     wanted = state(
         Directory(Step.SERVING, "/models/new", holds=(("a", 1 << 44),), shelf="/models",
                   in_memory=True)
     )  # fmt: skip
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100T", "tmpfs", root], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755,size=100T", "tmpfs", root], check=True)
     try:
         error = ask("apply", root, wanted)["directory:/models/new"]["error"]
     finally:

@@ -10,7 +10,7 @@ from support import DATA
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
 from orchestrator.node.trust import open_trust
-from orchestrator.provision.identity import HOST_KEY, boot_files
+from orchestrator.provision.identity import AUTHORIZED_KEYS, HOST_KEY, boot_files
 
 PROFILE = DATA / "golden/two-networks/profile.yml"
 
@@ -42,5 +42,6 @@ def test_sshd_accepts_what_a_node_is_given(tmp_path: Path, monkeypatch: pytest.M
     assert f"hostkey {root}{HOST_KEY}\n" in shown
     assert f"hostcertificate {root}{HOST_KEY}-cert.pub\n" in shown
     assert "listenaddress 192.168.10.100:22\n" in shown
+    assert f"authorizedkeysfile {root}{AUTHORIZED_KEYS}/%u\n" in shown
     for setting in ("passwordauthentication no", "allowtcpforwarding no", "permittunnel no"):
         assert f"{setting}\n" in shown

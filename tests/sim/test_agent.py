@@ -15,7 +15,7 @@ import pytest
 from support.killing import KILLED
 from support.sim import Sim
 
-from orchestrator.node import agent
+from orchestrator.node.agent_program import program
 from orchestrator.node.paths import VENV
 from orchestrator.node.resources import Directory, File, NetworkLink, Step, Sysctl, Unit, User
 from orchestrator.node.state import NodeState
@@ -32,7 +32,8 @@ PLUG = "ip link add agent-test0 type veth peer name agent-test1; ip link set age
 #: Puts the machine back to before the first run, but for what systemd remembers of the unit.
 UNDO = f"""
 systemctl stop {UNIT}; rm -rf {PATH} /etc/agent-test /run/orchestrate/agent.json
-rm -f /etc/systemd/network/10-agent-test.network; systemctl daemon-reload
+rm -f /etc/systemd/network/10-agent-test.network /etc/ssh/authorized_keys.d/agent-test
+systemctl daemon-reload
 pkill -u agent-test; userdel --remove agent-test; rm -rf /home/agent-test
 ip link del agent-test0; networkctl reload; {PLUG}; sysctl -qw net.core.somaxconn=4096
 true
@@ -62,10 +63,10 @@ def wanted(somaxconn: str = "4321", motto: str = "one") -> dict[str, Any]:
             ),
         ),
         users=(User(step, "agent-test", 54321, groups=("video",)),),
-        directories=(Directory(step, "/etc/agent-test", owner="agent-test", mode="0750"),),
+        directories=(Directory(step, "/etc/agent-test", group="agent-test", mode="0750"),),
         files=(
             File(step, "/etc/agent-test/env", f"MOTTO={motto}\n", owner="agent-test", mode="0600"),
-            File(step, "/home/agent-test/.ssh/authorized_keys", "ssh-ed25519 KEY\n"),
+            File(step, "/etc/ssh/authorized_keys.d/agent-test", "ssh-ed25519 KEY\n"),
             File(step, PATH, UNIT_TEXT),
         ),
         units=(Unit(step, UNIT, (PATH, "/etc/agent-test/env"), revision=revision),),
@@ -86,7 +87,7 @@ KINDS = (
     "user:agent-test",
     "directory:/etc/agent-test",
     "file:/etc/agent-test/env",
-    "file:/home/agent-test/.ssh/authorized_keys",
+    "file:/etc/ssh/authorized_keys.d/agent-test",
     f"file:{PATH}",
     f"unit:{UNIT}",
 )
@@ -115,14 +116,14 @@ class Machine:
     def ask(self, verb: str, document: dict[str, Any], **more: Any) -> dict[str, dict[str, Any]]:
         """Run the agent; resource -> its entry in the report."""
         request = json.dumps({"verb": verb, "root": "/", "state": document} | more)
-        source = Path(agent.__file__).read_text()
+        source = program()
         done = self.run(f"{VENV}/bin/python", "-I", "-S", "-c", source, stdin=request)
         return {entry["id"]: entry for entry in json.loads(done.stdout)["resources"]}
 
     def kill_at(self, step: int, document: dict[str, Any]) -> bool:
         """Run the agent until it is killed before a step; whether it came to that step."""
         request = json.dumps({"verb": "apply", "root": "/", "state": document})
-        source = Path(agent.__file__).read_text()
+        source = program()
         argv = [f"{VENV}/bin/python", "-I", "-S", "-c", KILLED, str(step), source]
         done = self.run(*argv, stdin=request, ok=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
@@ -228,6 +229,21 @@ def test_an_edit_changes_what_it_is_about(machine: Machine) -> None:
     assert changed == ["sysctl:net.core.somaxconn", "file:/etc/agent-test/env", f"unit:{UNIT}"]
     pid = machine.run("systemctl", "show", UNIT, "--property=MainPID", "--value").stdout.strip()
     assert "MOTTO=two" in machine.run("cat", f"/proc/{pid}/environ").stdout.split("\0")
+
+
+def test_what_left_the_profile_is_taken_away(machine: Machine) -> None:
+    machine.ask("apply", wanted())
+    nothing = NodeState(NODE).document()
+    left = set(KINDS) - {"link:agent-test0", "directory:/etc/agent-test"}
+    left |= {"link:agent-test0 10.99.0.5/24", "file:/etc/systemd/network/10-agent-test.network"}
+    assert set(differing(machine, nothing)) == left
+    assert set(statuses(machine.ask("apply", nothing)).values()) == {"changed"}
+    assert machine.run("systemctl", "is-active", UNIT, ok=False).stdout == "inactive\n"
+    assert machine.run("systemctl", "cat", UNIT, ok=False).returncode != 0
+    assert machine.run("id", "agent-test", ok=False).returncode != 0
+    assert machine.run("cat", "/proc/sys/net/core/somaxconn").stdout == "4096\n"
+    assert "10.99.0.5" not in machine.run("ip", "address", "show", "agent-test0").stdout
+    assert differing(machine, nothing) == {}
 
 
 def test_an_interface_that_is_not_there_is_pending(machine: Machine) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.node import agent
+from orchestrator.node.agent_program import program
 from orchestrator.node.resources import Directory, File
 from orchestrator.node.state import NodeState
 
@@ -62,7 +62,7 @@ def ask(
     """Run the agent as a node does, in a network; resource -> its entry in the report."""
     request = json.dumps({"verb": verb, "root": str(root), "state": wanted})
     done = subprocess.run(
-        [*inside, sys.executable, "-I", "-S", agent.__file__],
+        [*inside, sys.executable, "-I", "-S", "-c", program()],
         input=request,
         capture_output=True,
         text=True,

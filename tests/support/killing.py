@@ -16,9 +16,14 @@ def counted(function):
         return function(*args, **kwargs)
     return wrapper
 for name in (
-    "mkdir", "chown", "lchown", "chmod", "open", "fchown", "fchmod", "fsync", "rename", "replace"
+    "mkdir", "chown", "lchown", "chmod", "fchown", "fchmod", "fsync", "rename", "replace", "unlink"
 ):
     setattr(os, name, counted(getattr(os, name)))
+opened = os.open
+creating = counted(opened)
+os.open = lambda path, flags, *args, **kwargs: (
+    creating if flags & os.O_CREAT else opened
+)(path, flags, *args, **kwargs)
 subprocess.run = counted(subprocess.run)
 exec(compile(sys.argv[2], "agent.py", "exec"))
 """

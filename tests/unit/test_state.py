@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
@@ -14,7 +15,9 @@ from support.golden import CASES, GOLDEN, context, found, rendered, states
 from orchestrator.cluster.desired import desired
 from orchestrator.core.templating import env_value, exec_word, render
 from orchestrator.models.profiles import load
+from orchestrator.node.paths import LASTING
 from orchestrator.node.resources import Step
+from orchestrator.provision.netboot.state import BOOT_STATE
 
 HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; echo Y", "#"]
 
@@ -59,6 +62,24 @@ def test_the_steps_are_a_partition(case: str) -> None:
         assert state.only(*Step) == state
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_all_of_it_is_below_directories_of_root(case: str) -> None:
+    """The agent refuses anything else; services write to directories of their own."""
+    found = states(load(GOLDEN / case / "profile.yml"))
+    others = set()
+    for state in found.values():
+        foreign = {each.path for each in state.directories if each.owner != "root"}
+        for path in [*(d.path for d in state.directories), *(f.path for f in state.files)]:
+            assert not foreign & {str(parent) for parent in Path(path).parents}, path
+            assert not path.startswith(("/home/", "/tmp/", "/var/tmp/")), path
+        # What nginx and dnsmasq open as root is not there, either.
+        texts = [file.content or "" for file in state.files if file.path.endswith(".conf")]
+        assert texts
+        assert not [text for text in texts for path in foreign if f"{path}/" in text]
+        others |= foreign
+    assert f"{LASTING}/{BOOT_STATE}" in others
+
+
 def test_secrets_are_in_the_document_but_not_in_what_is_printed() -> None:
     profile = load(GOLDEN / "sim" / "profile.yml")
     state = desired(profile, profile.server, context(profile))
@@ -88,4 +109,4 @@ def test_an_exec_word_stays_one_word(value: str) -> None:
 
 def test_a_template_without_one_of_its_values_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'address' is undefined"):
-        render("sshd.conf", host_key="a", host_certificate="b", user_ca="c")
+        render("sshd.conf", host_key="a", host_certificate="b", user_ca="c", authorized_keys="d")

@@ -14,8 +14,9 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import ident
 from orchestrator.image.layers import Layers, unmount_below
-from orchestrator.provision.machines import PowerState, netns
+from orchestrator.provision.machines import PowerState, cgroup, netns
 from orchestrator.provision.machines.network import Cables
+from orchestrator.provision.machines.processes import Process, children, kill
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -98,6 +99,7 @@ class Composed:
 
     def prepare(self, image: Path) -> None:
         self.check_rights()
+        self._end_left()
         self._make_way(image)
         self.layers.mount(image)
         write_kind(self.profile, self.kind)
@@ -117,6 +119,18 @@ class Composed:
                 "Run: orchestrate down, then up again",
             )
         self.cleanup()
+
+    def _end_left(self) -> None:
+        """End simulated machines of nodes that the profile does not have any more."""
+        records = self.home.glob("*/process.json")
+        for place in [each.parent for each in records if each.parent.name not in self.machines]:
+            pid = Process(place / "process.json").pid()
+            if pid is not None:
+                kill([*children(pid), pid])
+            unmount_below(place)
+            cgroup.remove(self.cables.named(place.name))
+            netns.delete(self.cables.named(place.name))
+            shutil.rmtree(place)
 
     def network(self) -> AbstractContextManager[None]:
         return netns.entered(self.cables.named(self.profile.control.name))
@@ -147,6 +161,7 @@ class Composed:
         self.machines[node.name].power_off(timeout)
 
     def cleanup(self) -> None:
+        self._end_left()
         for machine in self.machines.values():
             machine.clear()
         self.cables.remove()

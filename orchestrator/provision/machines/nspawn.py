@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from orchestrator.node.paths import FILES_ROOT, LASTING
 from orchestrator.provision.machines import PowerState, cgroup, netns
 from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.network import Cables, prefix
-from orchestrator.provision.machines.processes import Process, ended, kill
+from orchestrator.provision.machines.processes import Process, children, ended, kill
 from orchestrator.provision.machines.switch import Switch
 
 if TYPE_CHECKING:
@@ -137,9 +136,7 @@ class Container:
 
     def _inside(self, pid: int) -> list[int]:
         """The process id of the container's PID 1, a child of nspawn; empty if there is none."""
-        with suppress(FileNotFoundError, ProcessLookupError):
-            return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return []
+        return children(pid)
 
     def clear(self) -> None:
         """Remove what is left of a container that does not run, except its console log."""

@@ -119,6 +119,13 @@ def _reap(pid: int) -> None:
         del _STARTED[pid]
 
 
+def children(pid: int) -> list[int]:
+    """Of a process's first thread; none where it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 def kill(pids: Iterable[int]) -> None:
     """Kill processes, in this order, and wait for each to end."""
     for pid in pids:

@@ -28,8 +28,10 @@ FRONT_GROUP = "www-data"
 SOCKET = f"/run/{BOOT_USER}/http.sock"
 TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
 HOST_CA = f"{ETC}/host_ca"
-#: Log files in LASTING: requests for boot files, and the boot service's events.
-ACCESS_LOG, EVENTS = "boot-access.jsonl", "events.jsonl"
+#: In LASTING, which is root's: nginx's and dnsmasq's files, that they open as root; and a directory
+#: of the boot service's own, where root writes nothing. EVENTS is what that service saw.
+ACCESS_LOG, LEASES, BOOT_STATE = "boot-access.jsonl", "dnsmasq.leases", "boot"
+EVENTS = f"{BOOT_STATE}/events.jsonl"
 #: On a netbooted node: the directory of the layers that it fetched.
 LAYERS = "/run/orchestrate/layers"
 #: On a netbooted node: the units that fetch late layers; images/initrd/late.sh writes them.
@@ -38,7 +40,9 @@ LAYER_UNITS = "orchestrate-layer-*.service"
 
 def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
     """The control node's services for booting nodes; nginx itself is in cluster/desired.py."""
-    yield Directory(Step.BASE, LASTING, owner=BOOT_USER, group=BOOT_USER)
+    yield Directory(Step.BASE, LASTING)
+    own = f"{LASTING}/{BOOT_STATE}"
+    yield Directory(Step.BASE, own, owner=BOOT_USER, group=BOOT_USER, mode="0700")
     yield from _boot_service(host_ca)
     config = f"{ETC}/dnsmasq.conf"
     files = {
@@ -62,7 +66,7 @@ def _boot_service(host_ca: Secret) -> Iterable[Resource]:
         code=code,
         socket=SOCKET,
         document=f"{FILES_ROOT}/{CURRENT}/{DOCUMENT}",
-        state=LASTING,
+        state=f"{LASTING}/{BOOT_STATE}",
         authority=HOST_CA,
         lifetime=int(HOST_LIFETIME.total_seconds()),
     )
@@ -75,7 +79,7 @@ def dnsmasq_conf(profile: Profile) -> str:
     return render(
         "dnsmasq.conf",
         interface=profile.boot_link(profile.control).interface,
-        lasting=LASTING,
+        leases=f"{LASTING}/{LEASES}",
         tftp_root=TFTP_ROOT,
         dhcp=profile.boot.dhcp,
         subnet=profile.networks[profile.boot.network].subnet,
