@@ -73,6 +73,39 @@ def test_a_public_class_has_its_name_alone() -> None:
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
 
 
+#: Sent to nodes as files: what they print is read by a program here, or by the journal there.
+ON_NODES = re.compile(
+    r"orchestrator/(.*/(probe|node)_\w+|.*/(boot_service|sampler|wait_for_ray|support_node)"
+    r"|verify/first_run_steps|node/(agent|guard|kernel_\w+))\.py"
+)
+#: Prints its documents by the terminal's own pager.
+PAGER = {"orchestrator/cli/doc.py": {"click.echo_via_pager", "Console"}}
+PRINTS = re.compile(
+    r"(builtins\.)?print|Console|rich\.\w+|click\.\w*echo\w*|sys\.(stdout|stderr)\.write"
+    r"|traceback\.print_\w+|warnings\.warn"
+)
+
+
+def test_nothing_is_printed_past_the_console() -> None:
+    """The console makes foreign text visible; what prints otherwise would have to think of it."""
+    wrong = []
+    for file, text in texts():
+        inside = str(file)
+        if not inside.startswith("orchestrator/") or file.suffix != ".py":
+            continue
+        if ON_NODES.fullmatch(inside) or inside == "orchestrator/core/console.py":
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            markup = any(each.arg == "markup" and ast.unparse(each.value) != "False"
+                         for each in node.keywords)  # fmt: skip
+            if markup or (PRINTS.fullmatch(called) and called not in PAGER.get(inside, ())):
+                wrong.append(f"{inside}:{node.lineno}: {called}")
+    assert not wrong, "print by core/console.py, and style by rich's Text:\n" + "\n".join(wrong)
+
+
 def test_rooms_import_in_one_direction() -> None:
     passes(TOOLS / "lint-imports", "--no-cache", "--no-logo")
 

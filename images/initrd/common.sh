@@ -68,10 +68,11 @@ open_shell() { # only one at a time: several layers can fail together
 }
 
 # Used instead of wget's time limit (-T), which crashes in Debian 12's static busybox.
-get() { # SECONDS FILE ARGUMENTS...: run wget; stop it when FILE has not grown for SECONDS
-  local left=$1 limit=$1 file=$2 size='' now pid pause=0.1
-  shift 2
-  wget -q "$@" &
+get() { # SECONDS BYTES FILE ARGUMENTS...: run wget; stop it when FILE has not grown for SECONDS
+  local left=$1 limit=$1 most=$2 file=$3 size='' now pid pause=0.1
+  shift 3
+  # The kernel kills it when FILE would be larger than BYTES (in units of 512), whatever the server sends.
+  (ulimit -f $(((most + 511) / 512)) && exec wget -q "$@") &
   pid=$!
   while kill -0 "$pid" 2>/dev/null; do
     now=$(stat -c %s "$file" 2>/dev/null)

@@ -61,10 +61,11 @@ has_size() { # BYTES FILE
 }
 
 download() { # FILE SIZE CHECK: from $source. SIZE 0: unknown. CHECK: a command that gets the path.
-  local url="$source/images/$image/$1" part="$layers/.$1" said="$layers/.said.$1" limit=15 have
+  local url="$source/images/$image/$1" part="$layers/.$1" said="$layers/.said.$1" limit=15 have most=$2
   [ "$source" = "$server" ] || limit=5
+  [ "$most" != 0 ] || most=8388608 # a manifest has some kilobytes
   # -c: resume a download that broke off.
-  get $limit "$part" -c -O "$part" "$url" 2>"$said" && $3 "$part" &&
+  get $limit "$most" "$part" -c -O "$part" "$url" 2>"$said" && $3 "$part" &&
     mv "$part" "$layers/$1" && return 0
   have=$(stat -c %s "$part" 2>/dev/null || echo 0)
   if [ "$have" = 0 ] || [ "$have" -lt "$2" ]; then

@@ -94,19 +94,25 @@ def main(argv: list[str] | None = None) -> Any:
             return sys.exit(sent(words))
         return orchestrate.main(args=words, prog_name="orchestrate", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except UserError as error:
-        from rich.markup import escape
+        from io import StringIO
 
         from orchestrator.core.console import err
 
-        err.print(f"[red]error:[/red] {escape(error.message)}")
+        said = StringIO()
+        error.show(said)
+        err.print(said.getvalue(), end="")
+        sys.exit(error.exit_code)
+    except UserError as error:
+        from orchestrator.core import console
+
+        console.print_error(error.message)
         if error.hint:
-            err.print(f"  {escape(error.hint)}")
+            console.err.print(f"  {error.hint}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
+        from orchestrator.core.console import err
+
+        err.print("interrupted")
         sys.exit(130)  # 128 + SIGINT, as shells count
     except Exception as bug:
         sys.exit(report_bug(bug))
@@ -132,10 +138,13 @@ def report_bug(bug: Exception) -> int:
     import tempfile
     import traceback
 
+    from orchestrator.core.console import err
+    from orchestrator.core.visible import visible
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="orchestrate-bug-", suffix=".log", delete=False
     ) as log:
-        traceback.print_exception(bug, file=log)
-    print(f"error: this is a bug in orchestrate: {type(bug).__name__}: {bug}", file=sys.stderr)
-    print(f"  The traceback is in {log.name}; please report it.", file=sys.stderr)
+        log.write(visible("".join(traceback.format_exception(bug))))
+    err.print(f"error: this is a bug in orchestrate: {type(bug).__name__}: {bug}")
+    err.print(f"  The traceback is in {log.name}; please report it.")
     return 70

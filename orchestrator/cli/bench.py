@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import err, out, print_json
+from orchestrator.core.console import err, out, print_error, print_json, print_text
 
 if TYPE_CHECKING:
     from orchestrator.performance.report.story import Story
@@ -79,7 +79,7 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     else:
         _show(told(run, profile))
     if run.note:
-        err.print(f"[red]this run is {run.state}:[/red] {run.note}")
+        print_error(run.note, label=f"this run is {run.state}")
         raise SystemExit(1)
 
 
@@ -257,7 +257,7 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
 
     found = history.load(profile.name, run)
     if to == Path("-"):
-        print(page(told(found, profile)))
+        print_text(f"{page(told(found, profile))}\n")
         return
     path = to or history.report(profile.name, found.id)
     write(path, page(told(found, profile)))

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.choice import NodeChoice, choice_options, json_option
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import err, out, print_json
+from orchestrator.core.console import out, print_error, print_json
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -113,8 +113,7 @@ def up(
         for line in changed:
             out.print(line, markup=False)
         for line in failures:
-            err.print("[red]error:[/red]", end=" ")
-            err.print(line, markup=False)
+            print_error(line)
         if result.ok:
             said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
             if not selection.whole:

@@ -9,7 +9,7 @@ from itertools import groupby
 import click
 
 from orchestrator.cli import complete
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out, print_json, print_text
 
 SHELLS = ("bash", "zsh", "fish")
 #: Where click looks for a shell's question, by the command's name.
@@ -39,7 +39,7 @@ def doc(topic: str | None, as_json: bool) -> None:
             return
         width = max(len(page.topic) for page in found)
         for section, group in groupby(found, key=lambda page: page.section):
-            out.print(f"[bold]{section}[/bold]")
+            out.print(section, style="bold")
             for page in group:
                 out.print(f"  {page.topic:<{width}}  {page.title}", markup=False)
         return
@@ -50,7 +50,7 @@ def doc(topic: str | None, as_json: bool) -> None:
     elif sys.stdout.isatty():
         click.echo_via_pager(_rendered(text))
     else:
-        print(text, end="")
+        print_text(text)
 
 
 def _rendered(text: str) -> str:
@@ -84,4 +84,4 @@ def completion(shell: str) -> None:
     assert kind is not None
     script = kind(orchestrate, {}, "orchestrate", VARIABLE)
     # Not source(): bash's also asks the bash that is there for its version, on stderr.
-    print(script.source_template % script.source_vars())
+    print_text(f"{script.source_template % script.source_vars()}\n")

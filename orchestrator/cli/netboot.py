@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out, print_json, print_text
 from orchestrator.provision.netboot import dhcp
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def options(profile: Profile, server: str | None, as_json: bool) -> None:
         if as_json:
             print_json({"server": server, "lines": text})
         else:
-            print(text, end="")
+            print_text(text)
         return
     rows = dhcp.options(profile)
     if as_json:

@@ -13,7 +13,7 @@ from orchestrator.cli import complete
 from orchestrator.cli.choice import json_option
 from orchestrator.cli.sim import replace_by
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import err, out, print_json
+from orchestrator.core.console import out, print_error, print_json
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
@@ -247,7 +247,6 @@ def _finish(
 def _show(outcomes: Sequence[PowerOutcome]) -> None:
     for outcome in outcomes:
         if outcome.error:
-            err.print(f"[red]error:[/red] {outcome.node}:", end=" ")
-            err.print(outcome.error, markup=False)
+            print_error(f"{outcome.node}: {outcome.error}")
         else:
             out.print(f"{outcome.node}: {outcome.text}", markup=False)

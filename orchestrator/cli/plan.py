@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.choice import Looking, NodeChoice, choice_options, json_option
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out, print_json, print_warning
 
 if TYPE_CHECKING:
     from orchestrator.performance.predict.forecast import Forecast
@@ -70,9 +70,6 @@ def plan(
         return _show(_forecast(profile, probes, load), as_json)
     if probes or load:
         raise click.UsageError("--probes and --load require --serving")
-    from rich.markup import escape
-
-    from orchestrator.core.console import err
     from orchestrator.models.capacity import ADVICE
     from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
@@ -87,7 +84,7 @@ def plan(
         for line in rendered(found):
             out.print(line)
         for text in found.warnings:
-            err.print(f"[yellow]warning:[/yellow] {escape(text)}; {ADVICE}")
+            print_warning(f"{text}; {ADVICE}")
     sys.exit(found.code)
 
 
@@ -131,7 +128,6 @@ def _show(found: Forecast, as_json: bool) -> None:
         return print_json(found.document())
     from rich.table import Table
 
-    from orchestrator.core.console import err
     from orchestrator.performance.predict.forecast import headings
     from orchestrator.performance.predict.rank import AS_IT_IS
 
@@ -155,5 +151,5 @@ def _show(found: Forecast, as_json: bool) -> None:
     if found.assumed:
         out.print(f"assumed, not measured: {', '.join(found.assumed)}")
     for text in found.warnings:
-        err.print(f"[yellow]warning:[/yellow] {text}")
+        print_warning(text)
     return None

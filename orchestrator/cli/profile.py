@@ -11,7 +11,7 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import profile_name_option
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out, print_json, print_text
 from orchestrator.core.errors import BadInput
 from orchestrator.profile import choose
 
@@ -118,7 +118,7 @@ def schema(reference: bool) -> None:
     """
     from orchestrator.profile import schema as derived
 
-    print(derived.reference() if reference else derived.schema_text(), end="")
+    print_text(derived.reference() if reference else derived.schema_text())
 
 
 def _resolved(path: Path) -> tuple[Profile, Layout]:

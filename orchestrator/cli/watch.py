@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.where import on_cluster
-from orchestrator.core.console import out
+from orchestrator.core.console import out, print_json
 
 #: What a unit has to be told of this shell.
 VARIABLES = ("ORCHESTRATE_STATE", "ORCHESTRATE_CACHE", "ORCHESTRATE_CHECKOUT", "HOME", "PATH")
@@ -47,7 +46,7 @@ def watch(profile: Profile, as_json: bool, interval: float | None, once: bool, u
 
     def tell(event: ReconcileEvent) -> None:
         if as_json:
-            print(json.dumps(asdict(event)), flush=True)
+            print_json(asdict(event), indent=None)
         else:
             out.print(f"{event.time}  {event.node}: {event.text}", markup=False)
             sys.stdout.flush()

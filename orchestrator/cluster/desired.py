@@ -20,7 +20,7 @@ from orchestrator.cluster import kernels, wait_for_ray
 from orchestrator.core.templating import render
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import Layout, vllm_argv
-from orchestrator.node.firewall import firewall
+from orchestrator.node.firewall import IN_FORCE, firewall
 from orchestrator.node.paths import (
     CACHE,
     ETC,
@@ -64,6 +64,12 @@ HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
 #: Seconds that Ray's workers, and vLLM with them, go on without a head. Theirs comes back with its
 #: tables; another one refuses them at once. So this only has to be longer than a repair takes.
 HEAD_AWAY = 24 * 3600
+
+#: Its files are read by vLLM at each start, and written by nobody else than the agent.
+VLLM_CONFIG = f"{ETC}/vllm"
+#: There, the names of variables that vLLM does not copy to its workers in Ray: they have no use for
+#: the key, and each node's Ray would keep it.
+KEPT_FROM_WORKERS = f"{VLLM_CONFIG}/ray_non_carry_over_env_vars.json"
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
@@ -218,6 +224,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
         head=_ray_address(profile),
         accelerators=node.accelerators,
         ray=profile.ray,
+        firewall=IN_FORCE,
     )
     yield from service(Step.RAY, unit, {f"/etc/systemd/system/{unit}": text}, [RAY_ENV, RAY_TOKEN])
 
@@ -245,6 +252,7 @@ def _model(profile: Profile, context: Context) -> Iterable[Resource]:
             f"{model_directory(profile)}/{file.path}",
             url=f"{base}/{file.path}",
             sha256=file.sha256,
+            size=file.size,
         )
 
 
@@ -256,6 +264,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
         "DO_NOT_TRACK": "1",
         **profile.serving_env(),
         "VLLM_API_KEY": context.api_key.reveal(),
+        "VLLM_CONFIG_ROOT": VLLM_CONFIG,
     }
     yield File(Step.SERVING, VLLM_ENV, _environment(environment), mode="0600", secret=True)
     unit = SERVER_UNIT
@@ -265,6 +274,7 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
         user=profile.users.service,
         model=profile.serving.model,
         environments=[RAY_ENV, VLLM_ENV],
+        firewall=IN_FORCE,
         argv=[
             WITH_ENVIRONMENT,
             *(f"{VENV}/bin/python", WAIT_FOR_RAY, _ray_address(profile), str(context.layout.used)),
@@ -274,7 +284,11 @@ def _server(profile: Profile, context: Context) -> Iterable[Resource]:
     )
     model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
     waiter = Path(wait_for_ray.__file__).read_text(encoding="utf-8")
-    files = {f"/etc/systemd/system/{unit}": text, WAIT_FOR_RAY: waiter}
+    files = {
+        f"/etc/systemd/system/{unit}": text,
+        WAIT_FOR_RAY: waiter,
+        KEPT_FROM_WORKERS: f"{json.dumps(['VLLM_API_KEY'])}\n",
+    }
     yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
 
 

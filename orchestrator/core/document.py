@@ -35,6 +35,30 @@ def message(path: Path, problem: Problem) -> str:
     return f"{display(path)}:{problem.line}:{key} {problem.text}"
 
 
+def read_json(path: Path, hint: str = "") -> Any:
+    """The content of a JSON file. Raises BadInput where it cannot be read, or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}:{error.lineno}: is not JSON: {error.msg}", hint) from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}:1: is not UTF-8 text", hint) from None
+    except RecursionError:
+        raise BadInput(f"{path}: values are nested too deep", hint) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise BadInput(f"{path}: is not JSON: {error}", hint) from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}", hint) from None
+
+
+def read_yaml(path: Path, hint: str = "") -> dict[str, Any]:
+    """The keys of a YAML file that is checked elsewhere. Raises DocumentError where it is none."""
+    source = read(path)
+    if source.problems:
+        raise DocumentError(path, sorted(source.problems), hint)
+    return source.data if isinstance(source.data, dict) else {}
+
+
 def load(model: type[_Model], path: Path, hint: str) -> _Model:
     """Read a file as ``model``. Raises DocumentError with all that is wrong, and the hint."""
     source = read(path)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +26,8 @@ PATIENCE = 60.0
 #: stopped, so a short time costs little. Ctrl-C may have to wait for it.
 TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
+#: The most bytes of a file whose size nobody told beforehand: more than any wheel has.
+MOST = 16 << 30
 
 
 class DownloadStopped(Exception):
@@ -31,6 +36,10 @@ class DownloadStopped(Exception):
 
 class WrongHash(UserError):
     """The bytes are not the locked ones."""
+
+
+class TooLong(WrongHash):
+    """More bytes come than the file has."""
 
 
 class Unavailable(UserError):
@@ -67,13 +76,15 @@ class Downloader:
         size: int | None,
         expected: str,
         hashed: Callable[[Path], str] | None = None,
+        opened: Callable[[], BufferedReader] | None = None,
     ) -> None:
         """Bring ``url`` to ``target``, which then has exactly this hash: sha256, or ``hashed``'s.
+        ``opened`` gives the bytes in place of ``url``, which then only names them.
 
         A partial download is kept as TARGET.part; the next attempt, or the next run, asks for the
         rest (with ``size`` None: for the whole file, since completeness could not be checked).
-        Raises WrongHash (nothing is kept then), Unavailable, Stopped, or UserError where the disk
-        is full.
+        It ends with the first byte that is more than ``size``, or than MOST. Raises WrongHash
+        (nothing is kept then), Unavailable, Stopped, or UserError where the disk is full.
         """
         part = _part(target)
         self.advance(_size(part))
@@ -81,8 +92,12 @@ class Downloader:
             wished = 0.0
             try:
                 with disk_errors(part):
-                    self._attempt(url, part, size)
+                    self._attempt(url, part, size, opened)
                 break
+            except TooLong:
+                self.advance(-_size(part))
+                part.unlink()
+                raise
             except httpx.HTTPStatusError as error:
                 code = error.response.status_code
                 if pause is None or (code < 500 and code != 429):
@@ -98,34 +113,46 @@ class Downloader:
                 raise DownloadStopped
         self._accept(part, target, expected, (hashed or digest)(part), url)
 
-    def _attempt(self, url: str, part: Path, size: int | None) -> None:
+    def _attempt(
+        self, url: str, part: Path, size: int | None, opened: Callable[[], BufferedReader] | None
+    ) -> None:
         """Append what is missing to ``part``."""
+        part.touch()
         have = _size(part)
         if size is None and have:
             self.advance(-have)
-            part.unlink()
+            os.truncate(part, 0)
             have = 0
         if size is not None and have >= size:
             return
-        if source := local_path(url):
+        if opened is None and (source := local_path(url)):
+            opened = partial(_open, source)
+        most = MOST if size is None else size
+        if opened:
             self.advance(-have)
-            with source.open("rb") as stream, part.open("wb") as out:
-                self._copy(iter(lambda: stream.read(CHUNK), b""), out.write)
-            return
+            with opened() as stream, part.open("wb") as out:
+                self._copy(iter(lambda: stream.read(CHUNK), b""), out.write, most, url)
+        else:
+            self._from_web(url, part, have, most)
+        if size is not None and _size(part) < size:
+            raise Incomplete(f"the connection ended after {_size(part)} of {size} bytes")
+
+    def _from_web(self, url: str, part: Path, have: int, most: int) -> None:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with self.web.stream("GET", url, headers=headers) as reply:
             reply.raise_for_status()
             again = have and reply.status_code != httpx.codes.PARTIAL_CONTENT
             if again:  # the server sends it all
                 self.advance(-have)
+                have = 0
             with part.open("wb" if again else "ab") as out:
                 # As it comes: bytes gathered to a larger chunk are lost when the connection ends.
-                self._copy(reply.iter_raw(), out.write)
-        if size is not None and _size(part) < size:
-            raise Incomplete(f"the connection ended after {_size(part)} of {size} bytes")
+                self._copy(reply.iter_raw(), out.write, most - have, url)
 
-    def _copy(self, chunks: Iterator[bytes], write: Callable[[bytes], int]) -> None:
-        for chunk in chunks:
+    def _copy(
+        self, chunks: Iterator[bytes], write: Callable[[bytes], int], most: int, url: str
+    ) -> None:
+        for chunk in at_most(most, chunks, url):
             write(chunk)
             self.advance(len(chunk))
             if self.stop.is_set():
@@ -142,6 +169,19 @@ class Downloader:
             f"{target.name}: wrong content\n    expected {expected}\n"
             f"    got      {seen}\n    from     {url}"
         )
+
+
+def at_most(most: int, chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
+    """The chunks, as long as they are ``most`` bytes together. Raises TooLong at the first more."""
+    left = most
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise TooLong(
+                f"{url}: sends more bytes than the file has; stopped",
+                "The source is wrong, or was changed after the file's size was recorded.",
+            )
+        yield chunk
 
 
 def digest(path: Path) -> str:
@@ -193,6 +233,10 @@ def _retry_after(reply: httpx.Response) -> float:
     return min(float(told), PATIENCE) if told.isdigit() else 0.0
 
 
+def _open(path: Path) -> BufferedReader:
+    return path.open("rb")
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -202,15 +246,18 @@ def _part(target: Path) -> Path:
 
 
 def plain(web: httpx.Client, url: str, target: Path) -> None:
-    """Bring a file whose hash nobody knows yet: only locking does this."""
+    """Bring a file whose hash nobody knows yet: only locking does this. MOST bytes at most."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(target)
     try:
         with disk_errors(part), web.stream("GET", url) as reply, part.open("wb") as out:
             reply.raise_for_status()
-            for chunk in reply.iter_raw():
+            for chunk in at_most(MOST, reply.iter_raw(), url):
                 out.write(chunk)
     except httpx.HTTPError as error:
         part.unlink(missing_ok=True)
         raise Unavailable(f"{url}: {error or type(error).__name__}") from None
+    except TooLong:
+        part.unlink()
+        raise
     part.replace(target)

@@ -15,6 +15,13 @@ from typing import Any
 
 import yaml
 
+#: How deep values may lie in each other: profiles have less than ten levels.
+DEPTH = 64
+#: How many values aliases (*name) may repeat: a few lines of them are enough for millions.
+REPEATED = 10_000
+
+NULL = "tag:yaml.org,2002:null"
+
 #: Where a value stands: ("compute_nodes", 1, "links", "cluster", "mac").
 Loc = tuple[str | int, ...]
 
@@ -71,27 +78,37 @@ def display(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+class TooMuch(yaml.MarkedYAMLError):
+    """A document that is small and stands for more than anybody writes."""
+
+
 def read(path: Path) -> YamlSource:
     """Read a YAML file; what is wrong with it as YAML is in the result's ``problems``."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=_Core)
+        if root is None or root.tag == NULL:
+            return _unreadable(path, "the file is empty")
+        builder = _Builder(path)
+        data = builder.build(root, ())
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         return _unreadable(path, "is not UTF-8 text", line)
-    except OSError as error:
-        return _unreadable(path, f"cannot be read: {(error.strerror or '').lower()}")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return _unreadable(path, _syntax(error), mark.line + 1 if mark else 1)
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         return _unreadable(path, f"has the character {chr(error.character)!r}, not allowed", line)
-    if root is None:
-        return _unreadable(path, "the file is empty")
-    builder = _Builder(path)
-    data = builder.build(root, ())
+    except (OSError, ValueError, OverflowError) as error:
+        return _unreadable(path, _unfit(error))
     return YamlSource(path, data, builder.lines, builder.written, tuple(builder.problems))
+
+
+def _unfit(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read: {(error.strerror or '').lower()}"
+    return f"is not YAML: {error}"  # an escape that is no character
 
 
 def _unreadable(path: Path, text: str, line: int = 1) -> YamlSource:
@@ -100,6 +117,8 @@ def _unreadable(path: Path, text: str, line: int = 1) -> YamlSource:
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "the file ends unexpectedly"
+    if isinstance(error, TooMuch):
+        return problem
     if "'\\t'" in problem:
         return "has a tab in the indentation; YAML allows only spaces"
     if "mapping values are not allowed" in problem:
@@ -110,8 +129,23 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     return f"is not YAML: {problem}{context}"
 
 
+def _too_deep(mark: yaml.Mark) -> TooMuch:
+    return TooMuch(problem=f"values are nested more than {DEPTH} deep", problem_mark=mark)
+
+
 class _Core(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema instead of 1.1's."""
+    """SafeLoader with the scalars of YAML 1.2's core schema instead of 1.1's, DEPTH levels deep."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._depth > DEPTH:
+            raise _too_deep(self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 _Core.yaml_implicit_resolvers = {}
@@ -124,7 +158,7 @@ for _tag, _pattern in {
     _Core.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), None)
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "tag:yaml.org,2002:null": lambda text: None,
+    NULL: lambda text: None,
     "tag:yaml.org,2002:bool": lambda text: text == "true",
     "tag:yaml.org,2002:int": int,
     "tag:yaml.org,2002:float": float,
@@ -141,10 +175,13 @@ class _Builder:
         self.written: dict[Loc, str] = {}
         self.problems: list[Problem] = []
         self._open: set[int] = set()
+        self._seen: set[int] = set()
+        self._repeated = 0
 
     def build(self, node: yaml.Node, loc: Loc) -> Any:
         # A value's line is its key's; the root and list items have none.
         self.lines.setdefault(loc, node.start_mark.line + 1)
+        self._count(node, loc)
         if id(node) in self._open:
             self._problem(loc, "contains itself; write it out")
             return None
@@ -157,6 +194,16 @@ class _Builder:
             return self._scalar(node, loc)
         finally:
             self._open.remove(id(node))
+
+    def _count(self, node: yaml.Node, loc: Loc) -> None:
+        """Raises TooMuch where aliases stand for more values, or deeper ones, than are written."""
+        if len(loc) > DEPTH:
+            raise _too_deep(node.start_mark)
+        self._repeated += id(node) in self._seen
+        self._seen.add(id(node))
+        if self._repeated > REPEATED:
+            text = f"aliases repeat more than {REPEATED} values; write out what is needed"
+            raise TooMuch(problem=text, problem_mark=node.start_mark)
 
     def _keys(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[str, yaml.Node]]:
         seen: dict[Hashable, int] = {}
@@ -184,7 +231,7 @@ class _Builder:
                 return value
             text = f"has the tag {node.tag}; allowed: plain text, numbers, true and false"
         except ValueError:
-            text = f"is {node.value!r}, which its tag {node.tag} does not allow"
+            text = f"is {quoted(node.value)}, which its tag {node.tag} does not allow"
         self._problem(loc, text)
         return None
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.core.document import read_json
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write as write_file
 from orchestrator.image import spec, tags
@@ -152,14 +153,13 @@ def read(name: str) -> Lock | None:
     path = path_of(name)
     if not path.exists():
         return None
+    hint = f"Run: orchestrate image lock {name}"
+    raw = read_json(path, hint)
     try:
-        raw = json.loads(path.read_text())
         raw["schema_"] = raw.pop("schema")
         return Lock.model_validate(raw)
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
-        raise UserError(
-            f"{path}: not a lock of this version: {error}", f"Run: orchestrate image lock {name}"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise UserError(f"{path}: not a lock of this version: {error}", hint) from None
 
 
 def is_stale(lock: Lock, image: Spec) -> bool:

@@ -103,7 +103,7 @@ def _backend(args: Mapping[str, object]) -> tuple[str, str | None]:
         if found := flags.given(args, flag):
             try:
                 return found[0], json.loads(str(found[1])).get("backend")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 return found[0], str(found[1])
     return BACKEND, None
 

@@ -7,7 +7,6 @@ A model of the hub is named by the profile; its files are in the state directory
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.core import paths
-from orchestrator.core.document import load
+from orchestrator.core.document import load, read_json
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 
@@ -163,7 +162,7 @@ def _hub_config(directory: Path) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> list[Answer]:
-    found = _json(path)
+    found = read_json(path)
     try:
         return [Answer(str(one["question"]), str(one["answer"])) for one in found]
     except (TypeError, KeyError):
@@ -174,21 +173,10 @@ def _answers(path: Path) -> list[Answer]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = _json(path)
+    found = read_json(path)
     if not isinstance(found, dict):
         raise BadInput(f"{path}:1: does not hold an object", 'Allowed: {"key": value, ...}')
     return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}:{error.lineno}: is not JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}:1: is not UTF-8 text") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _shelf() -> Path:

@@ -26,6 +26,7 @@ MANAGED_FLAGS = {
 #: Variables that carry secrets or belong to the cluster.
 MANAGED_VARIABLES = frozenset(
     {"VLLM_API_KEY", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    | {"VLLM_CONFIG_ROOT"}
 )
 
 

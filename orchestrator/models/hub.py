@@ -132,7 +132,7 @@ def manifest(home: Path) -> dict[str, dict[str, Any]]:
     try:
         files: dict[str, dict[str, Any]] = json.loads((home / MANIFEST).read_text())["files"]
         sizes = {path: (home / path).stat().st_size for path in files}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return files if all(entry["size"] == sizes[path] for path, entry in files.items()) else {}
 
@@ -192,7 +192,7 @@ def _fetched(
             return False
         target.unlink(missing_ok=True)
         try:
-            loader.fetch(file.url, part, file.size, expected, hashed)
+            loader.fetch(file.url, part, file.size, expected, hashed, file.opened)
         except download.Unavailable as error:
             raise refused(repository, file.path, error.status, error.message) from None
         part.chmod(0o644)  # the web server is nobody in particular
@@ -222,8 +222,10 @@ def _hash(file: RemoteFile) -> tuple[Any, str]:
         return download.digest, file.sha256
     if file.blob:
         return _blob, file.blob
-    source = download.local_path(file.url)
-    return download.digest, download.digest(source) if source else ""
+    if file.opened is None:
+        return download.digest, ""
+    with file.opened() as source:
+        return download.digest, hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _finish(home: Path, repository: str, revision: str, files: Sequence[RemoteFile]) -> None:

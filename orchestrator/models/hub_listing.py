@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from orchestrator.core.console import VisibleFormatter
 from orchestrator.core.errors import UserError
+from orchestrator.core.foreign import ForeignDirectory
 
 _Answer = TypeVar("_Answer")
 
@@ -50,19 +54,22 @@ PAUSES = (1.0, 3.0)
 TOO_BUSY = (429, 500, 502, 503, 504)
 #: What the hub names contents by: sha256 of a large file, git's SHA-1 of others.
 SHA256, BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+#: The most bytes of a listing or a manifest, of a compressed one, and of a note on one file.
+LISTING, COMPRESSED, NOTE = 64 << 20, 1 << 20, 4096
 TOKEN = "set HF_TOKEN to a token with read access"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file as the hub lists it. ``sha256`` of a large one, ``blob`` (git's SHA-1) of others;
-    neither where nobody says what it should be."""
+    neither where nobody says what it should be. Of a file in a directory, ``opened`` opens it."""
 
     path: str
     size: int
     sha256: str | None = None
     blob: str | None = None
     url: str = ""
+    opened: Callable[[], BufferedReader] | None = None
 
 
 def chosen(files: Iterable[RemoteFile]) -> list[RemoteFile]:
@@ -101,16 +108,32 @@ def listed(repository: str, revision: str) -> list[RemoteFile]:
             f"the hub returned commit {info.sha} of {repository} instead of {revision}",
             "A revision must be a full commit hash of 40 digits.",
         )
-    return [
-        RemoteFile(
-            each.rfilename,
-            each.size or 0,
-            each.lfs.sha256 if each.lfs else None,
-            None if each.lfs else each.blob_id,
-            hf_hub_url(repository, each.rfilename, revision=revision),
-        )
-        for each in info.siblings or ()
-    ]
+    with explained(repository, revision):
+        return [
+            RemoteFile(
+                _file_name(each.rfilename),
+                _file_size(each.size),
+                each.lfs.sha256 if each.lfs else None,
+                None if each.lfs else each.blob_id,
+                hf_hub_url(repository, each.rfilename, revision=revision),
+            )
+            for each in info.siblings or ()
+        ]
+
+
+def _file_name(given: object) -> str:
+    """Raises ValueError for what is no name of a file that anybody has."""
+    if not isinstance(given, str) or not given.isprintable() or not given:
+        raise ValueError(f"it lists a file named {given!r:.100}")
+    return given
+
+
+def _file_size(given: object) -> int:
+    if given is None:
+        return 0
+    if not isinstance(given, int) or given < 0:
+        raise ValueError(f"it lists a file of {given!r:.100} bytes")
+    return given
 
 
 def commit_of(repository: str, branch: str) -> str:
@@ -125,55 +148,91 @@ def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFil
     """The files of a commit in a directory: one that `model pull` made, the hub's own cache, what
     `hf download --local-dir` made, or files by hand. Of all but the last the hashes are known.
 
-    Raises UserError where it is of another commit.
+    Raises UserError where it is of another commit, or a file is a link that leads out of it.
     """
-    home = _home(source, repository, revision)
-    promised = _promised(home, revision)
+    there = ForeignDirectory(source)
+    home = _home(there, repository, revision)
+    promised = _promised(there, home, revision)
+    names = [name for name in there.names(home) if _may_be_chosen(name)]
+    found = {name: f"{home}/{name}" for name in names if there.is_file(f"{home}/{name}")}
     return [
         RemoteFile(
-            path.name, path.stat().st_size, *_hashes(path, promised), path.resolve().as_uri()
+            name,
+            there.look(path).st_size,
+            *_hashes(there, path, promised.get(name)),
+            (source / path).absolute().as_uri(),
+            partial(there.open, path),
         )
-        for path in sorted(home.iterdir())
-        if path.is_file()
+        for name, path in found.items()
     ]
 
 
-def _home(source: Path, repository: str, revision: str) -> Path:
+def _may_be_chosen(name: str) -> bool:
+    patterns = [*WANTED, *(each.pattern for each in FORMATS)]
+    return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _home(source: ForeignDirectory, repository: str, revision: str) -> str:
     """Where the files are: in ``source``, or where one of the hub's layouts has them below it."""
-    cached = Path(f"models--{repository.replace('/', '--')}", "snapshots", revision)
+    cached = f"models--{repository.replace('/', '--')}/snapshots/{revision}"
     below = (
-        Path(),
-        Path("snapshots", revision),
+        ".",
+        f"snapshots/{revision}",
         cached,
-        "hub" / cached,
-        Path(repository, revision),
+        f"hub/{cached}",
+        f"{repository}/{revision}",
     )
-    homes = [source / each for each in below]
-    return next((home for home in homes if (home / "config.json").is_file()), source)
+    return next((home for home in below if source.is_file(f"{home}/config.json")), ".")
 
 
-def _promised(home: Path, revision: str) -> dict[str, str]:
+def _promised(source: ForeignDirectory, home: str, revision: str) -> dict[str, str]:
     """By name, the sha256 or blob that whoever brought the files wrote down."""
-    found, commits = {}, set()
-    if (home / MANIFEST).is_file():
-        document = json.loads((home / MANIFEST).read_text())
-        commits.add(document["revision"])
-        found = {name: str(entry["sha256"]) for name, entry in document["files"].items()}
-    for note in (home / ".cache/huggingface/download").glob("*.metadata"):
-        commit, etag, *_ = [*note.read_text().split(), "", ""]
+    found: dict[str, str] = {}
+    commits = set()
+    if source.is_file(f"{home}/{MANIFEST}"):
+        commit, found = _manifest(source, f"{home}/{MANIFEST}")
         commits.add(commit)
-        found[note.name.removesuffix(".metadata")] = etag
+    notes = f"{home}/.cache/huggingface/download"
+    for name in _names(source, notes):
+        if name.endswith(".metadata") and source.is_file(f"{notes}/{name}"):
+            text = source.read(f"{notes}/{name}", NOTE).decode(errors="replace")
+            commit, etag, *_ = [*text.split(), "", ""]
+            commits.add(commit)
+            found[name.removesuffix(".metadata")] = etag
     if others := commits - {revision}:
         raise UserError(
-            f"{home} holds commit {sorted(others)[0]}; the profile requires {revision}",
+            f"{source.root / home} holds commit {sorted(others)[0]}; the profile requires"
+            f" {revision}",
             "Provide that commit, or change the profile's revision.",
         )
     return found
 
 
-def _hashes(path: Path, promised: dict[str, str]) -> tuple[str | None, str | None]:
+def _manifest(source: ForeignDirectory, path: str) -> tuple[str, dict[str, str]]:
+    """The commit and the hashes that `model pull` wrote down. Raises UserError where it did not."""
+    try:
+        document = json.loads(source.read(path, LISTING))
+        files = {str(name): str(entry["sha256"]) for name, entry in document["files"].items()}
+        return str(document["revision"]), files
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{source.root / path}: is not what 'orchestrate model pull' writes",
+            "Copy the directory again, or remove this file: the others are then taken as they are.",
+        ) from None
+
+
+def _names(source: ForeignDirectory, inside: str) -> list[str]:
+    try:
+        return source.names(inside)
+    except FileNotFoundError:
+        return []
+
+
+def _hashes(
+    source: ForeignDirectory, path: str, promised: str | None
+) -> tuple[str | None, str | None]:
     """Its sha256 or its blob, as far as somebody says so; in the hub's cache its link does."""
-    name = promised.get(path.name) or (path.resolve().name if path.is_symlink() else "")
+    name = promised or source.target(path)
     return (
         name if SHA256.fullmatch(name) else None,
         name if BLOB.fullmatch(name) else None,
@@ -182,8 +241,16 @@ def _hashes(path: Path, promised: dict[str, str]) -> tuple[str | None, str | Non
 
 def _asked(question: Callable[[], _Answer]) -> _Answer:
     """Ask the hub, and once more where it has too much to do."""
+    from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging
 
+    for handler in logging.get_logger().handlers:  # it warns of what a header says
+        handler.setFormatter(VisibleFormatter())
+    web = get_session()
+    answered = web.event_hooks["response"]
+    if _bounded not in answered:
+        web.event_hooks = {**web.event_hooks, "response": [*answered, _bounded]}
     for pause in PAUSES:
         try:
             return question()
@@ -192,6 +259,28 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
                 raise
         time.sleep(pause)
     return question()
+
+
+def _bounded(answer: Any) -> None:
+    """An answer of the hub that has no end is refused early, and not kept in memory."""
+    chunks = answer.stream
+    most = COMPRESSED if "content-encoding" in answer.headers else LISTING
+
+    class Bounded(type(chunks)):  # type: ignore[misc]  # the client takes its own kind only
+        def __init__(self) -> None: ...
+
+        def __iter__(self) -> Iterator[bytes]:
+            left = most
+            for chunk in chunks:
+                left -= len(chunk)
+                if left < 0:
+                    raise OSError(f"its answer is larger than {most >> 20} MiB")
+                yield chunk
+
+        def close(self) -> None:
+            chunks.close()
+
+    answer.stream = Bounded()
 
 
 def refused(repository: str, file: str, status: int | None, said: str) -> UserError:
@@ -227,6 +316,11 @@ def explained(repository: str, revision: str) -> Iterator[None]:
         raise UserError(
             f"{what}: the hub has no such repository, or it is private",
             f"Check the name; for a private repository, {TOKEN}.",
+        ) from None
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{what}: the hub's answer is not what a hub says",
+            "Check HF_ENDPOINT, or take the files from a directory: --from DIRECTORY.",
         ) from None
     except (web_error, OSError, ValueError) as error:
         reply = getattr(error, "response", None)

@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core import paths
+from orchestrator.core import download, paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
+from orchestrator.core.foreign import ForeignDirectory
 from orchestrator.core.run import stream
 from orchestrator.image import store
 from orchestrator.models import hub
@@ -62,23 +64,24 @@ def publish(source: Path, cluster: str, name: str) -> tuple[ModelFile, ...]:
 
     A file that is there with the same content stays; the others are linked, or copied where they
     are on another disk, beside and renamed. What was handed out before and is no longer is removed.
+    Raises UserError where a file is a link that leads out of the model's directory.
     """
     home = _handed_out(cluster) / name
     known = {path: str(entry["sha256"]) for path, entry in hub.manifest(source).items()}
     before = _record(home)
     files = []
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        inside = path.relative_to(source)
-        if any(part.startswith(".") for part in inside.parts):
-            continue  # what a download keeps for itself
-        digest = known.get(str(inside)) or sha256(path)
-        copy = home / inside
-        if not (copy.is_file() and (copy.samefile(path) or sha256(copy) == digest)):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            beside = copy.with_name(f".{copy.name}.{os.getpid()}")
-            _link_or_copy(path, beside)
-            beside.replace(copy)
-        files.append(ModelFile(str(inside), digest, path.stat().st_size))
+    made = ForeignDirectory(source)
+    for inside in made.files():  # hidden ones are what a download keeps for itself
+        with made.open(inside) as file:
+            found = os.fstat(file.fileno())
+            digest = known.get(inside) or hashlib.file_digest(file, "sha256").hexdigest()
+            copy = home / inside
+            if not (copy.is_file() and (_is(copy, found) or sha256(copy) == digest)):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                beside = copy.with_name(f".{copy.name}.{os.getpid()}")
+                _link_or_copy(file, beside)
+                beside.replace(copy)
+            files.append(ModelFile(inside, digest, found.st_size))
     for gone in before.keys() - {file.path for file in files}:
         (home / gone).unlink(missing_ok=True)
     record = {
@@ -128,19 +131,35 @@ def _record(home: Path) -> dict[str, Any]:
     try:
         files: dict[str, Any] = json.loads((home / RECORD).read_text())["files"]
         fits = all((home / path).stat().st_size == each["size"] for path, each in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return files if fits else {}
 
 
-def _link_or_copy(path: Path, to: Path) -> None:
+def _is(path: Path, found: os.stat_result) -> bool:
+    return os.path.samestat(path.stat(), found)
+
+
+def _link_or_copy(file: BufferedReader, to: Path) -> None:
     """A model may have tens of GB: no second copy where the disk is the same."""
-    if path.stat().st_mode & 0o004:  # the web server is nobody in particular
-        with suppress(OSError):
-            os.link(path, to)
+    if os.fstat(file.fileno()).st_mode & 0o004:  # the web server is nobody in particular
+        with suppress(OSError), _open_directory("/proc/self/fd") as ours:
+            # With a directory's descriptor only: else Python links what /proc has, not the file.
+            os.link(str(file.fileno()), to, src_dir_fd=ours, follow_symlinks=True)
             return
-    shutil.copyfile(path, to)
+    file.seek(0)
+    with to.open("wb") as out:
+        shutil.copyfileobj(file, out, download.CHUNK)
     to.chmod(0o644)
+
+
+@contextmanager
+def _open_directory(path: str) -> Iterator[int]:
+    handle = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:

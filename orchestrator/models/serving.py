@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.core import paths
-from orchestrator.core.document import DocumentError
+from orchestrator.core.document import DocumentError, read_yaml
 from orchestrator.models import cards, catalog, quantization
 from orchestrator.models.config import decoder, has_experts, pipeline_misfit, tensor_misfit
 
@@ -62,10 +62,8 @@ def resolve(profile: Profile) -> Layout:
 
 def capabilities(image: str) -> dict[str, str]:
     """What serving cannot do on an image: name -> reason, from its ``image.yml``."""
-    import yaml
-
     file = paths.checkout() / "images" / image / "image.yml"
-    document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    document = read_yaml(file)
     return dict(document.get("capabilities") or {})
 
 

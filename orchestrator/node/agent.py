@@ -296,7 +296,7 @@ class ThisNode:
         elif "content" in wanted:
             self.tree.write(wanted["path"], [wanted["content"].encode()], uid, gid, mode)
         else:
-            chunks = verified(download(wanted["url"]), wanted["sha256"])
+            chunks = verified(download(wanted["url"]), wanted)
             self.tree.write(wanted["path"], chunks, uid, gid, mode)
             self.remember_hash(wanted)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from orchestrator.node.agent_base import Failed
 
@@ -30,7 +32,7 @@ def download(url: str) -> Iterator[bytes]:
             with opener.open(request, timeout=DOWNLOAD_TIMEOUT_S) as answer:
                 if have and answer.status != 206:
                     raise Failed(f"{url}: the server does not resume after {have} bytes")
-                size = have + int(answer.headers["Content-Length"])
+                size = have + int(answer.headers["Content-Length"] or 0)
                 while chunk := answer.read(CHUNK):
                     have += len(chunk)
                     yield chunk
@@ -46,11 +48,14 @@ def download(url: str) -> Iterator[bytes]:
         time.sleep(pause)
 
 
-def verified(chunks: Iterable[bytes], sha256: str) -> Iterator[bytes]:
-    """Pass ``chunks`` on; raise Failed at their end where they are not what was asked for."""
-    digest = hashlib.sha256()
+def verified(chunks: Iterable[bytes], wanted: dict[str, Any]) -> Iterator[bytes]:
+    """Pass ``chunks`` on; raise Failed at the first byte too many, or at their end if not right."""
+    digest, left = hashlib.sha256(), wanted.get("size", sys.maxsize)
     for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise Failed(f"the download is larger than {wanted['size']} bytes; stopped")
         digest.update(chunk)
         yield chunk
-    if digest.hexdigest() != sha256:
-        raise Failed(f"the download's sha256 is {digest.hexdigest()}, not {sha256}")
+    if digest.hexdigest() != wanted["sha256"]:
+        raise Failed(f"the download's sha256 is {digest.hexdigest()}, not {wanted['sha256']}")

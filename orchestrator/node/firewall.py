@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
 UNIT, RULES = "orchestrate-firewall.service", f"{ETC}/firewall.nft"
+#: Succeeds where rules are in force: units whose ports it guards run it first, as root.
+IN_FORCE = "/bin/sh -c '/usr/sbin/nft list table inet orchestrate_firewall >/dev/null'"
 
 
 def firewall(profile: Profile, node: Node) -> Iterable[Resource]:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from orchestrator.core.nodeset import fold, grouped
+from orchestrator.core.visible import one_line
 from orchestrator.node.configure import Outcome
 from orchestrator.node.differences import NOTHING, TITLES, Difference
 
@@ -157,29 +158,21 @@ def rendered(plan: Plan) -> Iterator[Text]:
                     yield from _item(item)
         yield Text()
     for line in plan.summary():
-        yield Text(visible(line))
+        yield Text(one_line(line))
 
 
 def _item(item: Difference) -> Iterator[Text]:
     details = [text for text in item.details if not (item.diff and text == "content")]
     told = "; ".join(details)
-    yield Text(f"    {visible(item.name)}" + (f": {visible(told)}" if told else ""))
+    yield Text(f"    {one_line(item.name)}" + (f": {one_line(told)}" if told else ""))
     if item.error:
-        yield Text(f"      cannot be fixed: {visible(item.error)}", "red")
+        yield Text(f"      cannot be fixed: {one_line(item.error)}", "red")
     lines = item.diff.split("\n") if item.diff else []
     if lines and lines[0] == f"--- {NOTHING}" and len(lines) > NEW_LINES + 3:
         cut = len(lines) - NEW_LINES - 3
         lines = [*lines[: NEW_LINES + 3], f"... {cut} more lines: --json has them"]
     for line in lines:
-        yield Text(f"      {visible(line)}", STYLES.get(line[:1], "dim"))
-
-
-def visible(text: str) -> str:
-    """A node's text with terminal control characters made visible."""
-    return "".join(
-        each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode()
-        for each in text
-    )
+        yield Text(f"      {one_line(line)}", STYLES.get(line[:1], "dim"))
 
 
 def outcomes_told(

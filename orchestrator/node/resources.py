@@ -75,13 +75,14 @@ class Directory:
 
 @dataclass(frozen=True)
 class File:
-    """A file: its text, or where to fetch it from and its sha256."""
+    """A file: its text, or where to fetch it from, its sha256 and its size in bytes."""
 
     step: Step
     path: str
     content: str | None = field(default=None, repr=False)
     url: str | None = None
     sha256: str | None = None
+    size: int | None = None
     owner: str = "root"
     group: str = "root"
     mode: str = "0644"

@@ -125,6 +125,16 @@ def test_a_download_with_the_wrong_hash_is_not_kept(root: Path, server: str) -> 
     assert [path.name for path in (root / "srv").iterdir()] == ["other"]
 
 
+def test_a_download_ends_with_the_first_byte_too_many(root: Path, server: str) -> None:
+    digest = hashlib.sha256(MODEL).hexdigest()
+    for size, status in ((len(MODEL) - 1, "failed"), (len(MODEL), "changed")):
+        file = File(Step.BASE, "/srv/model", url=f"{server}/model", sha256=digest, size=size)
+        report = ask("apply", root, state(file))
+        assert statuses(report) == {"file:/srv/model": status}
+        assert (root / "srv/model").exists() is (status == "changed")
+        assert (status == "changed") or "larger than" in report["file:/srv/model"]["error"]
+
+
 def test_what_depends_on_a_failure_is_skipped_and_the_rest_is_done(root: Path) -> None:
     (root / "blocked").write_text("a file where a directory should be\n")
     wanted = state(

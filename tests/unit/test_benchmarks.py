@@ -28,6 +28,7 @@ import up
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.templating import render
+from orchestrator.node.firewall import IN_FORCE
 from orchestrator.node.paths import VENV
 from orchestrator.node.resources import File, Step
 from orchestrator.node.state import NodeState
@@ -47,7 +48,13 @@ def state(argv: list[str], variables: dict[str, str]) -> NodeState:
     """A node's state with the unit 'vllm.service' and its environment file."""
     environment = "/etc/env"
     unit = render(
-        "vllm.service", model="m", user="u", venv=VENV, environments=[environment], argv=argv
+        "vllm.service",
+        model="m",
+        user="u",
+        venv=VENV,
+        environments=[environment],
+        argv=argv,
+        firewall=IN_FORCE,
     )
     files = (
         File(Step.SERVING, "/etc/systemd/system/vllm.service", unit),

@@ -23,7 +23,6 @@ from orchestrator.node.plan import (
     alike,
     outcomes_told,
     rendered,
-    visible,
 )
 from orchestrator.node.resources import (
     Directory,
@@ -218,7 +217,6 @@ def test_a_new_file_is_cut_for_people_only() -> None:
 
 
 def test_what_a_terminal_would_obey_is_visible() -> None:
-    assert visible("a\x1b[2Jb\tc\r\u202e") == "a\\x1b[2Jb\tc\\r\\u202e"
     hostile = Difference("file:/f", ("content",), ("content",), "@@\n-\x1b]0;title\x07")
     assert "\x1b" not in text(of(node=(hostile,)))
 

@@ -114,17 +114,14 @@ class Boots:
         boot = self.begun(mac, nonce)
         return boot if boot is not None and boot is self.by_mac[mac][-1] else None
 
-    def claim(self, boot: dict[str, Any]) -> bool:
-        """Mark the boot's identity as handed out; False if it was already. Raises NotSaved."""
-        if boot["identity"] is not None:
-            return False
+    def claim(self, boot: dict[str, Any]) -> None:
+        """Mark the boot's identity as handed out. Raises NotSaved."""
         boot["identity"] = time.time()
         try:
             self._save()
         except NotSaved:
             boot["identity"] = None
             raise
-        return True
 
     def _save(self) -> None:
         beside = self.path.with_name(f".{self.path.name}")
@@ -257,20 +254,23 @@ class Service:
         key = PUBLIC_KEY.fullmatch((await body(request)).decode("ascii", "replace"))
         if key is None:
             raise HTTPException(400, "the body must be one public ed25519 key")
-        boot = self.boots.last(asking.mac, nonce)
-        if boot is None:
-            raise self.refused(
-                410, asking, "its nonce does not belong to the latest boot of this node"
-            )
-        given = "this boot already has an identity"
-        if boot["identity"] is not None:
-            raise self.refused(409, asking, given, nonce)
+        self.entitled(asking, nonce)
         answer = await run_in_threadpool(self.certified, asking, key[1])
-        # If two requests came at the same time, only one gets the identity.
-        if not self.boots.claim(boot):
-            raise self.refused(409, asking, given, nonce)
+        # Another request may have got it meanwhile, or a later boot may have begun. Between this
+        # check and the claim no other request runs.
+        self.boots.claim(self.entitled(asking, nonce))
         self.note("identity", asking, nonce, text=key[1])
         return Response(answer, media_type="application/x-tar")
+
+    def entitled(self, asking: Asking, nonce: str) -> dict[str, Any]:
+        """The boot, if it may have an identity. Raises HTTPException where it may not."""
+        boot = self.boots.last(asking.mac, nonce)
+        if boot is None:
+            text = "its nonce does not belong to the latest boot of this node"
+            raise self.refused(410, asking, text)
+        if boot["identity"] is not None:
+            raise self.refused(409, asking, "this boot already has an identity", nonce)
+        return boot
 
     def refused(self, code: int, asking: Asking, text: str, nonce: str = "") -> HTTPException:
         """Log a refusal; return the exception to raise."""
