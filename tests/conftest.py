@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ SIM = "tests/sim/"
 
 # Tests start the command line hundreds of times: compiled each time, that is minutes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell starts background jobs with SIGINT ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OneCluster(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core import paths
+from orchestrator.core.errors import UserError
+from orchestrator.core.foreign import ForeignDirectory
 from orchestrator.core.redact import GONE, SECRETIVE
 from orchestrator.node.trust import PAIRS, SUCCESSOR, TOKENS
 from orchestrator.profile.power import PLACEHOLDER
+from orchestrator.provision.netboot.state import BOOTS
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
@@ -25,6 +28,8 @@ _OPTION = re.compile(r"-{1,2}(?:[pPuUH]|.*(?:pass|pw|user|key|token|secret|auth|
 #: A word that is no secret: an option, or a verb that such programs know.
 _PLAIN = re.compile(r"-{0,2}[a-z_./:=-]*|[0-9.:]*")
 LONG_ENOUGH = 4
+#: Bytes of the boot service's file: a thousand machines' last 20 boots are 4 MB.
+BOOTS_MOST = 64 << 20
 _SAYS_NOTHING = re.compile(r"\d*|true|false|yes|no|none|auto|on|off", re.I)
 
 
@@ -35,7 +40,7 @@ def known(profile: Profile) -> Iterator[str]:
         for name in (*PAIRS, *TOKENS):
             with suppress(OSError):
                 yield (place / name).read_text()
-    yield from _nonces(paths.lasting(profile.name) / "boots.json")
+    yield from _nonces(ForeignDirectory(paths.lasting(profile.name)))
     with suppress(Exception):  # a broken file of the hub's is no reason to stop
         from huggingface_hub import get_token
 
@@ -69,10 +74,10 @@ def _without(value: Any, key: str = "") -> Any:
     return GONE if isinstance(value, str) and SECRETIVE.search(key) else value
 
 
-def _nonces(file: Path) -> Iterator[str]:
+def _nonces(lasting: ForeignDirectory) -> Iterator[str]:
     """Of boots: whoever knows one that is not used up gets that node's identity."""
-    with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        for boots in json.loads(file.read_text()).values():
+    with suppress(OSError, UserError, ValueError, AttributeError, TypeError, KeyError):
+        for boots in json.loads(lasting.read(BOOTS, BOOTS_MOST)).values():
             for boot in boots:
                 yield str(boot["boot"])
 

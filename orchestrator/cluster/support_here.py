@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.cluster.kernels import stored
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.core.foreign import ForeignDirectory
 from orchestrator.core.run import run
 from orchestrator.image import MANIFEST, ident, lockfile, store
 from orchestrator.node.remote import Remote
@@ -63,14 +65,14 @@ def here(profile: Profile, bundle: BundleFiles) -> None:
     _document(bundle, "kernels.json", lambda: list(stored(profile.name)))
     built = store.built(profile.image)
     if built:
-        _file(bundle, "image/manifest.json", built / MANIFEST)
+        _file(bundle, "image/manifest.json", built, MANIFEST)
     for name, argv in COMMANDS.items():
         _command(bundle, f"here/{name}", argv)
     for unit in OWN_UNITS:
         journal = ("journalctl", "--no-pager", "--boot", "--lines=5000", f"--unit={unit}")
         _command(bundle, f"here/{unit}.txt", journal)
-    for name, path in logs(profile.name):
-        _file(bundle, name, path)
+    for name, root, inside in logs(profile.name):
+        _file(bundle, name, root, inside)
 
 
 @dataclass(frozen=True)
@@ -154,16 +156,19 @@ def packages(image: str) -> dict[str, Any]:
     }
 
 
-def logs(cluster: str) -> Iterator[tuple[str, Path]]:
-    """Logs of the control side, by their names in the bundle. Not boots.json: it has nonces."""
+def logs(cluster: str) -> Iterator[tuple[str, Path, str]]:
+    """Logs of the control side: name in the bundle, directory, path in it. Not boots.json: it has
+    nonces."""
     home, lasting = paths.cluster(cluster), paths.lasting(cluster)
-    yield "control/timeline.jsonl", home / "timeline.jsonl"
-    for name in (EVENTS, EVENTS.replace(".", ".1."), ACCESS_LOG):
-        yield f"control/{name}", lasting / name
+    yield "control/timeline.jsonl", home, "timeline.jsonl"
+    for inside in (EVENTS, EVENTS.replace(".", ".1."), ACCESS_LOG):
+        yield f"control/{Path(inside).name}", lasting, inside
     # Consoles, and QEMU's own words. Beside them are keys of machines.
+    machines = home / "machines"
     for pattern in ("*/console.log", "*/qemu.log", "*/*.log"):
-        for path in sorted((home / "machines").glob(pattern)):
-            yield f"machines/{path.parent.name}/{path.name}", path
+        for path in sorted(machines.glob(pattern)):
+            inside = str(path.relative_to(machines))
+            yield f"machines/{inside}", machines, inside
 
 
 def _document(bundle: BundleFiles, name: str, make: Callable[[], Any]) -> None:
@@ -182,18 +187,22 @@ def _command(bundle: BundleFiles, name: str, argv: tuple[str, ...]) -> None:
         bundle.add(name, done.out + done.err, " ".join(argv))
 
 
-def _file(bundle: BundleFiles, name: str, path: Path) -> None:
-    """The end of a plain file, from the beginning of a line: half a secret would not be known."""
+def _file(bundle: BundleFiles, name: str, root: Path, inside: str) -> None:
+    """The end of a plain file, from the beginning of a line: half a secret would not be known.
+
+    The boot service's account writes below a directory of these: no link leads out of them.
+    """
     try:
-        if path.is_symlink():
-            raise OSError(0, "is a link")
-        with path.open("rb") as file:
-            start = max(0, path.stat().st_size - LOG_BYTES)
+        with ForeignDirectory(root).open(inside) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - LOG_BYTES)
             file.seek(start)
             data = file.read(LOG_BYTES)
     except OSError as error:
-        bundle.lacks(name, f"{path}: {error.strerror}")
+        bundle.lacks(name, f"{root / inside}: {error.strerror or 'there is no such file'}")
+        return
+    except UserError as error:
+        bundle.lacks(name, error.message)
         return
     if start:
         data = data.partition(b"\n")[2]
-    bundle.add(name, data.decode(errors="replace"), str(path), start > 0)
+    bundle.add(name, data.decode(errors="replace"), str(root / inside), start > 0)

@@ -61,9 +61,9 @@ def plant(profile: Profile) -> None:
     """Each secret, in each log and file of the control side, as programs write them."""
     home, lasting = paths.cluster(profile.name), paths.lasting(profile.name)
     open_trust(profile.name)
-    lasting.mkdir()
+    (lasting / "boot").mkdir(parents=True)
     boots = {"02:00": [{"boot": NONCE, "time": 1.0, "address": "", "identity": None}]}
-    (lasting / "boots.json").write_text(json.dumps(boots))
+    (lasting / "boot/boots.json").write_text(json.dumps(boots))
     words = [str(word) for word in POWER["on"]]
     lines = [
         *(f"Nov 30 12:00:00 host program[1]: read {each} today" for each in secrets(profile)),
@@ -73,8 +73,8 @@ def plant(profile: Profile) -> None:
     ]
     for file in (
         home / "timeline.jsonl",
-        lasting / "events.jsonl",
-        lasting / "events.1.jsonl",
+        lasting / "boot/events.jsonl",
+        lasting / "boot/events.1.jsonl",
         lasting / "boot-access.jsonl",
         home / "machines/left/console.log",
         home / "machines/left/qemu.log",

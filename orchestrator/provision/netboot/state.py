@@ -29,9 +29,10 @@ SOCKET = f"/run/{BOOT_USER}/http.sock"
 TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
 HOST_CA = f"{ETC}/host_ca"
 #: In LASTING, which is root's: nginx's and dnsmasq's files, that they open as root; and a directory
-#: of the boot service's own, where root writes nothing. EVENTS is what that service saw.
+#: of the boot service's own, where root writes nothing. EVENTS is what that service saw. BOOTS has
+#: nonces, which are secret until they are used.
 ACCESS_LOG, LEASES, BOOT_STATE = "boot-access.jsonl", "dnsmasq.leases", "boot"
-EVENTS = f"{BOOT_STATE}/events.jsonl"
+EVENTS, BOOTS = f"{BOOT_STATE}/events.jsonl", f"{BOOT_STATE}/boots.json"
 #: On a netbooted node: the directory of the layers that it fetched.
 LAYERS = "/run/orchestrate/layers"
 #: On a netbooted node: the units that fetch late layers; images/initrd/late.sh writes them.
