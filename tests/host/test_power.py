@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.profiles import PROFILE
+from support.sshd import sshd
 
 from orchestrator.cluster.power_intent import keep_off
 from orchestrator.cluster.up import Bringup, Way
@@ -21,6 +22,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import CommandFailed
+from orchestrator.node.trust import open_trust
 from orchestrator.profile import Profile
 from orchestrator.provision.machines import PowerState, netns, power_states, real, wol
 from orchestrator.provision.machines.power import supply
@@ -193,6 +195,44 @@ def test_a_machine_that_cannot_be_reached_is_cut_off(loaded: Load, tmp_path: Pat
     cluster.power_off(node)
     assert (tmp_path / "profiles/record").read_text() == "on\noff\n"
     assert cluster.state(node) == PowerState.OFF
+
+
+@pytest.mark.parametrize("timeout", [30.0, 0.0])
+def test_a_machine_that_answers_shuts_down_before_its_power_is_cut(
+    loaded: Load, tmp_path: Path, timeout: float
+) -> None:
+    """What it was told comes first in the record; with no time for it, the cut alone."""
+    record = tmp_path / "profiles/record"
+    switch = script(tmp_path, 'echo "$1" >>record')
+    told = f"echo $SSH_ORIGINAL_COMMAND >>{record}; echo off >{tmp_path}/profiles/now"
+    profile = loaded(
+        driver="command",
+        on=[switch, "on"],
+        off=[switch, "cut"],
+        status=["/bin/cat", "now"],
+        status_says="on",
+    )
+    (tmp_path / "profiles/now").write_text("on")
+    cluster, node = real.cluster(profile), profile.compute_nodes[0]
+    machine = cluster.machines[node.name]
+    assert isinstance(machine, RealMachine)
+    trust, address = open_trust(profile.name), str(profile.boot_link(node).address)
+    netns.create(machine.space)
+    try:
+        netns.ip(machine.space, "address", "add", f"{address}/32", "dev", "lo")
+        netns.ip(machine.space, "link", "set", "lo", "up")
+        identity = trust.host_identity([node.name])
+        with contextlib.ExitStack() as stack:
+            with netns.entered(machine.space):
+                server = sshd(tmp_path / "sshd", identity, trust.user_ca_public, 22, address, told)
+                stack.enter_context(server)
+            machine.power_off(timeout)
+    finally:
+        netns.delete(machine.space)
+    said = record.read_text().splitlines()
+    assert said[-1] == "cut"
+    assert [line for line in said if "systemctl poweroff" in line] == (said[:-1] if timeout else [])
+    assert len(said) == (2 if timeout else 1)
 
 
 def test_a_status_that_fails_does_not_hide_the_other_nodes(

@@ -18,8 +18,18 @@ SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
 @contextmanager
-def sshd(home: Path, identity: HostIdentity, user_ca: str, port: int = 0) -> Iterator[int]:
-    """It runs for the body, trusting that user authority; its port. ``home`` is made."""
+def sshd(
+    home: Path,
+    identity: HostIdentity,
+    user_ca: str,
+    port: int = 0,
+    address: str = "127.0.0.1",
+    command: str = "",
+) -> Iterator[int]:
+    """It runs for the body, trusting that user authority; its port. ``home`` is made.
+
+    ``command``: run by a shell in place of what a client asks for (in SSH_ORIGINAL_COMMAND).
+    """
     if SSHD is None:
         pytest.skip("needs sshd (Debian: openssh-server)")
     try:
@@ -33,13 +43,14 @@ def sshd(home: Path, identity: HostIdentity, user_ca: str, port: int = 0) -> Ite
     (home / "cert.pub").write_text(identity.certificate)
     (home / "user_ca.pub").write_text(user_ca)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+        probe.bind((address, port))
         port = probe.getsockname()[1]
     (home / "config").write_text(
         f"HostKey {home}/key\nHostCertificate {home}/cert.pub\n"
         f"TrustedUserCAKeys {home}/user_ca.pub\nAuthorizedKeysFile none\n"
-        f"ListenAddress 127.0.0.1:{port}\nPermitRootLogin prohibit-password\n"
+        f"ListenAddress {address}:{port}\nPermitRootLogin prohibit-password\n"
         f"PasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n"
+        + (f"ForceCommand {command}\n" if command else "")
     )
     process = subprocess.Popen(
         [SSHD, "-D", "-e", "-f", home / "config"], stderr=subprocess.PIPE, text=True
