@@ -66,7 +66,8 @@ def test_not_root_is_told(sim: Sim) -> None:
 def test_a_full_disk_on_a_node_is_named_and_mended(sim: Sim) -> None:
     """A file system with no room, where a file has to be written."""
     full = (
-        "mount -t tmpfs -o size=16k none /etc/orchestrate && cat /dev/zero >/etc/orchestrate/fill"
+        "mount -t tmpfs -o size=16k,mode=755 none /etc/orchestrate"
+        " && cat /dev/zero >/etc/orchestrate/fill"
     )
     said = sim.enter("compute1", "sh", "-c", full, ok=False).stderr
     assert "No space left on device" in said

@@ -78,6 +78,12 @@ def test_a_new_kernel_setting_reaches_every_node_and_is_planned_once(base: Sim) 
         assert seen == "4321\n"
     finally:
         sim.profile.write_text(before)
+    told = sim.run("plan", "--only", "base", ok=False).stdout
+    assert "net.core.somaxconn: left the profile: set 4321 back to what it was" in told
+    sim.run("up", "--until", "base")
+    for node in NODES:
+        was = "7\n" if node == "compute1" else "4096\n"
+        assert sim.shell(node, "cat", "/proc/sys/net/core/somaxconn") == was
 
 
 def test_unknown_nodes_are_one_error_with_the_known_names(base: Sim) -> None:
