@@ -35,6 +35,8 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
     has qemu-system-x86_64 || echo qemu-system-x86
     [ -e /usr/lib/ipxe/qemu/pxe-virtio.rom ] || echo ipxe-qemu
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || echo ovmf
+    has sbsign || echo sbsigntool # signed images, as a user's own key makes them
+    has openssl || echo openssl
     has mkfs.ext4 || echo e2fsprogs
     has cpio || echo cpio
     { has gpg && has gpg-agent; } || printf '%s\n' gpg gpg-agent # sign the tests' small Debian suites

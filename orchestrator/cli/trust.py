@@ -128,3 +128,28 @@ def renew(profile: Profile, as_json: bool) -> None:
         print_json({"nodes": names})
     else:
         out.print(f"new certificates: the operator, {fold(names) or 'no node'}", markup=False)
+
+
+@trust.command("secure-boot")
+@on_cluster
+@json_option
+def secure_boot(profile: Profile, as_json: bool) -> None:
+    """Make your own key for Secure Boot, if there is none; show what firmware has to know of it.
+
+    With 'boot.secure: own' this key signs what nodes boot. Enroll its certificate in each node's
+    firmware once, from the printed directory. Keep a copy of the key: without it each board needs
+    a new one.
+
+    Example: orchestrate trust secure-boot
+    """
+    from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.provision.secure_boot import make
+
+    key = make(open_cluster(profile).profile.name)
+    if as_json:
+        print_json({"enroll": str(key.to_enroll), "sha256": key.fingerprint})
+        return
+    out.print(f"files for the firmware's setup: {key.to_enroll}", markup=False)
+    out.print(f"sha256 of the certificate: {key.fingerprint}", markup=False)
+    if profile.boot.secure != "own":
+        out.print("to boot images that it signs: boot.secure: own in the profile, then up")

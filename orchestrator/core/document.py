@@ -6,6 +6,7 @@ What is wrong is said all at once, each with its line and key.
 from __future__ import annotations
 
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,8 +115,14 @@ def _words(
         return f"unknown key; {nearest(str(loc[-1]), _known(model, loc[:-1]))}"
     shown = quoted(written) if written else _shown(error["input"])
     if words := WORDS.get(error["type"]):
-        return words.format(shown=shown, **error.get("ctx", {}))
+        said = words.format(shown=shown, **error.get("ctx", {}))
+        return _as_yaml(said) if error["type"] == "literal_error" else said
     return f"{shown} is invalid; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _as_yaml(text: str) -> str:
+    """Python's words for truth, as YAML writes them."""
+    return re.sub(r"\b(?:True|False)\b", lambda found: found[0].lower(), text)
 
 
 def _shown(value: object) -> str:

@@ -36,6 +36,9 @@ PACKAGE_OF = {
     "setpriv": "util-linux",
     "umount": "mount",
     "tc": "iproute2",
+    "openssl": "openssl",
+    "sbsign": "sbsigntool",
+    "sbvarsign": "sbsigntool",
 }
 
 

@@ -217,7 +217,7 @@ def loaders_are_for_compute_nodes(control: Node) -> Found:
 def loaders_are_served(boot: Boot, compute_nodes: tuple[Node, ...]) -> Found:
     for index, node in enumerate(compute_nodes):
         if node.loader and boot.secure:
-            text = "has no effect with boot.secure, where every node loads shim; leave it out"
+            text = "has no effect with boot.secure, which decides what nodes load; leave it out"
             yield ("compute_nodes", index, "loader"), text
 
 

@@ -99,10 +99,12 @@ class Boot(Section):
         "up) serves images.",
     )
     loaders: Loaders = Field(default=Loaders(), description=Loaders.__doc__)
-    secure: bool = Field(
+    secure: Literal[True, False, "own"] = Field(
         default=False,
-        description="UEFI nodes boot with Secure Boot: shim, GRUB and the kernel, each signed, all "
-        "over TFTP because the signed GRUB has no HTTP. BIOS nodes still load iPXE.",
+        description="UEFI nodes boot with Secure Boot. `true`: shim, GRUB and the kernel, signed "
+        "by Microsoft and Debian, all over TFTP because the signed GRUB has no HTTP. `own`: one "
+        "image per node that your own key signs (`orchestrate trust secure-boot`). BIOS nodes "
+        "still load iPXE.",
     )
     consoles: tuple[KernelWord, ...] = Field(
         default=("tty0", "ttyS0,115200"),

@@ -76,7 +76,9 @@ def _value(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_value(one) for one in field["anyOf"] if one.get("type") != "null")
     if allowed := field.get("enum") or [field[key] for key in ("const",) if key in field]:
-        return " or ".join(f"`{one}`" for one in allowed)
+        return " or ".join(
+            f"`{one if isinstance(one, str) else json.dumps(one)}`" for one in allowed
+        )
     if field["type"] == "array":
         return f"list of {_value(field['items'])}"
     if field["type"] == "object":

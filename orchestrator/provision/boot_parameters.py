@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: The UEFI loader with Secure Boot, whatever the profile's `boot.loaders` says.
+#: The UEFI loader with `boot.secure: true`, whatever the profile's `boot.loaders` says.
 SHIM = "shimx64.efi"
+#: The value of `boot.secure` with the user's own key, and how the names of signed images end.
+OWN, SIGNED = "own", ".signed.efi"
 #: The loader that the boot service has scripts for.
 IPXE = "ipxe"
 
@@ -26,17 +28,29 @@ def script_url(profile: Profile) -> str:
 
 def uefi_loader(profile: Profile, node: Node | None = None) -> str:
     """The file that UEFI firmware loads: on `node`, else on nodes without a loader of their own."""
-    if profile.boot.secure:
+    if boots_shim(profile):
         return SHIM
+    if node and profile.boot.secure == OWN:
+        return signed_image(node)
     return profile.loader(node) if node else profile.boot.loaders.uefi
+
+
+def boots_shim(profile: Profile) -> bool:
+    """Whether UEFI nodes boot shim, GRUB and a kernel of Debian's."""
+    return profile.boot.secure is True
+
+
+def signed_image(node: Node) -> str:
+    """The file with a node's own signed image (netboot/signed.py)."""
+    return f"{node.name}{SIGNED}"
 
 
 def boots_over_http(profile: Profile) -> bool:
     """Whether the control node answers UEFI HTTP boot, where firmware fetches its loader by HTTP.
 
-    Not with Secure Boot (the signed GRUB has no HTTP), and not as a DHCP proxy (PXE only).
+    Not with shim (the signed GRUB has no HTTP), and not as a DHCP proxy (PXE only).
     """
-    return profile.boot.dhcp == "authoritative" and not profile.boot.secure
+    return profile.boot.dhcp == "authoritative" and not boots_shim(profile)
 
 
 def peers(profile: Profile, node: Node) -> list[str]:

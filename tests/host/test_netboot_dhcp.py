@@ -296,6 +296,17 @@ def test_secure_boot_begins_with_shim(tmp_path: Path) -> None:
         assert told(client.boots(NODE, UEFI_HTTP)) == ""  # GRUB could not go on from there
 
 
+def test_with_an_own_key_each_node_loads_its_signed_image(tmp_path: Path) -> None:
+    with served(tmp_path, secure="own") as client:
+        for node, name in ((NODE, "compute0"), (OTHER_NODE, "compute1")):
+            assert told(client.boots(node, UEFI)) == f"{name}.signed.efi"
+            assert told(client.boots(node, UEFI_HTTP)).endswith(f"/loaders/{name}.signed.efi")
+        assert told(client.boots(NODE, BIOS)) == "undionly.kpxe"
+    (beside := tmp_path / "proxy").mkdir()
+    with served(beside, secure="own", dhcp="proxy") as client:
+        assert told(client.boots(NODE, UEFI, at=BOOT_SERVER)) == "compute0.signed.efi"
+
+
 def test_a_node_has_one_address_whatever_its_client_id(tmp_path: Path) -> None:
     with served(tmp_path) as client:
         for client_id in (

@@ -63,7 +63,10 @@ class Subject:
         return [f"{self.complete}.{part}" for part in (*(PARTS if self.whole else SMALL), *made)]
 
 
-LOADERS = {"undionly.kpxe", "ipxe.efi", "snponly.efi", "shimx64.efi", "grubx64.efi"}
+LOADERS = {
+    *("undionly.kpxe", "ipxe.efi", "snponly.efi"),
+    *("shimx64.efi", "grubx64.efi", "linuxx64.efi.stub"),
+}
 
 
 def sha256(path: Path) -> str:

@@ -109,7 +109,7 @@ def served(profile: Profile) -> dict[str, str]:
         texts[f"served/{node['name']}.ipxe"] = node.pop(boot_parameters.IPXE)
         for path, file in node["files"].items():
             texts[f"served/{node['name']}{path}"] = file.pop("content")
-    if profile.boot.secure:
+    if boot_parameters.boots_shim(profile):
         texts["served/grub.cfg"] = grub_cfg(profile, IMAGE, "/images/ID")
     texts["served/boot.json"] = json.dumps(whole, indent=1, sort_keys=True) + "\n"
     return texts

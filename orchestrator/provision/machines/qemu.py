@@ -15,6 +15,8 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import store
 from orchestrator.image.layers import Layers
+from orchestrator.provision import secure_boot
+from orchestrator.provision.boot_parameters import OWN
 from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
 from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine, home
@@ -155,9 +157,13 @@ class QemuMachine(SeparateMachine):
         profile = self.switch.profile
         taps = self.switch.plug_taps(self.node)
         simulation = profile.simulation
+        own = profile.boot.secure == OWN
+        enrolled = secure_boot.find(profile.name).signature_list if own else b""
         return VirtualHardware(
             name=self.node.name,
-            firmware=firmware(simulation.firmware, secure=profile.boot.secure),
+            firmware=firmware(
+                simulation.firmware, secure=bool(profile.boot.secure), enrolled=enrolled
+            ),
             memory=simulation.memory,
             cpus=simulation.cpus,
             nics={

@@ -45,8 +45,8 @@ def why_not(hardware: VirtualHardware, image: Path | None) -> str:
 def bare(hardware: VirtualHardware, image: Path | None) -> VirtualHardware:
     """The machine without disk and network; QEMU loads the image's kernel and initrd directly."""
     firmware = hardware.firmware
-    if firmware == SECURE:  # without shim and GRUB, Secure Boot would refuse the kernel
-        firmware = dataclasses.replace(firmware, variables=UEFI.variables)
+    if firmware.code == SECURE.code:  # Secure Boot would refuse the kernel as QEMU loads it
+        firmware = dataclasses.replace(firmware, variables=UEFI.variables, enrolled=b"")
     words: list[str] = []
     if image:
         words = ["-kernel", str(image / "kernel"), "-initrd", str(image / "initrd")]

@@ -4,6 +4,7 @@ images.py         which image a cluster boots, and its files
 dhcp.py           values of DHCP's answers, and lines for other DHCP servers
 document.py       boot.json, the boot service's input
 publish.py        writes the served files and switches to them
+signed.py         a node's signed image, for firmware that knows the user's key
 state.py          the control node's services for netboot, as resources
 boot_service.py   runs on the control node: boot scripts, identities, reports
 sources.py        logs as events; probe_boot.py runs on the control node and reads the logs

@@ -169,7 +169,8 @@ def no_init(observed: BootObservation) -> BootCause | None:
     return BootCause(
         "it fetched kernel and initrd, but the initrd does not report",
         "See its console. Common causes: no driver for the card in the image's initrd"
-        " (system.initrd.modules), too little memory, no link.",
+        " (system.initrd.modules), too little memory, no link; with boot.secure: own, firmware that"
+        " does not know your key.",
     )
 
 

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image.layers import layers_of
-from orchestrator.provision.netboot import images
+from orchestrator.provision import secure_boot
+from orchestrator.provision.boot_parameters import OWN, boots_shim, command_line, signed_image
+from orchestrator.provision.identity import node_files
+from orchestrator.provision.netboot import images, signed
 from orchestrator.provision.netboot.document import document, grub_cfg
 from orchestrator.provision.netboot.images import Image, ImageChoice
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
+    from orchestrator.provision.secure_boot import SecureBootKey
 
 #: In the served directory: a link to the current set of files.
 CURRENT = "netboot"
@@ -33,16 +37,19 @@ def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
     """Serve the chosen image to the profile's nodes. Returns whether anything changed.
 
     A new set of files is written, then a link to it renamed, so that a request gets either the old
-    set or the new one. Raises UserError for a late layer that the image cannot load late.
+    set or the new one. Raises UserError for a late layer that the image cannot load late, and if it
+    shall be signed and cannot be.
     """
     assert choice.current is not None
     source = images.directory(profile.name, choice.current.id)
     check_late_layers(profile, choice.current, source)
     texts = {DOCUMENT: _json(document(profile, choice, user_ca_public))}
     directory = f"images/{choice.current.id}"
-    if profile.boot.secure:
+    if boots_shim(profile):
         texts[f"{LOADERS}/{GRUB_CFG}"] = grub_cfg(profile, choice.current, f"/{directory}")
-    digest = hashlib.sha256(_json(texts).encode()).hexdigest()[:16]
+    key = secure_boot.find(profile.name) if profile.boot.secure == OWN else None
+    inputs = [texts, _signed_inputs(profile, choice.current, key)]
+    digest = hashlib.sha256(_json(inputs).encode()).hexdigest()[:16]
     served = paths.served(profile.name)
     link, place = served / CURRENT, served / f".{CURRENT}-{digest}"
     if link.is_symlink() and str(link.readlink()) == place.name and place.is_dir():
@@ -50,7 +57,9 @@ def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
     beside = served / f".{CURRENT}-new-{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(source / LOADERS, beside / LOADERS, copy_function=_link)
-    if profile.boot.secure:
+    if key:
+        _sign(profile, choice.current, user_ca_public, key, beside / LOADERS)
+    if boots_shim(profile):
         (beside / LOADERS / directory).mkdir(parents=True)
         for name in BOOT_FILES:
             images.link_or_copy(source / name, beside / LOADERS / directory / name)
@@ -64,6 +73,24 @@ def publish(profile: Profile, choice: ImageChoice, user_ca_public: str) -> bool:
         if old != place:
             shutil.rmtree(old)
     return True
+
+
+def _signed_inputs(profile: Profile, image: Image, key: SecureBootKey | None) -> dict[str, str]:
+    """What decides over signed images, beside boot.json; empty without a key."""
+    nodes = profile.compute_nodes if key else ()
+    lines = {node.name: command_line(profile, node, image.id) for node in nodes}
+    return lines | ({"": key.fingerprint} if key else {})
+
+
+def _sign(
+    profile: Profile, image: Image, user_ca_public: str, key: SecureBootKey, loaders: Path
+) -> None:
+    """Write a signed image for each node."""
+    parts = signed.read(images.directory(profile.name, image.id), image.id)
+    for node in profile.compute_nodes:
+        files = node_files(profile, node, user_ca_public)
+        program = parts.assemble(command_line(profile, node, image.id), files)
+        key.sign(program, loaders / signed_image(node))
 
 
 def check_late_layers(profile: Profile, image: Image, source: Path) -> None:

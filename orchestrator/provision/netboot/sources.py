@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.provision.boot_parameters import SIGNED
+
 DONE, STARTED, FAILED = "done", "start", "failed"
 #: Senders of a DHCP request: firmware, loader, or a system (the initrd too).
 FIRMWARE, LOADER, SYSTEM = "firmware", "loader", "system"
@@ -105,6 +107,8 @@ def _dhcp(
 
 
 def _file_step(name: str) -> str:
+    if name.endswith(SIGNED):  # kernel and initrd in one
+        return "initrd"
     return name if name in ("kernel", "initrd") else "loader"
 
 
@@ -113,7 +117,7 @@ def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
     for record in records:
         parts = str(record["uri"]).partition("?")[0].strip("/").split("/")
         if parts[0] == "loaders":
-            step = "loader"
+            step = _file_step(parts[-1])
         elif parts[0] == "images" and parts[-1] in ("kernel", "initrd"):
             step = parts[-1]
         else:
