@@ -13,10 +13,12 @@ LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
 export PATH := $(PATH):/usr/sbin:/sbin:/nix/var/nix/profiles/default/bin
 
-# For Nix as run from here: flakes, and no build users where root has none (nix-bin, no daemon).
+# For Nix as run from here: flakes, no build without a sandbox unless NIX_CONFIG has sandbox = false,
+# and no build users where root has none (nix-bin, no daemon).
 define NIX_CONFIG +=
 
 extra-experimental-features = nix-command flakes
+sandbox-fallback = false
 $(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-group =))
 endef
 export NIX_CONFIG

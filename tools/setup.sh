@@ -107,6 +107,8 @@ make_environment() {
 # user's shell, so that a plain `nix build` works.
 nix_settings() {
   echo "extra-experimental-features = nix-command flakes"
+  # A machine that cannot sandbox builds fails, unless sandbox = false is chosen.
+  echo "sandbox-fallback = false"
   # root, without a daemon: builds run as root's own, in the sandbox.
   if [ "$(id -u)" = 0 ] && ! getent group nixbld >/dev/null; then
     echo "build-users-group ="
@@ -120,6 +122,7 @@ nix_is_set() {
     nix config show 2>/dev/null || nix show-config 2>/dev/null
   ) || return 1
   grep -q '^experimental-features = .*flakes' <<<"$shown" || return 1
+  grep -q '^sandbox-fallback = false' <<<"$shown" || return 1
   if nix_settings | grep -q build-users-group; then
     grep -qx 'build-users-group = *' <<<"$shown"
   fi
@@ -132,7 +135,7 @@ set_up_nix() {
   fi
   local own="${XDG_CONFIG_HOME:-$HOME/.config}/nix/nix.conf"
   if [ -e "$own" ] || [ -e /etc/nix/nix.conf ] || [ -n "${NIX_USER_CONF_FILES:-}" ]; then
-    say "Nix: not set up for flakes. make does without; for a plain 'nix build', add to $own:"
+    say "Nix: not set up for this flake. make does without; for a plain 'nix build', add to $own:"
     nix_settings | sed 's/^/    /'
     return
   fi

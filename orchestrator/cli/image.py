@@ -78,20 +78,30 @@ def image() -> None:
     metavar="PACKAGE|SUITE",
     help="Update only this package, wheel or suite, and what it requires.",
 )
+@click.option(
+    "--accept-publisher",
+    "accepted",
+    multiple=True,
+    metavar="DISTRIBUTION",
+    help="Accept that this distribution has another publisher than in the lock, or none.",
+)
 @mirror_options
 @json_option
-def lock(name: str, update: tuple[str, ...], mirrors: Mirrors, as_json: bool) -> None:
+def lock(
+    name: str, update: tuple[str, ...], accepted: tuple[str, ...], mirrors: Mirrors, as_json: bool
+) -> None:
     """Resolve image.yml into lock.json and print what changed.
 
     Without --update, everything gets the newest version that image.yml allows. --update can be
-    repeated.
+    repeated, and so can --accept-publisher. Who published a wheel is known where the package index
+    has attestations (PEP 740).
 
     Example: orchestrate image lock pxe-sim --update ray
     """
     from orchestrator.image.lock.locking import lock as lock_image
     from orchestrator.image.lockfile import known_size
 
-    locked = lock_image(name, mirrors, update)
+    locked = lock_image(name, mirrors, update, accepted)
     if as_json:
         print_json(
             {
@@ -207,7 +217,8 @@ def outdated(name: str | None, mirrors: Mirrors, as_json: bool) -> None:
     """List locked Debian packages that have a newer version now (default: all images).
 
     Reads the package lists of the suites in image.yml, as 'image lock' does, and changes nothing.
-    Security updates are marked. Exit code 0: nothing is newer; 2: something is newer; 1: an
+    Security updates are marked. Of wheels it lists those whose newest release has another publisher
+    than the lock. Exit code 0: nothing is newer; 2: something is newer; 1: an
     image has no lock, or a mirror cannot be used. So a job can tell news from a fault.
 
     Example: orchestrate image outdated pxe-sim
@@ -221,7 +232,7 @@ def outdated(name: str | None, mirrors: Mirrors, as_json: bool) -> None:
     else:
         for line in (line for each in found for line in each.lines()):
             out.print(line, markup=False)
-    sys.exit(2 if any(each.packages for each in found) else 0)
+    sys.exit(2 if any(each.packages or each.publishers for each in found) else 0)
 
 
 @image.command()

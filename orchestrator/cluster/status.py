@@ -43,6 +43,7 @@ class NodeStatus:
     units: dict[str, str]
     ray: str
     note: str = ""
+    host_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Status:
         return before + (", held (orchestrate image use releases it)" if self.choice.held else "")
 
     def warnings(self) -> Iterator[tuple[str, str]]:
-        """Pairs (subject, text): stuck boots, unknown machines, refused requests."""
+        """Pairs (subject, text): stuck boots, unknown machines, refused requests, and certificates
+        that a node does not have."""
         for name, cause in self.seen.stuck.items():
             yield f"{name} is stuck", f"{cause.text}\n{cause.hint}"
             for line in self.seen.netboot.boots[name].last:
@@ -124,6 +126,13 @@ class Status:
             times = f"{refusal.count} times, last" if refusal.count > 1 else "at"
             who = f"{refusal.address} claiming to be {refusal.mac}"
             yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
+        for node in self.nodes:
+            last = self.seen.certified.get(node.name)
+            if last and node.host_key and last.key != node.host_key:
+                when = datetime.fromtimestamp(last.time).astimezone()
+                text = f"a machine that is not {node.name} now got it at {when:%F %T}. It can pass"
+                text += f" for {node.name}, until: orchestrate trust rotate"
+                yield f"{node.name}'s certificate", text
 
 
 def layout_words(layout: Layout) -> str:
@@ -198,7 +207,16 @@ def node_status(context: VerifyContext, profile: Profile, node: Node) -> NodeSta
     except UserError as error:
         note = error.message.splitlines()[0]
         return NodeStatus(node.name, address, "on", UNKNOWN, UNKNOWN, {}, UNKNOWN, note)
-    return NodeStatus(node.name, address, "on", facts.system, facts.image, facts.units, UNKNOWN)
+    return NodeStatus(
+        node.name,
+        address,
+        "on",
+        facts.system,
+        facts.image,
+        facts.units,
+        UNKNOWN,
+        host_key=facts.host_key,
+    )
 
 
 def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:

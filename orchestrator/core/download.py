@@ -6,11 +6,12 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,7 @@ PATIENCE = 60.0
 #: stopped, so a short time costs little. Ctrl-C may have to wait for it.
 TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
+MOST_REDIRECTS = 20
 #: The most bytes of a file whose size nobody told beforehand: more than any wheel has.
 MOST = 16 << 30
 
@@ -245,19 +247,54 @@ def _part(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
+def is_secure(url: str) -> bool:
+    """Whether nobody on the way can change what comes: https, or this machine itself."""
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+@contextmanager
+def secured(
+    web: httpx.Client, url: str, headers: Mapping[str, str] | None = None
+) -> Iterator[httpx.Response]:
+    """The reply to a GET for something whose hash nobody knows.
+
+    Raises UserError where the address, or one that it redirects to, is of plain http.
+    """
+    at = url
+    for _ in range(MOST_REDIRECTS):
+        if not is_secure(at):
+            came = "" if at == url else f", by a redirect from {url}"
+            raise UserError(
+                f"{at}{came}: anybody on the way can change what plain http brings",
+                "Use an address of https that stays with it, or give the file's sha256.",
+            )
+        with web.stream("GET", at, headers=headers, follow_redirects=False) as reply:
+            if reply.next_request is None:
+                yield reply
+                return
+            at = str(reply.next_request.url)
+    raise Unavailable(f"{url}: more than {MOST_REDIRECTS} redirects")
+
+
 def plain(web: httpx.Client, url: str, target: Path) -> None:
     """Bring a file whose hash nobody knows yet: only locking does this. MOST bytes at most."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(target)
     try:
-        with disk_errors(part), web.stream("GET", url) as reply, part.open("wb") as out:
+        with disk_errors(part), secured(web, url) as reply, part.open("wb") as out:
             reply.raise_for_status()
             for chunk in at_most(MOST, reply.iter_raw(), url):
                 out.write(chunk)
     except httpx.HTTPError as error:
         part.unlink(missing_ok=True)
         raise Unavailable(f"{url}: {error or type(error).__name__}") from None
-    except TooLong:
-        part.unlink()
+    except UserError:
+        part.unlink(missing_ok=True)
         raise
     part.replace(target)

@@ -48,16 +48,20 @@ class Deb(_Locked):
         return self.path.rpartition("/")[2]
 
 
-class Wheel(_Locked):
-    """A wheel of the package index; ``url`` only where it comes from elsewhere."""
+class Published(_Locked):
+    """A file of the package index. ``publisher``: who published it, where the index says so."""
 
     file: str
+    publisher: str | None = None
 
 
-class LockedSource(_Locked):
-    """A source archive of the package index; the build makes a wheel of it."""
+class Wheel(Published):
+    """A wheel; ``url`` only where it comes from elsewhere."""
 
-    file: str
+
+class LockedSource(Published):
+    """A source archive; the build makes a wheel of it."""
+
     environment: dict[str, str] = {}
 
 
@@ -251,11 +255,19 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
             lines.append(f"- {label} {was.version}")
         elif was is not None and now is not None and was.version != now.version:
             lines.append(f"~ {label} {was.version} → {now.version}")
-        elif was != now:
+        elif was != now and not (was and now and was.sha256 == now.sha256 and _moved(was, now)):
             lines.append(f"~ {label}: same version, another file")
+        if was and now and (moved := _moved(was, now)):
+            lines.append(f"~ {label}: publisher: {moved}")
     if old and not lines and old != new:
         lines.append("~ settings of image.yml")
     return lines
+
+
+def _moved(was: File, now: File) -> str:
+    """The old and the new publisher; empty where there is no other one."""
+    before, after = (file.publisher if isinstance(file, Published) else None for file in (was, now))
+    return f"{before or 'unknown'} → {after or 'unknown'}" if before != after else ""
 
 
 def _key(file: File) -> tuple[str, str]:

@@ -68,6 +68,20 @@ def _reason(text: str) -> str:
     return text
 
 
+def _trusted_url(text: str) -> str:
+    parts = urlsplit(text)
+    if not (parts.scheme in ("http", "https") and parts.netloc and file_of(text)):
+        raise ValueError(f"{text!r} is no address such as https://example.org/FILE.whl")
+    if parts.fragment and not re.fullmatch(r"sha256=[0-9a-f]{64}", parts.fragment):
+        raise ValueError(f"{text!r}: after '#' only sha256= and 64 hexadecimal digits are allowed")
+    if parts.scheme == "http" and not parts.fragment:
+        raise ValueError(
+            f"{text!r}: anybody on the way can change what plain http brings; use https, or append "
+            "#sha256=HASH"
+        )
+    return text
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Address = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S+$")]
 DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -78,6 +92,8 @@ Dependency = Annotated[str, AfterValidator(_requirement)]
 PythonVersion = Annotated[str, AfterValidator(_python_version)]
 Specifier = Annotated[str, AfterValidator(_specifier)]
 Reason = Annotated[str, AfterValidator(_reason)]
+#: Of a file whose hash is not known before it is locked: https, or http with a hash.
+TrustedUrl = Annotated[str, AfterValidator(_trusted_url)]
 
 
 def file_of(url: str) -> str:
@@ -185,7 +201,7 @@ class Python(_Part):
     glibc: str = Field(pattern=r"^2\.\d+$")
     requirements: tuple[Dependency, ...]
     exclude: dict[str, str] = {}
-    urls: dict[str, str] = {}
+    urls: dict[str, TrustedUrl] = {}
     elsewhere: dict[str, ElsewhereWheel] = {}
     sources: dict[str, Source] = {}
     rename: dict[str, Rename] = {}

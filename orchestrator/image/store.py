@@ -5,14 +5,15 @@ from __future__ import annotations
 import grp
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
-from orchestrator.core.run import CommandFailed, run
+from orchestrator.core.run import CommandFailed, run, stream
 from orchestrator.image import seed
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 BUILD_GROUP = "nixbld"
+#: What Nix says where it can make no namespaces.
+NO_SANDBOX = re.compile(
+    r".*(?:unable to start build process|required for sandboxing|cloning builder process).*"
+)
 
 
 def directory() -> Path:
@@ -86,10 +91,34 @@ def _base32(data: bytes) -> str:
 
 
 def options() -> list[str]:
-    """Options for every Nix command: root needs one if there are no build users (no daemon)."""
+    """Options for every Nix command: builds are not done without a sandbox where none is possible;
+    root needs one more if there are no build users (no daemon)."""
+    given = ["--option", "sandbox-fallback", "false"]
     if os.geteuid() == 0 and not _group_exists(BUILD_GROUP):
-        return ["--option", "build-users-group", ""]
-    return []
+        given += ["--option", "build-users-group", ""]
+    return given
+
+
+def build(words: Sequence[str], line: Callable[[str], None], *, what: str) -> None:
+    """Run 'nix build' and hand each line that it prints to ``line``.
+
+    Raises UserError where it fails, and says what to do where no sandbox is possible.
+    """
+    nix = ["nix", *options(), "--extra-experimental-features", "nix-command flakes"]
+    # Newer versions, then older ones.
+    shown = run([*nix, "config", "show"], ok=None).out or run([*nix, "show-config"], ok=None).out
+    if re.search(r"^sandbox = false$", shown, re.MULTILINE):
+        line("warning: builds are not sandboxed: Nix's settings have sandbox = false")
+    try:
+        stream([*nix, "build", *words, "-L", "--no-write-lock-file"], line, what=what)
+    except CommandFailed as error:
+        if not (why := NO_SANDBOX.search(error.result.err)):
+            raise
+        raise UserError(
+            f"{what}: Nix cannot run builds in a sandbox on this machine: {why[0]}",
+            "Allow namespaces here (in a container, those of users and mounts). Or choose builds "
+            "that can read this machine's files and use its network: NIX_CONFIG='sandbox = false'",
+        ) from None
 
 
 def _group_exists(name: str) -> bool:

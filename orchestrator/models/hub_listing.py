@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.core.console import VisibleFormatter
+from orchestrator.core.download import is_secure
 from orchestrator.core.errors import UserError
 from orchestrator.core.foreign import ForeignDirectory
 
@@ -95,10 +96,23 @@ def must_be_a_model(files: Sequence[RemoteFile], what: str, hint: str) -> None:
         raise UserError(f"{what} holds no weights that vLLM reads (*.safetensors or *.bin)", hint)
 
 
+def require_secure_hub() -> None:
+    """Raises UserError where the hub is reached by plain http: it says which hashes are right."""
+    from huggingface_hub import constants
+
+    if not is_secure(constants.ENDPOINT):
+        raise UserError(
+            f"HF_ENDPOINT is {constants.ENDPOINT}: anybody on the way can change what plain http "
+            "brings, and the hub says which hashes are right",
+            "Use https, or take the files from a directory: --from DIRECTORY.",
+        )
+
+
 def listed(repository: str, revision: str) -> list[RemoteFile]:
     """What the hub says that a commit holds, all of it. Raises UserError where it does not say."""
     from huggingface_hub import HfApi, hf_hub_url
 
+    require_secure_hub()
     with explained(repository, revision):
         info = _asked(
             lambda: HfApi().model_info(repository, revision=revision, files_metadata=True)
@@ -140,6 +154,7 @@ def commit_of(repository: str, branch: str) -> str:
     """The commit that a branch or a tag is at now. Raises UserError as ``listed`` does."""
     from huggingface_hub import HfApi
 
+    require_secure_hub()
     with explained(repository, branch):
         return str(_asked(lambda: HfApi().model_info(repository, revision=branch)).sha)
 

@@ -17,7 +17,6 @@ from orchestrator.core import download, paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
 from orchestrator.core.foreign import ForeignDirectory
-from orchestrator.core.run import stream
 from orchestrator.image import store
 from orchestrator.models import hub
 from orchestrator.models.catalog import Model, ModelFile, missing_files
@@ -53,9 +52,8 @@ def build(name: str, line: Callable[[str], None]) -> Path:
     """
     link = paths.state() / "models" / name
     link.parent.mkdir(parents=True, exist_ok=True)
-    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes", "build"]
-    argv += [f"{paths.checkout()}#models.{name}", "--out-link", str(link), "-L"]
-    stream([*argv, "--no-write-lock-file"], line, what=f"making the model {name!r}")
+    words = [f"{paths.checkout()}#models.{name}", "--out-link", str(link)]
+    store.build(words, line, what=f"making the model {name!r}")
     return link.resolve()
 
 

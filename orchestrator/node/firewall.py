@@ -1,6 +1,7 @@
 """The desired state of what a node lets in: a few ports for all, the rest for other nodes. Pure.
 
 Ray, vLLM and its collectives listen on ports that Linux chooses, some without any authentication.
+Towards the control node's boot files it lets out only what root sends.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def firewall(profile: Profile, node: Node) -> Iterable[Resource]:
         nodes=[link.address for each in profile.nodes for link in each.links.values()],
         public=public(profile, node),
         model=profile.serving.port if serves else None,
+        boot={
+            "address": profile.boot_link(profile.control).address,
+            "port": profile.boot.http_port,
+        },
         asker=profile.ray_address(profile.control),
     )
     files = {RULES: text, f"/etc/systemd/system/{UNIT}": render(UNIT, rules=RULES)}

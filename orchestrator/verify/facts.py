@@ -18,6 +18,7 @@ class NodeFacts:
     system: str  # what `systemctl is-system-running` says
     failed: list[str]  # failed units
     units: dict[str, str]  # unit -> active, failed, ...; declined: its own conditions say so
+    host_key: str = ""  # SSH's, public, without its comment; "" where there is none
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,6 @@ class Ascent:
             case "model":
                 assert isinstance(self.context.first_model, FirstModel)
                 asked |= {
-                    "files": self.context.first_model.files,
                     "answers": self.context.first_model.answers,
                     "argv": flags(args),
                     "max_tokens": self.profile.verification.max_tokens,
@@ -194,6 +193,9 @@ class Ascent:
         program = [TORCH_PYTHON, "-", layer.name, json.dumps(asked)]
         variables = {"HOME": f"/home/{user}"} | environment(self.profile, node)
         argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "env", "-C", "/"]
+        if layer.name == "model" and isinstance(self.context.first_model, FirstModel):
+            files = json.dumps(self.context.first_model.files)
+            argv = [PYTHON, "-I", "-c", source("node_files"), files, *argv]
         argv += [*(f"{name}={value}" for name, value in variables.items()), WITH_ENVIRONMENT]
         code, out, said = self.run(layer, node, [*argv, *program], source("first_run_steps"))
         return answer(code, out, said, limit_of(self.profile, node, layer))

@@ -11,16 +11,13 @@ JSON for all steps: {"device": "xpu"|"cuda"|"cpu"|"auto"}; what else a step take
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -395,37 +392,22 @@ def layer(asked: dict[str, Any]) -> Found:
 
 
 def model(asked: dict[str, Any]) -> Found:
-    """A small model with its weights. ``files``: path, url, sha256 of each; or ``directory``;
-    ``answers``: question, answer, whole; one right answer is enough, the first that is."""
+    """A small model with its weights, in ``directory``. ``answers``: question, answer, whole; one
+    right answer is enough, the first that is."""
     from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
-    with tempfile.TemporaryDirectory() as directory:
-        for each in asked.get("files", ()):
-            bring(Path(directory, each["path"]), each["url"], each["sha256"])
-        llm = engine(asked.get("directory") or directory, asked)
-        how = SamplingParams(temperature=0, max_tokens=asked["max_tokens"])
-        heard = []
-        for each in asked["answers"]:
-            talk = [{"role": "user", "content": each["question"]}]
-            (answer,) = llm.chat([talk], how, use_tqdm=False)
-            text = answer.outputs[0].text
-            heard.append(text)
-            right = each["answer"]
-            if text == right if each["whole"] else right.lower() in text.lower():
-                return Found(True, f"{each['question']!r}: {text!r}", repr(right))
+    llm = engine(asked["directory"], asked)
+    how = SamplingParams(temperature=0, max_tokens=asked["max_tokens"])
+    heard = []
+    for each in asked["answers"]:
+        talk = [{"role": "user", "content": each["question"]}]
+        (answer,) = llm.chat([talk], how, use_tqdm=False)
+        text = answer.outputs[0].text
+        heard.append(text)
+        right = each["answer"]
+        if text == right if each["whole"] else right.lower() in text.lower():
+            return Found(True, f"{each['question']!r}: {text!r}", repr(right))
     return Found(False, f"no right answer: {heard}"[:300], "a right answer")
-
-
-def bring(path: Path, url: str, sha256: str) -> None:
-    """Fetch a file. Raises RuntimeError where it is another one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url, timeout=30) as source, path.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise RuntimeError(f"{url}: sha256 {found}, not {sha256}")
 
 
 STEPS: dict[str, Callable[[dict[str, Any]], Found]] = {

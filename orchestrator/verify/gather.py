@@ -17,6 +17,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
 from orchestrator.node.paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
 from orchestrator.profile.hardware import Hardware
+from orchestrator.provision.identity import HOST_KEY
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def node(
     """A node's facts, and its clock against ``clock`` at the middle of the round trip."""
     want = {
         "image_id_file": IMAGE_ID,
+        "host_key_file": f"{HOST_KEY}.pub",
         "nodes": [other.name for other in profile.nodes],
         "accounts": [account.name for account in profile.users.accounts],
         "units": list(context.units.get(node.name, ())),

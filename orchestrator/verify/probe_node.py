@@ -1,6 +1,7 @@
 """Runs on a node, sent over SSH: print its facts as JSON (facts.NodeFacts).
 
-Standard library only. Its one argument is a JSON document: image_id_file, nodes, accounts, units.
+Standard library only. Its one argument is a JSON document: image_id_file, host_key_file, nodes,
+accounts, units.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def facts(want: dict[str, object]) -> dict[str, object]:
     return {
         "time": now,
         "image": text(str(want["image_id_file"])),
+        "host_key": " ".join(text(str(want["host_key_file"])).split()[:2]),
         "hostname": socket.gethostname(),
         "loopback": loopback(text("/etc/hosts")),
         "names": {name: addresses(name) for name in nodes},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.boot_service import (
     ADDRESS,
+    DOCUMENT,
     MAC,
     STRANGE_MAC,
     Running,
@@ -19,6 +21,9 @@ from support.boot_service import (
 
 from orchestrator.core.run import run
 from orchestrator.provision.machines import netns
+
+#: The node's address on a network of its own; ADDRESS is of this machine's loopback.
+NODE = "10.77.0.10"
 
 
 @contextlib.contextmanager
@@ -69,21 +74,23 @@ def test_who_asks_is_what_the_kernel_sees(stopped: Running, tmp_path: Path) -> N
         run(["ip", "-n", control, "link", "add", "cluster0", "type", "veth", *peer])
         for space, link, address in (
             (control, "cluster0", "10.77.0.1/24"),
-            (node, "eth0", f"{ADDRESS}/24"),
+            (node, "eth0", f"{NODE}/24"),
         ):
             run(["ip", "-n", space, "addr", "add", address, "dev", link])
             run(["ip", "-n", space, "link", "set", link, "up"])
+        stopped.publish(json.loads(json.dumps(DOCUMENT).replace(ADDRESS, NODE)))
         stopped.prefix = ["ip", "netns", "exec", control]
         stopped.start(neighbours=Path("/proc/net/arp"))
-        assert stopped.script().status_code == 403
+        assert stopped.script(address=NODE).status_code == 403
         knock(node, "10.77.0.1")
-        nonce = stopped.boot()
-        assert stopped.identity(nonce, new_key(tmp_path)).status_code == 200
+        nonce = stopped.boot(address=NODE)
+        key = new_key(tmp_path)
+        assert stopped.identity(nonce, key, address=NODE).status_code == 200
         # Another machine takes the address.
         run(["ip", "-n", node, "link", "set", "eth0", "address", STRANGE_MAC])
         run(["ip", "-n", control, "neigh", "flush", "dev", "cluster0"])
         knock(node, "10.77.0.1")
-        assert stopped.script().status_code == 403
+        assert stopped.script(address=NODE).status_code == 403
         assert STRANGE_MAC in stopped.events("refused")[-1]["text"]
     finally:
         if stopped.process is not None:

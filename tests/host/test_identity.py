@@ -1,11 +1,10 @@
 """What a node gets at boot is what a real sshd takes."""
 
-import pwd
-import shutil
 from pathlib import Path
 
 import pytest
 from support import DATA
+from support.sshd import sshd_program
 
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
@@ -15,17 +14,8 @@ from orchestrator.provision.identity import AUTHORIZED_KEYS, HOST_KEY, boot_file
 PROFILE = DATA / "golden/two-networks/profile.yml"
 
 
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-
-
 def test_sshd_accepts_what_a_node_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if SSHD is None:
-        pytest.skip("needs sshd (Debian: openssh-server)")
-    try:
-        pwd.getpwnam("sshd")
-    except KeyError:
-        pytest.skip("needs the sshd account")
-    Path("/run/sshd").mkdir(exist_ok=True)
+    program = sshd_program()
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
     profile = load(PROFILE)
     trust = open_trust(profile.name)
@@ -38,7 +28,7 @@ def test_sshd_accepts_what_a_node_is_given(tmp_path: Path, monkeypatch: pytest.M
         target.write_text(file.content.replace("/etc/ssh/", f"{root}/etc/ssh/"))
         target.chmod(file.mode)
     config = root / "etc/ssh/sshd_config.d/50-orchestrate.conf"
-    shown = run([SSHD, "-T", "-f", config]).out
+    shown = run([program, "-T", "-f", config]).out
     assert f"hostkey {root}{HOST_KEY}\n" in shown
     assert f"hostcertificate {root}{HOST_KEY}-cert.pub\n" in shown
     assert "listenaddress 192.168.10.100:22\n" in shown

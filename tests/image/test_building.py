@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support import PROJECT
 from support.box import Box
 
 from orchestrator.image import spec
@@ -124,3 +126,88 @@ def test_an_image_without_lock_says_so(image: Box) -> None:
     assert "Run: orchestrate image lock demo-0.1" in failed.stderr
     (row,) = image.json("ls", "demo-0.1")
     assert row["lock"] == "none"
+
+
+#: Says into $out what a build can see: a file of this machine, and its network interfaces.
+LOOKS = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int main(int count, char **words) {
+    char line[512];
+    FILE *out = fopen(getenv("out"), "w"), *links = fopen("/proc/net/dev", "r");
+    FILE *file = fopen(words[1], "r");
+    fprintf(out, "file: %s; links:", file ? "yes" : "no");
+    while (links && fgets(line, sizeof line, links))
+        if (strchr(line, ':')) fprintf(out, " %s", strtok(line, " :"));
+    return fclose(out);
+}
+"""
+LOOKING = """
+{
+  outputs = _: {
+    legacyPackages.x86_64-linux.demo-0."1" = derivation {
+      name = "demo";
+      system = "x86_64-linux";
+      builder = "${./looks}/looks";
+      args = [ "FILE" ];
+    };
+  };
+}
+"""
+#: Runs its words where no namespaces can be made.
+NO_NAMESPACES = """
+for kind in user mnt pid net; do echo 0 >/proc/sys/user/max_${kind}_namespaces; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def looking(image: Box) -> Box:
+    """'demo-0.1' is what its build could see; Nix's own settings are those that it comes with."""
+    image.env["NIX_CONFIG"] = ""
+    (image.root / "a file").touch()
+    source = image.root / "looks.c"
+    source.write_text(LOOKS)
+    home = image.root / "checkout/looks"
+    home.mkdir()
+    subprocess.run(["gcc", "-static", "-o", home / "looks", source], check=True)
+    flake = LOOKING.replace("FILE", str(image.root / "a file"))
+    (image.root / "checkout/flake.nix").write_text(flake)
+    return image
+
+
+def seen(box: Box) -> str:
+    return (box.root / "state/images/demo-0.1").read_text()
+
+
+def nix_build(box: Box, *unshared: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """As 'image build' has Nix build; what is built is a file, and no image."""
+    program = (
+        "import pathlib, sys; from orchestrator.image import store;"
+        "where = store.out_link('demo-0.1'); where.parent.mkdir(parents=True, exist_ok=True);"
+        "words = [sys.argv[1] + '#demo-0.1', '--out-link', str(where)];"
+        "store.build(words, print, what='building')"
+    )
+    argv = [*unshared, sys.executable, "-c", program, str(box.root / "checkout")]
+    return subprocess.run(
+        argv, env=box.env | env, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_build_sees_no_file_and_no_network_of_this_machine(looking: Box) -> None:
+    done = nix_build(looking)
+    assert done.returncode == 0, done.stderr
+    assert seen(looking) == "file: no; links: lo"
+    assert "warning: builds are not sandboxed" not in done.stdout
+
+
+def test_without_a_sandbox_nothing_is_built_unless_that_is_chosen(looking: Box) -> None:
+    unshared = ["unshare", "--user", "--map-root-user", "sh", "-euc", NO_NAMESPACES, "sh"]
+    failed = nix_build(looking, *unshared)
+    assert failed.returncode != 0
+    assert "Nix cannot run builds in a sandbox on this machine" in failed.stderr
+    done = nix_build(looking, *unshared, NIX_CONFIG="sandbox = false")
+    assert done.returncode == 0, done.stderr
+    assert "warning: builds are not sandboxed" in done.stdout
+    assert seen(looking).startswith("file: yes")

@@ -142,6 +142,7 @@ def test_a_wheel_outside_the_index_keeps_its_url_and_is_fetched_by_it(
     box: Box, links: Path, site: Site
 ) -> None:
     file = wheel(site.root, "elsewhere")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     url = f"{site.url}/{file.name}"
     packages = SUITE | {"packages": ["hello"]}
     for name in spec.SHARED:
@@ -149,17 +150,32 @@ def test_a_wheel_outside_the_index_keeps_its_url_and_is_fetched_by_it(
     box.write(
         "demo",
         debian=SUITE | {"packages": ["python3.11-minimal"]},
-        python=python("elsewhere==1.0", urls={"elsewhere==1.0": url}),
+        python=python("elsewhere==1.0", urls={"elsewhere==1.0": f"{url}#sha256={sha256}"}),
     )
     box.json("lock", "demo")
     (row,) = json.loads(box.lock("demo").read_text())["wheels"]
     assert row["url"] == url
-    assert row["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert row["sha256"] == sha256
     for name in spec.SHARED:
         box.json("lock", name)
     box.json("fetch", "demo")
     assert file.name in box.stored()
     assert site.gets.count(file.name) == 2  # once to lock, once to fetch
+
+
+def test_a_wheel_with_another_hash_than_its_address_says_is_not_taken(
+    box: Box, links: Path, site: Site
+) -> None:
+    file = wheel(site.root, "elsewhere")
+    url = f"{site.url}/{file.name}#sha256={'0' * 64}"
+    declared = python("elsewhere==1.0", urls={"elsewhere==1.0": url})
+    box.write("demo", debian=SUITE | {"packages": ["python3.11-minimal"]}, python=declared)
+    failed = box.run("lock", "demo")
+    assert failed.returncode == 1 and "wrong content" in failed.stderr
+    wheel(links, "elsewhere")  # pip's own place has it, too
+    failed = box.run("lock", "demo")
+    assert failed.returncode == 2 and "python.urls: pip found" in failed.stderr
+    assert not box.lock("demo").exists()
 
 
 def test_a_python_that_no_package_brings_is_an_error(box: Box, links: Path) -> None:

@@ -19,10 +19,10 @@ from orchestrator.core.run import run
 from orchestrator.provision.identity import HOST_CERTIFICATE
 from orchestrator.provision.netboot import boot_service_file
 
-MAC, ADDRESS = "02:00:0a:4d:00:10", "10.77.0.10"
-OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "10.77.0.11"
-STRANGE_MAC, STRANGE_ADDRESS = "02:00:0a:4d:00:99", "10.77.0.99"
-SILENT_ADDRESS = "10.77.0.12"
+MAC, ADDRESS = "02:00:0a:4d:00:10", "127.77.0.10"
+OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "127.77.0.11"
+STRANGE_MAC, STRANGE_ADDRESS = "02:00:0a:4d:00:99", "127.77.0.99"
+SILENT_ADDRESS = "127.77.0.12"
 #: Of its certificates, in seconds.
 LIFETIME = 86400
 NODE_FILES = {
@@ -32,6 +32,7 @@ NODE_FILES = {
 DOCUMENT = {
     "schema": 1,
     "server": "http://10.77.0.1:8081",
+    "ssh_port": 22,
     "leases": "ours",
     "image": {"id": "a" * 64, "name": "pxe"},
     "certificate": HOST_CERTIFICATE,

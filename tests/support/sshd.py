@@ -17,6 +17,18 @@ from orchestrator.node.trust import HostIdentity
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
+def sshd_program() -> str:
+    """The path of sshd, with what it wants to be there; skips a test where it cannot run."""
+    if SSHD is None:
+        pytest.skip("needs sshd (Debian: openssh-server)")
+    try:
+        pwd.getpwnam("sshd")
+    except KeyError:
+        pytest.skip("needs the sshd account")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    return SSHD
+
+
 @contextmanager
 def sshd(
     home: Path,
@@ -30,13 +42,7 @@ def sshd(
 
     ``command``: run by a shell in place of what a client asks for (in SSH_ORIGINAL_COMMAND).
     """
-    if SSHD is None:
-        pytest.skip("needs sshd (Debian: openssh-server)")
-    try:
-        pwd.getpwnam("sshd")
-    except KeyError:
-        pytest.skip("needs the sshd account")
-    Path("/run/sshd").mkdir(exist_ok=True)
+    program = sshd_program()
     home.mkdir()
     (home / "key").touch(mode=0o600)
     (home / "key").write_text(identity.private.reveal())
@@ -53,7 +59,7 @@ def sshd(
         + (f"ForceCommand {command}\n" if command else "")
     )
     process = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", home / "config"], stderr=subprocess.PIPE, text=True
+        [program, "-D", "-e", "-f", home / "config"], stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stderr

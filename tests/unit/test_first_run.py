@@ -3,16 +3,13 @@ failures say. Programs stand in for those that need torch, except where no torch
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import Result
 from orchestrator.models.profiles import load
+from orchestrator.node.paths import PYTHON
 from orchestrator.profile import Node, Profile
 from orchestrator.verify import first_run_steps
 from orchestrator.verify.first_run import (
@@ -33,6 +31,7 @@ from orchestrator.verify.first_run import (
     answer,
     first_run,
     one_layer,
+    source,
 )
 from orchestrator.verify.layers import LAYERS
 from orchestrator.verify.report import Check, Report
@@ -72,7 +71,11 @@ class Nodes:
     def run_on(self, node: Node, argv: Sequence[str], stdin: str | None, timeout: float) -> Result:
         step, want = argv[-2:]
         assert stdin and step in PROGRAMS and timeout > float(argv[GUARD - 1])
-        assert argv[GUARD] == "setpriv" and f"--reuid={'compute'}" in argv
+        # The small model's files are root's to fetch.
+        begins = {"model": [PYTHON, "-I", "-c", source("node_files"), "[]"]}.get(step, [])
+        own = argv[GUARD + len(begins) :]
+        assert argv[GUARD : GUARD + len(begins)] == begins
+        assert own[0] == "setpriv" and f"--reuid={'compute'}" in own
         self.asked[f"{node.name} {step}"] = json.loads(want)
         program = self.programs.get(f"{node.name} {step}", self.programs.get(step, FINE))
         guarded = [sys.executable, *argv[1:GUARD], sys.executable, "-", step, want]
@@ -313,34 +316,6 @@ def test_a_step_without_torch_says_so(tmp_path: Path) -> None:
     assert answer(0, ran.stdout, "", 1).seen.startswith(
         "ModuleNotFoundError: No module named 'torch'"
     )
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[str]:
-    """Serves a directory."""
-    home = tmp_path / "shelf"
-    home.mkdir()
-    (home / "a").write_bytes(b"weights")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing on the terminal."""
-
-    handler = partial(Quiet, directory=str(home))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-def test_weights_of_the_small_model_are_checked(tmp_path: Path, shelf: str) -> None:
-    right = hashlib.sha256(b"weights").hexdigest()
-    first_run_steps.bring(tmp_path / "m/a", f"{shelf}/a", right)
-    assert (tmp_path / "m/a").read_bytes() == b"weights"
-    with pytest.raises(RuntimeError, match="sha256"):
-        first_run_steps.bring(tmp_path / "m/b", f"{shelf}/a", "0" * 64)
 
 
 # As the first part of `up`.

@@ -12,7 +12,7 @@ from orchestrator import image
 from orchestrator.core import paths
 from orchestrator.core.download import existing_parent
 from orchestrator.core.errors import UserError
-from orchestrator.core.run import run, stream
+from orchestrator.core.run import run
 from orchestrator.core.sizes import human_size
 from orchestrator.image import lockfile, spec, store
 from orchestrator.image.lockfile import Lock
@@ -61,10 +61,8 @@ def build(name: str, line: Callable[[str], None]) -> Built:
     require_space(locks)
     link = store.out_link(name)
     link.parent.mkdir(parents=True, exist_ok=True)
-    argv = ["nix", *store.options(), "--extra-experimental-features", "nix-command flakes"]
-    argv += ["build", f"{paths.checkout()}#{name}", "--out-link", str(link), "-L"]
-    argv += ["--max-jobs", MAX_JOBS]
-    stream([*argv, "--no-write-lock-file"], line, what=f"building the image {name!r}")
+    words = [f"{paths.checkout()}#{name}", "--out-link", str(link), "--max-jobs", MAX_JOBS]
+    store.build(words, line, what=f"building the image {name!r}")
     path = link.resolve()
     return Built(path, image.ident(path))
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import lockfile, seed, spec
-from orchestrator.image.lock import apt, wheels
+from orchestrator.image.lock import apt, publishers, wheels
 from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lock.wheels import Resolved
 from orchestrator.image.lockfile import Deb, Lock, Overridden, PythonPart
@@ -36,13 +36,16 @@ class Locked:
         return self.lock.python.overrides if self.lock.python else ()
 
 
-def lock(name: str, mirrors: Mirrors, update: Collection[str] = ()) -> Locked:
+def lock(
+    name: str, mirrors: Mirrors, update: Collection[str] = (), accepted: Collection[str] = ()
+) -> Locked:
     """Resolve the image ``name`` and write its lock.json; an unchanged one is left alone.
 
     With ``update`` (packages, distributions, suites) only these, and what has to move with them,
-    get other versions than the old lock has. Raises BadInput where image.yml or the update cannot
-    be resolved, UserError where a mirror or the package index cannot be used. The old lock is then
-    untouched.
+    get other versions than the old lock has. ``accepted``: distributions that may have another
+    publisher than there. Raises BadInput where image.yml or the update cannot be resolved,
+    UserError where a mirror or the package index cannot be used, or where a distribution has
+    another publisher. The old lock is then untouched.
     """
     image = spec.load(name)
     old = lockfile.read(name)
@@ -50,6 +53,7 @@ def lock(name: str, mirrors: Mirrors, update: Collection[str] = ()) -> Locked:
         _require_known(name, image, old, update)
     debs = _debs(name, image, old, mirrors, update)
     found = _wheels(name, image, old, debs, update)
+    found = publishers.record(name, found, old, bool(update), accepted)
     new = Lock(
         inputs=image.digest(),
         debian_inputs=image.debian_digest(),

@@ -10,8 +10,9 @@ from debian.debian_support import Version
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import lockfile, spec
-from orchestrator.image.lock import apt
+from orchestrator.image.lock import apt, publishers
 from orchestrator.image.lock.mirrors import Mirrors
+from orchestrator.image.lock.publishers import Moved
 
 #: Suites by package and version.
 Listed = Mapping[tuple[str, str], set[str]]
@@ -43,9 +44,15 @@ class Outdated:
     security: str | None
     looked_at: int
     packages: tuple[Newer, ...]
+    #: Newer wheels that somebody else published.
+    publishers: tuple[Moved, ...] = ()
 
     def lines(self) -> list[str]:
         """For people: a line a package, and the command that takes the security updates."""
+        moved = [f"{self.name}: another publisher than in the lock: {e}" for e in self.publishers]
+        return [*self._packages(), *moved]
+
+    def _packages(self) -> list[str]:
         where = ", ".join(self.suites)
         if not self.packages:
             return [f"{self.name}: nothing is newer than its {self.looked_at} packages in {where}"]
@@ -88,7 +95,8 @@ def outdated(name: str, mirrors: Mirrors) -> Outdated:
     root.update()
     debian = image.debian
     found = newer(locked, root.candidates(locked), root.listed(locked), debian.security)
-    return Outdated(name, debian.suites, debian.security, len(locked), tuple(found))
+    moved = publishers.moved(lock)
+    return Outdated(name, debian.suites, debian.security, len(locked), tuple(found), moved)
 
 
 def newer(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 
 import httpx
 from packaging.requirements import Requirement
@@ -108,11 +108,17 @@ def _bring_urls(python: Python) -> Path:
     directory = paths.cache() / "wheels"
     directory.mkdir(parents=True, exist_ok=True)
     finder = index.finder() if python.urls else None
-    for url in python.urls.values():
-        file = file_of(url)
-        if not (directory / file).exists() and finder and index.url_of(file, finder) is None:
+    for address in python.urls.values():
+        file, (url, fragment) = file_of(address), urldefrag(address)
+        sha256, target = fragment.removeprefix("sha256="), directory / file
+        if sha256 and target.exists() and download.digest(target) != sha256:
+            target.unlink()  # of another address, or of before the hash was given
+        if not target.exists() and finder and index.url_of(file, finder) is None:
             with download.client() as web:
-                download.plain(web, url, directory / file)
+                if sha256:
+                    download.Downloader(web).fetch(url, target, None, sha256)
+                else:
+                    download.plain(web, url, target)
     return directory
 
 
@@ -264,15 +270,22 @@ def _wheel(client: httpx.Client, item: dict[str, Any], question: _Question) -> W
             url=declared.url,
             elsewhere=True,
         )
-    file = file_of(url)
+    file, sha256 = file_of(url), item["download_info"]["archive_info"]["hashes"]["sha256"]
+    at = {file_of(each): urldefrag(each) for each in question.python.urls.values()}.get(file)
+    if at and at.fragment not in ("", f"sha256={sha256}"):
+        raise BadInput(
+            f"images/{question.name}/image.yml: python.urls: pip found {file} with sha256 "
+            f"{sha256}, not {at.fragment.removeprefix('sha256=')}",
+            "Correct the hash, or remove the file from the package index.",
+        )
     return Wheel(
         name=name,
         version=item["metadata"]["version"],
         file=file,
         size=_size(client, url),
-        sha256=item["download_info"]["archive_info"]["hashes"]["sha256"],
+        sha256=sha256,
         store=store_name(file),
-        url={file_of(each): each for each in question.python.urls.values()}.get(file),
+        url=at.url if at else None,
     )
 
 

@@ -4,19 +4,21 @@
 reads publish.py's document at each request, so that a new one takes effect at once.
 
 A *boot* begins when a machine requests its script (or, if the loader has no HTTP, when its initrd
-requests a nonce). Each boot has a nonce, and gets one certificate for it. A second request for a
-certificate is refused and shown by `orchestrate status`. The node makes its private key itself and
-never sends it.
+requests a nonce). Each boot has a nonce, and gets one certificate for it. Refused, and shown by
+`orchestrate status`, are a second request for a certificate, and a boot of a node that is up: one
+that accepts connections at its SSH port. The node makes its private key itself and never sends it.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import io
 import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import tarfile
@@ -52,6 +54,10 @@ REMEMBERED = 20
 EVENTS_SIZE = 4 << 20
 #: An unknown machine's requests are logged at most once in so many seconds.
 QUIET = 600.0
+#: Seconds to wait for an answer of a node's SSH port. A machine that boots refuses at once.
+KNOCK = 1.5
+#: A node that was up is taken to be up for so many seconds. Its sshd blocks who knocks too often.
+STAYS_UP = 5.0
 #: The flag in /proc/net/arp of a neighbour that answered ARP (ATF_COM).
 COMPLETE = 0x2
 
@@ -183,6 +189,7 @@ class Service:
         self.files = files
         self.boots = Boots(files.state / "boots.json")
         self.events = Events(files.state / "events.jsonl")
+        self.up: dict[str, float] = {}
 
     def application(self) -> Starlette:
         application = Starlette(
@@ -211,7 +218,8 @@ class Service:
             return PlainTextResponse(
                 asking.document["unknown"][loader].replace("@mac@", asking.mac)
             )
-        return PlainTextResponse(asking.node[loader].replace("@boot@", self.new_boot(asking)))
+        nonce = await self.new_boot(asking, asking.node)
+        return PlainTextResponse(asking.node[loader].replace("@boot@", nonce))
 
     async def begin(self, request: Request) -> Response:
         """Begin a boot; answer with its nonce only, for loaders without HTTP."""
@@ -219,9 +227,10 @@ class Service:
         if asking.node is None:
             self.events.add_unknown(asking.mac, asking.address)
             raise HTTPException(404, "this hardware address is not in the profile")
-        return PlainTextResponse(self.new_boot(asking))
+        return PlainTextResponse(await self.new_boot(asking, asking.node))
 
-    def new_boot(self, asking: Asking) -> str:
+    async def new_boot(self, asking: Asking, node: dict[str, Any]) -> str:
+        await self.require_down(asking, node)
         nonce = self.boots.begin(asking.mac, asking.address)
         image = asking.document["image"]["id"]
         self.note("script", asking, nonce, text=f"image {image}")
@@ -255,6 +264,7 @@ class Service:
         if key is None:
             raise HTTPException(400, "the body must be one public ed25519 key")
         self.entitled(asking, nonce)
+        await self.require_down(asking, asking.node)
         answer = await run_in_threadpool(self.certified, asking, key[1])
         # Another request may have got it meanwhile, or a later boot may have begun. Between this
         # check and the claim no other request runs.
@@ -271,6 +281,16 @@ class Service:
         if boot["identity"] is not None:
             raise self.refused(409, asking, "this boot already has an identity", nonce)
         return boot
+
+    async def require_down(self, asking: Asking, node: dict[str, Any]) -> None:
+        """Raises HTTPException if the node is up: then something that runs on it asks, or another
+        machine with its addresses. A connection is enough: no boot has a listener at that port."""
+        if time.monotonic() - self.up.get(asking.mac, -STAYS_UP) >= STAYS_UP:
+            if not await accepts(node["address"], asking.document["ssh_port"]):
+                return
+            self.up[asking.mac] = time.monotonic()
+        text = f"{node['name']} is up: {node['address']} accepts SSH connections"
+        raise self.refused(423, asking, text)
 
     def refused(self, code: int, asking: Asking, text: str, nonce: str = "") -> HTTPException:
         """Log a refusal; return the exception to raise."""
@@ -316,6 +336,19 @@ class Service:
             boot=nonce[:8],
             **details,
         )
+
+
+async def accepts(address: str, port: int) -> bool:
+    """Whether a connection is accepted within KNOCK seconds."""
+    with socket.socket() as knocker:
+        knocker.setblocking(False)
+        with suppress(OSError):  # TimeoutError too
+            async with asyncio.timeout(KNOCK):
+                await asyncio.get_running_loop().sock_connect(knocker, (address, port))
+        with suppress(OSError):
+            # Asked of the kernel: where this process is late, the time may be over all the same.
+            return bool(knocker.getpeername())
+    return False
 
 
 async def body(request: Request) -> bytes:

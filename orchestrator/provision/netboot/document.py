@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.templating import render
+from orchestrator.node.paths import SSH_PORT
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import HOST_CERTIFICATE, node_files, principals
 
@@ -22,6 +23,7 @@ def document(profile: Profile, choice: ImageChoice, user_ca_public: str) -> dict
     return {
         "schema": 1,
         "server": boot_parameters.server(profile),
+        "ssh_port": SSH_PORT,
         "leases": "ours" if profile.boot.dhcp == "authoritative" else "foreign",
         "image": vars(choice.current),
         "previous": vars(choice.previous) if choice.previous else None,

@@ -32,6 +32,14 @@ WATCH_INTERVAL = 2.0
 
 
 @dataclass(frozen=True)
+class Certified:
+    """The last host certificate that the boot service made for a node: when, and for which key."""
+
+    time: float
+    key: str
+
+
+@dataclass(frozen=True)
 class Seen:
     """All boots, the likely cause of each stuck one, and unknown machines."""
 
@@ -39,6 +47,8 @@ class Seen:
     stuck: Mapping[str, BootCause]
     #: An unknown machine's hardware address -> the profile lines that would add it as a node.
     lines: Mapping[str, str]
+    #: Of nodes that are on.
+    certified: Mapping[str, Certified] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -103,6 +113,12 @@ def seen(
         netboot,
         stuck={name: cause for name, cause in causes.items() if cause},
         lines={mac: profile_lines(profile, mac) for mac in netboot.unknown},
+        certified={
+            str(event["node"]): Certified(float(event["time"]), str(event["text"]))
+            for event in (logs or {}).get("events", ())
+            if event["kind"] == "identity"
+            and (event["node"] in booting or event["node"] in answering)
+        },
     )
 
 
