@@ -24,7 +24,6 @@ from orchestrator.node.firewall import IN_FORCE, firewall
 from orchestrator.node.paths import (
     CACHE,
     ETC,
-    FILES_ROOT,
     LASTING,
     MODELS,
     RAY_ENV,
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
 #: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
 SERVER_UNIT = "vllm.service"
 FRONT_UNIT = "nginx.service"
+FRONT_KEY = f"{ETC}/endpoint-key.conf"
 MODELS_UNIT = "orchestrate-models.service"
 WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
 HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
@@ -106,8 +106,8 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
+        items += _front(profile, context)
         items += netboot.control(profile, context.host_ca)
-        items += _front(profile)
     else:
         items += netboot.compute(profile, node, FRONT_UNIT)
         items += _model_cache(profile)
@@ -182,20 +182,18 @@ def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
     yield from service(Step.BASE, unit, files)
 
 
-def _front(profile: Profile) -> Iterable[Resource]:
-    """The control node's web server: the endpoint, and the files that nodes fetch."""
+def _front(profile: Profile, context: Context) -> Iterable[Resource]:
+    """The endpoint's web server. It has the API key, so that nothing of strangers reaches vLLM."""
+    key = render("endpoint-key.conf", key=context.api_key.reveal())
+    yield File(Step.BASE, FRONT_KEY, key, mode="0600", secret=True)
     text = render(
         "nginx.conf",
+        pid=netboot.WEB_PID,
+        key=FRONT_KEY,
         endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
         server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
-        files=profile.boot_server,
-        root=FILES_ROOT,
-        loaders=netboot.TFTP_ROOT,
-        access_log=f"{LASTING}/{netboot.ACCESS_LOG}",
-        boot_socket=netboot.SOCKET,
     )
-    yield Directory(Step.BASE, FILES_ROOT)
-    yield from service(Step.BASE, FRONT_UNIT, {"/etc/nginx/conf.d/orchestrate.conf": text})
+    yield from service(Step.BASE, FRONT_UNIT, {netboot.WEB_CONFIG: text}, [FRONT_KEY])
 
 
 def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
@@ -307,6 +305,9 @@ def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": RAY_TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Its logs are in memory, and by default may have 3 GiB each.
+        "RAY_ROTATION_MAX_BYTES": str(16 << 20),
+        "RAY_ROTATION_BACKUP_COUNT": "1",
         # Nothing is drained to another node; a stop would only take 30 s longer.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_AWAY),

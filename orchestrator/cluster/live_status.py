@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,10 @@ from orchestrator.provision.netboot.timeline import BootTimeline
 
 #: Seconds between two refreshes; a refresh takes longer if a node does not answer.
 INTERVAL = 1.0
+#: Warnings that are written in all: strangers cause some of them.
+MOST = 1000
+#: What changes in a warning while more of the same happens.
+COUNTED = re.compile(r" \((?:at|\d+ times since) [^()]*\)$|^\d+ more$")
 
 
 def watch(cluster: Cluster) -> None:
@@ -59,8 +64,10 @@ class Lines:
                 boot = seen.boot_of(node.name)
                 self._line(f"{node.name:<10} power {node.power}, boot {boot}, system {node.system}")
         for kind, text in seen.warnings():
-            if kind and (kind, text) not in self.shown:
-                self.shown.add((kind, text))
+            # A count that goes on is no new warning.
+            key = (kind, COUNTED.sub("", text))
+            if kind and key not in self.shown and len(self.shown) < MOST:
+                self.shown.add(key)
                 self._line(f"{kind}: {text}")
 
     def _line(self, text: str) -> None:

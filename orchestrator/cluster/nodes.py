@@ -202,7 +202,7 @@ def wait(
         failed = {outcome.node for outcome in outcomes if outcome.error}
         logs = None
         with suppress(UserError):
-            logs = look.fetch(control)
+            logs = look.fetch(cluster.profile, control)
     seen = look.seen(profile, cluster.diary, logs, failed)
     for name, when in answered.items():
         if seen.netboot.boots[name].reached not in BOOTED:
@@ -222,7 +222,7 @@ def look_at(cluster: Cluster, nodes: Sequence[Node]) -> list[NodeLook]:
             asked = pool.map(lambda node: system(cluster.remote(node)), on)
             systems = {node.name: said for node, said in zip(on, asked, strict=True)}
             with suppress(UserError):
-                logs = look.fetch(cluster.remote(profile.control))
+                logs = look.fetch(profile, cluster.remote(profile.control))
     boots = look.seen(profile, cluster.diary, logs, ()).netboot.boots
     compute = list(profile.compute_nodes)
     return [

@@ -23,12 +23,14 @@ from orchestrator.provision.netboot import look
 from orchestrator.provision.netboot.images import ImageChoice
 from orchestrator.provision.netboot.look import Seen
 from orchestrator.provision.netboot.sources import DONE, FAILED
-from orchestrator.provision.netboot.timeline import BootTimeline
+from orchestrator.provision.netboot.timeline import BootTimeline, Refusal
 from orchestrator.verify import gather
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import runs
 
 UNKNOWN = "-"
+#: Unknown machines that are shown one by one.
+UNKNOWN_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,15 @@ class Status:
         return before + (", held (orchestrate image use releases it)" if self.choice.held else "")
 
     def warnings(self) -> Iterator[tuple[str, str]]:
-        """Pairs (subject, text): stuck boots, unknown machines, refused requests, and certificates
-        that a node does not have."""
+        """Pairs (subject, text): stuck boots, refused requests, certificates that a node does not
+        have, unknown machines."""
         for name, cause in self.seen.stuck.items():
             yield f"{name} is stuck", f"{cause.text}\n{cause.hint}"
             for line in self.seen.netboot.boots[name].last:
                 yield "", f"  {line}"
-        for mac in self.seen.netboot.unknown:
-            yield "unknown machine", f"add it to compute_nodes:\n{self.seen.lines[mac]}"
         for refusal in self.seen.netboot.refused:
-            when = datetime.fromtimestamp(refusal.time).astimezone()
-            times = f"{refusal.count} times, last" if refusal.count > 1 else "at"
             who = f"{refusal.address} claiming to be {refusal.mac}"
-            yield "refused", f"{who}: {refusal.text} ({times} {when:%F %T})"
+            yield "refused", f"{who}: {refusal.text} ({times(refusal)})"
         for node in self.nodes:
             last = self.seen.certified.get(node.name)
             if last and node.host_key and last.key != node.host_key:
@@ -133,6 +131,22 @@ class Status:
                 text = f"a machine that is not {node.name} now got it at {when:%F %T}. It can pass"
                 text += f" for {node.name}, until: orchestrate trust rotate"
                 yield f"{node.name}'s certificate", text
+        # The last ones: a stranger can have any number of hardware addresses.
+        unknown = list(self.seen.netboot.unknown)
+        for mac in unknown[-UNKNOWN_SHOWN:]:
+            yield "unknown machine", f"add it to compute_nodes:\n{self.seen.lines[mac]}"
+        if len(unknown) > UNKNOWN_SHOWN:
+            yield "unknown machines", f"{len(unknown) - UNKNOWN_SHOWN} more"
+
+
+def times(refusal: Refusal) -> str:
+    """When: ``at TIME``, or ``5 times since TIME, last TIME``."""
+    first, last = (
+        f"{datetime.fromtimestamp(at).astimezone():%F %T}" for at in (refusal.first, refusal.time)
+    )
+    return (
+        f"{refusal.count} times since {first}, last {last}" if refusal.count > 1 else f"at {last}"
+    )
 
 
 def layout_words(layout: Layout) -> str:
@@ -171,7 +185,7 @@ def status(cluster: Cluster) -> Status:
             alive = ray_nodes(context, profile)
             models, note = served(cluster)
             with suppress(UserError):
-                logs = look.fetch(cluster.remote(profile.control))
+                logs = look.fetch(profile, cluster.remote(profile.control))
     netbooted = {
         node.name
         for node in profile.nodes

@@ -46,7 +46,6 @@ NODE_S, SENT_S, ALL_S = 90.0, 120.0, 420.0
 #: Logs that programs of a node write by themselves, name -> pattern.
 LOGS = {
     "ray": "/tmp/ray/session_latest/logs/*.*",
-    "nginx": "/var/log/nginx/*.log",
 }
 MANIFEST = "manifest.json"
 NOTE = (

@@ -26,7 +26,7 @@ from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import Driver, driver
 from orchestrator.provision.netboot import images
-from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
+from orchestrator.provision.netboot.state import EVENTS
 
 #: Bytes of one log, its end.
 LOG_BYTES = 4 << 20
@@ -161,8 +161,9 @@ def logs(cluster: str) -> Iterator[tuple[str, Path, str]]:
     nonces."""
     home, lasting = paths.cluster(cluster), paths.lasting(cluster)
     yield "control/timeline.jsonl", home, "timeline.jsonl"
-    for inside in (EVENTS, EVENTS.replace(".", ".1."), ACCESS_LOG):
-        yield f"control/{Path(inside).name}", lasting, inside
+    with suppress(OSError, UserError):
+        for inside in ForeignDirectory(lasting).files(EVENTS):
+            yield f"control/{inside}", lasting, inside
     # Consoles, and QEMU's own words. Beside them are keys of machines.
     machines = home / "machines"
     for pattern in ("*/console.log", "*/qemu.log", "*/*.log"):

@@ -203,7 +203,7 @@ def ranks(profile: Profile, layout: Layout, facts: RayFacts) -> Verdict:
     )
 
 
-_SERVER_LOOK = "the server's log: journalctl -b -u vllm; on {node}: the log of nginx"
+_SERVER_LOOK = "the server's log: journalctl -b -u vllm; on {node}: journalctl -u nginx"
 LISTED = Rule("model listed", _SERVER_LOOK)
 KEY_NEEDED = Rule("key needed", "on {node}: /etc/nginx; on the server: VLLM_API_KEY")
 REPEATED = Rule("same answer again", _SERVER_LOOK)

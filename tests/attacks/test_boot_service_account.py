@@ -19,6 +19,7 @@ import pytest
 from orchestrator.node.paths import LASTING
 from orchestrator.provision.netboot import probe_boot, state
 
+MAC = "02:00:0a:4d:00:10"
 EVENT = {"time": 1.0, "kind": "identity"}
 SECRET = json.dumps({"time": 2.0, "kind": "identity", "text": "of root"}) + "\n"
 
@@ -28,12 +29,9 @@ def look(directory: Path) -> dict[str, Any]:
     if shutil.which("journalctl") is None:
         pytest.skip("needs journalctl (Debian: systemd)")
     want = {
-        "state": str(directory),
-        "unit": "no-such-unit.service",
-        "since": "-1min",
-        "wanted": ".",
-        "access": state.ACCESS_LOG,
-        "events": state.EVENTS,
+        **{"dnsmasq": "no-such-unit.service", "files": "no-such-unit.service"},
+        **{"since": "-1min", "wanted": ".", "machines": [MAC]},
+        "events": str(directory / state.EVENTS),
     }
     argv = [sys.executable, "-I", probe_boot.__file__, json.dumps(want)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30)
@@ -43,14 +41,21 @@ def look(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def events(tmp_path: Path) -> Path:
-    (tmp_path / state.BOOT_STATE).mkdir()
+    (tmp_path / state.EVENTS).mkdir(parents=True)
     (tmp_path / "secret").write_text(SECRET)
-    return tmp_path / state.EVENTS
+    return tmp_path / state.EVENTS / f"{MAC.replace(':', '-')}.jsonl"
 
 
 def test_its_events_are_read(events: Path, tmp_path: Path) -> None:
     events.write_text(json.dumps(EVENT) + "\n")
     assert look(tmp_path)["events"] == [EVENT]
+
+
+def test_its_directory_is_no_way_to_another(events: Path, tmp_path: Path) -> None:
+    events.parent.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / events.name).write_text(SECRET)
+    events.parent.symlink_to(tmp_path / "elsewhere")
+    assert look(tmp_path)["events"] == []
 
 
 @pytest.mark.parametrize("how", ["link", "second name", "pipe", "directory"])
@@ -68,6 +73,5 @@ def test_nothing_else_is_read_in_their_place(events: Path, tmp_path: Path, how: 
 
 
 def test_what_root_writes_is_beside_its_directory() -> None:
-    for name in (state.ACCESS_LOG, state.LEASES):
-        assert Path(LASTING, name).parent == Path(LASTING)
+    assert Path(LASTING, state.LEASES).parent == Path(LASTING)
     assert Path(LASTING, state.EVENTS).parent == Path(LASTING, state.BOOT_STATE)

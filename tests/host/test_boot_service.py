@@ -91,7 +91,7 @@ def test_who_asks_is_what_the_kernel_sees(stopped: Running, tmp_path: Path) -> N
         run(["ip", "-n", control, "neigh", "flush", "dev", "cluster0"])
         knock(node, "10.77.0.1")
         assert stopped.script(address=NODE).status_code == 403
-        assert STRANGE_MAC in stopped.events("refused")[-1]["text"]
+        assert STRANGE_MAC in stopped.refused(2)[-1]["text"]
     finally:
         if stopped.process is not None:
             stopped.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 import time
@@ -13,7 +12,7 @@ from socketserver import ThreadingUnixStreamServer
 
 import pytest
 from support.golden import GOLDEN, states
-from support.web import NFT, NGINX, SPACE, Web, start, text, until_it_listens
+from support.web import NFT, NGINX, SPACE, Web, start, stop, text, until_it_listens
 
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
@@ -66,15 +65,13 @@ def web(tmp_path: Path, space: None) -> Iterator[Web]:
     (tmp_path / "files/netboot").symlink_to(".netboot-1")
     service = ThreadingUnixStreamServer(str(tmp_path / "socket"), BootService)
     threading.Thread(target=service.serve_forever, daemon=True).start()
-    config = text(states(profile)[profile.control.name], "orchestrate.conf")
-    process = start(profile, config, tmp_path)
+    servers = start(profile, states(profile)[profile.control.name], tmp_path)
     web = Web(profile.boot_server, tmp_path)
     try:
         until_it_listens(web)
         yield web
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        stop(servers)
         service.shutdown()
         service.server_close()
 
@@ -130,7 +127,7 @@ def test_a_node_gives_its_layers_to_its_peers(tmp_path: Path, space: None) -> No
     (tmp_path / "layers").mkdir()
     (tmp_path / "layers/base.squashfs").write_text("layer")
     (tmp_path / "private").write_text("private")
-    process = start(profile, text(states(profile)[node.name], "orchestrate.conf"), tmp_path)
+    servers = start(profile, states(profile)[node.name], tmp_path)
     web = Web(f"{profile.boot_link(node).address}:{profile.boot.http_port}", tmp_path)
     try:
         until_it_listens(web)
@@ -143,8 +140,7 @@ def test_a_node_gives_its_layers_to_its_peers(tmp_path: Path, space: None) -> No
         with pytest.raises(OSError), netns.entered(SPACE):  # on its boot address only
             socket.create_connection(("127.0.0.1", profile.boot.http_port), timeout=2)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        stop(servers)
 
 
 @pytest.mark.skipif(NFT is None, reason="needs nft (Debian: nftables)")

@@ -118,7 +118,7 @@ def test_the_control_node_restarts_and_inference_goes_on(
 @pytest.mark.usefixtures("watch")
 def test_services_of_the_control_node_restart_and_inference_goes_on(sim: Sim) -> None:
     before = engine(sim)
-    for unit in ("ray-head", "orchestrate-boot", "dnsmasq", "nginx"):
+    for unit in ("ray-head", "orchestrate-boot", "dnsmasq", "nginx", "orchestrate-files"):
         sim.shell("control", "systemctl", "kill", "--signal=KILL", unit)
     answers_again(sim)
     assert engine(sim) == before

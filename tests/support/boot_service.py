@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,7 @@ MAC, ADDRESS = "02:00:0a:4d:00:10", "127.77.0.10"
 OTHER_MAC, OTHER_ADDRESS = "02:00:0a:4d:00:11", "127.77.0.11"
 STRANGE_MAC, STRANGE_ADDRESS = "02:00:0a:4d:00:99", "127.77.0.99"
 SILENT_ADDRESS = "127.77.0.12"
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 #: Of its certificates, in seconds.
 LIFETIME = 86400
 NODE_FILES = {
@@ -110,9 +112,14 @@ class Running:
     def ask(
         self, method: str, path: str, *, address: str = ADDRESS, body: str | bytes = b""
     ) -> httpx.Response:
-        transport = httpx.HTTPTransport(uds=str(self.home / "http.sock"))
-        with httpx.Client(transport=transport, base_url="http://control", timeout=30) as client:
+        with self.client() as client:
             return client.request(method, path, headers={"X-Real-IP": address}, content=body)
+
+    def client(self) -> httpx.Client:
+        """What asks it; for many requests, one is faster."""
+        # No TLS here: by default, httpx reads all certificates of the system each time.
+        transport = httpx.HTTPTransport(uds=str(self.home / "http.sock"), verify=NO_TLS)
+        return httpx.Client(transport=transport, base_url="http://control", timeout=30)
 
     def script(self, mac: str = MAC, address: str = ADDRESS) -> httpx.Response:
         return self.ask("GET", f"/boot/ipxe?mac={mac}", address=address)
@@ -130,10 +137,21 @@ class Running:
         return self.ask("POST", path, address=address, body=key)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
-        file = self.state / "events.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        """What it wrote down, of all machines, in the order of time."""
+        texts = [file.read_text() for file in (self.state / "events").glob("*.jsonl")]
+        found: list[dict[str, Any]] = [
+            json.loads(line) for text in texts for line in text.splitlines()
+        ]
+        found.sort(key=lambda event: float(event["time"]))
         return [event for event in found if kind in ("", event["kind"])]
+
+    def refused(self, count: int) -> list[dict[str, Any]]:
+        """The counted refusals, as soon as they are so many."""
+        deadline = time.monotonic() + 10
+        while sum(event["count"] for event in self.events("refused")) != count:
+            assert time.monotonic() < deadline, self.events("refused")
+            time.sleep(0.05)
+        return self.events("refused")
 
     def publish(self, document: dict[str, Any]) -> None:
         new = self.home / "boot.json.new"

@@ -43,12 +43,12 @@ def until(what: str, seconds: float, look: Callable[[], T | None], shown: Callab
 
 @dataclass
 class Booting:
-    """A QEMU machine from power on. `mark` is where this boot begins in the log of events."""
+    """A QEMU machine from power on. `mark` is when this boot began."""
 
     net: Net
     machine: QemuMachine
     mac: str
-    mark: int
+    mark: float
 
     @property
     def console(self) -> str:
@@ -67,7 +67,7 @@ class Booting:
 
     def events(self) -> list[dict[str, Any]]:
         """What the boot service has seen since this boot began."""
-        return self.net.events()[self.mark :]
+        return [event for event in self.net.events() if event["time"] >= self.mark]
 
     def reports(self, step: str, status: str, *, text: str = "") -> dict[str, Any]:
         """Wait for the node's report of a step that says `text`; returns it."""

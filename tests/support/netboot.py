@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from orchestrator.provision.machines.firmware import BIOS, Firmware
 from orchestrator.provision.machines.processes import start_time
 from orchestrator.provision.machines.qemu import QemuMachine
 from orchestrator.provision.machines.switch import Switch
-from orchestrator.provision.netboot.state import ACCESS_LOG, EVENTS
+from orchestrator.provision.netboot.state import EVENTS, FILES_UNIT
 from support.booting import Booting, until
 from support.images import PROJECT, build, copies, register, turn_bit
 
@@ -203,14 +204,15 @@ class Net:
     # What the control node has recorded.
 
     def events(self) -> list[dict[str, Any]]:
-        """The boot service's log, a dictionary each; a line that is being written is left out."""
-        file = paths.lasting(NAME) / EVENTS
-        text = file.read_text() if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """The boot service's logs, a dictionary each; a line that is being written is left out."""
+        texts = [file.read_text() for file in (paths.lasting(NAME) / EVENTS).glob("*.jsonl")]
+        lines = [line for text in texts for line in text.splitlines(keepends=True)]
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return sorted(found, key=lambda event: float(event["time"]))
 
     def requests(self) -> str:
         """The web server's log of boot files."""
-        return (paths.lasting(NAME) / ACCESS_LOG).read_text()
+        return self.control("journalctl", "--unit", FILES_UNIT, "--output=cat", "--no-pager")
 
     # Machines.
 
@@ -254,7 +256,7 @@ class Net:
         machine.power_off(0)
         # Another firmware does not know the variables that the last one left.
         shutil.rmtree(machine.home, ignore_errors=True)
-        booting = Booting(self, machine, next(iter(hardware.nics.values())), len(self.events()))
+        booting = Booting(self, machine, next(iter(hardware.nics.values())), time.time())
         machine.guest.start(hardware)
         return booting
 

@@ -11,16 +11,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.cluster.desired import FRONT_KEY
 from orchestrator.core.run import run
-from orchestrator.node.paths import FILES_ROOT, LASTING
+from orchestrator.node.paths import FILES_ROOT
 from orchestrator.node.state import NodeState
 from orchestrator.profile import Profile
 from orchestrator.provision.machines import netns
-from orchestrator.provision.netboot.state import LAYERS, SOCKET
+from orchestrator.provision.netboot.state import JOURNAL, LAYERS, SOCKET
 
 SBIN = "/usr/sbin:/usr/bin:/usr/local/sbin"
 NGINX, NFT = shutil.which("nginx", path=SBIN), shutil.which("nft", path=SBIN)
 SPACE = "nbtest-web"
+#: A web server's configuration, or a part of one.
+KEY_CONFIG = Path(FRONT_KEY).name
+CONFIGS = ("nginx.conf", "files.conf", KEY_CONFIG)
 
 
 def text(state: NodeState, name: str) -> str:
@@ -51,22 +55,44 @@ class Web:
         return [json.loads(line) for line in lines]
 
 
-def start(profile: Profile, config: str, home: Path) -> subprocess.Popen[bytes]:
-    """nginx with a configuration as it is on a node, its paths moved below ``home``."""
+def configured(state: NodeState, home: Path) -> list[Path]:
+    """A node's web servers' configurations as they are there, their paths moved below ``home``."""
+    places = [(file.path, home / Path(file.path).name) for file in state.files]
+    places = [(path, place) for path, place in places if place.name in CONFIGS]
+    moved = [*places, (FILES_ROOT, home / "files"), (LAYERS, home / "layers")]
+    moved += [(SOCKET, home / "socket"), (JOURNAL, home / "boot-access.jsonl"), ("/run/", home)]
+    for path, place in places:
+        config = text(state, Path(path).name).replace("user www-data;", "user root;")
+        config = config.replace("error_log stderr", f"error_log {place}.log")
+        for before, after in moved:
+            config = config.replace(before, f"{after}/" if before.endswith("/") else str(after))
+        place.write_text(config)
+    return [place for _, place in places if place.name != KEY_CONFIG]
+
+
+def start(profile: Profile, state: NodeState, home: Path) -> list[subprocess.Popen[bytes]]:
+    """A node's web servers."""
     for node in profile.nodes:
         address = f"{profile.boot_link(node).address}/32"
         run(["ip", "-n", SPACE, "address", "add", address, "dev", "lo"])
-    for path, place in ((FILES_ROOT, "files"), (LASTING, ""), (LAYERS, "layers")):
-        config = config.replace(path, str(home / place))
-    (home / "node.conf").write_text(config.replace(SOCKET, str(home / "socket")))
-    main = home / "nginx.conf"
-    main.write_text(
-        f"user root; worker_processes 1; pid {home}/pid; error_log {home}/error.log;\n"
-        f"events {{}} http {{ include {home}/node.conf; }}\n"
-    )
-    with netns.entered(SPACE):
-        run([str(NGINX), "-t", "-c", main])
-        return subprocess.Popen([str(NGINX), "-c", main, "-g", "daemon off;"])
+    return serve(SPACE, state, home)
+
+
+def serve(space: str, state: NodeState, home: Path) -> list[subprocess.Popen[bytes]]:
+    """A node's web servers in a namespace that has its addresses."""
+    with netns.entered(space):
+        configs = configured(state, home)
+        for config in configs:
+            run([str(NGINX), "-t", "-c", config])
+        return [
+            subprocess.Popen([str(NGINX), "-c", config, "-g", "daemon off;"]) for config in configs
+        ]
+
+
+def stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    for server in servers:
+        server.terminate()
+        server.wait(10)
 
 
 def until_it_listens(web: Web) -> None:
@@ -77,4 +103,4 @@ def until_it_listens(web: Web) -> None:
             return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError((web.root / "error.log").read_text())
+    raise AssertionError([log.read_text() for log in web.root.glob("*.conf.log")])

@@ -57,10 +57,10 @@ def test_without_its_authority_it_hands_out_nothing(service: Running, tmp_path: 
 
 
 def test_the_log_of_events_does_not_grow_for_ever(tmp_path: Path) -> None:
-    events = boot_service.Events(tmp_path / "events.jsonl")
+    events = boot_service.Events(tmp_path)
     line = "x" * 1000
     for _ in range(2 * boot_service.EVENTS_SIZE // 1000 + 10):
-        events.add("report", text=line)
+        events.add("report", MAC, "compute0", text=line)
     sizes = [file.stat().st_size for file in tmp_path.iterdir()]
     assert len(sizes) == 2
     assert sum(sizes) < 2.1 * boot_service.EVENTS_SIZE

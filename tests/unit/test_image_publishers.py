@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from support import DATA
 from support.index import GITHUB, provenance
 
 from orchestrator.image.lock.publishers import LONGEST, publisher_in
 
 SHA = "1" * 64
 BUNDLE = provenance(SHA, GITHUB)["attestation_bundles"][0]
-
-
-#: As PyPI gave it; the sha256 is that of the file.
-REAL = DATA / "provenance/pypi_attestations-0.0.19.tar.gz.json"
-REAL_SHA = "9bb1add04b1b4e182be6b0b80931593f7a291eb49d69b4fd728a5d4cbcdc4bd3"
-
-
-def test_what_pypi_says_is_read() -> None:
-    told = publisher_in(json.loads(REAL.read_text()), REAL_SHA)
-    assert told == "GitHub: repository trailofbits/pypi-attestations, workflow release.yml"
-    with pytest.raises(ValueError, match="another file"):
-        publisher_in(json.loads(REAL.read_text()), SHA)
 
 
 def bundles(*publishers: dict[str, Any]) -> dict[str, Any]:

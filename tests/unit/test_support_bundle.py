@@ -19,6 +19,7 @@ from orchestrator.core.progress import Board
 from orchestrator.models.profiles import load
 from orchestrator.node.trust import PAIRS, TOKENS, open_trust
 from orchestrator.profile import Profile
+from orchestrator.provision.netboot.state import EVENTS
 
 HUB_TOKEN = "hf_" + "Qx7" * 12
 NONCE = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -73,9 +74,8 @@ def plant(profile: Profile) -> None:
     ]
     for file in (
         home / "timeline.jsonl",
-        lasting / "boot/events.jsonl",
-        lasting / "boot/events.1.jsonl",
-        lasting / "boot-access.jsonl",
+        lasting / EVENTS / "02-00-0a-4d-00-10.jsonl",
+        lasting / EVENTS / "02-00-0a-4d-00-10.1.jsonl",
         home / "machines/left/console.log",
         home / "machines/left/qemu.log",
     ):
@@ -135,7 +135,7 @@ def test_no_secret_of_the_cluster_is_anywhere_in_it(
     assert "exit code: 3" in power
     # What is not secret is still there.
     logs = [name for name in found.files if name.startswith(("control/", "machines/"))]
-    assert len(logs) == 6
+    assert len(logs) == 5
     for name in logs:
         assert "first line" in found.files[name]
         assert "last line" in found.files[name]

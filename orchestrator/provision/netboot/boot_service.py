@@ -50,8 +50,10 @@ TEXT = 400
 BODY = 2000
 #: The number of boots that are kept per machine.
 REMEMBERED = 20
-#: The event log is rotated when it exceeds so many bytes; one old file is kept.
-EVENTS_SIZE = 4 << 20
+#: A machine's event log is rotated when it exceeds so many bytes; one old file is kept.
+EVENTS_SIZE = 64 << 10
+#: Refusals are written at most once in so many seconds, and kept for so many.
+REFUSALS_WRITTEN, REFUSALS_KEPT = 1.0, 30 * 86400.0
 #: An unknown machine's requests are logged at most once in so many seconds.
 QUIET = 600.0
 #: Seconds to wait for an answer of a node's SSH port. A machine that boots refuses at once.
@@ -130,39 +132,65 @@ class Boots:
             raise
 
     def _save(self) -> None:
-        beside = self.path.with_name(f".{self.path.name}")
         try:
-            with beside.open("w") as file:
-                beside.chmod(0o600)
-                json.dump(self.by_mac, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.path)
+            replace(self.path, json.dumps(self.by_mac))
         except OSError as error:
             raise NotSaved(str(error)) from error
 
 
 class Events:
-    """The event log, events.jsonl: a line per event."""
+    """The event logs, a line per event, in a file per machine: none pushes another's out of view.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    What machines that are not in the profile do is in one file. `refused.jsonl` has a line for each
+    node and reason: refusals are counted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.unknown: dict[str, float] = {}
+        self.refused: dict[tuple[str, str], dict[str, Any]] = {}
+        self.waiting = False
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            for line in (directory / "refused.jsonl").read_text().splitlines():
+                event = json.loads(line)
+                if event["time"] > time.time() - REFUSALS_KEPT:
+                    self.refused[event["node"], event["reason"]] = event
 
-    def add(self, kind: str, **fields: Any) -> None:
+    def add(self, kind: str, mac: str, node: str = "", **fields: Any) -> None:
         """Append an event. If the disk is full, the event is lost, and boots go on."""
-        event = {"time": round(time.time(), 3), "kind": kind, **fields}
+        event = {"time": now(), "kind": kind, "node": node, "mac": mac, **fields}
+        path = self.directory / f"{mac.replace(':', '-') if node else 'unknown'}.jsonl"
         with suppress(OSError):
-            if self.path.exists() and self.path.stat().st_size > EVENTS_SIZE:
-                self.path.replace(self.path.with_suffix(".1.jsonl"))
-            with self.path.open("a") as file:
+            self.directory.mkdir(exist_ok=True)
+            if path.exists() and path.stat().st_size > EVENTS_SIZE:
+                path.replace(path.with_suffix(".1.jsonl"))
+            with path.open("a") as file:
                 file.write(json.dumps(event) + "\n")
 
     def add_unknown(self, mac: str, address: str) -> None:
-        now = time.monotonic()
-        if now - self.unknown.get(mac, -QUIET) >= QUIET:
-            self.unknown = {mac: now, **self.unknown} if len(self.unknown) < 1000 else {mac: now}
-            self.add("unknown", mac=mac, address=address)
+        at = time.monotonic()
+        if at - self.unknown.get(mac, -QUIET) >= QUIET:
+            self.unknown = {mac: at, **self.unknown} if len(self.unknown) < 1000 else {mac: at}
+            self.add("unknown", mac, address=address)
+
+    def count_refusal(self, reason: str, node: str, **fields: Any) -> None:
+        """Count a refusal, and keep the fields of the last one."""
+        before = self.refused.get((node, reason), {"first": now(), "count": 0})
+        self.refused[node, reason] = {
+            **{"time": now(), "kind": "refused", "reason": reason, "node": node, **fields},
+            **{"first": before["first"], "count": before["count"] + 1},
+        }
+        if not self.waiting:
+            self.write_refusals()
+            self.waiting = True
+            asyncio.get_running_loop().call_later(REFUSALS_WRITTEN, self.write_refusals)
+
+    def write_refusals(self) -> None:
+        self.waiting = False
+        with suppress(OSError):
+            self.directory.mkdir(exist_ok=True)
+            lines = [json.dumps(event) + "\n" for event in self.refused.values()]
+            replace(self.directory / "refused.jsonl", "".join(lines))
 
 
 @dataclass(frozen=True)
@@ -188,7 +216,7 @@ class Service:
     def __init__(self, files: Files) -> None:
         self.files = files
         self.boots = Boots(files.state / "boots.json")
-        self.events = Events(files.state / "events.jsonl")
+        self.events = Events(files.state / "events")
         self.up: dict[str, float] = {}
 
     def application(self) -> Starlette:
@@ -293,8 +321,11 @@ class Service:
         raise self.refused(423, asking, text)
 
     def refused(self, code: int, asking: Asking, text: str, nonce: str = "") -> HTTPException:
-        """Log a refusal; return the exception to raise."""
-        self.note("refused", asking, nonce, text=text)
+        """Count a refusal; return the exception to raise."""
+        # Anybody can ask in a node's name. Who has its address too is counted apart.
+        own = asking.node is not None and asking.address == asking.node["address"]
+        reason = f"{code} {'from its address' if own else 'from elsewhere'}"
+        self.events.count_refusal(reason, **about(asking, nonce), text=text)
         return HTTPException(code, text)
 
     def certified(self, asking: Asking, key: str) -> bytes:
@@ -327,15 +358,29 @@ class Service:
         return asking
 
     def note(self, kind: str, asking: Asking, nonce: str = "", **details: Any) -> None:
-        """Log an event. Only the nonce's first 8 digits: it is a secret until it is used."""
-        self.events.add(
-            kind,
-            node=asking.name,
-            mac=asking.mac,
-            address=asking.address,
-            boot=nonce[:8],
-            **details,
-        )
+        """Log an event."""
+        self.events.add(kind, **about(asking, nonce), **details)
+
+
+def now() -> float:
+    return round(time.time(), 3)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole, or leave it as it was. Raises OSError."""
+    beside = path.with_name(f".{path.name}")
+    with beside.open("w") as file:
+        beside.chmod(0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def about(asking: Asking, nonce: str) -> dict[str, str]:
+    """What each event says. Of the nonce the first 8 digits: it is a secret until it is used."""
+    sender = {"node": asking.name, "mac": asking.mac, "address": asking.address}
+    return {**sender, "boot": nonce[:8]}
 
 
 async def accepts(address: str, port: int) -> bool:

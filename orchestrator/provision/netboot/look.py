@@ -151,7 +151,7 @@ class Watch:
             if time.monotonic() - self._looked >= WATCH_INTERVAL:
                 # If the control node does not answer, another step of `up` reports it.
                 with suppress(UserError):
-                    logs = fetch(self.control)
+                    logs = fetch(self.profile, self.control)
                     events = _events(self.diary, logs)
                     self._boots = timeline.assemble(
                         _places(self.profile), events, time.time()
@@ -163,16 +163,21 @@ class Watch:
         return f"boots: {at.step} {at.text}" if at.status == FAILED else f"boots: {at.step}"
 
 
-def fetch(control: Remote) -> dict[str, Any]:
-    """The control node's logs of boots, by source. Raises UserError if it does not answer."""
-    want = {
-        "state": LASTING,
-        "unit": state.DHCP_UNIT,
+def wanted(profile: Profile, events: str) -> dict[str, Any]:
+    """What probe_boot.py is asked for."""
+    return {
+        "dnsmasq": state.DHCP_UNIT,
+        "files": state.FILES_UNIT,
         "since": SINCE,
         "wanted": sources.DNSMASQ_WORDS,
-        "access": state.ACCESS_LOG,
-        "events": state.EVENTS,
+        "events": events,
+        "machines": [place.mac for place in _places(profile) if place.mac],
     }
+
+
+def fetch(profile: Profile, control: Remote) -> dict[str, Any]:
+    """The control node's logs of boots, by source. Raises UserError if it does not answer."""
+    want = wanted(profile, f"{LASTING}/{state.EVENTS}")
     source = Path(__file__).with_name("probe_boot.py").read_text()
     argv = [PYTHON, "-I", "-", json.dumps(want)]
     said = control.run(argv, what="reading the boot logs", stdin=source, timeout=TIMEOUT)

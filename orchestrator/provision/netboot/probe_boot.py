@@ -1,9 +1,11 @@
 """Runs on the control node, sent over SSH: print its logs of boots as JSON. Standard library only.
 
-The argument is a JSON object: `state` (a directory), `unit` and `since` (for journalctl), `wanted`
-(a regular expression), `access` and `events` (file names in `state`). It prints a JSON object:
-`dnsmasq`, [time, message] pairs of the unit's wanted messages, and `access` and `events`, the
-parsed lines of those files.
+The argument is a JSON object: `dnsmasq` and `files` (units), `since` (for journalctl), `wanted` (a
+regular expression), `events` (a directory) and `machines` (their hardware addresses). It prints a
+JSON object: `dnsmasq`, [time, message] pairs of that unit's wanted messages; `access`, the requests
+that the unit of the web server logged; `events`, the boot service's of these machines.
+
+Strangers write these logs too: only their ends are read, and of each machine's its own.
 """
 
 from __future__ import annotations
@@ -14,53 +16,75 @@ import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-#: Only the last so many lines of each log are printed.
-LINES = 4000
+#: The last so many messages of a unit are read, and so many bytes of each file of events.
+MESSAGES = 20_000
+TAIL = 32 << 10
+#: Files of events that are no machine's of the profile.
+OTHERS = ("unknown", "refused")
 
 
-def journal(unit: str, since: str, wanted: str) -> list[tuple[float, str]]:
-    argv = ["journalctl", f"--unit={unit}", f"--since={since}", "--output=json"]
-    argv += ["--output-fields=MESSAGE", "--no-pager"]
+def journal(unit: str, since: str) -> list[tuple[float, str]]:
+    argv = ["journalctl", f"--unit={unit}", f"--since={since}", f"--lines={MESSAGES}"]
+    argv += ["--output=json", "--output-fields=MESSAGE", "--no-pager"]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=30, check=False)
     entries = [json.loads(line) for line in done.stdout.splitlines()]
-    messages = [
+    return [
         (int(entry["__REALTIME_TIMESTAMP"]) / 1e6, entry["MESSAGE"])
         for entry in entries
-        if isinstance(entry.get("MESSAGE"), str) and re.search(wanted, entry["MESSAGE"])
+        if isinstance(entry.get("MESSAGE"), str)
     ]
-    return messages[-LINES:]
 
 
-def lines(path: Path) -> list[dict[str, object]]:
+def tail(directory: str, name: str) -> list[str]:
+    """The last lines of a file; the first of them may be cut."""
     # Root reads what the boot service wrote: no link to something else, no pipe that never ends.
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle, encoding="utf-8", errors="replace") as file:
+        parent = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
+        finally:
+            os.close(parent)
+        with os.fdopen(handle, "rb") as file:
             there = os.fstat(handle)
             if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
                 return []
-            found = file.readlines()[-LINES:]
+            file.seek(max(0, there.st_size - TAIL))
+            return file.read(TAIL).decode("utf-8", "replace").splitlines()
     except OSError:
         return []
-    records = []
-    for line in found:
+
+
+def records(lines: Iterable[str]) -> list[dict[str, object]]:
+    """The JSON objects among the lines: a full disk, or the tail's start, cuts a line off."""
+    found = []
+    for line in lines:
         try:
-            records.append(json.loads(line))
-        except ValueError:  # a full disk cut the line off
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-    return records
+        if isinstance(record, dict):
+            found.append(record)
+    return found
 
 
-def main(want: dict[str, str]) -> None:
-    state = Path(want["state"])
+def events(directory: str, machines: Sequence[str]) -> list[dict[str, object]]:
+    names = [machine.replace(":", "-") for machine in machines] + list(OTHERS)
+    files = [f"{name}{part}.jsonl" for name in names for part in (".1", "")]
+    return [record for name in files for record in records(tail(directory, name))]
+
+
+def main(want: dict[str, Any]) -> None:
+    dnsmasq = journal(want["dnsmasq"], want["since"])
+    access = journal(want["files"], want["since"])
     print(
         json.dumps(
             {
-                "dnsmasq": journal(want["unit"], want["since"], want["wanted"]),
-                "access": lines(state / want["access"]),
-                "events": lines(state / want["events"]),
+                "dnsmasq": [each for each in dnsmasq if re.search(want["wanted"], each[1])],
+                "access": records(text for _, text in access if text.startswith("{")),
+                "events": events(want["events"], want["machines"]),
             }
         )
     )

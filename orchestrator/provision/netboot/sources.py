@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.provision.boot_parameters import SIGNED
@@ -41,6 +41,9 @@ class BootEvent:
     text: str = ""
     #: The sender of a DHCP request, else empty.
     sender: str = ""
+    #: Refusals are counted: how many since ``first``.
+    count: int = 1
+    first: float = 0.0
 
     @property
     def end(self) -> float:
@@ -113,7 +116,7 @@ def _file_step(name: str) -> str:
 
 
 def from_access(records: Iterable[Mapping[str, Any]]) -> Iterable[BootEvent]:
-    """Events from nginx's access log. Layers are left out: the initrd reports them."""
+    """Events from nginx's log of nodes' requests. Layers are left out: the initrd reports them."""
     for record in records:
         parts = str(record["uri"]).partition("?")[0].strip("/").split("/")
         if parts[0] == "loaders":
@@ -160,7 +163,9 @@ def from_service(records: Sequence[Mapping[str, Any]]) -> Iterable[BootEvent]:
             yield BootEvent(time, step, status, mac=mac, address=address, bytes=size, text=text)
         else:
             status = FAILED if kind in (REFUSED, UNKNOWN) else DONE
-            yield BootEvent(time, kind, status, mac=mac, address=address, text=text)
+            count, first = int(record.get("count", 1)), float(record.get("first", time))
+            said = BootEvent(time, kind, status, mac=mac, address=address, text=text)
+            yield replace(said, count=count, first=first)
 
 
 def _bytes(text: str) -> int:

@@ -25,14 +25,19 @@ NAT_UNIT = "orchestrate-nat.service"
 BOOT_USER = "orchestrate-boot"
 #: The only group that may use its socket: Debian's nginx, which passes on the client's address.
 FRONT_GROUP = "www-data"
+#: Debian's unit of nginx reads these.
+WEB_CONFIG, WEB_PID = "/etc/nginx/nginx.conf", "/run/nginx.pid"
 SOCKET = f"/run/{BOOT_USER}/http.sock"
 TFTP_ROOT = f"{FILES_ROOT}/{CURRENT}/{LOADERS}"
 HOST_CA = f"{ETC}/host_ca"
-#: In LASTING, which is root's: nginx's and dnsmasq's files, that they open as root; and a directory
-#: of the boot service's own, where root writes nothing. EVENTS is what that service saw. BOOTS has
-#: nonces, which are secret until they are used.
-ACCESS_LOG, LEASES, BOOT_STATE = "boot-access.jsonl", "dnsmasq.leases", "boot"
-EVENTS, BOOTS = f"{BOOT_STATE}/events.jsonl", f"{BOOT_STATE}/boots.json"
+FILES_UNIT = "orchestrate-files.service"
+#: In LASTING, which is root's: dnsmasq's file, that it opens as root; and a directory of the boot
+#: service's own, where root writes nothing. EVENTS is what that service saw, a file a machine.
+#: BOOTS has nonces, which are secret until they are used.
+LEASES, BOOT_STATE = "dnsmasq.leases", "boot"
+EVENTS, BOOTS = f"{BOOT_STATE}/events", f"{BOOT_STATE}/boots.json"
+#: Where nginx logs: the journal, which is bounded.
+JOURNAL = "syslog:server=unix:/dev/log,nohostname,tag=boot"
 #: On a netbooted node: the directory of the layers that it fetched.
 LAYERS = "/run/orchestrate/layers"
 #: On a netbooted node: the units that fetch late layers; images/initrd/late.sh writes them.
@@ -51,6 +56,7 @@ def control(profile: Profile, host_ca: Secret) -> Iterable[Resource]:
         f"/etc/systemd/system/{DHCP_UNIT}": render(DHCP_UNIT, config=config),
     }
     yield from service(Step.BASE, DHCP_UNIT, files)
+    yield from _files(profile)
     if profile.boot.nat:
         yield from _nat(profile, profile.boot.nat)
 
@@ -73,6 +79,25 @@ def _boot_service(host_ca: Secret) -> Iterable[Resource]:
     )
     files = {code: Path(boot_service_file()).read_text(), f"/etc/systemd/system/{BOOT_UNIT}": unit}
     yield from service(Step.BASE, BOOT_UNIT, files, [HOST_CA])
+
+
+def _files(profile: Profile) -> Iterable[Resource]:
+    """The web server for nodes, apart from the endpoint's: neither can use up the other."""
+    config = f"{ETC}/files.conf"
+    text = render(
+        "files.conf",
+        pid="/run/orchestrate-files.pid",
+        files=profile.boot_server,
+        root=FILES_ROOT,
+        loaders=TFTP_ROOT,
+        journal=JOURNAL,
+        nodes=[profile.boot_link(node).address for node in profile.nodes],
+        boot_socket=SOCKET,
+    )
+    unit = render(FILES_UNIT, config=config)
+    files = {config: text, f"/etc/systemd/system/{FILES_UNIT}": unit}
+    yield Directory(Step.BASE, FILES_ROOT)
+    yield from service(Step.BASE, FILES_UNIT, files)
 
 
 def dnsmasq_conf(profile: Profile) -> str:
@@ -106,5 +131,5 @@ def compute(profile: Profile, node: Node, web_unit: str) -> Iterable[Resource]:
     """With `boot.peers`: a web server on a compute node that offers its layers to others."""
     if profile.boot.peers:
         address = f"{profile.boot_link(node).address}:{profile.boot.http_port}"
-        text = render("peer.conf", address=address, layers=LAYERS)
-        yield from service(Step.BASE, web_unit, {"/etc/nginx/conf.d/orchestrate.conf": text})
+        text = render("peer.conf", pid=WEB_PID, address=address, layers=LAYERS)
+        yield from service(Step.BASE, web_unit, {WEB_CONFIG: text})

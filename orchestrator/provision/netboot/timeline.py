@@ -121,12 +121,13 @@ class BootTimeline:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refused request: the sender's addresses, reason, count, and time of the last one."""
+    """Refused requests: the last one's addresses, reason and time, how many since when."""
 
     mac: str
     address: str
     text: str
     count: int
+    first: float
     time: float
 
 
@@ -150,18 +151,12 @@ def assemble(places: Sequence[Place], events: Iterable[BootEvent], now: float) -
     return Netboot(
         boots={place.name: _boot(place, ordered, now) for place in places},
         unknown={event.mac: event.time for event in strangers},
-        refused=_refusals(event for event in ordered if event.step == REFUSED),
+        refused=tuple(
+            Refusal(e.mac, e.address, e.text, e.count, e.first, e.time)
+            for e in ordered
+            if e.step == REFUSED
+        ),
     )
-
-
-def _refusals(events: Iterable[BootEvent]) -> tuple[Refusal, ...]:
-    """Refusals; equal ones are counted as one."""
-    found: dict[tuple[str, str, str], Refusal] = {}
-    for event in events:
-        what = (event.mac, event.address, event.text)
-        count = found[what].count + 1 if what in found else 1
-        found[what] = Refusal(*what, count, event.time)
-    return tuple(found.values())
 
 
 def _boot(place: Place, events: Sequence[BootEvent], now: float) -> BootTimeline:
