@@ -76,7 +76,8 @@ def _without(value: Any, key: str = "") -> Any:
 
 def _nonces(lasting: ForeignDirectory) -> Iterator[str]:
     """Of boots: whoever knows one that is not used up gets that node's identity."""
-    with suppress(OSError, UserError, ValueError, AttributeError, TypeError, KeyError):
+    wrong = (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    with suppress(*wrong):
         for boots in json.loads(lasting.read(BOOTS, BOOTS_MOST)).values():
             for boot in boots:
                 yield str(boot["boot"])

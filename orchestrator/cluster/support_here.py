@@ -191,7 +191,7 @@ def _command(bundle: BundleFiles, name: str, argv: tuple[str, ...]) -> None:
 def _file(bundle: BundleFiles, name: str, root: Path, inside: str) -> None:
     """The end of a plain file, from the beginning of a line: half a secret would not be known.
 
-    The boot service's account writes below a directory of these: no link leads out of them.
+    Root in the control node's container owns some of the directories: no link leads out of them.
     """
     try:
         with ForeignDirectory(root).open(inside) as file:

@@ -95,9 +95,9 @@ def bring(
     found_running = any(cluster.driver.running(node) for node in cluster.profile.nodes)
     try:
         files = prepare(cluster, board, serves=serves)
+        configure_nodes(cluster, targets(cluster, files), result, chosen, Slots(jobs))
         # Threads and processes that are started here are in the cluster's network too.
         with cluster.driver.network():
-            configure_nodes(cluster, targets(cluster, files), result, chosen, Slots(jobs))
             if (until == Step.RAY or (serves and whole)) and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
             if serves and whole and not result.failures:
@@ -134,7 +134,8 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
         done.detail = f"{cluster.image_id[:12]} {'served' if changed else 'is served'}{held}"
     with board.step(CLUSTER, "machines") as done:
         cluster.driver.prepare(cluster.image)
-        done.detail = members.told(members.left(cluster.profile))
+        told = (cluster.driver.why_shared, members.told(members.left(cluster.profile)))
+        done.detail = "; ".join(filter(None, told))
     return files
 
 
@@ -149,29 +150,27 @@ def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
 def configure_nodes(
     cluster: Cluster, targets: dict[str, Target], result: Bringup, chosen: Selection, slots: Slots
 ) -> None:
-    """Bring all chosen nodes from power to configured services, in parallel."""
+    """Bring all chosen nodes from power to configured services, in parallel.
+
+    First the control node gets power alone: with its container comes the cluster's network.
+    """
     control = Gates()
-    if cluster.profile.control not in chosen:
-        control.open()
     watch = Watch(cluster.profile, cluster.diary, cluster.remote(cluster.profile.control))
     meeting = meeting_of(cluster, result, chosen)
+    course = Course(chosen, control, slots, watch, meeting)
+    ways = [Way(cluster, node, targets[node.name], result, course) for node in chosen.nodes]
+    for way in ways:
+        if cluster.profile.is_control(way.node):
+            attempt(result, way.node.name, way.switch_on)
+    ways = [way for way in ways if way.node.name not in result.failures]
+    if not any(cluster.profile.is_control(way.node) for way in ways):
+        control.open()
     # A thread each: the most of it is waiting.
-    with ThreadPoolExecutor(len(chosen.nodes)) as pool:
-        ways = {
-            node.name: pool.submit(
-                Way(
-                    cluster,
-                    node,
-                    targets[node.name],
-                    result,
-                    Course(chosen, control, slots, watch, meeting),
-                ).go
-            )
-            for node in chosen.nodes
-        }
+    with cluster.driver.network(), ThreadPoolExecutor(len(chosen.nodes)) as pool:
+        ends = {way.node.name: pool.submit(way.go) for way in ways}
         try:
-            for name, way in ways.items():
-                attempt(result, name, way.result)
+            for name, end in ends.items():
+                attempt(result, name, end.result)
         except KeyboardInterrupt:
             # The threads are in ssh or in a wait: end both, or leaving the pool would hang.
             control.open()
@@ -241,9 +240,10 @@ class Way:
                 self.course.meeting.leave(self.node.name)
 
     def go_first(self) -> None:
-        """The control node's way. Its base is configured in any case, since others boot from it."""
+        """The control node's way, after its power. Its base is configured in any case, since
+        others boot from it."""
         try:
-            self.reach()
+            self.reach_ssh()
             if Step.BASE in self.course.chosen.steps:
                 self.renew()
                 self.apply(Step.BASE)
@@ -259,7 +259,8 @@ class Way:
         """A compute node's way."""
         if self.cluster.driver.netboots(self.node):
             self.wait(self.control.boots_others)
-        self.reach()
+        self.switch_on()
+        self.reach_ssh()
         if self.wanted(Step.BASE):
             self.renew()
             self.apply(Step.BASE)
@@ -280,12 +281,12 @@ class Way:
         if not gate.wait(limit):
             raise UserError(f"{self.node.name}: the control node was not ready in {limit:g} s")
 
-    def reach(self) -> None:
-        """Power, then SSH."""
-        board, name = self.result.board, self.node.name
-        with board.step(name, "power") as done, self.course.slots.one():
+    def switch_on(self) -> None:
+        with self.result.board.step(self.node.name, "power") as done, self.course.slots.one():
             done.detail = self.power()
-        with board.step(name, SSH):
+
+    def reach_ssh(self) -> None:
+        with self.result.board.step(self.node.name, SSH):
             self.wait_for_ssh()
         self.reached("sshd")
 

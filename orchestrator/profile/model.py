@@ -297,6 +297,12 @@ class Profile(Section):
         " the checkout there and run there over SSH. Without it they run here, unless"
         " `--on-control` is given.",
     )
+    accept_root_on_host: bool = Field(
+        default=False,
+        description="With `machines: real`, on a host whose kernel cannot give the control node's "
+        "container a user namespace: accept that root in the container is root on the host, with "
+        "fewer rights. Default: `up` refuses.",
+    )
     compute_nodes: tuple[Node, ...] = Field(
         min_length=1, description="The compute nodes, in order. vLLM's server runs on the first."
     )

@@ -120,6 +120,7 @@ def test_a_boot_of_a_node_that_is_up_is_refused_and_shown(service: Running, tmp_
         assert service.script(address=LOOPBACK).status_code == 423
         assert service.ask("GET", f"/boot/begin?mac={MAC}", address=LOOPBACK).status_code == 423
         assert not service.events("script")
+        service.refused(2)
     profile = load(GOLDEN / "sim/profile.yml")
     logs = {"events": service.events()}
     (told,) = look.seen(profile, Diary(tmp_path / "timeline.jsonl"), logs, ()).netboot.refused

@@ -60,7 +60,7 @@ class Hostile:
         """A program as an account of compute1 that may read nothing of the cluster's."""
         pid = self.sim.machine("compute1")
         inside = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
-        enter = ["nsenter", f"--target={inside}", "--mount", "--pid", "--net", "--"]
+        enter = ["nsenter", f"--target={inside}", "--all", "--"]
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-i"]
         return subprocess.run(
             [*enter, *nobody, "HOME=/tmp", "PATH=/usr/bin:/bin", *argv],

@@ -43,6 +43,10 @@ class Driver(Protocol):
     def boot_timeout(self) -> float:
         """Seconds that a machine may take from power-on to SSH."""
 
+    @property
+    def why_shared(self) -> str:
+        """After `prepare`: why containers share this machine's root, in a line; empty if not."""
+
     def check_rights(self) -> None:
         """Raises UserError if the user lacks the rights to run machines."""
 

@@ -66,8 +66,11 @@ class Cards(Cables):
         return space
 
     def remove(self) -> None:
+        self.unplug(self.profile.control)
+
+    def unplug(self, node: Node) -> None:
         """Move the cards back, then remove the namespace."""
-        space = self.named(self.profile.control.name)
+        space = self.named(node.name)
         for interface, taken in self._taken().items():
             if netns.has_link(space, interface):
                 self._give_back(space, interface, taken)

@@ -37,6 +37,7 @@ class Machine(Protocol):
     def plug(self) -> None: ...
     def state(self) -> PowerState: ...
     def leader(self) -> int: ...
+    def why_shared(self) -> str: ...
     def trouble(self) -> UserError | None: ...
     def power_on(self, files: dict[str, BootFile]) -> None: ...
     def power_off(self, timeout: float) -> None: ...
@@ -51,6 +52,9 @@ class SeparateMachine:
     home: Path
 
     netboots = True
+
+    def why_shared(self) -> str:
+        return ""
 
     def leader(self) -> int:
         raise UserError(
@@ -80,6 +84,7 @@ class Composed:
         self.cables: Cables = cables
         self.remember = remember
         self.layers = Layers(self.home)
+        self.why_shared = ""
         self.machines = {
             node.name: machine(node, self.home / node.name, cables, self.layers)
             for node in profile.nodes
@@ -102,6 +107,7 @@ class Composed:
         self._end_left()
         self._make_way(image)
         self.layers.mount(image)
+        self.why_shared = self.machines[self.profile.control.name].why_shared()
         write_kind(self.profile, self.kind)
         self.cables.make()
         for machine in self.machines.values():

@@ -6,7 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,12 @@ def create(name: str) -> None:
     if name not in names():
         run(["ip", "netns", "add", name], what=f"make the network namespace {name}")
         ip(name, "link", "set", "lo", "up")
+
+
+def adopt(name: str, pid: int) -> None:
+    """Call a process's namespace by this name; another one that was called so is removed."""
+    delete(name)
+    run(["ip", "netns", "attach", name, str(pid)], what=f"name the network namespace {name}")
 
 
 def delete(name: str) -> None:
@@ -50,6 +56,14 @@ def ip(name: str, *words: str) -> None:
 def has_link(name: str, link: str) -> bool:
     """Whether a namespace has a link of this name."""
     return run(["ip", "-n", name, "link", "show", link], ok=None).code == 0
+
+
+def differ(pid: int, other: int) -> bool:
+    """Whether two processes are in different namespaces; False if one has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        one, two = (Path(f"/proc/{each}/ns/net").stat().st_ino for each in (pid, other))
+        return one != two
+    return False
 
 
 @cache

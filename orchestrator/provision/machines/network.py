@@ -45,6 +45,10 @@ class Cables(ABC):
         """Make the namespace of a container node, with its links; return the namespace's name."""
 
     @abstractmethod
+    def unplug(self, node: Node) -> None:
+        """Remove the namespace of a container node, and take its links back."""
+
+    @abstractmethod
     def remove(self) -> None:
         """Remove everything that `make` and `plug_namespace` made."""
 

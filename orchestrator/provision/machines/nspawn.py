@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,16 @@ from typing import TYPE_CHECKING
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
+from orchestrator.core.source import display
+from orchestrator.core.waiting import as_long_as
 from orchestrator.image.layers import Layers, unmount_below
 from orchestrator.node.paths import FILES_ROOT, LASTING
-from orchestrator.provision.machines import PowerState, cgroup, netns
+from orchestrator.provision.machines import PowerState, cgroup, netns, userns
 from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.processes import Process, children, ended, kill
 from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.machines.userns import Unmappable
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
@@ -30,6 +34,46 @@ if TYPE_CHECKING:
 
 #: The size limit of a node's writable tmpfs, as a share of this machine's memory.
 OVERLAY_SIZE = "50%"
+#: Rights of root that systemd-nspawn leaves and nothing in an image needs.
+UNNEEDED = (
+    "CAP_AUDIT_CONTROL",
+    "CAP_AUDIT_WRITE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_IPC_OWNER",
+    "CAP_LEASE",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_MKNOD",
+    "CAP_NET_BROADCAST",
+    "CAP_SETFCAP",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TTY_CONFIG",
+)
+#: In its own user namespace, systemd needs it to give services file systems of their own. On this
+#: machine it would be all rights.
+NAMESPACED = "CAP_SYS_ADMIN"
+#: System calls that systemd-nspawn allows and nothing in an image needs.
+REFUSED_CALLS = (
+    "@keyring",
+    "@module",
+    "@raw-io",
+    "@reboot",
+    "@swap",
+    "bpf",
+    "fanotify_init",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kexec_load",
+    "open_by_handle_at",
+    "perf_event_open",
+    "quotactl",
+    "userfaultfd",
+)
+#: Seconds for nspawn to make a container's namespaces.
+START_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +84,8 @@ class Container:
     home: Path
     cables: Cables
     layers: Layers
+    #: Root in it may be root on this machine, where the kernel knows no better.
+    may_share_root: bool = True
 
     netboots = False
     boot_timeout = 300.0
@@ -47,6 +93,14 @@ class Container:
     @property
     def console(self) -> Path:
         return self.home / "console.log"
+
+    @property
+    def unique(self) -> str:
+        return self.cables.named(self.node.name)
+
+    @property
+    def root(self) -> Path:
+        return self.home / "root"
 
     @property
     def process(self) -> Process:
@@ -74,9 +128,72 @@ class Container:
 
     def power_on(self, files: dict[str, BootFile]) -> None:
         self.clear()
+        try:
+            first = userns.base(self.unique)
+            shown = self._mapped(first, self.home / "mapped")
+        except Unmappable as error:
+            self._must_be_confined(str(error))
+            first, shown = userns.HOST, self._shown()
+        layers = shown[: len(self.layers.places())]
+        self._mount(layers, files, first)
+        with netns.entered(netns.host()):
+            self._start(first, served=shown[len(layers) :])
+        try:
+            self._plug_started()
+        except UserError:
+            self.power_off(0)
+            raise
+
+    def why_shared(self) -> str:
+        """Why root in the container is root here, in a line; empty: it is not.
+
+        Raises UserError if the profile does not accept that.
+        """
+        trial = self.home / "trial"
+        try:
+            self._mapped(userns.base(self.unique), trial)
+        except Unmappable as error:
+            self._must_be_confined(str(error))
+            return f"root in containers is root here, with fewer rights: {error}"
+        finally:
+            unmount_below(trial)
+        return ""
+
+    def _must_be_confined(self, reason: str) -> None:
+        """Raises UserError unless root in the container may be root here, for this reason."""
+        if not self.may_share_root:
+            profile = self.cables.profile
+            raise UserError(
+                f"{profile.where('machines')}: root in the container of {self.node.name} would be"
+                f" root on this machine, which cannot map ids: {reason}",
+                "Use a newer kernel (Debian 13's). Or accept the risk: set"
+                f" `accept_root_on_host: true` in {display(profile.path)}.",
+            )
+
+    def _shown(self) -> list[Path]:
+        """What the container sees and cannot change: the layers; then what the control node
+        serves."""
+        places = self.layers.places()
+        if self.cables.profile.is_control(self.node):
+            served = paths.served(self.cables.profile.name)
+            served.mkdir(parents=True, exist_ok=True)
+            places.append(served)
+        return places
+
+    def _mapped(self, first: int, below: Path) -> list[Path]:
+        """The same, mounted again `below`, with this container's ids, which begin at `first`."""
+        places = []
+        for number, source in enumerate(self._shown()):
+            place = below / str(number)
+            place.mkdir(parents=True, exist_ok=True)
+            userns.map_mount(source, place, first)
+            places.append(place)
+        return places
+
+    def _mount(self, layers: Sequence[Path], files: dict[str, BootFile], first: int) -> None:
+        """Mount the root: the layers below a tmpfs with the boot files."""
         overlay = self.home / "overlay"
-        root = self.home / "root"
-        for directory in (overlay, root):
+        for directory in (overlay, self.root):
             directory.mkdir(parents=True, exist_ok=True)
         run(["mount", "-t", "tmpfs", "-o", f"mode=755,size={OVERLAY_SIZE}", "tmpfs", overlay])
         upper = overlay / "upper"
@@ -84,43 +201,67 @@ class Container:
         for directory in (upper, work):
             directory.mkdir()
         write_boot_files(upper, files)
-        lower = ":".join(str(place) for place in reversed(self.layers.places()))
+        userns.give(overlay, first)
+        lower = ":".join(str(place) for place in reversed(layers))
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        run(["mount", "-t", "overlay", "-o", options, "overlay", root], what="mount the root")
-        self._start(root)
+        run(["mount", "-t", "overlay", "-o", options, "overlay", self.root], what="mount the root")
+        for place in (FILES_ROOT, LASTING):
+            make_mount_point(self.root, place, first)
 
-    def _start(self, root: Path) -> None:
-        unique = self.cables.named(self.node.name)
+    def _start(self, first: int, served: Sequence[Path]) -> None:
         argv = [
             "systemd-nspawn",
             "--quiet",
             "--boot",
-            f"--directory={root}",
+            f"--directory={self.root}",
             f"--machine={self.cables.named(self.node.host_name)}",
-            f"--network-namespace-path={netns.DIRECTORY / unique}",
+            f"--hostname={self.node.host_name}",
+            # A bind mount's missing parents would belong to this machine's root.
+            "--tmpfs=/run/orchestrate:mode=755",
             f"--bind-ro={self.layers.ident_file}:/run/orchestrate/image-id",
-            "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses
+            *confinement(first),
             # Independent of this machine's systemd-machined, resolver, time zone and journal.
             "--register=no",
             "--resolv-conf=off",
             "--timezone=off",
             "--link-journal=no",
             "--console=pipe",
+            *(f"--bind-ro={place}:{FILES_ROOT}" for place in served),
         ]
-        profile = self.cables.profile
-        if profile.is_control(self.node):
-            served = paths.served(profile.name)
-            served.mkdir(parents=True, exist_ok=True)
-            argv.append(f"--bind-ro={served}:{FILES_ROOT}")
-            lasting = paths.lasting(profile.name)
+        if self.cables.profile.is_control(self.node):
+            lasting = paths.lasting(self.cables.profile.name)
             lasting.mkdir(parents=True, exist_ok=True)
+            userns.give(lasting, first)
             argv.append(f"--bind={lasting}:{LASTING}")
         if not cgroup.SYSTEMD_RUNS.is_dir():
-            argv = cgroup.starting_in(unique, [*argv, "--keep-unit"])
+            argv = cgroup.starting_in(self.unique, [*argv, "--keep-unit"])
         self.console.unlink(missing_ok=True)
         # A writable /proc/sys/net: with boot.nat, the control node enables IP forwarding.
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
         self.process.start(argv, log=self.console, env=env)
+
+    def _plug_started(self) -> None:
+        """Give the container's network namespace the node's name and links.
+
+        It belongs to the container's user namespace, so it cannot be there before. Limits of its
+        links stay. Raises UserError if the container does not start.
+        """
+        pid = self.process.pid()
+        own: list[int] = []
+
+        def starting() -> bool:
+            own[:] = [each for each in self._inside(pid) if netns.differ(each, pid)] if pid else []
+            return not own and self.process.pid() is not None
+
+        as_long_as(starting, START_TIMEOUT, 0.01)
+        if not own:
+            raise UserError(f"{self.node.name} does not start", f"Its console: {self.console}")
+        limits = self.cables.throttled(self.node)
+        self.cables.unplug(self.node)
+        netns.adopt(self.unique, own[0])
+        self.cables.plug_namespace(self.node)
+        for network, limit in limits.items():
+            self.cables.throttle(self.node, network, limit)
 
     def power_off(self, timeout: float) -> None:
         pid = self.process.pid()
@@ -141,7 +282,7 @@ class Container:
     def clear(self) -> None:
         """Remove what is left of a container that does not run, except its console log."""
         unmount_below(self.home)
-        cgroup.remove(self.cables.named(self.node.name))
+        cgroup.remove(self.unique)
         self.process.record.unlink(missing_ok=True)
 
 
@@ -153,6 +294,30 @@ def write_boot_files(upper: Path, files: dict[str, BootFile]) -> None:
         path.touch(mode=0o600)
         path.write_text(file.content)
         path.chmod(file.mode)
+
+
+def make_mount_point(root: Path, place: str, first: int) -> None:
+    """Make a directory below an image's root, and its missing parents; they belong to its root."""
+    path = root
+    for name in place.strip("/").split("/"):
+        path /= name
+        if not path.is_dir():
+            path.mkdir()
+            os.chown(path, first, first)
+
+
+def confinement(first: int) -> list[str]:
+    """systemd-nspawn's options for what root may do in a container with the ids from `first`."""
+    mapped = first != userns.HOST
+    unneeded = UNNEEDED if mapped else (*UNNEEDED, NAMESPACED)
+    return [
+        f"--private-users={first}:{userns.SIZE}" if mapped else "--tmpfs=/run/lock:mode=1777",
+        "--private-network",  # made in that user namespace, so that its root may configure it
+        "--capability=CAP_NET_ADMIN",  # systemd-networkd sets the addresses, nft the firewall
+        f"--drop-capability={','.join(unneeded)}",
+        "--no-new-privileges=yes",
+        f"--system-call-filter=~{' '.join(REFUSED_CALLS)}",
+    ]
 
 
 def cluster(profile: Profile) -> Composed:

@@ -44,7 +44,8 @@ def cluster(profile: Profile) -> Composed:
 def machine(node: Node, home: Path, cables: Cables, layers: Layers) -> Machine:
     """A container for the control node, a RealMachine for a compute node."""
     if cables.profile.is_control(node):
-        return Container(node, home, cables, layers)
+        accepted = cables.profile.accept_root_on_host
+        return Container(node, home, cables, layers, may_share_root=accepted)
     return RealMachine(node, home, cables)
 
 

@@ -57,8 +57,11 @@ class Switch(Cables):
     def remove(self) -> None:
         """Remove the bridges, and the nodes' namespaces with their links."""
         for node in self.profile.nodes:
-            netns.delete(self.named(node.name))
+            self.unplug(node)
         netns.delete(self.space)
+
+    def unplug(self, node: Node) -> None:
+        netns.delete(self.named(node.name))
 
     def bridge(self, network: str) -> str:
         return f"br{self._index(network)}"
