@@ -101,10 +101,9 @@ class Boot(Section):
     loaders: Loaders = Field(default=Loaders(), description=Loaders.__doc__)
     secure: Literal[True, False, "own"] = Field(
         default=False,
-        description="UEFI nodes boot with Secure Boot. `true`: shim, GRUB and the kernel, signed "
-        "by Microsoft and Debian, all over TFTP because the signed GRUB has no HTTP. `own`: one "
-        "image per node that your own key signs (`orchestrate trust secure-boot`). BIOS nodes "
-        "still load iPXE.",
+        description="UEFI nodes boot with Secure Boot. `true`: shim, GRUB and kernel, signed by "
+        "Microsoft and Debian, over TFTP as that GRUB has no HTTP. `own`: one image per node that "
+        "your own key signs (`orchestrate trust secure-boot`). BIOS nodes still load iPXE.",
     )
     consoles: tuple[KernelWord, ...] = Field(
         default=("tty0", "ttyS0,115200"),
@@ -299,9 +298,8 @@ class Profile(Section):
     )
     accept_root_on_host: bool = Field(
         default=False,
-        description="With `machines: real`, on a host whose kernel cannot give the control node's "
-        "container a user namespace: accept that root in the container is root on the host, with "
-        "fewer rights. Default: `up` refuses.",
+        description="With `machines: real`, where the kernel cannot give the control node's "
+        "container a user namespace: accept that its root is root on the host. Default: refuse.",
     )
     compute_nodes: tuple[Node, ...] = Field(
         min_length=1, description="The compute nodes, in order. vLLM's server runs on the first."

@@ -20,6 +20,7 @@ import pytest
 from support.boot_service import (
     ADDRESS,
     MAC,
+    OTHER_ADDRESS,
     OTHER_MAC,
     STRANGE_ADDRESS,
     Running,
@@ -218,7 +219,7 @@ def test_a_flood_of_refusals_hides_none(service: Running, tmp_path: Path) -> Non
 
 
 def test_a_node_pushes_only_its_own_events_out_of_view(service: Running, tmp_path: Path) -> None:
-    service.boot(OTHER_MAC, "10.77.0.11")
+    service.boot(OTHER_MAC, OTHER_ADDRESS)
     nonce = service.boot()
     with service.client() as client:
         for number in range(2 * FLOOD):

@@ -25,7 +25,7 @@ from orchestrator.provision.machines import netns
 from support.golden import GOLDEN, states
 from support.web import NFT, SBIN, serve, stop, text
 
-CONTROL, OTHERS = "attack-control", "attack-others"
+CONTROL, OTHERS = "flood-control", "flood-others"
 STRANGER, FRIEND = "10.77.0.99", "10.77.0.50"
 KEY = "API KEY"  # the golden context's
 MODEL_FILE, LOADER = b"a model's file", b"a loader"
