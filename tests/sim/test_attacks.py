@@ -133,8 +133,11 @@ def test_only_ports_for_everybody_are_open(hostile: Hostile) -> None:
         with there():
             opened = {port for port in ports if connects(address, port)}
         assert opened == public.get(node, {SSH_PORT}), node
-        with netns.entered(f"orchestrate-{NAME}-{'control' if node != 'control' else 'compute1'}"):
-            assert {port for port in ports if connects(address, port)} == set(ports), node
+        # As root of another node: its firewall lets no other account reach the boot port.
+        other = "control" if node != "control" else "compute1"
+        words = [address, *map(str, ports)]
+        said = hostile.sim.shell(other, "/usr/bin/python3", "-c", CONNECTS, *words)
+        assert {int(word) for word in said.split()} == set(ports), node
 
 
 def test_vllm_itself_is_for_the_control_node_alone(hostile: Hostile) -> None:
@@ -200,6 +203,15 @@ def test_ray_tells_nothing_without_the_token(hostile: Hostile) -> None:
 
 
 #: Asks Ray's client server, which runs any Python that it is sent, for a sign of life.
+#: Prints those of the ports that accept a connection.
+CONNECTS = """
+import socket, sys
+for port in sys.argv[2:]:
+    with socket.socket() as asking:
+        asking.settimeout(10)
+        if asking.connect_ex((sys.argv[1], int(port))) == 0:
+            print(port)
+"""
 PING = """
 import sys, grpc
 address, token = sys.argv[1:]

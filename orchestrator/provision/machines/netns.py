@@ -66,6 +66,13 @@ def differ(pid: int, other: int) -> bool:
     return False
 
 
+def is_called(pid: int, name: str) -> bool:
+    """Whether a process is in the namespace of this name."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return os.path.samefile(f"/proc/{pid}/ns/net", DIRECTORY / name)
+    return False
+
+
 @cache
 def host() -> Path:
     """A path to the network namespace that this process started in.

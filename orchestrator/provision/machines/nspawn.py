@@ -107,6 +107,12 @@ class Container:
         return Process(self.home / "process.json")
 
     def plug(self) -> None:
+        """A run that was killed may have started the container and not connected it."""
+        try:
+            if self._is_unplugged():
+                self._plug_started()
+        except UserError:
+            self.power_off(0)
         self.cables.plug_namespace(self.node)
 
     @property
@@ -239,6 +245,12 @@ class Container:
         # A writable /proc/sys/net: with boot.nat, the control node enables IP forwarding.
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
         self.process.start(argv, log=self.console, env=env)
+
+    def _is_unplugged(self) -> bool:
+        """Whether it runs in a network namespace that is not the one of the node's name."""
+        pid = self.process.pid()
+        inside = self._inside(pid) if pid is not None else []
+        return pid is not None and not (inside and netns.is_called(inside[0], self.unique))
 
     def _plug_started(self) -> None:
         """Give the container's network namespace the node's name and links.
