@@ -69,7 +69,7 @@ def differ(pid: int, other: int) -> bool:
 def is_called(pid: int, name: str) -> bool:
     """Whether a process is in the namespace of this name."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        return os.path.samefile(f"/proc/{pid}/ns/net", DIRECTORY / name)
+        return Path(f"/proc/{pid}/ns/net").samefile(DIRECTORY / name)
     return False
 
 
