@@ -67,18 +67,24 @@ class Switch(Cables):
         return f"br{self._index(network)}"
 
     def plug_namespace(self, node: Node) -> str:
-        """Make the node's namespace, with a veth link to each of its networks; return its name."""
+        """Make the node's namespace, with a veth link to each of its networks; return its name.
+
+        The node's end comes into its namespace last, so a link that is there is connected, even if
+        a run was killed here.
+        """
         space = self.named(node.name)
         netns.create(space)
         for network, link in node.links.items():
             if netns.has_link(space, link.interface):
                 continue
             port = self._port("port", node, network)
-            peer = ["peer", "name", port, "netns", self.space]
-            mac = self.mac(node, network)
-            add = ["link", "add", link.interface, "address", mac, "type", "veth", *peer]
-            run(["ip", "-n", space, *add], what=f"plug {node.name} into {network}")
+            end = f"{port}-end"
+            peer = ["peer", "name", end, "address", self.mac(node, network)]
+            run(["ip", "-n", self.space, "link", "delete", port], ok=None)  # of such a run
+            add = ["ip", "-n", self.space, "link", "add", port, "type", "veth", *peer]
+            run(add, what=f"plug {node.name} into {network}")
             self._connect(port, self.bridge(network), self.profile.networks[network].mtu)
+            netns.ip(self.space, "link", "set", end, "netns", space, "name", link.interface)
         return space
 
     def throttle(self, node: Node, network: str, bits_per_s: int | None) -> None:
