@@ -7,8 +7,6 @@ and has to end.
 
 from __future__ import annotations
 
-import pwd
-import shutil
 import socket
 import subprocess
 import time
@@ -21,6 +19,7 @@ import pytest
 from support.account import NAME, UID, Machine, machine, until
 from support.agent import statuses
 from support.golden import GOLDEN, context
+from support.sshd import sshd_program
 
 from orchestrator.cluster.desired import desired
 from orchestrator.models.profiles import load
@@ -219,18 +218,10 @@ def test_files_with_a_second_name_are_replaced_not_changed(node: Machine) -> Non
     assert node.sh("stat -c '%a %h' /home/file /home/other-name") == "644 1\n600 1\n"
 
 
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-
-
 @pytest.fixture
 def let_in(node: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LetIn]:
     """The machine's sshd, with what a node gets at boot, and a key that nobody knows yet."""
-    if SSHD is None:
-        pytest.skip("needs sshd (Debian: openssh-server)")
-    try:
-        pwd.getpwnam("sshd")
-    except KeyError:
-        pytest.skip("needs the sshd account")
+    program = sshd_program()
     home = tmp_path_factory.mktemp("ssh")
     authority = home / "host_ca"
     profile = load(GOLDEN / "sim/profile.yml")
@@ -263,7 +254,7 @@ def let_in(node: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             node.sh(write, path, file.content, f"{file.mode:o}")
     (config,) = (path for path in given if path.startswith("/etc/ssh/sshd_config.d/"))
     node.sh('sed -i "s/^ListenAddress.*/ListenAddress 127.0.0.1/" "$1"; mkdir /run/sshd', config)
-    argv = [*node.inside, SSHD, "-D", "-f", config, "-p", str(port), "-o", "PidFile=none"]
+    argv = [*node.inside, program, "-D", "-f", config, "-p", str(port), "-o", "PidFile=none"]
     server = subprocess.Popen([*argv, "-o", "UsePAM=yes"], stderr=subprocess.DEVNULL)
     (home / "known").write_text(f"@cert-authority * {(home / 'host_ca.pub').read_text()}")
     options = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,3 +22,16 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     """A laptop, and a control host that its ssh reaches as root."""
     with pair_at(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def network() -> Iterator[list[str]]:
+    """A network namespace with the link `x0`; the words to run something in it."""
+    name = f"agent-{os.getpid()}"
+    inside = ["ip", "netns", "exec", name]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run([*inside, "ip", "link", "add", "x0", "type", "bridge"], check=True)
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)

@@ -292,19 +292,6 @@ def test_what_is_there_is_told(root: Path) -> None:
     assert report["file:/link"]["found"]["content"] == "not a regular file"
 
 
-@pytest.fixture
-def network() -> Iterator[list[str]]:
-    """A network namespace with the link `x0`; the words to run something in it."""
-    name = f"agent-{os.getpid()}"
-    inside = ["ip", "netns", "exec", name]
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run([*inside, "ip", "link", "add", "x0", "type", "bridge"], check=True)
-        yield inside
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
-
-
 def test_a_link_gets_its_address_and_file_and_keeps_others(root: Path, network: list[str]) -> None:
     file = "/etc/systemd/network/10-x.network"
     link = NetworkLink(Step.BASE, "x0", ("10.9.0.2/24",), file, "[Match]\nName=x0\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -138,21 +137,6 @@ def test_what_cannot_be_removed_is_told_and_tried_again(root: Path) -> None:
     (root / "etc").chmod(0o755)
     assert statuses(ask("apply", root, state())) == {"file:/etc/file": "changed"}
     assert not (root / "etc/file").exists()
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[list[str]]:
-    """A network namespace with the link `x0`; the words to run something in it."""
-    with socket.socket() as probe:  # a number that nobody else has
-        probe.bind(("127.0.0.1", 0))
-        name = f"leaving-{probe.getsockname()[1]}"
-    inside = ["ip", "netns", "exec", name]
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run([*inside, "ip", "link", "add", "x0", "type", "bridge"], check=True)
-        yield inside
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 def test_a_network_loses_its_file_and_its_addresses(root: Path, network: list[str]) -> None:
