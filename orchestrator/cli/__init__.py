@@ -18,6 +18,8 @@ COMMANDS = {
     "control": ("orchestrator.cli.control", "The control host, from your laptop."),
     "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),
     "sim": ("orchestrator.cli.sim", "Simulated machines: throttle links, open a shell."),
+    "attach": ("orchestrator.cli.attach", "Write the profile of a cluster that others run."),
+    "doctor": ("orchestrator.cli.doctor", "Say what limits a cluster that others run."),
     "up": ("orchestrator.cli.cluster", "Bring the cluster up, from power to a verified answer."),
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change (dry run)."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.performance.results.bench import Asked, Run
     from orchestrator.performance.results.probe import Spread
     from orchestrator.profile import Profile
+    from orchestrator.profile.existing import Attached
 
 
 @click.group()
@@ -27,7 +29,7 @@ def bench() -> None:
 
 
 @bench.command("run")
-@on_cluster
+@partial(on_cluster, attached="orchestrator.cli.attached:bench_run")
 @json_option
 @click.option("--workload", multiple=True, help="Only these, by their names in 'bench workloads'.")
 @click.option(
@@ -63,15 +65,23 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     from orchestrator.performance.bench.run import bench as measure
 
     cluster = open_cluster(profile)
-    resumed = None
-    if how["resume"]:
-        resumed = _begun(cluster.profile.name, how)
-    asked = (resumed and resumed.asked) or _asked(cluster.profile, how)
+    resumed, asked = asked_for(profile, how)
     with cluster.locked("bench run"), Board(quiet=as_json) as board:
         if how["against_one_node"]:
             run = against_one_node(cluster, board, asked).together
         else:
             run = measure(cluster, board, asked, resumed)
+    finished(run, profile, as_json)
+
+
+def asked_for(profile: Profile | Attached, how: dict[str, Any]) -> tuple[Run | None, Asked]:
+    """The run to finish, if any, and what is wanted. Raises BadInput."""
+    resumed = _begun(profile.name, how) if how["resume"] else None
+    return resumed, (resumed and resumed.asked) or _asked(profile, how)
+
+
+def finished(run: Run, profile: Profile | Attached, as_json: bool) -> None:
+    """Show a run that has just ended; exit code 1 if it is not complete."""
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
                     "verdict": told(run, profile).verdict,
@@ -100,7 +110,7 @@ def _begun(cluster: str, how: dict[str, Any]) -> Run:
     return run
 
 
-def _asked(profile: Profile, how: dict[str, Any]) -> Asked:
+def _asked(profile: Profile | Attached, how: dict[str, Any]) -> Asked:
     """What the options ask for, else the profile. Raises BadInput for a load that is not known."""
     from orchestrator.core.errors import BadInput
     from orchestrator.core.nearest import nearest
@@ -133,9 +143,9 @@ def _targets(text: str | None) -> dict[str, float]:
 
 
 @bench.command()
-@on_cluster
+@partial(on_cluster, attached=True)
 @json_option
-def workloads(profile: Profile, as_json: bool) -> None:
+def workloads(profile: Profile | Attached, as_json: bool) -> None:
     """List the workloads that fit the profile's limits.
 
     Example: orchestrate bench workloads
@@ -154,9 +164,9 @@ def workloads(profile: Profile, as_json: bool) -> None:
 
 
 @bench.command()
-@on_cluster
+@partial(on_cluster, attached=True)
 @json_option
-def ls(profile: Profile, as_json: bool) -> None:
+def ls(profile: Profile | Attached, as_json: bool) -> None:
     """List the cluster's runs, the oldest first.
 
     Example: orchestrate bench ls
@@ -189,10 +199,10 @@ def ls(profile: Profile, as_json: bool) -> None:
 
 
 @bench.command()
-@on_cluster
+@partial(on_cluster, attached=True)
 @json_option
 @click.argument("run", default="last")
-def show(profile: Profile, as_json: bool, run: str) -> None:
+def show(profile: Profile | Attached, as_json: bool, run: str) -> None:
     """Show a run: figures, causes, and changes since the last good run.
 
     Example: orchestrate bench show last
@@ -208,11 +218,11 @@ def show(profile: Profile, as_json: bool, run: str) -> None:
 
 
 @bench.command()
-@on_cluster
+@partial(on_cluster, attached=True)
 @json_option
 @click.argument("before")
 @click.argument("after", default="last")
-def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
+def compare(profile: Profile | Attached, as_json: bool, before: str, after: str) -> None:
     """Compare two runs by workload: better or worse, significant or not, other differences.
 
     Example: orchestrate bench compare 20261126T0700 last
@@ -236,7 +246,7 @@ def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
 
 
 @bench.command()
-@on_cluster
+@partial(on_cluster, attached=True)
 @click.argument("run", default="last")
 @click.option(
     "--out",
@@ -244,7 +254,7 @@ def compare(profile: Profile, as_json: bool, before: str, after: str) -> None:
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Default: beside the run, in the state directory. '-' is standard output.",
 )
-def report(profile: Profile, run: str, to: Path | None) -> None:
+def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     """Write a run's report, one HTML file that opens without a network, and print its path.
 
     Example: orchestrate bench report
@@ -264,8 +274,15 @@ def report(profile: Profile, run: str, to: Path | None) -> None:
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
 
 
-def told(run: Run, profile: Profile) -> Story:
+def told(run: Run, profile: Profile | Attached) -> Story:
     """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
+    from orchestrator.profile.existing import Attached
+
+    if isinstance(profile, Attached):
+        from orchestrator.attach.bench import kept_speeds
+        from orchestrator.attach.explain import story as attached_story
+
+        return attached_story(run, profile, kept_speeds(profile.name))
     from orchestrator.core.errors import UserError
     from orchestrator.models import catalog
     from orchestrator.performance.bench import history
@@ -294,18 +311,17 @@ def _spread(found: Spread, scale: float = 1.0) -> str:
     return f"{found.median * scale:.4g} ± {off:.2g}"
 
 
-def _show(story: Story) -> None:
+def figures(run: Run) -> None:
+    """A run's figures, as a table."""
     from rich.table import Table
 
     from orchestrator.performance.bench.load import engine_times
 
-    for line in story.verdict:
-        out.print(line, markup=False)
     heads = ("workload", "load", "first token", "further token", "tokens/s")
     phases = ("queue", "prefill", "decode")
-    good = ["good requests/s"] if any(each.goodput_per_s for each in story.run.measured) else []
+    good = ["good requests/s"] if any(each.goodput_per_s for each in run.measured) else []
     table = Table(*heads, *phases, *good, box=None, pad_edge=False)
-    for each in story.run.measured:
+    for each in run.measured:
         times = engine_times(each.engine)
         goodput = [_spread(each.goodput_per_s)] if each.goodput_per_s else []
         table.add_row(
@@ -318,8 +334,14 @@ def _show(story: Story) -> None:
             *goodput,
         )
     out.print(table)
-    if story.run.measured:
+    if run.measured:
         out.print("queue, prefill, decode: mean per request, by vLLM's own clocks")
+
+
+def _show(story: Story) -> None:
+    for line in story.verdict:
+        out.print(line, markup=False)
+    figures(story.run)
     for line in story.run.warnings:
         err.print(f"warning: {line}", markup=False)
     for phase in story.phases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from orchestrator.core.console import out, print_error, print_json
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
+    from orchestrator.verify.facts import Generated
 
 #: As machines/accel.py has them.
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -144,7 +146,7 @@ def down(profile: Profile) -> None:
 
 
 @click.command()
-@on_cluster
+@partial(on_cluster, attached="orchestrator.cli.attached:status")
 @json_option
 @click.option(
     "--watch", is_flag=True, help="Refresh until the whole cluster is up or Ctrl-C is pressed."
@@ -172,7 +174,7 @@ def status(profile: Profile, as_json: bool, watch: bool) -> None:
 
 
 @click.command()
-@on_cluster
+@partial(on_cluster, attached="orchestrator.cli.attached:verify")
 @json_option
 @click.option(
     "--junit",
@@ -240,7 +242,7 @@ def verify(
 
 
 @click.command()
-@on_cluster
+@partial(on_cluster, attached="orchestrator.cli.attached:ask")
 @json_option
 @click.argument("question")
 def ask(profile: Profile, as_json: bool, question: str) -> None:
@@ -262,6 +264,11 @@ def ask(profile: Profile, as_json: bool, question: str) -> None:
             raise UserError(
                 f"no answer at {cluster.endpoint}: {error}", "Run: orchestrate status"
             ) from None
+    answered(question, said, as_json)
+
+
+def answered(question: str, said: Generated, as_json: bool) -> None:
+    """Show an answer."""
     if as_json:
         print_json({"question": question, "answer": said.text})
     else:

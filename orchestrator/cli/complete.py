@@ -31,8 +31,11 @@ def _images(_context: click.Context) -> Iterable[str]:
 
 def _nodes(context: click.Context) -> Iterable[str]:
     from orchestrator.models.profiles import active
+    from orchestrator.profile.load import attached_profile
 
     parameters: dict[str, Any] = context.params
+    if theirs := attached_profile(parameters.get("profile")):
+        return [node.name for node in theirs.nodes]
     return [node.name for node in active(parameters.get("profile")).nodes]
 
 

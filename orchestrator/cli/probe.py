@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -13,13 +16,14 @@ from orchestrator.core.console import err, out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
+    from orchestrator.performance.results.probe import Probes
     from orchestrator.profile import Profile
 
 KINDS = ("device", "link", "collective", "storage")
 
 
 @click.command()
-@on_cluster
+@partial(on_cluster, attached="orchestrator.cli.attached:probe")
 @json_option
 @click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all probes.")
 @nodes_option("Only these nodes, as with 'up'.")
@@ -37,15 +41,12 @@ def probe(
     Example: orchestrate probe
     Example: orchestrate probe --only link --node compute0,compute1
     """
-    from dataclasses import asdict
-
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
     from orchestrator.node.selection import select
     from orchestrator.performance.probe.judge import anomalies
     from orchestrator.performance.probe.run import Kind, store
     from orchestrator.performance.probe.run import probe as measure
-    from orchestrator.performance.probe.tables import tables
 
     cluster = open_cluster(profile)
     chosen = select(cluster.profile, nodes)
@@ -54,8 +55,15 @@ def probe(
     with cluster.locked("probe"), Board(quiet=as_json) as board:
         found = measure(cluster, board, kinds, chosen.nodes, requests)
     whole = chosen.whole and set(kinds) == set(Kind)
-    path = store(found, whole=whole)
-    lines = list(anomalies(cluster.profile, found))
+    shown(found, store(found, whole=whole), list(anomalies(cluster.profile, found)), as_json, whole)
+
+
+def shown(found: Probes, path: Path, lines: Sequence[str], as_json: bool, whole: bool) -> NoReturn:
+    """Show a round of probes; the exit code is 1 if one failed."""
+    from dataclasses import asdict
+
+    from orchestrator.performance.probe.tables import tables
+
     if as_json:
         print_json({"file": path, "anomalies": lines, **asdict(found)})
     else:
@@ -74,10 +82,15 @@ def probe(
 def idle(cluster: Cluster, *, force: bool) -> float | None:
     """How many requests the model works on; None where it does not serve. Raises UserError where
     it works on some, unless forced."""
-    from orchestrator.core.errors import UserError
     from orchestrator.performance.probe.run import requests_in_work
 
-    requests = requests_in_work(cluster)
+    return undisturbed(requests_in_work(cluster), force=force)
+
+
+def undisturbed(requests: float | None, *, force: bool) -> float | None:
+    """The requests that the model works on. Raises UserError where there are any, unless forced."""
+    from orchestrator.core.errors import UserError
+
     if requests and not force:
         raise UserError(
             f"the model is answering {requests:.0f} requests, which would distort the figures",

@@ -18,6 +18,7 @@ from orchestrator.profile import choose
 if TYPE_CHECKING:
     from orchestrator.models.serving import Layout
     from orchestrator.profile import Profile
+    from orchestrator.profile.existing import Attached
 
 
 @click.group()
@@ -98,11 +99,8 @@ def show(profile: str | None, as_json: bool) -> None:
     import yaml
 
     loaded, layout = _resolved(choose.active_path(profile))
-    document = {
-        "path": str(loaded.path.absolute()),
-        "profile": loaded.document(),
-        "layout": asdict(layout),
-    }
+    document = {"path": str(loaded.path.absolute()), "profile": loaded.document()}
+    document |= {"layout": asdict(layout)} if layout else {}
     if as_json:
         print_json(document)
     else:
@@ -121,8 +119,15 @@ def schema(reference: bool) -> None:
     print_text(derived.reference() if reference else derived.schema_text())
 
 
-def _resolved(path: Path) -> tuple[Profile, Layout]:
-    """The profile and how its model lies on it: only both together show that it can be served."""
+def _resolved(path: Path) -> tuple[Profile, Layout] | tuple[Attached, None]:
+    """The profile and how its model lies on it: only both together show that it can be served.
+
+    A cluster that others run has the layout that they gave it.
+    """
+    from orchestrator.profile.load import is_existing, load_attached
+
+    if is_existing(path):
+        return load_attached(path), None
     from orchestrator.models import serving
     from orchestrator.models.profiles import load
 
@@ -130,10 +135,14 @@ def _resolved(path: Path) -> tuple[Profile, Layout]:
     return loaded, serving.resolve(loaded)
 
 
-def _notes(profile: Profile) -> Iterator[str]:
+def _notes(profile: Profile | Attached) -> Iterator[str]:
     """What is not wrong, but not all there is to know."""
     from orchestrator.image import store
     from orchestrator.models import capacity, catalog
+    from orchestrator.profile.existing import Attached
+
+    if isinstance(profile, Attached):
+        return
 
     model = catalog.served(profile)
     size = capacity.of_model(model)
@@ -162,6 +171,8 @@ def _problems(error: BadInput) -> list[dict[str, Any]]:
 
 
 def _row(name: str) -> dict[str, Any]:
+    from orchestrator.profile.existing import Attached
+
     path = choose.locate(name)
     row: dict[str, Any] = {"name": name, "active": choose.is_active(path), "path": str(path)}
     try:
@@ -170,6 +181,9 @@ def _row(name: str) -> dict[str, Any]:
         count = len(_problems(error))
         summary = f"{count} error{'s' * (count != 1)}: orchestrate profile check {name}"
         return {**row, "ok": False, "summary": summary}
+    if isinstance(loaded, Attached) or layout is None:
+        summary = f"{len(loaded.nodes)} machines of others, model {loaded.serving.model}"
+        return {**row, "ok": True, "summary": summary}
     summary = (
         f"{len(loaded.compute_nodes)} compute nodes, {layout.accelerators} accelerators, "
         f"image {loaded.image}, model {loaded.serving.model}"

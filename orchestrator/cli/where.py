@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -35,15 +36,25 @@ profile_name_option = click.option(
 )
 
 
-def on_cluster(verb: Callable[..., Any], *, pinned: bool = True) -> Callable[..., Any]:
+def on_cluster(
+    verb: Callable[..., Any], *, pinned: bool = True, attached: str | bool = False
+) -> Callable[..., Any]:
     """A verb about a cluster, with ``--profile``: it gets the checked ``profile``.
 
     It runs on the profile's control host, but with ``--machines``: those are this computer's.
-    Not ``pinned``: also where the served model lacks its commit.
+    Not ``pinned``: also where the served model lacks its commit. ``attached``: MODULE:VERB for a
+    cluster that others run, with the same parameters; true: the verb takes both kinds of profile;
+    without it, such a cluster is refused.
     """
 
     @wraps(verb)
     def there(*, profile: str | None, **others: Any) -> Any:
+        from orchestrator.profile.load import attached_profile
+
+        if attached and (theirs := attached_profile(profile)):
+            module, _, name = str(attached).partition(":")
+            instead = verb if attached is True else getattr(import_module(module), name)
+            return instead(profile=theirs, **others)
         from orchestrator.models.profiles import active
 
         chosen = active(profile, pinned=pinned)

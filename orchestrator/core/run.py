@@ -222,7 +222,8 @@ def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None
     process = _command(words, words[0]).popen(stdin=PIPE, stderr=DEVNULL)
 
     def read() -> None:
-        for raw in process.stdout:
+        # In pieces, if somebody sends a line without an end.
+        while raw := process.stdout.readline(CHUNK):
             line(raw.decode(errors="replace").rstrip("\n"))
 
     reader = Thread(target=read, daemon=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from pydantic import Field
 
 from orchestrator.core.source import Loc
 from orchestrator.profile.section import Section
-from orchestrator.profile.serving import Serving
-from orchestrator.profile.types import Name
+from orchestrator.profile.types import FlagValue, Name
 
 #: Loads beyond these no cluster of this kind is asked for by somebody who means it.
 MOST_REQUESTS, MOST_RATE, MOST_CONCURRENCY = 100_000, 10_000, 4096
@@ -71,7 +71,15 @@ class Bench(Section):
     )
 
 
-def workloads_are_possible(bench: Bench, serving: Serving) -> Iterator[tuple[Loc, str]]:
+class HasFlags(Protocol):
+    """A profile's `serving`, of either kind."""
+
+    @property
+    def args(self) -> Mapping[str, FlagValue]:
+        """Flags of `vllm serve`."""
+
+
+def workloads_are_possible(bench: Bench, serving: HasFlags) -> Iterator[tuple[Loc, str]]:
     """The check of this section, as in profile/checks.py."""
     flags = {name.replace("_", "-"): value for name, value in serving.args.items()}
     context = flags.get("max-model-len")

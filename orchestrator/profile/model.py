@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
-from orchestrator.core.source import Loc, Problem, YamlSource
 from orchestrator.profile.bench import Bench
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.power import Power
-from orchestrator.profile.section import Section
+from orchestrator.profile.section import Section, WholeFile
 from orchestrator.profile.serving import HubModel, Serving
 from orchestrator.profile.types import (
     AccountName,
@@ -273,17 +270,15 @@ class ControlHost(Section):
     )
 
 
-class Profile(Section):
+class Profile(WholeFile):
     """A cluster: its machines, their networks, and what it serves."""
-
-    _source: YamlSource = PrivateAttr(default=YamlSource(Path()))
 
     name: Name = Field(description="The profile's name: `profiles/NAME.yml`.")
     image: Name = Field(description="The image that every node boots: a directory of `images/`.")
     machines: Name = Field(
         description="The machine driver: `nspawn` (containers on this machine), `qemu` (QEMU "
         "machines) or `real` (machines that `power` switches on). The control node is "
-        "always a container."
+        "always a container. `existing`: a cluster that others run, with other keys (Attached)."
     )
     networks: dict[Name, Network] = Field(min_length=1, description="The networks, by name.")
     boot: Boot = Field(description=Boot.__doc__)
@@ -331,24 +326,6 @@ class Profile(Section):
     verification: Verification = Field(default=Verification(), description=Verification.__doc__)
     bench: Bench = Field(default=Bench(), description=Bench.__doc__)
     simulation: Simulation = Field(default=Simulation(), description=Simulation.__doc__)
-
-    @property
-    def path(self) -> Path:
-        """The file that this profile came from."""
-        return self._source.path
-
-    @property
-    def sha256(self) -> str:
-        """Of the file as it is now: two commands that name the same one mean the same cluster."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
-    def where(self, *loc: str | int) -> str:
-        """``profiles/x.yml:12: serving.port``, to begin a message about that key with."""
-        return self._source.where(loc)
-
-    def problem(self, loc: Loc, text: str) -> Problem:
-        """What is wrong with that key, with its line."""
-        return self._source.problem(loc, text)
 
     @property
     def host(self) -> ControlHost:
@@ -414,7 +391,3 @@ class Profile(Section):
             return networks <= set(node.links)
 
         return {name: PLACEHOLDER.sub(value, text) for name, text in env.items() if has_links(text)}
-
-    def document(self) -> dict[str, Any]:
-        """The profile as JSON types, with its defaults filled in."""
-        return self.model_dump(mode="json")

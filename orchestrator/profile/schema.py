@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from orchestrator.profile.existing import EXISTING, Attached
 from orchestrator.profile.model import Profile
 
 REFERENCE_HEAD = """\
@@ -30,9 +31,13 @@ or the suffix `.yml` is a path, any other value a name.
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a profile, for editors (see the first line of ``profiles/sim.yml``)."""
+    ours, theirs = (_without_titles(each.model_json_schema()) for each in (Profile, Attached))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **_without_titles(Profile.model_json_schema()),
+        "$defs": ours.pop("$defs") | theirs.pop("$defs"),
+        "if": {"properties": {"machines": {"const": EXISTING}}, "required": ["machines"]},
+        "then": theirs,
+        "else": ours,
     }
 
 
@@ -45,7 +50,8 @@ def reference() -> str:
     """``docs/reference/profile.md``, to the byte: one table a section."""
     whole = schema()
     sections = whole["$defs"]
-    parts = [REFERENCE_HEAD, _table("The whole file", whole, sections)]
+    parts = [REFERENCE_HEAD, _table("The whole file", whole["else"], sections)]
+    parts += [_table(Attached.__name__, whole["then"], sections)]
     parts += [_table(name, section, sections) for name, section in sections.items()]
     return "\n".join(parts)
 

@@ -220,6 +220,14 @@ Destination = Annotated[
         "HOST or USER@HOST, of letters, digits and . _ - :",
     ),
 ]
+BaseUrl = Annotated[
+    str,
+    Matching(
+        r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:[0-9]{1,5})?"
+        r"(/[A-Za-z0-9._~-]+)*",
+        "http://HOST:PORT or https://HOST:PORT, with no user, password, query or closing /",
+    ),
+]
 RemotePath = Annotated[
     str,
     Matching(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.models.catalog import Answer
     from orchestrator.models.serving import Layout
     from orchestrator.profile import Node, Profile
+    from orchestrator.profile.existing import Attached
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"
@@ -142,7 +143,7 @@ def status_without_key(client: httpx.Client) -> int:
     return client.send(request).status_code
 
 
-def ask(client: httpx.Client, profile: Profile, question: str) -> Generated:
+def ask(client: httpx.Client, profile: Profile | Attached, question: str) -> Generated:
     """The model's answer at temperature 0 with the profile's seed."""
     body = {
         "model": profile.serving.model,

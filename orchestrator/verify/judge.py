@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.models.catalog import Answer
     from orchestrator.models.serving import Layout
     from orchestrator.profile import Node, Profile
+    from orchestrator.profile.existing import Attached
 
 #: The name that a compute node's own loopback address has.
 LOOPBACK_NAME = "compute-node"
@@ -214,7 +215,7 @@ def answer_rule(answer: Answer) -> Rule:
     return Rule(f"answer: {answer.question}", _SERVER_LOOK)
 
 
-def listed(profile: Profile, models: Sequence[str]) -> Verdict:
+def listed(profile: Profile | Attached, models: Sequence[str]) -> Verdict:
     wanted = profile.serving.model
     return Verdict(wanted in models, wanted, ", ".join(models) or "no model")
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.account import machine
 from support.control import Pair, pair_at
+from support.installed import installed
+from support.strangers import FLAGS, Strangers, strangers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +38,29 @@ def network() -> Iterator[list[str]]:
         yield inside
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.fixture(scope="session")
+def orchestrate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Outside pytest's own directories, which only root may enter."""
+    place = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    try:
+        place.chmod(0o755)
+        yield installed(place)
+    finally:
+        subprocess.run(["rm", "-r", place], check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(orchestrate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strangers]:
+    with (
+        machine(tmp_path_factory.mktemp("machine")) as made,
+        strangers(made, orchestrate) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def url(cluster: Strangers) -> Iterator[str]:
+    with cluster.serving(*FLAGS) as url:
+        yield url

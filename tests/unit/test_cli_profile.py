@@ -52,6 +52,22 @@ def test_use_then_check_and_show(orchestrate: Run, tmp_path: Path) -> None:
     assert (tmp_path / "state/active-profile").read_text() == "small\n"
 
 
+def test_a_cluster_of_others_is_checked_chosen_and_shown_too(
+    orchestrate: Run, tmp_path: Path
+) -> None:
+    text = "name: theirs\nmachines: existing\nendpoint: {url: 'http://x:1'}\nserving: {model: m}\n"
+    (tmp_path / "profiles/theirs.yml").write_text(text)
+    assert orchestrate("use", "theirs").returncode == 0
+    assert orchestrate("check").stdout == "profiles/theirs.yml: no errors\n"
+    document = json.loads(orchestrate("show", "--json").stdout)
+    assert document["profile"]["endpoint"]["url"] == "http://x:1" and "layout" not in document
+    rows = {row["name"]: row for row in json.loads(orchestrate("list", "--json").stdout)}
+    assert rows["theirs"]["active"] and rows["theirs"]["summary"] == "0 machines of others, model m"
+    (tmp_path / "profiles/theirs.yml").write_text(text + "image: x\n")
+    checked = orchestrate("check", "theirs")
+    assert checked.returncode == 2 and "theirs.yml:5: image: unknown key" in checked.stderr
+
+
 def test_check_notes_what_it_cannot_know(orchestrate: Run, tmp_path: Path) -> None:
     pinned = f"big: {{repository: owner/big, revision: {'a' * 40}}}"
     text = f"models:\n  {pinned}\n  other: {{repository: owner/other}}\nserving:\n  model: big"
@@ -121,5 +137,7 @@ def test_an_unknown_name_lists_the_known_ones(orchestrate: Run) -> None:
 
 
 def test_schema_and_reference_are_printed(orchestrate: Run) -> None:
-    assert json.loads(orchestrate("schema").stdout)["properties"]["name"]["type"] == "string"
+    schema = json.loads(orchestrate("schema").stdout)
+    for kind in ("then", "else"):  # of a cluster that others run, of one that we run
+        assert schema[kind]["properties"]["name"]["type"] == "string"
     assert orchestrate("schema", "--reference").stdout.startswith("# Profile reference\n")

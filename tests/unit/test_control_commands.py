@@ -21,8 +21,9 @@ from orchestrator.profile import Profile
 from orchestrator.profile.choose import VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: About the checkout that is edited here, or how to reach the other computer.
+#: About the checkout that is edited here, how to reach the other computer, or a cluster of others.
 STAY = {"profile", "doc", "completion", "control", "image lock", "image outdated"}
+STAY |= {"attach", "doctor"}
 #: A word for each argument that a command cannot do without.
 WORDS = {
     "name": "pxe-sim",

@@ -18,6 +18,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.models import catalog
 from orchestrator.models.profiles import active, load
 from orchestrator.profile import Profile, known, locate, use
+from orchestrator.profile.existing import Attached
 from orchestrator.profile.schema import reference, schema_text
 from orchestrator.profile.types import UNITS, parse_size
 
@@ -192,7 +193,8 @@ def test_derived_files_are_up_to_date() -> None:
 
 
 def test_every_key_is_described() -> None:
-    sections = [Profile.model_json_schema(), *Profile.model_json_schema()["$defs"].values()]
+    whole = [model.model_json_schema() for model in (Profile, Attached)]
+    sections = [*whole, *(each for one in whole for each in one["$defs"].values())]
     for section in sections:
         assert section["additionalProperties"] is False
         assert section["description"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.core.errors import UserError
-from orchestrator.core.run import CommandFailed, captured, run, stream, streaming
+from orchestrator.core.run import CHUNK, CommandFailed, captured, run, stream, streaming
+from orchestrator.core.waiting import as_long_as
 
 FAILS = ["sh", "-c", 'echo "to stdout"; echo "to stderr" >&2; exit 1']
 
@@ -45,6 +46,16 @@ def test_lines_come_from_both_streams_and_a_failure_is_one() -> None:
         stream(FAILS, lines.append, what="the trial")
     assert sorted(lines) == ["to stderr", "to stdout"]
     assert failed.value.result.code == 1
+
+
+def test_a_line_without_an_end_comes_in_pieces() -> None:
+    """Whoever sends it does not fill this machine's memory."""
+    pieces: list[int] = []
+    many = 3 * CHUNK + 5
+    over = ["sh", "-c", f"head -c {many} /dev/zero | tr '\\0' x; cat >/dev/null"]
+    with streaming(over, lambda line: pieces.append(len(line))):
+        assert not as_long_as(lambda: sum(pieces) < many - 5, 60, 0.05)
+    assert max(pieces) <= CHUNK and sum(pieces) == many
 
 
 def test_what_runs_for_a_body_is_heard_to_its_last_word() -> None:

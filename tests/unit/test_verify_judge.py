@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.attach import verify as attached
 from orchestrator.core import paths
 from orchestrator.models.catalog import Answer
 from orchestrator.models.profiles import load
@@ -259,7 +260,8 @@ def test_drift_names_what_differs() -> None:
 
 def test_the_reference_lists_every_check() -> None:
     reference = Path(paths.checkout() / "docs/reference/checks.md").read_text(encoding="utf-8")
-    rules = [value for value in vars(judge).values() if isinstance(value, judge.Rule)]
+    every = [*vars(judge).values(), *vars(attached).values()]
+    rules = [value for value in every if isinstance(value, judge.Rule)]
     names = {rule.name for rule in [*rules, *judge.NODE_RULES]} | {"answer: QUESTION"}
     names |= {layer.name for layer in LAYERS}
     listed = {line.split("|")[1].strip() for line in reference.splitlines() if line[:3] == "| `"}

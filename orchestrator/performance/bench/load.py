@@ -17,6 +17,7 @@ from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUEST
 
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
+    from orchestrator.profile.existing import Attached
 
 #: The context in tokens to measure with, if the profile allows more or sets no limit.
 CONTEXT = 2048
@@ -36,7 +37,7 @@ WITH_KEY = f'echo $$ >{PID}; read -r OPENAI_API_KEY; export OPENAI_API_KEY; exec
 END = f"pid=$(cat {PID}) && grep -qa bench /proc/$pid/cmdline && kill $pid; rm -f {PID}"
 
 
-def workloads(profile: Profile) -> list[Workload]:
+def workloads(profile: Profile | Attached) -> list[Workload]:
     """The standard workloads within the profile's limits, and the profile's own.
 
     The profile's own replace standard ones of the same name. The rate sweep is not included: its
@@ -62,7 +63,7 @@ def workloads(profile: Profile) -> list[Workload]:
     return list({each.name: each for each in (*found, *own)}.values())
 
 
-def targets(profile: Profile) -> dict[str, float]:
+def targets(profile: Profile | Attached) -> dict[str, float]:
     """The profile's latency targets in milliseconds, by the client's names (ttft, tpot, e2el)."""
     given = profile.bench.targets.model_dump(exclude_none=True)
     return {name.removesuffix("_ms"): float(value) for name, value in given.items()}
@@ -84,7 +85,7 @@ def rate_workloads(done: Sequence[Measured]) -> list[Workload]:
     ]  # fmt: skip
 
 
-def check(workload: Workload, profile: Profile) -> None:
+def check(workload: Workload, profile: Profile | Attached) -> None:
     """Raises BadInput for a workload with a value out of range."""
     context = limits(profile).context
     wrong = {

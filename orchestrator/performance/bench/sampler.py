@@ -14,6 +14,8 @@ import json
 import os
 import re
 import select
+import shutil
+import subprocess
 import sys
 import time
 from http.client import HTTPException
@@ -142,6 +144,60 @@ def hardware(kinds: dict[str, tuple[float, list[Path]]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
+#: What nvidia-smi is asked, by unit: NVIDIA's driver has no files that say it.
+NVIDIA = {
+    "% GPU busy": "utilization.gpu",
+    "% GPU memory busy": "utilization.memory",
+    "GPU MHz": "clocks.sm",
+    "W": "power.draw",
+    "C": "temperature.gpu",
+}
+
+
+class Nvidia:
+    """One nvidia-smi that prints a line for each card, again and again: starting it is slow."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self.rest = b""
+        self.process = None
+        if shutil.which("nvidia-smi"):
+            asked = ",".join(["index", *NVIDIA.values()])
+            words = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+            self.process = subprocess.Popen(
+                [*words, f"--loop-ms={int(PERIOD * 1000)}"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert self.process.stdout is not None
+            os.set_blocking(self.process.stdout.fileno(), False)
+
+    def gauges(self) -> dict[str, float]:
+        """The newest values by "UNIT of PLACE"."""
+        if self.process is None or self.process.stdout is None:
+            return {}
+        while chunk := self._chunk(self.process.stdout.fileno()):
+            *lines, self.rest = (self.rest + chunk).split(b"\n")
+            for line in lines:
+                self._line(line.decode(errors="replace").split(", "))
+        return self.found
+
+    def _chunk(self, handle: int) -> bytes:
+        try:
+            return os.read(handle, 1 << 16)
+        except BlockingIOError:
+            return b""
+
+    def _line(self, words: list[str]) -> None:
+        for unit, word in zip(NVIDIA, words[1:]):  # noqa: B905 - Python 3.9
+            if word.strip().replace(".", "", 1).isdigit():
+                self.found[f"{unit} of NVIDIA {words[0]}"] = float(word)
+
+    def end(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
 def memory() -> float:
     match = re.search(r"^MemAvailable:\s+(\d+)", text("/proc/meminfo"), re.MULTILINE)
     return int(match.group(1)) * 1024.0 if match else 0.0
@@ -169,6 +225,14 @@ def gauges(url: str) -> dict[str, float]:
 
 
 def main(url: str, units: list[str]) -> None:
+    nvidia = Nvidia()
+    try:
+        sample(url, units, nvidia)
+    finally:
+        nvidia.end()
+
+
+def sample(url: str, units: list[str], nvidia: Nvidia) -> None:
     due = time.monotonic()
     while True:
         line = {
@@ -179,7 +243,7 @@ def main(url: str, units: list[str]) -> None:
             "stalled": stalled(),
             "net": cards(),
             "memory": memory(),
-            "hardware": hardware(GAUGES_OF),
+            "hardware": hardware(GAUGES_OF) | nvidia.gauges(),
             "counters": hardware(COUNTERS_OF),
             "gauges": gauges(url) if url else {},
         }

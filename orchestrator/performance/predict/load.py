@@ -22,6 +22,7 @@ from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
 if TYPE_CHECKING:
+    from orchestrator.profile.existing import Attached
     from orchestrator.profile.model import Profile
 
 #: vLLM 0.30's defaults of flags (engine/arg_utils.py, config/cache.py). On large cards, and with
@@ -86,7 +87,7 @@ class LoadPrediction:
     saturated: bool = False
 
 
-def limits(profile: Profile, synchronous: bool = False) -> Limits:
+def limits(profile: Profile | Attached, synchronous: bool = False) -> Limits:
     """The limits in the profile's flags of ``vllm serve``. ``synchronous``: the device is a CPU."""
     args = {key.replace("_", "-"): value for key, value in profile.serving.args.items()}
     share = args.get("gpu-memory-utilization")

@@ -46,10 +46,10 @@ def story(
 ) -> Story:
     """The content of a run's report. Without probes, nothing is explained, and a line says so."""
     alone = earlier.on_one_node
-    compared = _compared(earlier.good, run) if earlier.good else ()
+    compared = against_earlier(earlier.good, run) if earlier.good else ()
     wanted = run.asked.targets_ms if run.asked else {}
     helps = [f"Does clustering help? {line}" for line in clusters_help(alone, run)] if alone else []
-    first = (*helps, _fastest(run))
+    first = (*helps, fastest(run))
     plain = Story(run, first, probes, (), _targets(wanted), compared)
     if probes is None:
         text = "Not explained: there are no probes. Run: orchestrate probe"
@@ -78,14 +78,16 @@ def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
     return {name: wanted_ms[key] / 1e3 for key, name in names.items() if key in wanted_ms}
 
 
-def _compared(before: Run, run: Run) -> tuple[str, ...]:
+def against_earlier(before: Run, run: Run) -> tuple[str, ...]:
+    """What changed since a run, in lines; what became worse alone, if anything did."""
     worse = regressions(before, run)
     notable = [each.line for each in changes(before, run) if each.significant]
     same = [f"no significant change since {before.id}"] if not notable else []
     return tuple(worse or [*notable, *same, *differences(before, run)])
 
 
-def _fastest(run: Run) -> str:
+def fastest(run: Run) -> str:
+    """The two figures that people ask for first."""
     single = [each for each in run.measured if each.workload.concurrency == 1]
     most = max(run.measured, key=lambda each: each.output_tokens_per_s.median, default=None)
     parts = []

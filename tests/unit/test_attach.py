@@ -1,0 +1,274 @@
+"""What `attach` makes of what a cluster says: flags, ranks, accelerators, and the profile."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as some
+
+from orchestrator.attach import compose
+from orchestrator.attach.accelerators import TABLES
+from orchestrator.attach.endpoint import EndpointFacts
+from orchestrator.attach.facts import (
+    Address,
+    EngineProcess,
+    MachineFacts,
+    apart,
+    of_model,
+    of_ranks,
+)
+from orchestrator.attach.find import ClusterFound, NodeFound, source
+from orchestrator.attach.flags import flags
+from orchestrator.core.document import DocumentError
+from orchestrator.core.visible import visible
+from orchestrator.profile.existing import AttachedNode, Endpoint
+from orchestrator.profile.load import NotOurs, load, load_attached
+
+RECORDED = sorted(Path("tests/data/recorded/accelerators").absolute().glob("*.yml"))
+PYTHON = "/opt/vllm/bin/python3"
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "given"),
+    [
+        ("/opt/bin/vllm serve a/b -tp 2", "a/b", {"tensor-parallel-size": 2}),
+        (
+            "python3 -m vllm.entrypoints.openai.api_server --model m --pipeline_parallel_size=2",
+            "m",
+            {"model": "m", "pipeline-parallel-size": 2},
+        ),
+        ("vllm serve --enforce-eager m", "m", {"enforce-eager": True}),
+        (
+            "vllm serve m --no-enable-prefix-caching --seed -1",
+            "m",
+            {"enable-prefix-caching": False, "seed": -1},
+        ),
+        (
+            "vllm serve m --served-model-name a b --gpu-memory-utilization 0.85",
+            "m",
+            {"served-model-name": "a b", "gpu-memory-utilization": 0.85},
+        ),
+        (
+            'vllm serve m -sc {"method":"ngram"} --headless',
+            "m",
+            {"speculative-config": '{"method":"ngram"}', "headless": True},
+        ),
+        ("vllm serve", "", {}),
+    ],
+)
+def test_flags_of_a_server(words: str, model: str, given: dict[str, Any]) -> None:
+    found = flags([PYTHON, *words.split()] if words.startswith("/") else words.split())
+    assert found is not None
+    assert (found.model, found.given) == (model, given)
+
+
+@pytest.mark.parametrize("words", ["vllm bench serve --model m", "vim serve", "VLLM::EngineCore"])
+def test_what_is_no_server(words: str) -> None:
+    assert flags(words.split()) is None
+
+
+def test_what_says_where_and_for_whom_is_not_in_a_profile() -> None:
+    words = (
+        "vllm serve m --host 0.0.0.0 --port 1 --api-key *** --ssl-keyfile k --dtype half "
+        "--tensor-parallel-size 2 --master-addr a --node-rank 1"
+    )
+    found = flags(words.split())
+    assert found is not None and found.speed == {"dtype": "half"}
+
+
+def engine(*argv: str, pid: int = 1, parents: list[int] | None = None) -> EngineProcess:
+    return EngineProcess(pid, parents or [], "u", list(argv), "", {}, None, PYTHON)
+
+
+def node_facts(*engines: EngineProcess, **more: Any) -> MachineFacts:
+    return MachineFacts(0.0, "host", "u", "6.1", "3.11", 8, 1 << 34, [], [], [], list(engines), [],
+                     **more)  # fmt: skip
+
+
+def test_ranks_are_workers_or_the_engine_alone() -> None:
+    server, core = engine("vllm", "serve", "m"), engine("VLLM::EngineCore")
+    assert node_facts(server, core).ranks == ["VLLM::EngineCore"]
+    workers = [engine(f"VLLM::Worker_TP{rank}") for rank in range(2)]
+    assert node_facts(server, core, *workers).ranks == ["VLLM::Worker_TP0", "VLLM::Worker_TP1"]
+    assert node_facts(engine("ray::RayWorkerWrapper.execute_method")).ranks
+    assert node_facts(engine("vllm", "bench")).ranks == []
+
+
+def test_ranks_of_another_model_on_the_same_machine_do_not_count() -> None:
+    mine = engine("vllm", "serve", "a", pid=10)
+    facts = node_facts(
+        mine,
+        engine("VLLM::Worker_TP0", pid=12, parents=[11, 10]),
+        engine("vllm", "serve", "b", pid=20),
+        engine("VLLM::Worker_TP0", pid=22, parents=[20]),
+        engine("ray::RayWorkerProc.run", pid=30),
+    )
+    assert [each.pid for each in of_model(facts, "a", 8000).engines] == [10, 12]
+    again = replace(
+        facts, engines=[*facts.engines, engine("vllm", "serve", "a", "--port", "9", pid=40)]
+    )
+    assert [each.pid for each in of_model(again, "a", 9).engines] == [40, 30]
+    assert [each.pid for each in of_model(again, "a", 80).engines] == [10, 12, 40]
+    assert of_model(facts, "c", 8000) == facts  # on a node without its server: Ray's, or all
+    by_ray = node_facts(mine, engine("ray::RayWorkerProc.run", pid=30))
+    assert of_model(by_ray, "a", 80) == by_ray
+
+
+def test_the_ranks_address_is_what_the_engine_was_told_else_the_fastest() -> None:
+    slow = Address("eth0", "10.0.0.1", 1000, 1500, "")
+    fast = Address("eth1", "10.1.0.1", 10000, 1500, "")
+    none = node_facts(engine("vllm", "serve", "m"))
+    links = replace(none, addresses=[slow, fast])
+
+    def told(**env: str) -> str:
+        return of_ranks(replace(links, engines=[replace(engine("vllm"), env=env)]))
+
+    assert (of_ranks(none), of_ranks(links)) == ("", "10.1.0.1")
+    assert told(VLLM_HOST_IP="10.0.0.1") == "10.0.0.1"
+    assert told(NCCL_SOCKET_IFNAME="=eth0") == "10.0.0.1"
+    assert told(GLOO_SOCKET_IFNAME="eth9") == "10.1.0.1"
+
+
+def test_versions_that_differ_are_told_with_their_nodes() -> None:
+    same = {"a": {"vllm": "1", "torch": "2"}, "b": {"vllm": "1", "torch": "2", "ray": "3"}}
+    assert apart(same) == []
+    differ = {"a": {"torch": "2.9"}, "b": {"torch": "2.8"}, "c": {}}
+    assert apart(differ) == ["torch: 2.9 (a), 2.8 (b)"]
+
+
+def found(model: str = "m", *nodes: NodeFound, said: EndpointFacts | None = None) -> ClusterFound:
+    told = said or EndpointFacts((model,), 4096, {}, "0.30.0", True, {}, 401)
+    return ClusterFound(Endpoint(url="http://x:1"), model, told, nodes)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "it.yml"
+    path.write_text(text)
+    return path
+
+
+def test_the_profile_is_one_that_can_be_read_again(tmp_path: Path) -> None:
+    node = AttachedNode(name="box", host="me@box", enter=("docker", "exec", "-i", "vllm"))
+    facts = node_facts(engine("vllm", "serve", "m", "-tp", "1", "--dtype", "half"))
+    profile = load_attached(
+        written(tmp_path, compose.text(found("m", NodeFound(node, facts)), "it"))
+    )
+    assert profile.nodes == (node,)
+    assert profile.serving.args == {"dtype": "half", "max-model-len": 4096}
+
+
+@given(some.lists(some.text(), max_size=6), some.text())
+def test_nothing_that_a_node_says_makes_another_profile(words: list[str], noise: str) -> None:
+    """Flags, hostnames and errors are a stranger's: they stay values and comments."""
+    facts = node_facts(engine("vllm", "serve", "m", *words))
+    silent = NodeFound(AttachedNode(name="b", host="b"), error=noise or "none")
+    node = NodeFound(AttachedNode(name="a", host="a"), facts)
+    text = compose.text(replace(found("m", node, silent), unknown=(noise,)), "it")
+    document = yaml.safe_load(text)
+    assert list(document) == ["name", "machines", "endpoint", "nodes", "serving", "verification"]
+    assert [each["host"] for each in document["nodes"]] == ["a", "b"]
+    assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://LLM.example:8443/v", "llm.example-8443"),
+        ("http://[::1]:8000", "1-8000"),
+        ("http://10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_names_of_clusters(url: str, name: str) -> None:
+    assert compose.name_of(url) == name
+
+
+def test_names_of_nodes_are_unique() -> None:
+    hosts = ["me@box.example", "box", "box_1", "10.0.0.1"]
+    assert compose.node_names(hosts) == ["box", "box-2", "box-1", "10-0-0-1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong"),
+    [
+        ("http://x:1", "x:1", "endpoint.url: 'x:1' is invalid; allowed: http://HOST:PORT"),
+        ("http://x:1", "http://u:p@x", "with no user, password"),
+        ("machines: existing", "machines: existing\nimage: x", "image: unknown key"),
+        ("machines: existing", "machines: existing\npower: {}", "power: unknown key"),
+        ("nodes: []", 'nodes: [{name: a, host: "-o x"}]', "allowed: HOST or USER@HOST"),
+        ("nodes: []", "nodes: [{name: a, host: a}, {name: a, host: b}]", "names must be unique"),
+        ('url: "http://x:1"', "url: http://x:1\n  key_env: A\n  key_file: b", "keep one"),
+    ],
+)
+def test_what_is_wrong_with_such_a_profile(tmp_path: Path, old: str, new: str, wrong: str) -> None:
+    text = compose.text(found(), "it")
+    assert old in text
+    with pytest.raises(DocumentError) as raised:
+        load_attached(written(tmp_path, text.replace(old, new)))
+    assert wrong in raised.value.message
+
+
+def test_a_command_for_our_clusters_says_that_this_is_none(tmp_path: Path) -> None:
+    path = written(tmp_path, compose.text(found(), "it"))
+    with pytest.raises(NotOurs, match="this cluster is not ours") as raised:
+        load(path)
+    assert len(raised.value.message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_recorded_accelerators(path: Path, tmp_path: Path) -> None:
+    """The very program, with a recorded /proc and /sys, and what nvidia-smi printed there."""
+    case = yaml.safe_load(path.read_text())
+    for name, content in case["files"].items():
+        file = tmp_path / "root" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    for name, target in case.get("links", {}).items():
+        link = tmp_path / "root" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    tool = tmp_path / "bin/nvidia-smi"
+    tool.parent.mkdir()
+    if "nvidia_smi" in case or "nvidia_smi_fails" in case:
+        (tmp_path / "told").write_text(case.get("nvidia_smi", ""))
+        fails = "exit 9" if "nvidia_smi_fails" in case else ""
+        tool.write_text(f"#!/bin/sh\ncat {tmp_path}/told\n{fails}\n")
+        tool.chmod(0o755)
+    env = {
+        "ORCHESTRATE_ROOT": str(tmp_path / "root"),
+        "PATH": f"{tool.parent}:{os.environ['PATH']}",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-I", "-", "mark", "60", json.dumps(TABLES)],
+        input=source("node_facts"), env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(ran.stdout.split("\n")[2])
+    cards = told["accelerators"]
+    assert len(cards) == len(case["told"])
+    for card, wanted in zip(cards, case["told"], strict=True):
+        assert {key: card.get(key) for key in wanted} == wanted
+    assert case.get("unknown", "") in "\n".join(told["unknown"])
+
+
+def test_what_runs_on_a_node_is_python_3_9_and_of_the_standard_library() -> None:
+    tree = ast.parse(source("node_facts"), feature_version=(3, 9))
+    imported = {
+        name.partition(".")[0]
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Import | ast.ImportFrom)
+        for name in (
+            [each.module or ""]
+            if isinstance(each, ast.ImportFrom)
+            else [a.name for a in each.names]
+        )
+    }
+    assert imported <= sys.stdlib_module_names
