@@ -179,7 +179,7 @@ def test_a_hanging_command_is_ended_with_all_that_it_started(loaded: Load, tmp_p
     begun = time.monotonic()
     with pytest.raises(UserError) as told:
         supply(profile, profile.compute_nodes[0], SPACE).on()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # the sleep would have ended
     assert "power: switching left on failed" in told.value.message
     assert "timed out after 0.5 s" in told.value.message
     assert "stdout: dialling" in told.value.message

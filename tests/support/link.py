@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from orchestrator.performance.probe import node_link
+from orchestrator.performance.results.probe import Spread
 
 
 def measured(port: int, asked: list[str], served: list[str], addresses: tuple[str, str]) -> Any:
@@ -22,3 +23,11 @@ def measured(port: int, asked: list[str], served: list[str], addresses: tuple[st
         server.communicate(timeout=60)
     assert server.returncode == 0
     return json.loads(done.stdout)
+
+
+def as_throttled(found: Spread, bits_per_s: float) -> bool:
+    """Is that this cable? It never carries more than it may; a machine that is busy carries less.
+
+    ``found`` is in bytes a second. The half is far from what a wrong unit would give, a free cable
+    or the burst at the beginning."""
+    return found.median * 8 < 1.02 * bits_per_s and found.high * 8 > 0.5 * bits_per_s
