@@ -10,11 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 
 #: Names in a cluster's directory ``measured/``.
 PROBES = "probes"
 ENGINE = "engine.json"
+#: The directory with the engine's own measurements, one file for each key.
+ENGINES = "engines"
 
 T = TypeVar("T")
 
@@ -36,6 +39,12 @@ def engine(cluster: str) -> Engine | None:
     """The engine fitted to a run on one node; None if there was no such run."""
     file = paths.measured(cluster) / ENGINE
     return _read(file, Engine) if file.is_file() else None
+
+
+def engines(cluster: str) -> tuple[EngineRates, ...]:
+    """The engine as it was measured on this cluster, the newest first."""
+    files = (paths.measured(cluster) / ENGINES).glob("*.json")
+    return tuple(sorted((_read(f, EngineRates) for f in files), key=lambda e: e.time, reverse=True))
 
 
 def _read(file: Path, kind: type[T]) -> T:
