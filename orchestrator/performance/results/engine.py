@@ -20,7 +20,8 @@ class EngineCell:
     """One small load: ``concurrency`` requests at once, of equal length.
 
     Latencies are medians over requests; their spread is over repeats, which were taken in turns
-    with the other cells. ``output_tokens_per_s``: output tokens per second of all requests together.
+    with the other cells. ``output_tokens_per_s``: of all of
+    them together.
     """
 
     prompt_tokens: int
