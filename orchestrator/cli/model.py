@@ -1,4 +1,4 @@
-"""`orchestrate model`: models of the hub on this machine."""
+"""`orchestrate model`: models of the hub on this machine, and what a model is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli import complete
 from orchestrator.cli.choice import json_option
-from orchestrator.cli.where import on_cluster, on_clusters_computer
+from orchestrator.cli.where import on_cluster, on_clusters_computer, profile_name_option
 from orchestrator.core.console import out, print_json
 from orchestrator.core.sizes import human_size
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Models of the Hugging Face hub: pull, list, remove.
+    """Models of the Hugging Face hub: inspect, pull, list, remove.
 
     NAME is a key of the profile's 'models'. Models of the checkout's models/ need no pull:
     'orchestrate up' makes them.
@@ -125,6 +125,43 @@ def _tell_how_to_pin(profile: Profile, name: str, commit: str) -> None:
         soft_wrap=True,
     )
     out.print(f"    revision: {commit}", markup=False, soft_wrap=True)
+
+
+@model.command()
+@profile_name_option
+@json_option
+@click.option(
+    "--revision",
+    metavar="COMMIT",
+    default="main",
+    show_default=True,
+    help="The repository's commit, branch or tag.",
+)
+@click.argument("name", metavar="MODEL", shell_complete=complete.models)
+def inspect(profile: str | None, as_json: bool, revision: str, name: str) -> None:
+    """Say what MODEL is and needs, and whether vLLM serves it. Downloads no weights.
+
+    MODEL is a repository of the hub (OWNER/NAME), a directory, a config.json, or a model that the
+    profile names. Sizes come from the headers of its safetensors files, else from its index, else
+    from config.json. With a profile, also which layouts its accelerators can hold.
+
+    \b
+    unread    what was not understood: figures may be wrong there
+    refused   why vLLM does not serve it; the exit code is then 1
+
+    \b
+    Example: orchestrate model inspect Qwen/Qwen3-8B
+    Example: orchestrate model inspect ./config.json --json
+    """  # fmt: skip
+    from orchestrator.cli.inspecting import inspected, show
+
+    document = inspected(profile, name, revision)
+    if as_json:
+        print_json(document)
+    else:
+        show(document)
+    if document["refused"]:
+        click.get_current_context().exit(1)
 
 
 @model.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.core.source import Loc
 from orchestrator.models import config as shape
 from orchestrator.models import flags, quantization
+from orchestrator.models.reading.description import describe
 
 if TYPE_CHECKING:
     from orchestrator.profile.hardware import Capabilities, Limit
@@ -54,7 +55,7 @@ def rank_misfit(profile: Profile, config: Mapping[str, Any], size: int) -> str:
     groups = sorted(each for each in sizes if each and each > 0)
     for kind, limits in kinds(profile).items():
         if limit := limits.packed_sizes:
-            for layer, length in shape.inputs(shape.decoder(config), size).items():
+            for layer, length in shape.inputs(config, size).items():
                 for step in (limit.multiple, *groups):
                     if length % step:
                         what = f"gives each rank {length} values of the {layer}"
@@ -63,7 +64,7 @@ def rank_misfit(profile: Profile, config: Mapping[str, Any], size: int) -> str:
 
 
 def _experts(profile: Profile, kind: str, limits: Capabilities, config: Mapping[str, Any]) -> Found:
-    if limits.no_fp64 and shape.has_experts(shape.decoder(config)):
+    if limits.no_fp64 and shape.has_experts(config):
         what = f"{profile.serving.model}: a model with experts"
         yield ("serving", "model"), _refused(what, kind, limits.no_fp64)
 
@@ -74,10 +75,7 @@ def _dtype(profile: Profile, kind: str, limits: Capabilities, config: Mapping[st
     if limit is None or (value == "auto" and not config):
         return
     if value == "auto":
-        named = shape.decoder(config)
-        own = str(named.get("dtype") or named.get("torch_dtype") or config.get("torch_dtype"))
-        # Of a model in float32, or one that does not say, vLLM takes the platform's first format.
-        dtype = "bfloat16" if own in ("float32", "None") else own
+        dtype = describe(config).dtype
         what = f"is not set; {dtype}, the format of {profile.serving.model},"
     else:
         dtype = DTYPES.get(str(value), str(value))

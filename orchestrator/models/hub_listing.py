@@ -159,6 +159,33 @@ def commit_of(repository: str, branch: str) -> str:
         return str(_asked(lambda: HfApi().model_info(repository, revision=branch)).sha)
 
 
+def content(repository: str, file: str, commit: str) -> bytes:
+    """A small file of a commit. Raises UserError as ``listed`` does."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    def asked() -> bytes:
+        url = hf_hub_url(repository, file, revision=commit)
+        reply = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
+        hf_raise_for_status(reply)
+        return bytes(reply.content)
+
+    with explained(repository, commit):
+        return _asked(asked)
+
+
+def tensors_of(repository: str, file: str, commit: str) -> list[tuple[str, str, list[int]]]:
+    """(name, format, shape) by the header of a safetensors file, of which no more is read."""
+    from huggingface_hub import HfApi
+
+    with explained(repository, commit):
+        found = _asked(
+            lambda: HfApi().parse_safetensors_file_metadata(repository, file, revision=commit)
+        )
+    return [(name, str(each.dtype), list(each.shape)) for name, each in found.tensors.items()]
+
+
 def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFile]:
     """The files of a commit in a directory: one that `model pull` made, the hub's own cache, what
     `hf download --local-dir` made, or files by hand. Of all but the last the hashes are known.

@@ -6,11 +6,15 @@ Read from vLLM 0.30.0, whose quantization is the same Python on every kind of de
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.source import Loc
+from orchestrator.models.reading.facts import TEXT_KEYS
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -23,14 +27,8 @@ NO_BATCH_INVARIANT = "no_batch_invariant_quantized"
 OFF = ("", "0")
 #: The widths that vLLM reads, by method: a GPTQ model's have to be symmetric.
 BITS = {"gptq": (4, 8), "awq": (4,)}
-#: Methods that vLLM 0.30.0 reads in a config.json, by the names that models give them. Not
-#: bitsandbytes: it was taken out.
-METHODS = {
-    "auto-round", "auto_round", "intel/auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin",
-    "compressed-tensors", "deepseek_v4_fp8", "experts_int8", "fbgemm_fp8", "fp8", "fp_quant",
-    "gpt_oss_mxfp4", "gptq", "gptq_marlin", "humming", "inc", "modelopt", "modelopt_fp4",
-    "modelopt_mixed", "modelopt_mxfp8", "moe_wna16", "mxfp4", "mxfp8", "online", "quark", "torchao",
-}  # fmt: skip
+#: Names that models give to methods of vLLM's list.
+OTHER_NAMES = {"auto-round", "auto_round", "intel/auto-round"}
 #: Keys of settings that vLLM knows without a name of their method.
 NAMELESS = ("quant_algo", "producer")
 
@@ -67,10 +65,19 @@ def problems(
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The quantization settings of a config.json; empty where it is not quantized."""
-    found = config.get("quantization_config")
-    if not found:
-        found = (config.get("text_config") or {}).get("quantization_config")
-    return found if isinstance(found, Mapping) else {}
+    for key in ("quantization_config", "compression_config", "quantization"):
+        if isinstance(found := config.get(key), Mapping) and found:
+            return found
+    nested = (value for key, value in config.items() if key in TEXT_KEYS)
+    return next((found for value in nested if isinstance(value, Mapping)
+                 if (found := settings(value))), {})  # fmt: skip
+
+
+@cache
+def listed() -> frozenset[str]:
+    """The methods that the locked vLLM lists (tools/model_families.py wrote them down)."""
+    file = Path(__file__).parent / "reading" / "engine.json"
+    return frozenset(json.loads(file.read_text())["quantizations"])
 
 
 def refused(quantized: Mapping[str, Any]) -> Iterator[str]:
@@ -79,7 +86,7 @@ def refused(quantized: Mapping[str, Any]) -> Iterator[str]:
     if quantized and not method and not any(key in quantized for key in NAMELESS):
         text = "its quantization has no quant_method, as in models for MLX"
         yield f"{text}; take one with AWQ or GPTQ"
-    if method and method not in METHODS:
+    if method and method not in {*listed(), *OTHER_NAMES}:
         yield f"it does not read the quantization {method!r}; take one with AWQ, GPTQ or fp8"
     if method not in BITS:
         return
@@ -134,6 +141,12 @@ def packed(quantized: Mapping[str, Any]) -> Iterator[Packed]:
                     _whole(rule.get("bits", bits)),
                     _whole(rule.get("group_size", group)),
                 )
+
+
+def blocks(quantized: Mapping[str, Any]) -> Iterator[int]:
+    """The sides of blocks that have one scale together, in fp8 by blocks."""
+    sides = quantized.get("weight_block_size")
+    yield from (side for side in sides or () if isinstance(side, int) and side > 1)
 
 
 def _mappings(found: object) -> Iterator[tuple[str, Mapping[str, Any]]]:

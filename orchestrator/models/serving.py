@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.core import paths
 from orchestrator.core.document import DocumentError, read_yaml
 from orchestrator.models import cards, catalog, quantization
-from orchestrator.models.config import decoder, has_experts, pipeline_misfit, tensor_misfit
+from orchestrator.models.config import group_misfit, has_experts, pipeline_misfit, tensor_misfit
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -67,9 +67,7 @@ def capabilities(image: str) -> dict[str, str]:
     return dict(document.get("capabilities") or {})
 
 
-def layout(
-    profile: Profile, model_config: Mapping[str, Any], capabilities: Mapping[str, str]
-) -> Layout:
+def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]) -> Layout:
     """Sizes for the profile's ``serving``, checked against the accelerators and the model.
 
     ``auto`` sizes: of all pairs that fit, the one that uses the most accelerators; of those, the
@@ -81,13 +79,13 @@ def layout(
     What config.json does not say is not checked. Raises DocumentError (with file, line and key)
     where a given size contradicts the accelerators, the model or the image.
     """
-    config = decoder(model_config)
     serving = profile.serving
     total = sum(node.accelerators for node in profile.compute_nodes)
     tensor, pipeline = serving.tensor_parallel, serving.pipeline_parallel
 
     def misfit(size: int) -> str:
-        return tensor_misfit(config, size) or cards.rank_misfit(profile, model_config, size)
+        card = cards.rank_misfit(profile, config, size)
+        return tensor_misfit(config, size) or card or group_misfit(config, size)
 
     fits = [size for size in range(1, total + 1) if not misfit(size)]
     if tensor == "auto" and not fits:

@@ -113,14 +113,16 @@ def test_what_cannot_be_read_is_said() -> None:
             "num_hidden_layers": 2,
             "hidden_size": 64,
             "num_attention_heads": 4,
-            "kv_lora_rank": 16,
+            "kv_lora_rank": None,
+            "layer_types": ["full_attention", "mystery_attention"],
+            "dtype": "float6",
             "quantization_config": {"quant_method": "magic"},
         }
     )
     assert shape is not None
     assert (shape.kv_heads, shape.head_dim, shape.intermediate) == (4, 16, 256)
     text = "\n".join(unread)
-    for word in ("kv_lora_rank", "dtype", "intermediate_size", "magic", "vocab_size"):
+    for word in ("mystery_attention", "dtype float6", "intermediate_size", "magic", "vocab_size"):
         assert word in text
 
 

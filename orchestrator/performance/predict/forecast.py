@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models import cards
-from orchestrator.models.config import number
+from orchestrator.models.config import context_of
 from orchestrator.performance.predict import rank
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, accelerators, candidates
@@ -108,8 +108,7 @@ def forecast(
     on_cpu = any(device.device == SYNCHRONOUS for device in probes.devices)
     allowed = limits(profile, on_cpu)
     if allowed.context is None:
-        text = config.get("text_config", config)
-        allowed = replace(allowed, context=number(text, "max_position_embeddings"))
+        allowed = replace(allowed, context=context_of(config))
     asked = load or _cut(USUAL, allowed.context)
     layouts = [
         layout

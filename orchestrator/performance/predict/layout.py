@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.models.config import pipeline_misfit, tensor_misfit
+from orchestrator.models.config import group_misfit, pipeline_misfit, tensor_misfit
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -66,14 +66,13 @@ class Placement:
 
 def candidates(config: Mapping[str, Any], accelerators: int) -> list[Parallelism]:
     """All layouts that the model's sizes allow, the smallest first."""
-    text = config.get("text_config", config)
     sizes = range(1, accelerators + 1)
     found = [
         Parallelism(tensor, pipeline, data)
         for tensor in sizes
-        if not tensor_misfit(text, tensor)
+        if not (tensor_misfit(config, tensor) or group_misfit(config, tensor))
         for pipeline in range(1, accelerators // tensor + 1)
-        if not pipeline_misfit(text, pipeline)
+        if not pipeline_misfit(config, pipeline)
         for data in range(1, accelerators // (tensor * pipeline) + 1)
     ]
     return sorted(found, key=lambda layout: (layout.ranks, layout.data, layout.pipeline))

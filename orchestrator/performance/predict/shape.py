@@ -8,29 +8,11 @@ multiplies each new token twice with each token of its context.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.models import quantization
-from orchestrator.models.config import EXPERT_KEYS, KV_HEAD_KEYS, number
-
-#: vLLM's names of number formats -> (torch's name, bytes of a number).
-DTYPES = {
-    "half": ("float16", 2),
-    "float16": ("float16", 2),
-    "bfloat16": ("bfloat16", 2),
-    "float": ("float32", 4),
-    "float32": ("float32", 4),
-}
-#: Model types whose MLP has two matrices; all others have a gate, so three.
-UNGATED = ("gpt2", "gpt_bigcode", "gpt_neox", "gptj", "opt", "falcon", "mpt", "bloom", "phi")
-#: Keys of config.json for layers that are modelled as plain attention -> their real kind.
-UNLIKE = {
-    "kv_lora_rank": "attention over a compressed cache (MLA)",
-    "ssm_cfg": "state space layers",
-    "mamba_d_state": "state space layers",
-    "linear_num_value_heads": "linear attention",
-}
+from orchestrator.models.reading.description import Description, describe
+from orchestrator.models.reading.layers import head_dim, kv_heads
 
 
 @dataclass(frozen=True)
@@ -59,8 +41,7 @@ class ModelShape:
     experts: int = 0
     experts_per_token: int = 0
     expert_intermediate: int = 0
-    shared: int = 0
-    dense_layers: int = 0
+    unlike: Description | None = None
 
     @property
     def weight_bytes(self) -> float:
@@ -70,7 +51,8 @@ class ModelShape:
     @property
     def plain(self) -> bool:
         """Whether all its products are of dense matrices with 16-bit weights."""
-        return not self.experts and self.dtype_bytes == 2 and self.weight_bits == 16
+        alike = self.unlike is None and not self.experts
+        return alike and self.dtype_bytes == 2 and self.weight_bits == 16
 
     @property
     def head_weights(self) -> int:
@@ -87,12 +69,8 @@ class ModelShape:
 
     def mlp_weights(self, experts: float) -> float:
         """Weights of all layers' MLPs together, counting ``experts`` experts in each layer."""
-        matrix = self.mlp_matrices * self.hidden
-        if not self.experts:
-            return self.layers * matrix * self.intermediate
-        spread = self.layers - self.dense_layers
-        each = matrix * (experts * self.expert_intermediate + self.shared)
-        return spread * each + self.dense_layers * matrix * self.intermediate
+        matrix = self.layers * self.mlp_matrices * self.hidden
+        return matrix * (experts * self.expert_intermediate if self.experts else self.intermediate)
 
     def experts_touched(self, tokens: float) -> float:
         """The expected number of a layer's experts that ``tokens`` tokens use, if chosen evenly.
@@ -109,9 +87,12 @@ class ModelShape:
 
         All layers and the head. The embedding does not count, since only a few rows are read.
         """
-        mlp = self.mlp_weights(self.experts_touched(max(tokens, 1))) / tensor
-        linear = self.layers * self.attention_weights(tensor) + mlp
-        return linear * self.weight_bytes + self.head_weights * self.dtype_bytes / tensor
+        head = self.head_weights * self.dtype_bytes / tensor
+        touched = self.experts_touched(max(tokens, 1))
+        if self.unlike:
+            return self.unlike.layer_bytes(touched) / tensor + head
+        linear = self.layers * self.attention_weights(tensor) + self.mlp_weights(touched) / tensor
+        return linear * self.weight_bytes + head
 
     def bytes_held(self, tensor: int = 1, stages: int = 1) -> float:
         """Weight bytes in the memory of the fullest rank: all experts, and embedding or head.
@@ -120,6 +101,9 @@ class ModelShape:
         """
         mlp = self.mlp_weights(self.experts) / tensor
         linear = (self.layers * self.attention_weights(tensor) + mlp) * self.weight_bytes
+        if self.unlike:
+            linear = self.unlike.layer_bytes() / tensor
+            linear += sum(self.unlike.others.values()) * self.dtype_bytes / tensor
         share = -(-self.layers // stages) / self.layers  # some stages have one layer more
         ends = 1 if self.tied or stages > 1 else 2
         return linear * share + ends * self.head_weights * self.dtype_bytes / tensor
@@ -129,112 +113,62 @@ class ModelShape:
         average. Logits are computed for ``sampled`` tokens only."""
         dense = self.layers * self.attention_weights() + self.mlp_weights(self.experts_per_token)
         attention = 4 * self.layers * self.heads * self.head_dim * context
+        if self.unlike:
+            dense = sum(layer.active for layer in self.unlike.layers)
+            seen = [min(context, kept.window or context)
+                    for layer in self.unlike.layers if (kept := layer.cache)]  # fmt: skip
+            attention = 4 * sum(seen) * self.heads * self.head_dim
         return tokens * (2 * dense + attention) + sampled * 2 * self.head_weights
 
     def kv_bytes_per_token(self, tensor: int = 1) -> float:
         """Bytes of one token's keys and values of all layers, in one of ``tensor`` ranks' cache."""
+        if self.unlike:
+            return self.unlike.kv_bytes(tensor)
         heads = max(self.kv_heads / tensor, 1.0)
         return 2 * self.layers * heads * self.head_dim * self.dtype_bytes
 
 
 def read(
-    config: Mapping[str, Any], dtype: str = "auto"
+    config: Mapping[str, Any], dtype: str = "auto", cache: str = "auto"
 ) -> tuple[ModelShape | None, tuple[str, ...]]:
     """The shape in a config.json, and notes on what could not be read or is not modelled.
 
-    ``dtype``: vLLM's flag. The shape is None if the layers' sizes are unknown.
+    ``dtype``, ``cache``: vLLM's flags --dtype and --kv-cache-dtype. The shape is None if the
+    layers' sizes are unknown.
     """
-    text = config.get("text_config", config)
-    unread = [
-        f"{key}: {what} modelled as standard layers"
-        for key, what in UNLIKE.items()
-        if text.get(key)
-    ]
-    layers, hidden = number(text, "num_hidden_layers"), number(text, "hidden_size")
-    heads = number(text, "num_attention_heads")
-    if not layers or not hidden or not heads:
+    found = describe(config, dtype, cache)
+    facts, experts = found.facts, next((each for each in found.layers if each.experts), None)
+    if not found.layers:
         missing = "num_hidden_layers, hidden_size or num_attention_heads"
         return None, (f"config.json has no {missing}: nothing can be predicted",)
-    kv_heads = next(filter(None, (number(text, key) for key in KV_HEAD_KEYS)), None)
-    name, size = _dtype(text, dtype, unread)
+    heads = facts.whole("num_attention_heads") or 1
+    width = facts.whole("intermediate_size") or 4 * found.hidden
     shape = ModelShape(
-        layers=layers,
-        hidden=hidden,
+        layers=len(found.layers),
+        hidden=found.hidden,
         heads=heads,
-        kv_heads=kv_heads or heads,  # as in Hugging Face's transformers
-        head_dim=number(text, "head_dim") or hidden // heads,
-        intermediate=_intermediate(text, hidden, unread),
-        vocabulary=number(text, "vocab_size") or 0,
-        dtype=name,
-        dtype_bytes=size,
-        weight_bits=_weight_bits(config, 8.0 * size, unread),
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        mlp_matrices=2 if text.get("model_type") in UNGATED else 3,
-        **_experts(text, unread),
+        kv_heads=kv_heads(facts),
+        head_dim=head_dim(facts, heads),
+        intermediate=width,
+        vocabulary=found.vocabulary,
+        dtype=found.dtype,
+        dtype_bytes=found.dtype_bytes,
+        weight_bits=found.quantization.bits or 8.0 * found.dtype_bytes,
+        tied=found.tied,
+        mlp_matrices=facts.family.get("matrices", 3),
+        experts=experts.experts if experts else 0,
+        experts_per_token=experts.chosen if experts else 0,
+        expert_intermediate=(facts.whole("moe_intermediate_size") or width) if experts else 0,
     )
-    if not shape.vocabulary:
-        unread.append("vocab_size: logits are not counted")
-    return shape, tuple(unread)
+    return (shape if _alike(shape, found) else replace(shape, unlike=found)), found.unread
 
 
-def _dtype(text: Mapping[str, Any], wanted: str, unread: list[str]) -> tuple[str, int]:
-    found = wanted if wanted != "auto" else str(text.get("dtype") or text.get("torch_dtype"))
-    if found not in DTYPES:
-        unread.append(f"dtype {found}: assumed 2 bytes")
-        return "bfloat16", 2
-    return DTYPES[found]
-
-
-def _intermediate(text: Mapping[str, Any], hidden: int, unread: list[str]) -> int:
-    found = number(text, "intermediate_size") or number(text, "n_inner")
-    if not found:
-        unread.append("intermediate_size: assumed 4 times hidden_size")
-    return found or 4 * hidden
-
-
-def _experts(text: Mapping[str, Any], unread: list[str]) -> dict[str, int]:
-    experts = next(filter(None, (number(text, key) for key in EXPERT_KEYS)), None)
-    if not experts:
-        return {}
-    keys = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
-    chosen = next(filter(None, (number(text, key) for key in keys)), None)
-    if not chosen:
-        unread.append("num_experts_per_tok: assumed that each token uses all experts")
-    width = number(text, "moe_intermediate_size") or number(text, "intermediate_size") or 0
-    shared = number(text, "shared_expert_intermediate_size") or 0
-    return {
-        "experts": experts,
-        "experts_per_token": min(chosen or experts, experts),
-        "expert_intermediate": width,
-        "shared": shared or width * (number(text, "n_shared_experts") or 0),
-        "dense_layers": number(text, "first_k_dense_replace") or 0,
-    }
-
-
-def _weight_bits(config: Mapping[str, Any], plain: float, unread: list[str]) -> float:
-    """Bits of a quantized weight. AWQ and GPTQ store for each group of weights in a column a scale
-    of 16 bits and a zero point as wide as a weight."""
-    settings = quantization.settings(config)
-    method = str(settings.get("quant_method", "")).lower()
-    if method in quantization.BITS:
-        bits = float(settings.get("bits") or settings.get("w_bit") or 4)
-        group = settings.get("group_size", settings.get("q_group_size", 128))
-        # Without groups there is one scale per column, which is negligible.
-        return bits + ((16 + bits) / group if isinstance(group, int) and group > 0 else 0.0)
-    # bitsandbytes with 4 bits has a scale of 32 bits per block of 64 (QLoRA's paper, section 3).
-    known = {"fp8": 8.0, "bitsandbytes": 4.5 if settings.get("load_in_4bit") else 8.0}
-    found = known.get(method) or _compressed_bits(settings)
-    if settings and not found:
-        unread.append(f"quantization {method or 'unnamed'}: weights assumed not quantized")
-    return found or plain
-
-
-def _compressed_bits(settings: Mapping[str, Any]) -> float | None:
-    """The weights' bits in compressed-tensors' settings, from the first group that has them."""
-    groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping) and (bits := number(weights, "num_bits")):
-            size = number(weights, "group_size")
-            return bits + 16 / size if size else float(bits)
-    return None
+def _alike(shape: ModelShape, found: Description) -> bool:
+    """Whether the shape's few sizes say all that the description does."""
+    router = sum(layer.modules.get("mlp.gate", 0) for layer in found.layers)
+    counted = shape.layers * shape.attention_weights() + shape.mlp_weights(shape.experts)
+    return (
+        counted + router == sum(layer.weights for layer in found.layers)
+        and shape.kv_bytes_per_token() == found.kv_bytes_per_token
+        and not (found.others or found.state_bytes or found.quantization.only_experts)
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.models.reading.facts import facts
 from orchestrator.performance.predict.phase import all_reduces
 from orchestrator.performance.predict.shape import read
 
@@ -41,9 +42,7 @@ class Pair:
 
 def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The message sizes in bytes that a model's ranks exchange: tokens times width."""
-    text = config.get("text_config", config)
-    hidden = text.get("hidden_size") if isinstance(text, Mapping) else None
-    width = hidden if isinstance(hidden, int) and hidden > 0 else HIDDEN
+    width = facts(config).whole("hidden_size") or HIDDEN
     found = {tokens * width * DTYPE_BYTES for tokens in TOKENS}
     return tuple(sorted(size for size in found if size <= LARGEST))
 

@@ -1,0 +1,119 @@
+"""`orchestrate model inspect`: where MODEL is, and its figures as a person reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.console import out
+from orchestrator.core.errors import BadInput
+from orchestrator.core.sizes import human_size
+
+if TYPE_CHECKING:
+    from orchestrator.models.reading.sources import Source
+    from orchestrator.profile import Profile
+
+TRUST = "trust-remote-code"
+
+
+def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
+    """All that is known of a model. Raises UserError where it is not there."""
+    from orchestrator.models import flags, layouts
+    from orchestrator.models.reading.inspection import inspect
+
+    chosen = _profile(profile)
+    args = chosen.serving.args if chosen else {}
+    cache = str((flags.given(args, "kv-cache-dtype") or ("", "auto"))[1])
+    trusted = (flags.given(args, TRUST) or ("", False))[1] is True
+    source = _source(chosen, name, revision)
+    document = inspect(source, trusted, cache).document()
+    document["profile"] = chosen.name if chosen else None
+    document["layouts"] = []
+    if chosen and source.config:
+        fits = layouts.fits(chosen, source.config)
+        document["layouts"] = [
+            {"tensor": each.tensor, "pipeline": each.pipeline, "possible": not each.why,
+             "why_not": each.why or None}
+            for each in fits
+        ]  # fmt: skip
+        document["refused"] += layouts.refused(chosen, name, source.config)
+    return document
+
+
+def show(document: dict[str, Any]) -> None:
+    quantized, kv = document["quantization"], document["kv_cache"]
+    named = ", ".join(document["architectures"]) or document["model_type"] or "not known"
+    rows = [
+        ("model", document["model"] + (f" at {document['revision'][:12]}" if document["revision"]
+                                       else "")),
+        ("architecture", f"{named}; {document['layers']} layers"),
+        ("parameters", f"{_count(document['parameters'])}, {_count(document['active_parameters'])}"
+                       f" active for each token (from {document['source']})"),
+        ("weights", f"{_size(document['weight_bytes'])} in memory,"
+                    f" {_size(document['weight_bytes_on_disk'])} on disk"),
+        ("format", f"{document['dtype']}, " + (
+            f"{quantized['method']}: {quantized['bits']:g} bits a weight with its scales"
+            if quantized["method"] else "not quantized")),
+        ("cache", f"{_size(document['kv_bytes_per_token'])} a token" + _bounded(kv)),
+        ("context", f"{document['context']:,} tokens" if document["context"] else "not known"),
+    ]  # fmt: skip
+    rows += [("unread", text) for text in document["unread"]]
+    rows += [("refused", text) for text in document["refused"]]
+    for row in document["layouts"]:
+        where = f"tensor {row['tensor']}, pipeline {row['pipeline']}"
+        rows.append(("layout", f"{where}: {row['why_not'] or 'possible'}"))
+    for key, text in rows:
+        out.print(f"{key:<13} {text}", markup=False, soft_wrap=True)
+
+
+def _bounded(kv: dict[str, Any]) -> str:
+    """What of the cache stops growing."""
+    text = "".join(
+        f"; {_size(size)} of a token only for the last {int(window):,}"
+        for window, size in kv["windows"].items()
+    )
+    state = kv["state_bytes_per_request"]
+    return text + (f"; {human_size(state)} of state for each request" if state else "")
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return "not known"
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
+
+
+def _size(size: float | None) -> str:
+    return "not known" if size is None else human_size(size)
+
+
+def _profile(name: str | None) -> Profile | None:
+    """The named or active profile; None where there is none to look at."""
+    from orchestrator.models.profiles import active
+
+    try:
+        return active(name, pinned=False)
+    except BadInput:
+        if name:
+            raise
+        return None
+
+
+def _source(profile: Profile | None, name: str, revision: str) -> Source:
+    from orchestrator.models import catalog
+    from orchestrator.models.reading import sources
+
+    if Path(name).is_file():
+        return sources.of_file(Path(name))
+    if Path(name).is_dir():
+        return sources.of_directory(Path(name))
+    if profile and name in profile.models:
+        entry = profile.models[name]
+        return sources.of_hub(entry.repository, entry.revision or revision)
+    if name in catalog.known():
+        return sources.of_file(catalog.find(name).directory / catalog.CONFIG)
+    if name.count("/") == 1 and not name.startswith((".", "/")):
+        return sources.of_hub(name, revision)
+    raise BadInput(
+        f"there is no model {name!r}: no file, no directory, and no name of a profile",
+        "Name a repository of the hub as OWNER/NAME, a directory, or a config.json.",
+    )

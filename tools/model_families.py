@@ -1,0 +1,377 @@
+"""Write what transformers and vLLM say of model types: orchestrator/models/reading/*.json.
+
+    tools/model_families.py VLLM         with a Python that has torch and the locked transformers
+
+VLLM is the unpacked source or wheel of the locked vLLM; it is read, not imported. For each type
+that vLLM's registry lists: the defaults that transformers fills in (but for those that it computes
+from others), names and nested parts. Then orchestrator's own reading of the type's default
+configuration is compared with transformers' own model, made without memory ("meta" device); a type
+that stays further off than a percent says so (``off``), and so does every model of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers.models.auto import configuration_auto, modeling_auto  # noqa: E402
+
+from orchestrator.models.reading import facts, towers  # noqa: E402
+from orchestrator.models.reading.description import describe  # noqa: E402
+
+READING = PROJECT / "orchestrator" / "models" / "reading"
+#: Percent that a reading may differ from transformers' own count.
+ALLOWED = 1.0
+SECONDS = 240
+#: What no key of a configuration says, seen in transformers' and vLLM's models.
+STRUCTURE: dict[str, dict[str, Any]] = {
+    "afmoe": {"output_gate": 1},
+    "deepseek_v32": {},
+    "falcon_h1": {"both": True},
+    "gemma4_text": {"beside": True, "defaults": {"global_head_dim": 512}},
+    "granitemoehybrid": {"mamba2": True},
+    "llama4_text": {"shared": 1},
+    "longcat_flash": {"twice": True},
+    "mamba2": {"mamba2": True},
+    "minicpm3": {"expands": True},
+    "nemotron_h": {"single": True, "mamba2": True},
+    "qwen3_5_moe_text": {"output_gate": 1},
+    "qwen3_5_text": {"output_gate": 1},
+    "qwen3_next": {"output_gate": 1},
+}
+#: What is tried, in this order, until a reading agrees.
+CHOICES = {"matrices": (3, 2), "learned_positions": (False, True)}
+TOWER_CHOICES = {"matrices": (2, 3), "positions": (True, False), "downsample": (False, True)}
+ALONE = {"matrices": (2, 3), "positions": (True, False), "pooled": (False, True)}
+#: What a type cannot be made without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "nemotron": {"num_key_value_heads": 8},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+}
+
+
+def main(vllm: Path) -> None:
+    engine = read_engine(vllm)
+    aliases = engine.pop("aliases")
+    write("engine.json", engine, ())
+    classes = served(set(engine["architectures"]))
+    types = facts.families()["types"]  # the very table that the reading looks into
+    types.clear()
+    for kind in sorted(classes):
+        with limited(kind):
+            collect(kind, types)
+    for kind in sorted(types, key=lambda each: bool(types[each].get("parts"))):
+        types[kind].setdefault("off", True)
+        if kind not in classes:
+            with limited(kind):
+                alone(kind, types[kind])
+            continue
+        with limited(kind):
+            names = classes.get(kind) or []
+            if types[kind].get("parts"):
+                names = sorted(names, key=lambda each: not each.endswith("Generation"))
+            compare(kind, names[0] if names else "", types)
+    for kind, names in classes.items():
+        if kind in types:
+            types[kind]["classes"] = names
+    found = {"transformers": transformers.__version__, "aliases": aliases, "types": types}
+    write("families.json", found, ("types",))
+
+
+def read_engine(vllm: Path) -> dict[str, Any]:
+    """vLLM's own lists: architectures, those it dropped, quantization methods."""
+    registry = literals(vllm / "vllm/model_executor/models/registry.py")
+    groups = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_EMBEDDING_MODELS",
+              "_LATE_INTERACTION_MODELS", "_REWARD_MODELS", "_TOKEN_CLASSIFICATION_MODELS",
+              "_SEQUENCE_CLASSIFICATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS",
+              "_TRANSFORMERS_BACKEND_MODELS")  # fmt: skip
+    own = literals(vllm / "vllm/transformers_utils/config.py")["_CONFIG_REGISTRY"]
+    methods = literals(vllm / "vllm/model_executor/layers/quantization/__init__.py")
+    version = re.search(r"^Version: (\S+)", metadata(vllm), re.M)
+    listed = {name for group in groups for name in registry.get(group, ())}
+    classes = {name: kind for kind, name in configuration_auto.CONFIG_MAPPING_NAMES.items()}
+    return {
+        "vllm": version.group(1) if version else "",
+        "architectures": sorted(listed),
+        "fallback": sorted(generating() - listed - set(registry["_PREVIOUSLY_SUPPORTED_MODELS"])),
+        "configs": sorted({*own, *configuration_auto.CONFIG_MAPPING}),
+        "aliases": {
+            name: classes[one]
+            for name, one in sorted(own.items())
+            if name not in configuration_auto.CONFIG_MAPPING and one in classes
+        },
+        "dropped": dict(sorted(registry["_PREVIOUSLY_SUPPORTED_MODELS"].items())),
+        "elsewhere": dict(sorted(registry.get("_OOT_SUPPORTED_MODELS", {}).items())),
+        "quantizations": sorted(methods["QuantizationMethods"]),
+    }
+
+
+def generating() -> set[str]:
+    """transformers' classes that vLLM can try where it has none of its own."""
+    tables = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+    found = [each for table in tables for each in getattr(modeling_auto, table).values()]
+    return {one for each in found for one in (each if isinstance(each, tuple) else (each,))}
+
+
+def metadata(vllm: Path) -> str:
+    for file in (vllm / "PKG-INFO", *vllm.glob("*.dist-info/METADATA")):
+        if file.is_file():
+            return file.read_text()
+    return ""
+
+
+def literals(file: Path) -> dict[str, Any]:
+    """By name, a module's dictionaries (their keys, with values where those are plain) and the
+    strings of a Literal."""
+    found: dict[str, Any] = {}
+    for node in ast.parse(file.read_text()).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        target = node.target if isinstance(node, ast.AnnAssign) else target
+        if not isinstance(target, ast.Name):
+            continue
+        value = node.value  # type: ignore[union-attr]
+        if isinstance(value, ast.Dict):
+            keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]
+            plain = [
+                each.value if isinstance(each, ast.Constant) else None for each in value.values
+            ]
+            found[target.id] = dict(zip(keys, plain, strict=False))
+        elif isinstance(value, ast.Call) and value.keywords:
+            found[target.id] = {each.arg: each.value.value for each in value.keywords
+                                if each.arg and isinstance(each.value, ast.Constant)}  # fmt: skip
+        elif isinstance(value, ast.Subscript):
+            found[target.id] = [each.value for each in ast.walk(value)
+                                if isinstance(each, ast.Constant)]  # fmt: skip
+    return found
+
+
+def served(architectures: set[str]) -> dict[str, list[str]]:
+    """By model type, those of transformers' classes that vLLM serves."""
+    found: dict[str, list[str]] = {}
+    for name in dir(modeling_auto):
+        if re.fullmatch(r"MODEL_(FOR_\w+_)?MAPPING_NAMES", name):
+            for kind, classes in getattr(modeling_auto, name).items():
+                for one in classes if isinstance(classes, list | tuple) else (classes,):
+                    if one in architectures and one not in found.setdefault(kind, []):
+                        found[kind].append(one)
+    generate = ("CausalLM", "Generation")
+    return {kind: sorted(names, key=lambda each: not each.endswith(generate))
+            for kind, names in found.items() if names}  # fmt: skip
+
+
+def collect(kind: str, types: dict[str, Any], config: Any = None) -> None:
+    """A type's defaults, names and nested parts, and the same of these."""
+    if kind in types or kind not in configuration_auto.CONFIG_MAPPING:
+        return
+    made = configuration_auto.CONFIG_MAPPING[kind]
+    config = config or made()
+    plain = json.loads(config.to_json_string(use_diff=False))
+    nested = {
+        key: getattr(config, key)
+        for key, value in plain.items()
+        if isinstance(value, dict) and hasattr(getattr(config, key, None), "to_dict")
+    }
+    mapped = {name: own for name, own in (config.attribute_map or {}).items() if name in wanted()}
+    entry: dict[str, Any] = {"defaults": defaults(made, plain)}
+    if pattern := plain.get("layer_types") or plain.get("layers_block_type"):
+        entry["pattern"] = period(pattern)
+    if isinstance(dense := plain.get("mlp_layer_types"), list):
+        entry["dense_first"] = next((i for i, each in enumerate(dense) if each == "sparse"), 0)
+    if mapped:
+        entry["names"] = mapped
+    if nested:
+        entry["parts"] = {key: each.model_type for key, each in nested.items()}
+        for below in ("vision_config", "audio_config", "text_config"):
+            for key, each in nested.items():
+                if hasattr(inner := getattr(each, below, None), "model_type"):
+                    entry["parts"][f"{key}.{below}"] = inner.model_type
+                    collect(inner.model_type, types, inner)
+    known = STRUCTURE.get(kind, {})
+    entry["defaults"] |= known.get("defaults", {})
+    types[kind] = {**known, **entry}
+    for each in nested.values():
+        if type(each).model_type:
+            collect(each.model_type, types)
+
+
+def wanted() -> set[str]:
+    """The keys that the reading asks for."""
+    source = "".join(file.read_text() for file in READING.glob("*.py"))
+    asked = set(re.findall(r"\.(?:whole|get|flag|stated)\(\s*\"(\w+)\"", source))
+    also = {name for names in facts.OTHER_NAMES.values() for name in names}
+    return asked | also | set(facts.OTHER_NAMES) | {"model_type"} - {"layer_types"}
+
+
+def defaults(made: Any, plain: dict[str, Any]) -> dict[str, Any]:
+    """Those that stay when others change: what is computed is left to the reading."""
+    own = {key: getattr(made, key, None) for key in wanted()}
+    found = {key: value for key, value in {**own, **plain}.items()
+             if key in wanted() and plain_value(value)}  # fmt: skip
+    for name in ("layers_block_type", "tie_word_embeddings", "model_type", "dtype"):
+        found.pop(name, None)
+    names = made.attribute_map or {}
+    for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        own = names.get(key, key)
+        if isinstance(value := plain.get(own), int):
+            try:
+                other = json.loads(made(**{own: 2 * value}).to_json_string(use_diff=False))
+            except Exception:  # it checks what fits; then nothing is learned
+                continue
+            found = {name: each for name, each in found.items()
+                     if name == own or other.get(name) == each}  # fmt: skip
+    return found
+
+
+def plain_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and len(value) <= 8 and all(isinstance(each, int) for each in value)
+    return (isinstance(value, int | float) and value is not False) or isinstance(value, str)
+
+
+def period(words: list[str]) -> list[str]:
+    """The shortest turn that, repeated, gives the words (its last one may be cut)."""
+    for size in range(1, len(words) + 1):
+        if all(word == words[i % size] for i, word in enumerate(words)):
+            return words[:size]
+    return words
+
+
+def compare(kind: str, name: str, types: dict[str, Any]) -> None:
+    """Choose what agrees with transformers' own model, and note how far the best one is off."""
+    made = configuration_auto.CONFIG_MAPPING[kind]
+    cls = getattr(transformers, name, None)
+    auto = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    cls = cls or getattr(transformers, str(auto), None)
+    if cls is None:
+        return
+    entry = types[kind]
+    if not entry.get("parts"):
+        entry["tied"] = bool(getattr(made(), "tie_word_embeddings", False))
+    needed = NEEDED.get(kind, {})
+    variants = [counted(cls, made(**needed))]
+    size = getattr(made(), "hidden_size", None)
+    if isinstance(size, int) and not entry.get("parts"):
+        try:
+            variants.append(
+                counted(cls, made(hidden_size=2 * size, tie_word_embeddings=False, **needed))
+            )
+        except Exception as error:
+            print(f"{kind}: only its defaults are compared ({error})", file=sys.stderr)
+    vision = types.get(entry.get("parts", {}).get("vision_config"), {})
+    choices = [(entry, key, values) for key, values in CHOICES.items()]
+    if entry.get("parts"):
+        choices = [
+            (vision, key, (vision[key],) if key in vision else values)
+            for key, values in TOWER_CHOICES.items()
+        ]
+        choices.append((entry, "deep_joint", (True, False)))
+    best = (float("inf"), ())
+    for picked in itertools.product(*(values for _, _, values in choices)):
+        for (where, key, _), value in zip(choices, picked, strict=True):
+            where[key] = value
+        off = max(abs(describe(config).parameters / count - 1) for config, count in variants)
+        best = min(best, (off, picked), key=lambda each: round(each[0], 3))
+    for (where, key, _), value in zip(choices, best[1], strict=True):
+        where[key] = value
+        usual = {**CHOICES, **TOWER_CHOICES, "deep_joint": (True,)}[key][0]
+        if value == usual and key != "matrices":
+            where.pop(key)
+    entry.pop("off", None)
+    if 100 * best[0] <= ALLOWED:  # what it is made of was compared with it
+        for part in entry.get("parts", {}).values():
+            if types.get(part, {}).get("off") is True:
+                types[part].pop("off")
+    if 100 * best[0] > ALLOWED:
+        entry["off"] = round(100 * best[0], 1)
+    print(f"{kind}: {100 * best[0]:.2f} % off", file=sys.stderr, flush=True)
+
+
+def alone(kind: str, entry: dict[str, Any]) -> None:
+    """The same for a tower, which has neither words nor a head."""
+    name = modeling_auto.MODEL_MAPPING_NAMES.get(kind)
+    cls = getattr(transformers, str(name), None)
+    config = configuration_auto.CONFIG_MAPPING[kind]()
+    if cls is None or hasattr(config, "vocab_size"):
+        return
+    plain, count = counted(cls, config)
+    best = (float("inf"), ())
+    for picked in itertools.product(*ALONE.values()):
+        entry |= dict(zip(ALONE, picked, strict=True))
+        size, _ = towers.stack(facts.of_part(plain, kind))
+        best = min(best, (abs(size / count - 1), picked), key=lambda each: round(each[0], 3))
+    entry |= dict(zip(ALONE, best[1], strict=True))
+    for key, values in ALONE.items():
+        if entry[key] == values[0] and key != "matrices":
+            entry.pop(key)
+    entry.pop("off")
+    if 100 * best[0] > ALLOWED:
+        entry["off"] = round(100 * best[0], 1)
+    print(f"{kind}: {100 * best[0]:.2f} % off, alone", file=sys.stderr, flush=True)
+
+
+def counted(cls: Any, config: Any) -> tuple[dict[str, Any], int]:
+    for part in (config, *(each for each in vars(config).values() if hasattr(each, "to_dict"))):
+        if not hasattr(part, "pad_token_id"):
+            part.pad_token_id = None
+    with torch.device("meta"):
+        model = cls(config)
+    sizes = {id(each): each.numel() for each in model.parameters()}
+    plain = json.loads(config.to_json_string(use_diff=False))
+    outside = model.get_output_embeddings()
+    tied = outside is None or outside.weight is model.get_input_embeddings().weight
+    for part in (plain, *(each for each in plain.values() if isinstance(each, dict))):
+        part["tie_word_embeddings"] = tied  # the model's own says it in several places
+    return plain, sum(sizes.values())
+
+
+class limited:
+    """Ends what takes too long or fails: some types make no model of their defaults."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __enter__(self) -> None:
+        def end(*_: object) -> None:
+            raise TimeoutError(f"{SECONDS} s")
+
+        signal.signal(signal.SIGALRM, end)
+        signal.alarm(SECONDS)
+
+    def __exit__(self, kind: Any, error: Any, _: Any) -> bool:
+        signal.alarm(0)
+        if isinstance(error, Exception):
+            print(f"{self.kind}: {type(error).__name__}: {error}"[:160], file=sys.stderr)
+        return isinstance(error, Exception)
+
+
+def write(name: str, document: dict[str, Any], spread: tuple[str, ...]) -> None:
+    """One line a key; of those in ``spread``, one a key below, so that changes can be read."""
+    lines = []
+    for key, value in document.items():
+        if key in spread:
+            rows = ",\n".join(f'  "{each}": {json.dumps(entry, sort_keys=True)}'
+                              for each, entry in sorted(value.items()))  # fmt: skip
+            lines.append(f' "{key}": {{\n{rows}\n }}')
+        else:
+            lines.append(f' "{key}": {json.dumps(value)}')
+    (READING / name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
