@@ -1,8 +1,9 @@
 """Write what transformers and vLLM say of model types: orchestrator/models/reading/*.json.
 
-    tools/model_families.py VLLM         with a Python that has torch and the locked transformers
+    tools/model_families.py VLLM [TYPE...]     with a Python that has torch and transformers
 
-VLLM is the unpacked source or wheel of the locked vLLM; it is read, not imported. For each type
+VLLM is the unpacked source or wheel of the locked vLLM; it is read, not imported. With TYPE, only
+these are compared anew. transformers is the locked one. For each type
 that vLLM's registry lists: the defaults that transformers fills in (but for those that it computes
 from others), names and nested parts. Then orchestrator's own reading of the type's default
 configuration is compared with transformers' own model, made without memory ("meta" device); a type
@@ -19,6 +20,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,12 @@ sys.path.insert(0, str(PROJECT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.simplefilter("ignore")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers.models.auto import configuration_auto, modeling_auto  # noqa: E402
+import torch  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+import transformers  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+from transformers.models.auto import (  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+    configuration_auto,
+    modeling_auto,
+)
 
 from orchestrator.models.reading import facts, towers  # noqa: E402
 from orchestrator.models.reading.description import describe  # noqa: E402
@@ -55,9 +60,13 @@ STRUCTURE: dict[str, dict[str, Any]] = {
     "qwen3_next": {"output_gate": 1},
 }
 #: What is tried, in this order, until a reading agrees.
+Choice = tuple[dict[str, Any], str, tuple[Any, ...]]
 CHOICES = {"matrices": (3, 2), "learned_positions": (False, True)}
 TOWER_CHOICES = {"matrices": (2, 3), "positions": (True, False), "downsample": (False, True)}
 ALONE = {"matrices": (2, 3), "positions": (True, False), "pooled": (False, True)}
+#: What is not written down.
+USUAL = {"learned_positions": False, "positions": True, "downsample": False, "pooled": False,
+         "deep_joint": True}  # fmt: skip
 #: What a type cannot be made without.
 NEEDED: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
@@ -66,18 +75,21 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
-def main(vllm: Path) -> None:
+def main(vllm: Path, only: list[str]) -> None:
     engine = read_engine(vllm)
     aliases = engine.pop("aliases")
     write("engine.json", engine, ())
     classes = served(set(engine["architectures"]))
     types = facts.families()["types"]  # the very table that the reading looks into
-    types.clear()
-    for kind in sorted(classes):
+    if not only:
+        types.clear()
+    for kind in sorted(classes) if not only else ():
         with limited(kind):
             collect(kind, types)
     for kind in sorted(types, key=lambda each: bool(types[each].get("parts"))):
-        types[kind].setdefault("off", True)
+        if only and kind not in only:
+            continue
+        types[kind]["off"] = True
         if kind not in classes:
             with limited(kind):
                 alone(kind, types[kind])
@@ -145,7 +157,7 @@ def literals(file: Path) -> dict[str, Any]:
         target = node.target if isinstance(node, ast.AnnAssign) else target
         if not isinstance(target, ast.Name):
             continue
-        value = node.value  # type: ignore[union-attr]
+        value = getattr(node, "value", None)
         if isinstance(value, ast.Dict):
             keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]
             plain = [
@@ -199,7 +211,8 @@ def collect(kind: str, types: dict[str, Any], config: Any = None) -> None:
         entry["parts"] = {key: each.model_type for key, each in nested.items()}
         for below in ("vision_config", "audio_config", "text_config"):
             for key, each in nested.items():
-                if hasattr(inner := getattr(each, below, None), "model_type"):
+                inner: Any = getattr(each, below, None)
+                if hasattr(inner, "to_dict"):
                     entry["parts"][f"{key}.{below}"] = inner.model_type
                     collect(inner.model_type, types, inner)
     known = STRUCTURE.get(kind, {})
@@ -273,33 +286,47 @@ def compare(kind: str, name: str, types: dict[str, Any]) -> None:
             )
         except Exception as error:
             print(f"{kind}: only its defaults are compared ({error})", file=sys.stderr)
-    vision = types.get(entry.get("parts", {}).get("vision_config"), {})
-    choices = [(entry, key, values) for key, values in CHOICES.items()]
-    if entry.get("parts"):
-        choices = [
-            (vision, key, (vision[key],) if key in vision else values)
-            for key, values in TOWER_CHOICES.items()
-        ]
-        choices.append((entry, "deep_joint", (True, False)))
-    best = (float("inf"), ())
-    for picked in itertools.product(*(values for _, _, values in choices)):
-        for (where, key, _), value in zip(choices, picked, strict=True):
-            where[key] = value
-        off = max(abs(describe(config).parameters / count - 1) for config, count in variants)
-        best = min(best, (off, picked), key=lambda each: round(each[0], 3))
-    for (where, key, _), value in zip(choices, best[1], strict=True):
-        where[key] = value
-        usual = {**CHOICES, **TOWER_CHOICES, "deep_joint": (True,)}[key][0]
-        if value == usual and key != "matrices":
-            where.pop(key)
+    best = fit(
+        choices(entry, types),
+        lambda: max(abs(describe(config).parameters / count - 1) for config, count in variants),
+    )
     entry.pop("off", None)
-    if 100 * best[0] <= ALLOWED:  # what it is made of was compared with it
-        for part in entry.get("parts", {}).values():
-            if types.get(part, {}).get("off") is True:
-                types[part].pop("off")
-    if 100 * best[0] > ALLOWED:
-        entry["off"] = round(100 * best[0], 1)
-    print(f"{kind}: {100 * best[0]:.2f} % off", file=sys.stderr, flush=True)
+    if 100 * best > ALLOWED:
+        entry["off"] = round(100 * best, 1)
+    for part in entry.get("parts", {}).values() if 100 * best <= ALLOWED else ():
+        if types.get(part, {}).get("off") is True:
+            types[part].pop("off")  # it was compared with what it is a part of
+    print(f"{kind}: {100 * best:.2f} % off", file=sys.stderr, flush=True)
+
+
+def choices(entry: dict[str, Any], types: dict[str, Any]) -> list[Choice]:
+    """What may be chosen for a type: of a model with a tower, what the tower is like."""
+    if not entry.get("parts"):
+        return [(entry, key, values) for key, values in CHOICES.items()]
+    vision = types.get(entry["parts"].get("vision_config"), {})
+    merging = "spatial_merge_size" in vision.get("defaults", {})
+    fixed = vision.get("off") is not True  # it was compared alone
+    found: list[Choice] = [
+        (vision, key, (vision.get(key, values[0]),) if fixed else values)
+        for key, values in TOWER_CHOICES.items()
+        if key != "downsample" or merging
+    ]
+    return [*found, (entry, "deep_joint", (True, False))]
+
+
+def fit(found: list[Choice], off: Callable[[], float]) -> float:
+    """Choose what is least off, the first of what is equal; returns how far off that is."""
+    best, chosen = float("inf"), tuple[Any, ...]()
+    for picked in itertools.product(*(values for _, _, values in found)):
+        for (where, key, _), value in zip(found, picked, strict=True):
+            where[key] = value
+        if round(seen := off(), 3) < round(best, 3):
+            best, chosen = seen, picked
+    for (where, key, _), value in zip(found, chosen, strict=True):
+        where[key] = value
+        if key != "matrices" and value == USUAL[key]:
+            where.pop(key)
+    return best
 
 
 def alone(kind: str, entry: dict[str, Any]) -> None:
@@ -307,22 +334,15 @@ def alone(kind: str, entry: dict[str, Any]) -> None:
     name = modeling_auto.MODEL_MAPPING_NAMES.get(kind)
     cls = getattr(transformers, str(name), None)
     config = configuration_auto.CONFIG_MAPPING[kind]()
-    if cls is None or hasattr(config, "vocab_size"):
-        return
+    if cls is None or hasattr(config, "vocab_size") or hasattr(config, "spatial_merge_size"):
+        return  # a merger belongs to its model, which is compared as a whole
     plain, count = counted(cls, config)
-    best = (float("inf"), ())
-    for picked in itertools.product(*ALONE.values()):
-        entry |= dict(zip(ALONE, picked, strict=True))
-        size, _ = towers.stack(facts.of_part(plain, kind))
-        best = min(best, (abs(size / count - 1), picked), key=lambda each: round(each[0], 3))
-    entry |= dict(zip(ALONE, best[1], strict=True))
-    for key, values in ALONE.items():
-        if entry[key] == values[0] and key != "matrices":
-            entry.pop(key)
-    entry.pop("off")
-    if 100 * best[0] > ALLOWED:
-        entry["off"] = round(100 * best[0], 1)
-    print(f"{kind}: {100 * best[0]:.2f} % off, alone", file=sys.stderr, flush=True)
+    found: list[Choice] = [(entry, key, values) for key, values in ALONE.items()]
+    best = fit(found, lambda: abs(towers.stack(facts.of_part(plain, kind))[0] / count - 1))
+    entry.pop("off", None)
+    if 100 * best > ALLOWED:
+        entry["off"] = round(100 * best, 1)
+    print(f"{kind}: {100 * best:.2f} % off, alone", file=sys.stderr, flush=True)
 
 
 def counted(cls: Any, config: Any) -> tuple[dict[str, Any], int]:
@@ -374,4 +394,4 @@ def write(name: str, document: dict[str, Any], spread: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

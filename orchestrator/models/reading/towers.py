@@ -52,7 +52,9 @@ def stack(f: Facts) -> tuple[int, int]:
     if not inner:
         inner = int(width * (f.get("mlp_ratio") or 4))
     size: int = depth * (4 * width * width + f.family.get("matrices", 2) * width * inner)
-    pooled = f.family.get("pooled", False)  # SigLIP's: attention and MLP once more
+    pooled = (
+        f.family.get("pooled") and f.get("vision_use_head") is not False
+    )  # SigLIP's: attention and MLP once more
     return size + _ends(f, width) + (size // depth if pooled else 0), width
 
 
