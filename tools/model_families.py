@@ -175,12 +175,13 @@ def literals(file: Path) -> dict[str, Any]:
 
 def served(architectures: set[str]) -> dict[str, list[str]]:
     """By model type, those of transformers' classes that vLLM serves."""
+    lower = {name.lower() for name in architectures}  # vLLM writes some in other cases
     found: dict[str, list[str]] = {}
     for name in dir(modeling_auto):
         if re.fullmatch(r"MODEL_(FOR_\w+_)?MAPPING_NAMES", name):
             for kind, classes in getattr(modeling_auto, name).items():
                 for one in classes if isinstance(classes, list | tuple) else (classes,):
-                    if one in architectures and one not in found.setdefault(kind, []):
+                    if one.lower() in lower and one not in found.setdefault(kind, []):
                         found[kind].append(one)
     generate = ("CausalLM", "Generation")
     return {kind: sorted(names, key=lambda each: not each.endswith(generate))
@@ -238,6 +239,14 @@ def defaults(made: Any, plain: dict[str, Any]) -> dict[str, Any]:
              if key in wanted() and plain_value(value)}  # fmt: skip
     for name in ("layers_block_type", "tie_word_embeddings", "model_type", "dtype"):
         found.pop(name, None)
+    for key, value in plain.items():
+        if (
+            key in wanted()
+            and isinstance(value, list)
+            and len(value) > 8
+            and len({*map(str, value)}) == 1
+        ):
+            found[key] = value[0]  # one for each layer, all the same
     names = made.attribute_map or {}
     for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
         own = names.get(key, key)
@@ -247,7 +256,7 @@ def defaults(made: Any, plain: dict[str, Any]) -> dict[str, Any]:
             except Exception:  # it checks what fits; then nothing is learned
                 continue
             found = {name: each for name, each in found.items()
-                     if name == own or other.get(name) == each}  # fmt: skip
+                     if name == own or other.get(name) in (each, plain.get(name))}  # fmt: skip
     return found
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from orchestrator.models.reading.sources import Source
     from orchestrator.profile import Profile
 
-TRUST = "trust-remote-code"
-
 
 def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
     """All that is known of a model. Raises UserError where it is not there."""
@@ -24,9 +22,8 @@ def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
     chosen = _profile(profile)
     args = chosen.serving.args if chosen else {}
     cache = str((flags.given(args, "kv-cache-dtype") or ("", "auto"))[1])
-    trusted = (flags.given(args, TRUST) or ("", False))[1] is True
     source = _source(chosen, name, revision)
-    document = inspect(source, trusted, cache).document()
+    document = inspect(source, flags.trusts_code(args), cache).document()
     document["profile"] = chosen.name if chosen else None
     document["layouts"] = []
     if chosen and source.config:

@@ -58,7 +58,8 @@ def pull(
 ) -> None:
     """Download a model's files, at the commit that the profile pins (default: the served model).
 
-    Downloads only the files that vLLM reads, and checks the hub's hashes. An interrupted pull
+    Downloads only the files that vLLM reads, and checks the hub's hashes. The model's own Python
+    files come only if serving.args has trust-remote-code: true. An interrupted pull
     resumes. The token for a gated repository is read from HF_TOKEN, or from where 'hf auth login'
     put it.
 
@@ -71,7 +72,7 @@ def pull(
     Example: orchestrate model pull --from /media/usb/mistral-small
     """
     from orchestrator.core.errors import BadInput
-    from orchestrator.models import hub
+    from orchestrator.models import flags, hub
 
     name = name or profile.serving.model
     entry = profile.models.get(name)
@@ -81,7 +82,8 @@ def pull(
     if source:
         pulled = hub.take(entry.repository, commit, source)
     else:
-        pulled = hub.pull(entry.repository, commit, check)
+        trusted = name == profile.serving.model and flags.trusts_code(profile.serving.args)
+        pulled = hub.pull(entry.repository, commit, check, code=trusted)
     if as_json:
         print_json({"name": name, "revision": commit, "pinned": commit == entry.revision,
                     "directory": pulled.directory, "files": pulled.files,

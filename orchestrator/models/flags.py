@@ -49,3 +49,9 @@ def managed(flag: str) -> str:
 def given(args: Mapping[str, object], flag: str) -> tuple[str, object] | None:
     """The key that sets a flag and its value; None where none does."""
     return next(((key, args[key]) for key in args if flag_name(key) == flag), None)
+
+
+def trusts_code(args: Mapping[str, object]) -> bool:
+    """Whether the model's own Python code may run on the nodes."""
+    key, value = given(args, "trust-remote-code") or ("", False)
+    return value is True and not key.startswith("no")

@@ -33,6 +33,7 @@ from orchestrator.models.hub_listing import (
     must_be_a_model,
     refused,
 )
+from orchestrator.models.reading.served import foreign
 
 #: Where parts of downloads lie until they are whole; gone when all are.
 SCRATCH = ".download"
@@ -67,21 +68,28 @@ def directory(repository: str, revision: str) -> Path:
     return paths.hub() / repository / revision
 
 
-def pull(repository: str, revision: str, check: bool = False) -> Pulled:
+def pull(repository: str, revision: str, check: bool = False, code: bool = False) -> Pulled:
     """Bring what vLLM needs of a commit and check every byte of it.
 
     What is complete is left alone; with ``check`` it is read again, and what is damaged brought
-    anew. Raises UserError where the hub does not give it, the disk is too small, another pull is
-    at it, or a file is not what the hub says that it is (such a file is removed).
+    anew. ``code``: bring the model's own Python files too. Raises UserError where the hub does not
+    give it, the disk is too small, another pull is at it, or a file is not what the hub says that
+    it is (such a file is removed).
     """
     home = directory(repository, revision)
     known = manifest(home)
+    if code and not any(path.endswith(".py") for path in known):
+        known = {}  # it was pulled without
     if known and not check:
         return Pulled(home, 0, 0, len(known))
-    files = chosen(_written_down(repository, revision, known) or listed(repository, revision))
+    there = _written_down(repository, revision, known) or listed(repository, revision)
+    what = f"{repository} at {revision[:12]}"
+    if why := foreign([file.path for file in there]):
+        raise UserError(f"{what}: {why}", "Use the model's original repository.")
+    files = chosen(there, code)
     must_be_a_model(
         files,
-        f"{repository} at {revision[:12]}",
+        what,
         "Formats such as GGUF are for other programs; use the model's original repository.",
     )
     return _bring(repository, revision, files)

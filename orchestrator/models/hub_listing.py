@@ -30,6 +30,8 @@ WANTED = {
     "*.txt": "vocabulary and merges of older tokenizers",
     "*.jinja": "the chat template",
 }
+#: What a model's own code is; brought only where the profile trusts it.
+CODE = "*.py"
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ class RemoteFile:
     opened: Callable[[], BufferedReader] | None = None
 
 
-def chosen(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Those that vLLM needs; no weights among them where there are none that it reads."""
+def chosen(files: Iterable[RemoteFile], code: bool = False) -> list[RemoteFile]:
+    """Those that vLLM needs; no weights among them where there are none that it reads. With
+    ``code``, also what the model runs of its own."""
     root = [file for file in files if "/" not in file.path and not file.path.startswith(".")]
     for weights in FORMATS:
         found = [
@@ -85,7 +88,8 @@ def chosen(files: Iterable[RemoteFile]) -> list[RemoteFile]:
         ]
         if found:
             break
-    return found + [file for file in root if any(fnmatch(file.path, each) for each in WANTED)]
+    wanted = [*WANTED, *([CODE] if code else [])]
+    return found + [file for file in root if any(fnmatch(file.path, each) for each in wanted)]
 
 
 def must_be_a_model(files: Sequence[RemoteFile], what: str, hint: str) -> None:

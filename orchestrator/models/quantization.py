@@ -54,8 +54,6 @@ def problems(
     ``config`` is the model's config.json; of an empty one (the model is not here yet) nothing is.
     """
     quantized = settings(config)
-    for text in refused(quantized):
-        yield ("serving", "model"), f"vLLM refuses the model {profile.serving.model}: {text}"
     for section, env in (("ray", profile.ray.env), ("serving", profile.serving.env)):
         if quantized and NO_BATCH_INVARIANT in capabilities and _is_on(env):
             reason = capabilities[NO_BATCH_INVARIANT]

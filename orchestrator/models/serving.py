@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.core import paths
 from orchestrator.core.document import DocumentError, read_yaml
 from orchestrator.models import cards, catalog, quantization
+from orchestrator.models import flags as flags_of
 from orchestrator.models.config import group_misfit, has_experts, pipeline_misfit, tensor_misfit
+from orchestrator.models.reading import served
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -48,8 +50,14 @@ def resolve(profile: Profile) -> Layout:
     would refuse the model's quantization, or the accelerators cannot compute what is asked.
     """
     config = catalog.served(profile).config
+    trusted = flags_of.trusts_code(profile.serving.args)
     cannot = capabilities(profile.image)
-    wrong = [*quantization.problems(profile, config, cannot), *cards.problems(profile, config)]
+    refused = f"vLLM refuses the model {profile.serving.model}"
+    wrong = [
+        *((("serving", "model"), f"{refused}: {text}") for text in served.refused(config, trusted)),
+        *quantization.problems(profile, config, cannot),
+        *cards.problems(profile, config),
+    ]
     problems = [profile.problem(loc, text) for loc, text in wrong]
     try:
         found = layout(profile, config, cannot)

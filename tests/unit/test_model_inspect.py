@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -245,3 +246,30 @@ def test_a_repository_that_is_not_there_is_explained(box: Box) -> None:
     done = box.run("inspect", "owner/other")
     assert done.returncode == 1
     assert "the hub has no such repository, or it is private" in done.stderr
+
+
+def test_code_comes_only_where_the_profile_trusts_it(box: Box) -> None:
+    box.hub.files["custom.py"] = b"import os"
+    assert box.pull("big").returncode == 0
+    assert not (box.home / "custom.py").exists()
+    profile = box.root / "profiles/small.yml"
+    text = profile.read_text()
+    profile.write_text(text.replace("{dtype: half}", "{dtype: half, trust-remote-code: true}"))
+    done = box.pull("big")
+    assert done.returncode == 0, done.stderr
+    assert (box.home / "custom.py").read_bytes() == b"import os"
+    manifest = json.loads((box.home / ".orchestrate.json").read_text())["files"]
+    assert manifest["custom.py"]["sha256"] == hashlib.sha256(b"import os").hexdigest()
+
+
+def test_a_pull_of_another_format_says_which(box: Box) -> None:
+    box.hub.files = {
+        "config.json": b"{}",
+        "openvino_model.bin": b"",
+        "openvino_model.xml": b"",
+        "openvino_tokenizer.bin": b"",
+    }
+    done = box.pull("big")
+    assert done.returncode == 1
+    assert "a format that vLLM does not read: OpenVINO's format" in done.stderr
+    assert not box.hub.gets

@@ -85,7 +85,7 @@ class Description:
             if (kept := layer.cache) is None:
                 continue
             heads = kept.heads if kept.shared else max(kept.heads / tensor, 1.0)
-            size = heads * kept.width * self.cache_bytes
+            size = heads * kept.width * self.cache_bytes + kept.beside
             if kept.window:
                 windows[kept.window] = windows.get(kept.window, 0.0) + size
             else:

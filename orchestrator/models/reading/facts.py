@@ -33,7 +33,7 @@ OTHER_NAMES = {
     "hidden_size": ("n_embd", "n_embed", "d_model", "dim"),
     "num_attention_heads": ("n_head", "n_heads", "num_heads"),
     "num_key_value_heads": ("num_kv_heads", "n_kv_heads", "n_head_kv", "multi_query_group_num",
-                            "attn_config.kv_n_heads"),
+                            "num_attention_groups", "attn_config.kv_n_heads"),
     "head_dim": ("kv_channels", "attention_head_dim"),
     "intermediate_size": ("ffn_hidden_size", "n_inner", "ffn_dim", "ffn_config.ffn_hidden_size",
                           "hidden_dim"),

@@ -6,7 +6,7 @@ Biases and norms are left out: together they are less than a thousandth of the w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.models.reading import mixers
 from orchestrator.models.reading.facts import Facts, number
@@ -31,12 +31,14 @@ class Cache:
     """What a layer keeps of each token: ``width`` numbers for each of ``heads`` heads.
 
     ``window``: of how many tokens at most; 0 for all. ``shared``: one copy on each rank (MLA).
+    ``beside``: bytes of an index, in a format of its own.
     """
 
     heads: int
     width: int
     window: int = 0
     shared: bool = False
+    beside: int = 0
 
 
 @dataclass
@@ -240,6 +242,8 @@ def _attention(f: Facts, layer: Layer, hidden: int, index: int, kind: str, count
     same = f.flag("attention_k_eq_v") and not slides
     gates = f.family.get("output_gate") or (f.stated("attn_output_gate") and 1) or 0
     query = hidden * heads * width
+    if low := f.whole("share_q_dim"):  # Step3: queries by way of a narrower one
+        query = low * (hidden + heads * width)
     layer.modules["self_attn.q_proj"] = query * (2 if gates == 1 else 1)
     layer.modules["self_attn.o_proj"] = hidden * heads * value
     shares = index >= count - (f.whole("num_kv_shared_layers") or 0)
@@ -270,6 +274,7 @@ def _latent(f: Facts, layer: Layer, hidden: int) -> None:
     if (index := f.whole("index_n_heads")) and (low := f.whole("q_lora_rank")):
         width = f.whole("index_head_dim") or 128
         layer.modules["self_attn.indexer"] = low * index * width + hidden * (width + index)
+        layer.cache = replace(layer.cache, beside=width + 4)  # fp8, with one scale
     if f.family.get("twice"):  # LongCat: two attentions and two dense MLPs a layer
         layer.modules = {name: 2 * size for name, size in layer.modules.items()}
         layer.cache = Cache(1, 2 * (rank + rope), shared=True)

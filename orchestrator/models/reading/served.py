@@ -32,7 +32,11 @@ FOREIGN = {
 }
 CTRANSLATE2 = {"model.bin", "vocabulary.json", "vocabulary.txt", "shared_vocabulary.json",
                "shared_vocabulary.txt", "source_vocabulary.json"}  # fmt: skip
-ALLOW = "serving.args: trust-remote-code: true, with the model's revision pinned"
+WEIGHTS = (".safetensors", ".bin", ".pt")
+ALLOW = (
+    "read that code, then set serving.args: trust-remote-code: true; 'orchestrate model pull'"
+    " brings the code of the pinned revision and keeps its hashes"
+)
 
 
 @cache
@@ -60,8 +64,7 @@ def refused(config: Mapping[str, Any], trusted: bool = False) -> Iterator[str]:
     if code and not trusted and kind not in engine()["configs"]:
         what = ", ".join(sorted(set(code.values())))
         yield (
-            f"it needs code of its own ({what}), which is never run unasked; to allow it: {ALLOW},"
-            " after reading that code"
+            f"it needs code of its own ({what}), which is never run unasked; to allow it: {ALLOW}"
         )
     yield from quantization.refused(quantization.settings(config))
 
@@ -97,18 +100,19 @@ def unsure(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{named[0]}: vLLM has no class of its own for it, and tries transformers' own"
 
 
-def no_weights(names: Sequence[str]) -> str:
-    """Why none of the files are weights for vLLM; empty where there are some."""
+def foreign(names: Sequence[str]) -> str:
+    """Of which format the files are that vLLM does not read; empty where it may read some."""
     if len(CTRANSLATE2 & set(names)) >= 2:
         return "its weights are in CTranslate2's format, which vLLM does not read"
-    mine = [name for name in names if name.endswith((".safetensors", ".bin", ".pt"))]
-    foreign = next((what for pattern, what in FOREIGN.items()
-                    if any(fnmatch(name, pattern) for name in names)), "")  # fmt: skip
-    real = [
-        name for name in mine if not name.startswith(("openvino_", "training_args", "adapter_"))
-    ]
-    if real:
+    beside = ("openvino_", "training_args", "adapter_")
+    if any(name.endswith(WEIGHTS) and not name.startswith(beside) for name in names):
         return ""
-    if foreign:
-        return f"its weights are in a format that vLLM does not read: {foreign}"
-    return "it has no weights (*.safetensors or *.bin)"
+    what = next((what for pattern, what in FOREIGN.items()
+                 if any(fnmatch(name, pattern) for name in names)), "")  # fmt: skip
+    return f"its weights are in a format that vLLM does not read: {what}" if what else ""
+
+
+def no_weights(names: Sequence[str]) -> str:
+    """Why none of the files are weights for vLLM; empty where there are some."""
+    none = not any(name.endswith(WEIGHTS) for name in names)
+    return foreign(names) or ("it has no weights (*.safetensors or *.bin)" if none else "")

@@ -100,7 +100,8 @@ def forecast(
     Raises BadInput if the model's sizes are not in config.json, UserError if no device was probed.
     """
     dtype = str(profile.serving.args.get("dtype", "auto"))
-    shape, unpredicted = read(config, dtype)
+    cache = str(profile.serving.args.get("kv-cache-dtype", "auto"))
+    shape, unpredicted = read(config, dtype, cache)
     if shape is None:
         where = profile.where("serving", "model")
         raise BadInput(f"{where}: {profile.serving.model}: {'; '.join(unpredicted)}")
