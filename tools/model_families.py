@@ -99,6 +99,8 @@ def main(vllm: Path, only: list[str]) -> None:
             if types[kind].get("parts"):
                 names = sorted(names, key=lambda each: not each.endswith("Generation"))
             compare(kind, names[0] if names else "", types)
+            if not types[kind].get("parts"):
+                sparse(kind, types)
     for kind, names in classes.items():
         if kind in types:
             types[kind]["classes"] = names
@@ -193,15 +195,15 @@ def collect(kind: str, types: dict[str, Any], config: Any = None) -> None:
     if kind in types or kind not in configuration_auto.CONFIG_MAPPING:
         return
     made = configuration_auto.CONFIG_MAPPING[kind]
+    plain = json_of(config or made())
     config = config or made()
-    plain = json.loads(config.to_json_string(use_diff=False))
     nested = {
         key: getattr(config, key)
         for key, value in plain.items()
         if isinstance(value, dict) and hasattr(getattr(config, key, None), "to_dict")
     }
     mapped = {name: own for name, own in (config.attribute_map or {}).items() if name in wanted()}
-    entry: dict[str, Any] = {"defaults": defaults(made, plain)}
+    entry: dict[str, Any] = {"defaults": defaults(made)}
     if pattern := plain.get("layer_types") or plain.get("layers_block_type"):
         entry["pattern"] = period(pattern)
     if isinstance(dense := plain.get("mlp_layer_types"), list):
@@ -232,31 +234,47 @@ def wanted() -> set[str]:
     return asked | also | set(facts.OTHER_NAMES) | {"model_type"} - {"layer_types"}
 
 
-def defaults(made: Any, plain: dict[str, Any]) -> dict[str, Any]:
+def json_of(config: Any) -> dict[str, Any]:
+    """A configuration with all its keys; of a value for each layer that are all alike, one."""
+    plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    for key, value in plain.items():
+        if isinstance(value, list) and len(value) > 8 and all(isinstance(n, int) for n in value):
+            plain[key] = value[0] if len(set(value)) == 1 else value
+    return plain
+
+
+def sparse(kind: str, types: dict[str, Any]) -> None:
+    """Note what transformers computes and this reading does not, where that makes a difference:
+    a config.json that leaves it out is then said to be estimated."""
+    entry = types[kind]
+    plain = json_of(configuration_auto.CONFIG_MAPPING[kind]())
+    full, bare = describe(plain).parameters, describe({"model_type": kind}).parameters
+    if full and 100 * abs(bare / full - 1) > ALLOWED:
+        entry["derived"] = sorted(
+            key for key, value in plain.items()
+            if key in wanted() - {"model_type", "dtype"} and plain_value(value)
+            and key not in entry["defaults"]
+        )  # fmt: skip
+
+
+def defaults(made: Any) -> dict[str, Any]:
     """Those that stay when others change: what is computed is left to the reading."""
+    plain = json_of(made())
     own = {key: getattr(made, key, None) for key in wanted()}
     found = {key: value for key, value in {**own, **plain}.items()
              if key in wanted() and plain_value(value)}  # fmt: skip
     for name in ("layers_block_type", "tie_word_embeddings", "model_type", "dtype"):
         found.pop(name, None)
-    for key, value in plain.items():
-        if (
-            key in wanted()
-            and isinstance(value, list)
-            and len(value) > 8
-            and len({*map(str, value)}) == 1
-        ):
-            found[key] = value[0]  # one for each layer, all the same
     names = made.attribute_map or {}
     for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
         own = names.get(key, key)
         if isinstance(value := plain.get(own), int):
             try:
-                other = json.loads(made(**{own: 2 * value}).to_json_string(use_diff=False))
+                other = json_of(made(**{own: 2 * value}))
             except Exception:  # it checks what fits; then nothing is learned
                 continue
             found = {name: each for name, each in found.items()
-                     if name == own or other.get(name) in (each, plain.get(name))}  # fmt: skip
+                     if name == own or other.get(name) == each or name not in other}  # fmt: skip
     return found
 
 
@@ -361,7 +379,7 @@ def counted(cls: Any, config: Any) -> tuple[dict[str, Any], int]:
     with torch.device("meta"):
         model = cls(config)
     sizes = {id(each): each.numel() for each in model.parameters()}
-    plain = json.loads(config.to_json_string(use_diff=False))
+    plain = json_of(config)
     outside = model.get_output_embeddings()
     tied = outside is None or outside.weight is model.get_input_embeddings().weight
     for part in (plain, *(each for each in plain.values() if isinstance(each, dict))):

@@ -188,6 +188,9 @@ def _doubts(config: Mapping[str, Any], f: Facts, others: Mapping[str, int]) -> l
         how = "could not be compared with transformers' own model" if off is True else (
             f"this reading differs from transformers' own model by up to {off} %")  # fmt: skip
         found.append(f"model_type {f.type}: {how}")
+    left_out = [key for key in f.family.get("derived", ()) if f.stated(key) is None]
+    if left_out:
+        found.append(f"config.json leaves out {', '.join(left_out)}: they are estimated")
     for path in TOWERS:
         name = path.removesuffix("_config").split(".")[-1].removesuffix("_config")
         part = config.get(path) if "." not in path else None

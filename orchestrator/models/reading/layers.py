@@ -227,8 +227,7 @@ def _mix(
 def _attention(f: Facts, layer: Layer, hidden: int, index: int, kind: str, count: int) -> None:
     slides = kind in ("sliding", "chunked")
     heads = f.whole("num_attention_heads", index) or 1
-    if per_layer := f.get("num_attention_heads_per_layer"):
-        heads = number(per_layer[index]) or heads
+    heads = f.whole("num_attention_heads_per_layer", index) or heads
     kv, width = kv_heads(f, index), head_dim(f, heads)
     if slides:
         heads = f.whole("swa_num_attention_heads") or heads
