@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.models.reading import served
 from orchestrator.models.reading.facts import families
 from orchestrator.models.reading.inspection import inspect
-from orchestrator.models.reading.sources import Source
+from orchestrator.models.reading.sources import ModelFiles
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "data" / "models" / "published.json"
 #: Within this part of the published count, and with nothing unread, a reading is exact.
@@ -46,7 +46,7 @@ Active parameters include embedding and head. Some publishers leave out the embe
 def rows() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
     """(entry, verdict, document) of each model."""
     for entry in json.loads(PUBLISHED.read_text()):
-        found = inspect(Source(entry["name"], "", entry["config"])).document()
+        found = inspect(ModelFiles(entry["name"], "", entry["config"])).document()
         off = abs(found["parameters"] / entry["published"] - 1)
         verdict = "exact" if off <= EXACT and not found["unread"] else "estimated"
         yield entry, "refused" if found["refused"] else verdict, found

@@ -10,7 +10,7 @@ from orchestrator.core.errors import BadInput
 from orchestrator.core.sizes import human_size
 
 if TYPE_CHECKING:
-    from orchestrator.models.reading.sources import Source
+    from orchestrator.models.reading.sources import ModelFiles
     from orchestrator.profile import Profile
 
 
@@ -95,7 +95,7 @@ def _profile(name: str | None) -> Profile | None:
         return None
 
 
-def _source(profile: Profile | None, name: str, revision: str) -> Source:
+def _source(profile: Profile | None, name: str, revision: str) -> ModelFiles:
     from orchestrator.models import catalog
     from orchestrator.models.reading import sources
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LayoutFit:
     """``why``: what stands against it; empty where the layout is possible."""
 
     tensor: int
@@ -22,7 +22,7 @@ class Fit:
     why: str
 
 
-def fits(profile: Profile, config: Mapping[str, Any]) -> Iterator[Fit]:
+def fits(profile: Profile, config: Mapping[str, Any]) -> Iterator[LayoutFit]:
     """All pairs of sizes that the accelerators suffice for, the smallest first."""
     total = sum(node.accelerators for node in profile.compute_nodes)
     for tensor in range(1, total + 1):
@@ -31,7 +31,7 @@ def fits(profile: Profile, config: Mapping[str, Any]) -> Iterator[Fit]:
         if not why and (cut := group_misfit(config, tensor, experts=True)):
             why = f"{cut}; possible where whole experts are spread (expert_parallel)"
         for pipeline in range(1, total // tensor + 1):
-            yield Fit(tensor, pipeline, why or pipeline_misfit(config, pipeline))
+            yield LayoutFit(tensor, pipeline, why or pipeline_misfit(config, pipeline))
 
 
 def refused(profile: Profile, name: str, config: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.source import Loc
-from orchestrator.models.reading.facts import TEXT_KEYS
+from orchestrator.models.nested import TEXT_KEYS
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.models.config import group_misfit, tensor_misfit
 from orchestrator.models.reading import served
-from orchestrator.models.reading.description import IN_FLIGHT, Description, describe
+from orchestrator.models.reading.description import IN_FLIGHT, ModelDescription, describe
 from orchestrator.models.reading.facts import facts
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ OFF = {"total": 0.007, "active": 0.025, "kv": 0.015, "bits": 0.0, "held": 0.005}
 MEASURED = {"gemma4_31b": {"kv": 0.05}}
 
 
-def value(found: Description, what: str) -> float:
+def value(found: ModelDescription, what: str) -> float:
     return {
         "total": found.parameters,
         "active": found.active_parameters,

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.models import quantization as refusing
 from orchestrator.models.reading import formats
 from orchestrator.models.reading.facts import Facts, facts, family_of
-from orchestrator.models.reading.layers import Layer, counts, layers
+from orchestrator.models.reading.layers import DecoderLayer, counts, layers
 from orchestrator.models.reading.towers import TOWERS, towers
 
 #: Tokens that are computed but not settled: two of vLLM's batches of 2048, its default for a
@@ -18,12 +18,12 @@ IN_FLIGHT = 4096
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelDescription:
     """A model. ``tied``: whether the head is the embedding. ``others``: weights by part that are in
     no layer, as a tower that sees. ``unread``: what was not understood, a sentence each."""
 
     facts: Facts
-    layers: tuple[Layer, ...]
+    layers: tuple[DecoderLayer, ...]
     vocabulary: int
     tied: bool
     dtype: str
@@ -115,7 +115,9 @@ class Description:
         return round(sum(layer.state for layer in self.layers) * self.dtype_bytes)
 
 
-def describe(config: Mapping[str, Any], dtype: str = "auto", cache: str = "auto") -> Description:
+def describe(
+    config: Mapping[str, Any], dtype: str = "auto", cache: str = "auto"
+) -> ModelDescription:
     """Read a config.json. ``dtype`` and ``cache``: vLLM's flags --dtype and --kv-cache-dtype."""
     unread: list[str] = []
     f = facts(config)
@@ -132,7 +134,7 @@ def describe(config: Mapping[str, Any], dtype: str = "auto", cache: str = "auto"
     outer = family_of(str(config.get("model_type")))
     others = {**_extra(f, hidden), **towers(config, outer, hidden)} if found else {}
     unread += _doubts(config, f, others)
-    return Description(
+    return ModelDescription(
         f, tuple(found), vocabulary, _tied(config, f), name, size, quantized, wanted, others,
         tuple(dict.fromkeys(unread)),
     )  # fmt: skip

@@ -14,19 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.models.nested import TEXT_KEYS
+
 Config = Mapping[str, Any]
 
-#: Names of parts that hold the language model, as transformers and authors of remote code have it.
-TEXT_KEYS = (
-    "text_config",
-    "llm_config",
-    "language_config",
-    "thinker_config",
-    "language_model_config",
-    "text_model_config",
-    "decoder_config",
-    "llm",
-)
 #: Names that no attribute_map of transformers has: of models with code of their own.
 OTHER_NAMES = {
     "num_hidden_layers": ("num_layers", "n_layers", "n_layer", "num_decoder_layers"),

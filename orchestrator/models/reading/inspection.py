@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.models import quantization
 from orchestrator.models.reading import served, tensors
-from orchestrator.models.reading.description import Description, describe
-from orchestrator.models.reading.sources import Source
+from orchestrator.models.reading.description import ModelDescription, describe
+from orchestrator.models.reading.sources import ModelFiles
 
 #: What two sources may differ by before it is said.
 AGREES = 0.02
@@ -20,8 +20,8 @@ AGREES = 0.02
 class Inspection:
     """``found``: the tensors of its safetensors files, where there are any."""
 
-    source: Source
-    read: Description
+    source: ModelFiles
+    read: ModelDescription
     found: tensors.Tensors | None
     refused: tuple[str, ...]
     unread: tuple[str, ...]
@@ -101,7 +101,7 @@ class Inspection:
         }
 
 
-def inspect(source: Source, trusted: bool = False, cache: str = "auto") -> Inspection:
+def inspect(source: ModelFiles, trusted: bool = False, cache: str = "auto") -> Inspection:
     """``trusted``: its own code may run; ``cache``: vLLM's --kv-cache-dtype."""
     config = source.config
     read = describe(config, cache=cache)
@@ -136,7 +136,7 @@ def _beside(config: Mapping[str, Any], trusted: bool) -> Iterator[str]:
 
 
 def _differences(
-    source: Source, read: Description, found: tensors.Tensors | None
+    source: ModelFiles, read: ModelDescription, found: tensors.Tensors | None
 ) -> Iterator[str]:  # fmt: skip
     if not read.layers:
         return
@@ -151,7 +151,7 @@ def _differences(
         yield f"{who} and config.json differ: {one:,} and {other:,} {what}; the former count here"
 
 
-def _on_disk(config: Mapping[str, Any], read: Description) -> int:
+def _on_disk(config: Mapping[str, Any], read: ModelDescription) -> int:
     """Bytes of the files by config.json: a model in 32 bits is twice as large there."""
     if not read.layers:
         return 0

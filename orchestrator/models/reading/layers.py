@@ -42,7 +42,7 @@ class Cache:
 
 
 @dataclass
-class Layer:
+class DecoderLayer:
     """``modules``: weights by the module's usual name; of ``mlp.experts`` those of all experts, of
     which each token passes ``chosen`` of ``experts``. ``state``: numbers that do not grow."""
 
@@ -62,7 +62,7 @@ class Layer:
         return self.weights - idle + (idle * self.chosen / self.experts if self.experts else 0)
 
 
-def layers(f: Facts, unread: list[str]) -> list[Layer]:
+def layers(f: Facts, unread: list[str]) -> list[DecoderLayer]:
     """All layers of a decoder; empty where config.json does not say how many or how wide."""
     count, hidden = depth(f), f.whole("hidden_size")
     if not count or not hidden or not (f.whole("num_attention_heads") or _only_mamba(f)):
@@ -71,7 +71,7 @@ def layers(f: Facts, unread: list[str]) -> list[Layer]:
     sparse = _sparse(f, count)
     found = []
     for index, (kind, mlp) in enumerate(turns):
-        layer = Layer()
+        layer = DecoderLayer()
         if blocks := f.get("block_configs"):
             _block(f, layer, hidden, blocks[index])
         else:
@@ -202,7 +202,7 @@ def _is_sparse(f: Facts, index: int, count: int) -> bool:
 
 
 def _mix(
-    f: Facts, layer: Layer, hidden: int, index: int, kind: str, count: int, unread: list[str]
+    f: Facts, layer: DecoderLayer, hidden: int, index: int, kind: str, count: int, unread: list[str]
 ) -> None:  # fmt: skip
     """The part of a layer that looks at other tokens."""
     if kind in ("full", "sliding", "chunked", "both"):
@@ -224,7 +224,9 @@ def _mix(
         layer.state = hidden * (f.whole("conv_L_cache") or 3)
 
 
-def _attention(f: Facts, layer: Layer, hidden: int, index: int, kind: str, count: int) -> None:
+def _attention(
+    f: Facts, layer: DecoderLayer, hidden: int, index: int, kind: str, count: int
+) -> None:
     slides = kind in ("sliding", "chunked")
     heads = f.whole("num_attention_heads", index) or 1
     heads = f.whole("num_attention_heads_per_layer", index) or heads
@@ -252,7 +254,7 @@ def _attention(f: Facts, layer: Layer, hidden: int, index: int, kind: str, count
         layer.cache = Cache(kv, width + value, _window(f, kind) if slides else 0)
 
 
-def _latent(f: Facts, layer: Layer, hidden: int) -> None:
+def _latent(f: Facts, layer: DecoderLayer, hidden: int) -> None:
     """Attention whose keys and values are kept compressed (MLA), with DeepSeek's indexer."""
     heads = f.whole("num_attention_heads") or 1
     rank, rope = f.whole("kv_lora_rank") or 0, f.whole("qk_rope_head_dim") or 0
@@ -291,7 +293,7 @@ def head_dim(f: Facts, heads: int) -> int:
 
 
 def _mlp(
-    f: Facts, layer: Layer, hidden: int, index: int, wanted: str, unread: list[str]
+    f: Facts, layer: DecoderLayer, hidden: int, index: int, wanted: str, unread: list[str]
 ) -> None:  # fmt: skip
     if not wanted:
         return
@@ -332,7 +334,7 @@ def _mlp(
     layer.modules["mlp.shared_experts"] = matrices * hidden * shared
 
 
-def _block(f: Facts, layer: Layer, hidden: int, block: dict[str, dict[str, object]]) -> None:
+def _block(f: Facts, layer: DecoderLayer, hidden: int, block: dict[str, dict[str, object]]) -> None:
     """A layer that NVIDIA's search found: its own number of key-value heads and its own width."""
     heads = f.whole("num_attention_heads") or 1
     width = head_dim(f, heads)
@@ -355,6 +357,6 @@ def _block(f: Facts, layer: Layer, hidden: int, block: dict[str, dict[str, objec
         layer.modules["mlp"] = 3 * hidden * wide
 
 
-def counts(found: Sequence[Layer]) -> tuple[int, float]:
+def counts(found: Sequence[DecoderLayer]) -> tuple[int, float]:
     """Weights of all layers, and of those which one token passes."""
     return sum(layer.weights for layer in found), sum(layer.active for layer in found)

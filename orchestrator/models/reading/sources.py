@@ -35,7 +35,7 @@ Header = list[tuple[str, str, list[int]]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """What is known of a model's files. ``names``: None where only a config.json is there;
     ``headers``: the tensors, where its weights are safetensors; ``total``: bytes by the index."""
 
@@ -47,12 +47,12 @@ class Source:
     total: int | None = None
 
 
-def of_file(file: Path) -> Source:
+def of_file(file: Path) -> ModelFiles:
     """A config.json alone."""
-    return Source(str(file), "", _object(file))
+    return ModelFiles(str(file), "", _object(file))
 
 
-def of_directory(home: Path) -> Source:
+def of_directory(home: Path) -> ModelFiles:
     """A model's directory. Raises BadInput where it holds no model's configuration."""
     names = tuple(sorted(path.name for path in home.iterdir() if path.is_file()))
     small = {name: _object(home / name) for name in SMALL if name in names}
@@ -60,10 +60,10 @@ def of_directory(home: Path) -> Source:
     for name in _weights(names, small):
         if (home / name).is_file():
             found += tensors.entries(tensors.header(home / name))
-    return Source(str(home), "", _config(small, str(home), names), names, found, _total(small))
+    return ModelFiles(str(home), "", _config(small, str(home), names), names, found, _total(small))
 
 
-def of_hub(repository: str, revision: str) -> Source:
+def of_hub(repository: str, revision: str) -> ModelFiles:
     """A repository of the hub at a branch, tag or commit: what is small, and headers by ranges.
 
     What a commit holds never changes, so it is kept. Raises UserError where the hub refuses.
@@ -81,7 +81,7 @@ def of_hub(repository: str, revision: str) -> Source:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, {"names": names, "small": small, "headers": found})
     config = _config(small, f"{repository} at {commit[:12]}", names)
-    return Source(repository, commit, config, names, found, _total(small))
+    return ModelFiles(repository, commit, config, names, found, _total(small))
 
 
 def _asked(repository: str, commit: str) -> tuple[tuple[str, ...], dict[str, Any], Header]:

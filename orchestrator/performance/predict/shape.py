@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.models.reading.description import Description, describe
+from orchestrator.models.reading.description import ModelDescription, describe
 from orchestrator.models.reading.layers import head_dim, kv_heads
 
 
@@ -41,7 +41,7 @@ class ModelShape:
     experts: int = 0
     experts_per_token: int = 0
     expert_intermediate: int = 0
-    unlike: Description | None = None
+    unlike: ModelDescription | None = None
 
     @property
     def weight_bytes(self) -> float:
@@ -163,7 +163,7 @@ def read(
     return (shape if _alike(shape, found) else replace(shape, unlike=found)), found.unread
 
 
-def _alike(shape: ModelShape, found: Description) -> bool:
+def _alike(shape: ModelShape, found: ModelDescription) -> bool:
     """Whether the shape's few sizes say all that the description does."""
     router = sum(layer.modules.get("mlp.gate", 0) for layer in found.layers)
     counted = shape.layers * shape.attention_weights() + shape.mlp_weights(shape.experts)
