@@ -46,7 +46,6 @@ SECONDS = 240
 #: What no key of a configuration says, seen in transformers' and vLLM's models.
 STRUCTURE: dict[str, dict[str, Any]] = {
     "afmoe": {"output_gate": 1},
-    "deepseek_v32": {},
     "falcon_h1": {"both": True},
     "gemma4_text": {"beside": True, "defaults": {"global_head_dim": 512}},
     "granitemoehybrid": {"mamba2": True},
@@ -138,16 +137,15 @@ def read_engine(vllm: Path) -> dict[str, Any]:
 
 def generating() -> set[str]:
     """transformers' classes that vLLM can try where it has none of its own."""
-    tables = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
-    found = [each for table in tables for each in getattr(modeling_auto, table).values()]
+    tables = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT")
+    named = [getattr(modeling_auto, f"MODEL_FOR_{each}_MAPPING_NAMES") for each in tables]
+    found = [each for table in named for each in table.values()]
     return {one for each in found for one in (each if isinstance(each, tuple) else (each,))}
 
 
 def metadata(vllm: Path) -> str:
-    for file in (vllm / "PKG-INFO", *vllm.glob("*.dist-info/METADATA")):
-        if file.is_file():
-            return file.read_text()
-    return ""
+    files = (vllm / "PKG-INFO", *vllm.glob("*.dist-info/METADATA"))
+    return next((file.read_text() for file in files if file.is_file()), "")
 
 
 def literals(file: Path) -> dict[str, Any]:
@@ -352,7 +350,7 @@ def fit(found: list[Choice], off: Callable[[], float]) -> float:
     for (where, key, _), value in zip(found, chosen, strict=True):
         where[key] = value
         if key != "matrices" and value == USUAL[key]:
-            where.pop(key)
+            del where[key]
     return best
 
 
