@@ -78,7 +78,7 @@ def main(vllm: Path, only: list[str]) -> None:
     engine = read_engine(vllm)
     aliases = engine.pop("aliases")
     write("engine.json", engine, ())
-    classes = served(set(engine["architectures"]))
+    classes = served({name.lower() for name in engine["architectures"]})
     types = facts.families()["types"]  # the very table that the reading looks into
     if not only:
         types.clear()
@@ -174,14 +174,13 @@ def literals(file: Path) -> dict[str, Any]:
 
 
 def served(architectures: set[str]) -> dict[str, list[str]]:
-    """By model type, those of transformers' classes that vLLM serves."""
-    lower = {name.lower() for name in architectures}  # vLLM writes some in other cases
+    """By model type, transformers' classes that vLLM serves, in whatever case it writes them."""
     found: dict[str, list[str]] = {}
     for name in dir(modeling_auto):
         if re.fullmatch(r"MODEL_(FOR_\w+_)?MAPPING_NAMES", name):
             for kind, classes in getattr(modeling_auto, name).items():
                 for one in classes if isinstance(classes, list | tuple) else (classes,):
-                    if one.lower() in lower and one not in found.setdefault(kind, []):
+                    if one.lower() in architectures and one not in found.setdefault(kind, []):
                         found[kind].append(one)
     generate = ("CausalLM", "Generation")
     return {kind: sorted(names, key=lambda each: not each.endswith(generate))
@@ -263,9 +262,8 @@ def defaults(made: Any) -> dict[str, Any]:
              if key in wanted() and plain_value(value)}  # fmt: skip
     for name in ("layers_block_type", "tie_word_embeddings", "model_type", "dtype"):
         found.pop(name, None)
-    names = made.attribute_map or {}
     for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-        own = names.get(key, key)
+        own = (made.attribute_map or {}).get(key, key)
         if isinstance(value := plain.get(own), int):
             try:
                 other = json_of(made(**{own: 2 * value}))
