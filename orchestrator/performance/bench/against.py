@@ -23,12 +23,13 @@ from orchestrator.core.progress import Board
 from orchestrator.models.serving import Layout
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection
+from orchestrator.performance.bench.load import offered
 from orchestrator.performance.bench.run import bench
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.calibration import calibrate, sample
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism as Spread
-from orchestrator.performance.predict.load import OfferedLoad, limits
+from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Asked, Run
@@ -106,11 +107,7 @@ def fitted(
             sample(
                 shape,
                 known,
-                OfferedLoad(
-                    each.workload.prompt_tokens,
-                    each.workload.output_tokens,
-                    each.workload.concurrency,
-                ),
+                offered(each.workload),
                 (each.ttft_s.median, each.tpot_s.median),
                 allowed,
             )

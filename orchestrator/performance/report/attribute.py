@@ -15,10 +15,11 @@ from orchestrator.performance.bench.history import (
     differences,
     regressions,
 )
+from orchestrator.performance.bench.load import offered
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Limits, OfferedLoad, limits, predict
+from orchestrator.performance.predict.load import Limits, limits, predict
 from orchestrator.performance.predict.rates import Rates, rates
 from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.report.plots import Point
@@ -29,8 +30,6 @@ from orchestrator.performance.results.probe import Probes
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: The most requests at once that are assumed for a workload with a rate.
-MANY = 256
 #: Parts that no counter shows.
 MODELLED = ("compute", "memory")
 
@@ -118,13 +117,7 @@ def _phases(
     probes: Probes,
 ) -> Iterator[Phase]:
     workload = found.workload
-    load = OfferedLoad(
-        workload.prompt_tokens,
-        workload.output_tokens,
-        workload.concurrency or MANY,
-        workload.rate,
-    )
-    predictions = predict(shape, layout, known, load, allowed)
+    predictions = predict(shape, layout, known, offered(workload), allowed)
     seen = evidence(found, series, allowed, probes)
     for name, measured in (("prefill", found.ttft_s), ("decode", found.tpot_s)):
         told = explain(measured.median, predictions[name], seen)
