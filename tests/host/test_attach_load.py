@@ -44,6 +44,14 @@ def test_bench_of_it(cluster: Strangers, url: str) -> None:
     assert {("box", "processors"), ("endpoint", "vLLM num_requests_running")} <= series
     assert run["provenance"]["machine"] == "existing"
     assert run["warnings"] == []
+    assert [each["workload"]["name"] for each in run["forecasts"]] == ["brief", "steady"]
+    for each in run["forecasts"]:
+        assert each["reason"] == "no measurement that a forecast could be made from"
+        assert re.fullmatch("[0-9a-f]{64}", each["seal"])
+    none = cluster.ask("bench", "accuracy", "--profile", path)
+    assert none.returncode == 0, none.stderr
+    assert "can be scored yet. Run: orchestrate probe; orchestrate bench run" in none.stdout
+    assert "brief, steady: no measurement that a forecast" in none.stderr
     again = cluster.json("bench", "run", "--profile", path, *words)
     compared = cluster.json("bench", "compare", "--profile", path, run["id"], again["id"])
     assert {each["workload"] for each in compared["changes"]} == {"brief", "steady"}
@@ -67,8 +75,11 @@ def test_faults_under_load_are_one_message(cluster: Strangers, fault: str) -> No
         path = loadable(cluster, url)
         done = cluster.ask("bench", "run", "--profile", path, "--workload", "brief")
     assert done.returncode == 1, done.stdout
+    told = cluster.json("bench", "accuracy", "--profile", path)
     assert "\x1b" not in done.stdout + done.stderr
     assert re.search(UNDER_LOAD[fault], done.stderr), done.stderr
+    assert told["phases"] == []
+    assert [each["workload"] for each in told["not_scored"]] == ["brief"]  # counted, not scored
 
 
 def test_a_router_without_tokenize_gets_tokens_that_nearly_all_models_have(

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
         parts = sum(phase["parts_s"].values())
         assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
         assert phase["cause"] and phase["why"]
+    assert {(each["phase"], each["cause"]) for each in shown["run"]["causes"]} == {
+        (each["phase"], each["cause"]) for each in shown["phases"]
+    }
+    forecasts = shown["forecasts"]
+    assert {each["phase"] for each in forecasts["phases"]} == {"first token", "further token"}
+    assert forecasts["not_scored"] == []
+    (sealed,) = shown["run"]["forecasts"]
+    started = min(window["start"] for window in measured["windows"])
+    assert datetime.fromisoformat(sealed["time"]).timestamp() <= started
+    told = sim.json("bench", "accuracy")
+    assert {each["run"] for each in told["phases"]} >= {done["id"]}
     file = tmp_path / "report.html"
     assert str(file) in sim.run("bench", "report", "last", "--out", str(file)).stdout
     assert "brief" in file.read_text()
@@ -73,11 +85,14 @@ def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     assert last["state"] == "interrupted" and last["workloads"] == 1
     for node in NODES:
         assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
+    first, second = sim.json("bench", "show", last["id"])["run"]["forecasts"]
+    assert [each["workload"]["name"] for each in (first, second)] == ["brief", "short"]
     done = sim.run("bench", "run", *two, "--resume", last["id"], ok=False)
     assert "leave out --workload" in done.stderr
     sim.run("bench", "run", "--resume", last["id"])
     (last,) = sim.json("bench", "ls")[-1:]
     assert last["state"] == "complete" and last["workloads"] == 2
+    assert sim.json("bench", "show", last["id"])["run"]["forecasts"][0] == first
 
 
 def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:

@@ -42,7 +42,8 @@ def basis(
             return None
 
     every = tried(lambda: inputs.engines(profile.name)) or ()
-    measured = next((each for each in every if same_engine(each, provenance, layout)), None)
+    args = profile.serving.args
+    measured = next((each for each in every if same_engine(each, provenance, layout, args)), None)
     fitted: Engine | None = None
     shape: ModelShape | None = None
     found: Rates | None = None
@@ -64,13 +65,21 @@ def basis(
     return Basis(Known(layout, allowed, shape, found, measured), "", made_from)
 
 
-def same_engine(found: EngineRates, now: Provenance, layout: Parallelism) -> bool:
-    """Whether the engine was measured with what a run has: model, layout, image, vLLM."""
+def same_engine(
+    found: EngineRates, now: Provenance, layout: Parallelism, args: Mapping[str, Any]
+) -> bool:
+    """Whether the engine was measured with what a run has: model, layout, flags, image, vLLM."""
     versions = {found.versions.get("vllm"), now.versions.get("vllm")} - {None}
     return (
         found.model == now.model
         and (found.tensor, found.pipeline, found.data)
         == (layout.tensor, layout.pipeline, layout.data)
+        and _plain(found.args) == _plain(args)
         and found.image_id == now.image_id
         and len(versions) <= 1
     )
+
+
+def _plain(args: Mapping[str, Any]) -> dict[str, str]:
+    """Flags as text: a profile may write them with lines below."""
+    return {name.replace("_", "-"): str(value) for name, value in args.items()}
