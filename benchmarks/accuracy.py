@@ -5,7 +5,8 @@
 Each RUN.json, a run that `orchestrate bench run` stored in the state directory, is first added to
 that directory, without its series: they are large, and no score depends on them. Then the page is
 written. Forecasts that were made after their measurement are in files of their own, each with
-``what``, ``how`` and ``phases`` (report/score.py: Scored).
+``what``, ``how`` and ``phases`` (report/score.py: Scored). What real_cards.py measured is scored
+too: its held-out loads, by the product as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import held_out
 from figures import table
 from pydantic import TypeAdapter
 
@@ -38,6 +40,7 @@ PAGE = FORECASTS.parents[2] / "docs/reference/accuracy.md"
 BEGIN, END = "<!-- forecasts -->\n", "<!-- /forecasts -->"
 TITLES = {
     Seal.SEALED: "Sealed: made before the measurement",
+    Seal.HELD_OUT: "Held out: made from the engine under other loads",
     Seal.AFTER: "Made after the measurement",
 }
 
@@ -62,7 +65,17 @@ def add(file: Path) -> Path:
 
 def sources() -> list[Source]:
     """Every file, by name."""
-    return [_source(path) for path in sorted(FORECASTS.glob("*.json"))]
+    return [
+        *map(_source, sorted(FORECASTS.glob("*.json"))),
+        *map(_cards, held_out.files()),
+    ]
+
+
+def _cards(path: Path) -> Source:
+    about = json.loads(path.read_text())["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    how = f"`benchmarks/real_cards.py`; {versions}. Not measured: {about['not measured']}."
+    return Source(f"{about['machine']}, {about['when']}", how, held_out.scores(path))
 
 
 def _source(path: Path) -> Source:
@@ -101,12 +114,12 @@ def _sections(every: list[Source]) -> Iterator[str]:
         yield from _rows(map(tables.named_row, worst(found)))
     yield "\n## Every phase"
     for source in every:
-        yield f"\n### {source.what}\n\n{source.how}\n"
-        yield from _rows(
-            tables.group_row(each, tables.TOTAL) for each in totals(source.scores.scored)
-        )
-        yield ""
-        yield from _rows(map(tables.phase_row, source.scores.scored))
+        yield f"\n### {source.what}\n\n{source.how}"
+        if found := source.scores.scored:
+            yield ""
+            yield from _rows(tables.group_row(each, tables.TOTAL) for each in totals(found))
+            yield ""
+            yield from _rows(map(tables.phase_row, found))
         for line in tables.reasons(source.scores.unscored):
             yield f"\nNot scored: {line}"
 

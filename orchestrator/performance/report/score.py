@@ -23,6 +23,8 @@ class Seal(StrEnum):
     """When a forecast was made."""
 
     SEALED = "before"
+    #: From measurements of other loads; which ones count was written down before.
+    HELD_OUT = "held out"
     #: Of measurements from before forecasts were sealed.
     AFTER = "after"
 
