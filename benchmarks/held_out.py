@@ -58,7 +58,7 @@ def scores(path: Path) -> Scores:
 
 
 def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
-    """What a forecast may know of a server: the medians of its cells' rounds."""
+    """What a forecast may know of a server: its cells."""
     layout = Parallelism(server.get("tensor", 1), server.get("pipeline", 1))
     flags = dict(zip(plan["flags"], [*plan["flags"][1:], ""], strict=True))
     allowed = Limits(
@@ -76,10 +76,13 @@ def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
 
 
 def _cells(rows: Iterable[Row]) -> Iterator[EngineCell]:
+    """The first of several rounds warms up, since kernels are compiled then: it does not count, as
+    in the product's own probe."""
     by_load: dict[tuple[int, int, int], list[Row]] = {}
     for row in rows:
         by_load.setdefault(tuple(row["load"][:3]), []).append(row)
-    for (prompt, output, many), rounds in by_load.items():
+    for (prompt, output, many), taken in by_load.items():
+        rounds = taken[1:] or taken
         stays = [row["ttft_s"] + (output - 1) * row["tpot_s"] for row in rounds]
         yield EngineCell(
             prompt, output, many,
