@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from orchestrator.performance.results.engine import EngineRates, Weights
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
 
+PROJECT = Path(__file__).resolve().parents[2]
 ONE, MANY = Workload("single stream", 64, 32, 4, 1), Workload("2 at once", 64, 32, 4, 2)
 BOTH = Asked((ONE, MANY), rates=False)
 CARD = {"device": "xpu", "matrix_flops_per_s": {"float16": exactly(60e12)}}
@@ -357,6 +359,29 @@ def test_the_report_has_the_forecast_beside_what_was_measured(profile: Profile) 
     assert [each["phase"] for each in shown["forecasts"]["phases"][:2]] == [
         "first token", "further token",
     ]  # fmt: skip
+
+
+def test_a_run_added_to_the_repository_is_small_scored_and_on_the_page(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    tool = importlib.import_module("accuracy")
+    monkeypatch.setattr(tool, "FORECASTS", tmp_path / "forecasts")
+    run = replace(finished(profile), series=story().run.series)
+    history.store(run)
+    copy = tool.add(stored(run))
+    assert copy.name == f"small-{run.id}.json"
+    assert copy.stat().st_size < stored(run).stat().st_size / 2
+    mine, *_ = tool.sources()
+    assert len(mine.scores.scored) == 4 and mine.scores.unscored == ()
+    text = tool.rendered(f"head\n{tool.BEGIN}old\n{tool.END}\ntail\n", [mine])
+    assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
+    sealed = text[text.index("## Sealed") : text.index("## Held out")]
+    assert "single stream" in sealed and f"### small, run {run.id}" in text
+    document = json.loads(copy.read_text())
+    copy.write_text(json.dumps(changed(document, *CHANGES["figure"]) and document))
+    text = tool.rendered(f"{tool.BEGIN}{tool.END}", tool.sources()[:1])
+    assert re.search(r"Not scored: .*single stream: the seal is broken", text)
 
 
 def test_a_marked_run_is_not_scored(profile: Profile) -> None:
