@@ -115,11 +115,11 @@ def _sections(every: list[Source]) -> Iterator[str]:
     yield "\n## Every phase"
     for source in every:
         yield f"\n### {source.what}\n\n{source.how}"
-        if found := source.scores.scored:
+        if phases := source.scores.scored:
             yield ""
-            yield from _rows(tables.group_row(each, tables.TOTAL) for each in totals(found))
+            yield from _rows(tables.group_row(each, tables.TOTAL) for each in totals(phases))
             yield ""
-            yield from _rows(map(tables.phase_row, found))
+            yield from _rows(map(tables.phase_row, phases))
         for line in tables.reasons(source.scores.unscored):
             yield f"\nNot scored: {line}"
 
