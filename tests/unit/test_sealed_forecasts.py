@@ -19,6 +19,7 @@ from support.report import measured as made
 from support.report import story
 
 from orchestrator.cli.bench import accuracy, bench, show
+from orchestrator.cli.bench import finished as ended
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.profiles import load
@@ -389,6 +390,18 @@ def test_a_marked_run_is_not_scored(profile: Profile) -> None:
     found = score(run)
     assert found.scored == ()
     assert {each.reason for each in found.unscored} == {"the run is marked: compute1 was lost"}
+
+
+def test_the_named_causes_are_kept_with_the_run(
+    profile: Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended(finished(profile), profile, as_json=True)
+    assert json.loads(capsys.readouterr().out)["state"] == "complete"
+    shown = json.loads(CliRunner().invoke(show, ["last", "--json"]).stdout)
+    kept = [(each["workload"], each["phase"], each["cause"]) for each in shown["run"]["causes"]]
+    assert len(kept) == 4
+    assert kept == [(each["workload"], each["phase"], each["cause"]) for each in shown["phases"]]
+    assert len(shown["forecasts"]["phases"]) == 4  # no seal is broken by them
 
 
 def test_an_answer_of_one_token_has_no_further_one(profile: Profile) -> None:
