@@ -228,6 +228,33 @@ def show(profile: Profile | Attached, as_json: bool, run: str) -> None:
 @bench.command()
 @partial(on_cluster, attached=True)
 @json_option
+@click.argument(
+    "files", metavar="[FILE]...", nargs=-1, type=click.Path(dir_okay=False, path_type=Path)
+)
+def accuracy(profile: Profile | Attached, as_json: bool, files: tuple[Path, ...]) -> None:
+    """Show how right forecasts were: all of the cluster's runs, and of run files.
+
+    'bench run' forecasts each load and seals the forecast before it measures. FILE: a run of
+    another cluster, from its state directory. A forecast that was changed afterwards is named and
+    not counted, as is a load that gave no figures.
+
+    \b
+    Example: orchestrate bench accuracy
+    Example: orchestrate bench accuracy ~/other/20261130T101500Z.json
+    """
+    from orchestrator.cli.accuracy import show as show_accuracy
+    from orchestrator.performance.report.accuracy import document, gathered
+
+    found = gathered(profile.name, files)
+    if as_json:
+        print_json(document(found))
+    else:
+        show_accuracy(found, profile.name)
+
+
+@bench.command()
+@partial(on_cluster, attached=True)
+@json_option
 @click.argument("before")
 @click.argument("after", default="last")
 def compare(profile: Profile | Attached, as_json: bool, before: str, after: str) -> None:
@@ -280,33 +307,6 @@ def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     path = to or history.report(profile.name, found.id)
     write(path, page(told(found, profile)))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
-
-
-@bench.command()
-@partial(on_cluster, attached=True)
-@json_option
-@click.argument(
-    "files", metavar="[FILE]...", nargs=-1, type=click.Path(dir_okay=False, path_type=Path)
-)
-def accuracy(profile: Profile | Attached, as_json: bool, files: tuple[Path, ...]) -> None:
-    """Show how right forecasts were: all of the cluster's runs, and of run files.
-
-    'bench run' forecasts each load and seals the forecast before it measures. FILE: a run of
-    another cluster, from its state directory. A forecast that was changed afterwards is named and
-    not counted, as is a load that gave no figures.
-
-    \b
-    Example: orchestrate bench accuracy
-    Example: orchestrate bench accuracy ~/other/20261130T101500Z.json
-    """
-    from orchestrator.cli.accuracy import show as show_accuracy
-    from orchestrator.performance.report.accuracy import document, gathered
-
-    found = gathered(profile.name, files)
-    if as_json:
-        print_json(document(found))
-    else:
-        show_accuracy(found, profile.name)
 
 
 def told(run: Run, profile: Profile | Attached) -> Story:
