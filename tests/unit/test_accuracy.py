@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from orchestrator.performance.report.score import (
     Load,
@@ -121,3 +122,14 @@ def test_nine_of_ten_are_within_and_no_smaller_figure_says_so(shares: list[float
     assert sum(each <= found.off_90 for each in away) >= 0.9 * len(away)
     assert sum(each < found.off_90 for each in away) < 0.9 * len(away)
     assert min(away) <= found.off <= found.off_90 or len(away) < 3
+
+
+def test_scored_is_a_small_form_too() -> None:
+    """Results of the repository that are no runs have the same fields."""
+    kind = TypeAdapter(Scored)
+    one = kind.validate_python(
+        {"run": "a", "workload": "b", "phase": "first token", "load": "a rate", "layout": "c",
+         "origin": "modelled", "forecast_s": 1.1, "measured_s": 1.0, "made": "after"}
+    )  # fmt: skip
+    assert kind.validate_json(kind.dump_json(one)) == one
+    assert (one.inside, one.good) == (None, True)

@@ -29,7 +29,7 @@ from orchestrator.performance.bench.loads import loads
 from orchestrator.performance.bench.seal import Basis, broken, digest
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.report.page import page
-from orchestrator.performance.report.score import Scored, score
+from orchestrator.performance.report.score import score
 from orchestrator.performance.results.bench import Asked, Measured, Run, RunState, Workload
 from orchestrator.performance.results.engine import EngineRates, Weights
 from orchestrator.performance.results.probe import Probes
@@ -409,14 +409,3 @@ def test_an_answer_of_one_token_has_no_further_one(profile: Profile) -> None:
     first = replace(run.measured[0], tpot_s=exactly(0.0))
     found = score(replace(run, measured=(first,)))
     assert [each.phase for each in found.scored] == ["first token"]
-
-
-def test_scored_is_a_small_form_too() -> None:
-    """Results of the repository that are no runs have the same fields."""
-    kind = TypeAdapter(Scored)
-    one = kind.validate_python(
-        {"run": "a", "workload": "b", "phase": "first token", "load": "a rate", "layout": "c",
-         "origin": "modelled", "forecast_s": 1.1, "measured_s": 1.0, "made": "after"}
-    )  # fmt: skip
-    assert kind.validate_json(kind.dump_json(one)) == one
-    assert (one.inside, one.good) == (None, True)
