@@ -11,9 +11,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orchestrator.core.errors import UserError
+from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
-from orchestrator.performance.predict.load import Limits, OfferedLoad, Prediction, under_load
+from orchestrator.performance.predict.load import (
+    Limits,
+    LoadPrediction,
+    OfferedLoad,
+    Prediction,
+    under_load,
+)
 from orchestrator.performance.predict.measured import fitted, inverted
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates
@@ -27,6 +34,8 @@ FORMULAS_LOW, FORMULAS_HIGH = 0.6, 1.8
 #: At a cell, and at one that was measured less than three times; for each factor of two to the
 #: nearest one; for the whole of what only formulas say.
 AT_A_CELL, ONCE, FOR_TWICE, MODELLED_OFF = 0.1, 0.3, 0.08, 0.5
+#: Without formulas between them, cells count as so much farther apart.
+ALONE = 1.5
 #: The first token of requests that are sent together depends on how they arrive.
 TOGETHER = 0.15
 #: Two measurements of one link differ by as much.
@@ -71,8 +80,8 @@ class Known:
 class Outlook:
     """A load's forecast. ``ttft_s``: the time to the first token; ``tpot_s``: per further token;
     ``prefill``, ``decode``: their parts. ``narrower``: what measurement would narrow it.
-    ``origins``: where each part of a token's time comes from, by cause. ``running``: requests in
-    the engine."""
+    ``origins``: where each part of a token's time comes from, by cause. ``whole``: the load
+    model's own result."""
 
     load: OfferedLoad
     ttft_s: Figure
@@ -83,7 +92,7 @@ class Outlook:
     saturated: bool = False
     narrower: tuple[str, ...] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
-    running: float = 0.0
+    whole: LoadPrediction | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ def outlook(known: Known, load: OfferedLoad) -> Outlook:
         found.saturated,
         tuple(_narrower(known, source)),
         dict(_origins(found.decode, known, source)),
-        found.running,
+        found,
     )
 
 
@@ -166,12 +175,24 @@ def source_of(known: Known) -> Source:
     rates = _as_measured(known.then or formulas.rates, engine)
     then = Formulas(formulas.shape, layout, rates)
     constants = fitted(engine, then, known.limits)
+    own = _with_host(constants, formulas.rates.engine.step_s, rates.engine.step_s)
     then = replace(then, rates=replace(rates, engine=constants))
-    now = replace(formulas, rates=replace(formulas.rates, engine=constants))
+    now = replace(formulas, rates=replace(formulas.rates, engine=own))
     steps = inverted(engine, then, known.limits)
     if then == now:
         return Source(steps, Origin.HERE, then)
     return Source(replace(steps, base=now, then=then), Origin.ELSEWHERE, then)
+
+
+def _with_host(constants: Engine, now_s: float, then_s: float) -> Engine:
+    """The constants on a host that was made faster or slower than the measured one."""
+    factor = now_s / then_s if then_s else 1.0
+    return replace(
+        constants,
+        step_s=constants.step_s * factor,
+        per_sequence_s=constants.per_sequence_s * factor,
+        request_s=constants.request_s * factor,
+    )
 
 
 def _formulas(known: Known, base: Formulas | None) -> Steps:
@@ -200,7 +221,8 @@ def _figure(
     near, doublings = _nearest(known.engine, load)
     spread: Spread = getattr(near, name)
     noise = max(AT_A_CELL if spread.n >= 3 else ONCE, spread.relative)
-    off = math.hypot(noise, FOR_TWICE * doublings, MODELLED_OFF * moved)
+    alone = 1.0 if known.shape and known.rates else ALONE
+    off = math.hypot(noise, FOR_TWICE * alone * doublings, MODELLED_OFF * moved)
     off = math.hypot(off, 0.0 if single else TOGETHER)
     return Figure(value, value / (1 + off), value * (1 + off), origin)
 
