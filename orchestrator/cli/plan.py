@@ -17,6 +17,7 @@ from orchestrator.core.console import out, print_json, print_warning
 if TYPE_CHECKING:
     from orchestrator.performance.predict.forecast import Asked, Forecast
     from orchestrator.performance.predict.load import OfferedLoad
+    from orchestrator.performance.results.engine import EngineRates
     from orchestrator.performance.results.probe import Probes
     from orchestrator.profile import Profile
     from orchestrator.profile.existing import Attached
@@ -140,12 +141,11 @@ def _forecast(
     from orchestrator.core.document import read_json
     from orchestrator.performance.predict import whatif
     from orchestrator.performance.predict.forecast import Asked, rank_all
-    from orchestrator.performance.predict.layout import Parallelism
     from orchestrator.performance.predict.load import Limits
 
     given = read_json(config) if config else None
     if profile is None:
-        asked = Asked(str(config), Limits(), Parallelism(), given)
+        asked = Asked(str(config), Limits(), config=given)
     else:
         asked = _asked(profile, given, probes)
     devices = [whatif.device(named) for named in device]
@@ -167,15 +167,13 @@ def _asked(
     profile: Profile | Attached, config: dict[str, Any] | None, probes: Path | None
 ) -> Asked:
     """What is known of a cluster."""
-    from dataclasses import replace
-
     from orchestrator.core.errors import UserError
     from orchestrator.performance.predict import inputs
     from orchestrator.performance.predict.forecast import asked
     from orchestrator.performance.predict.layout import Parallelism
     from orchestrator.profile.existing import Attached
 
-    engines = tuple(e for e in inputs.engines(profile.name) if e.model == profile.serving.model)
+    engines = inputs.engines(profile.name)
     try:
         measured = inputs.probes(profile.name, probes)
     except UserError:
@@ -185,13 +183,17 @@ def _asked(
     if isinstance(profile, Attached):
         sizes = profile.serving
         chosen = Parallelism(sizes.tensor_parallel, sizes.pipeline_parallel, sizes.data_parallel)
-        found = asked(profile, config or _own_config(profile), chosen, measured)
-    else:
-        found = _ours(profile, config, measured)
-    return replace(found, engines=engines)
+        own = config or _own_config(profile)
+        return asked(profile, own, chosen, measured, engines=engines)
+    return _ours(profile, config, measured, engines)
 
 
-def _ours(profile: Profile, config: dict[str, Any] | None, measured: Probes | None) -> Asked:
+def _ours(
+    profile: Profile,
+    config: dict[str, Any] | None,
+    measured: Probes | None,
+    engines: Sequence[EngineRates],
+) -> Asked:
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull
@@ -207,7 +209,8 @@ def _ours(profile: Profile, config: dict[str, Any] | None, measured: Probes | No
         )
     sizes = serving.resolve(profile)
     chosen = Parallelism(sizes.tensor, sizes.pipeline)
-    return asked(profile, config or model.config, chosen, measured, inputs.engine(profile.name))
+    fitted = inputs.engine(profile.name)
+    return asked(profile, config or model.config, chosen, measured, fitted, engines)
 
 
 def _own_config(profile: Attached) -> dict[str, Any] | None:

@@ -95,11 +95,12 @@ def document() -> dict[str, Any]:
 
 
 def runs() -> list[Run]:
-    return [
-        Run(*where, OfferedLoad(*load), ttft / 1e3, tpot / 1e3)
-        for *where, prompt, output, many, ttft, tpot in document()["measured"]
-        for load in [(prompt, output, many)]
-    ]
+    found = []
+    for row in document()["measured"]:
+        machine, model, layers, layout, link_mbit, prompt, output, many, ttft, tpot = row
+        load = OfferedLoad(prompt, output, many)
+        found.append(Run(machine, model, layers, layout, link_mbit, load, ttft / 1e3, tpot / 1e3))
+    return found
 
 
 def rates_of(run: Run) -> Rates:

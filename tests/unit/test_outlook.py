@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.predict import FREE, GBE, MISTRAL, USB4, a770, exactly, rates_, shape_of
+from support.predict import (
+    FREE,
+    GBE,
+    MISTRAL,
+    USB4,
+    a770,
+    engine_rates,
+    exactly,
+    rates_,
+    shape_of,
+)
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine
@@ -18,7 +27,7 @@ from orchestrator.performance.predict.outlook import Known, Origin, outlook, sou
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.steps import Formulas
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import Spread
 
 ONE, TWO = Parallelism(), Parallelism(2)
@@ -42,24 +51,6 @@ def cell(load: OfferedLoad, ttft_s: float, tpot_s: float, *, off: float = 0.0) -
     )
 
 
-def engine(cells: Iterable[EngineCell], layout: Parallelism = ONE, **other: object) -> EngineRates:
-    values = {
-        "key": "k",
-        "time": "2026-11-30T00:00:00Z",
-        "model": "m",
-        "nodes": ("left", "right")[: layout.ranks],
-        "devices": ("card",) * layout.ranks,
-        "tensor": layout.tensor,
-        "pipeline": layout.pipeline,
-        "data": layout.data,
-        "args": {},
-        "versions": {},
-        "weights": Weights.DUMMY,
-        "cells": tuple(cells),
-    }
-    return EngineRates(**values | other)  # type: ignore[arg-type]
-
-
 def seen_with(rates: Rates, layout: Parallelism = ONE, slower: float = 1.0) -> EngineRates:
     """An engine that is as these formulas say, or slower by a factor."""
 
@@ -67,7 +58,7 @@ def seen_with(rates: Rates, layout: Parallelism = ONE, slower: float = 1.0) -> E
         return under_load(Formulas(SHAPE, layout, rates), layout.data, load, LIMITS)
 
     found = [(load, measured(load)) for load in LOADS]
-    return engine(
+    return engine_rates(
         (cell(a, slower * b.prefill.seconds, slower * b.decode.seconds) for a, b in found), layout
     )
 
@@ -104,7 +95,7 @@ def test_what_was_measured_is_given_back(
 
 def test_between_cells_lies_between() -> None:
     few, many = OfferedLoad(128, 32, 2), OfferedLoad(128, 32, 8)
-    seen = engine([cell(few, 0.1, 0.010), cell(many, 0.3, 0.040)])
+    seen = engine_rates([cell(few, 0.1, 0.010), cell(many, 0.3, 0.040)])
     found = outlook(Known(ONE, LIMITS, engine=seen), replace(few, concurrency=5))
     assert found.tpot_s.value == pytest.approx(0.025)
     assert 0.1 < found.ttft_s.value < 0.3
@@ -113,7 +104,7 @@ def test_between_cells_lies_between() -> None:
 def test_beyond_the_cells_a_step_is_never_below_the_device() -> None:
     """One request was quick; of sixty-four, the card alone takes longer."""
     slow_card = replace(CARD, flops_per_s={"float16": 1e12})
-    seen = engine([cell(OfferedLoad(128, 32, 1), 6.0, 0.03)])
+    seen = engine_rates([cell(OfferedLoad(128, 32, 1), 6.0, 0.03)])
     found = outlook(Known(ONE, LIMITS, SHAPE, slow_card, seen), OfferedLoad(128, 32, 64))
     assert found.decode.parts.device_s >= 0.9 * 64 * SHAPE.flops(1, 0, 1) / 1e12
     alone = outlook(Known(ONE, LIMITS, engine=seen), OfferedLoad(128, 32, 64))
@@ -185,7 +176,7 @@ def test_nothing_at_all_is_said() -> None:
     with pytest.raises(UserError, match="nothing was measured"):
         outlook(Known(ONE, LIMITS), OfferedLoad(128, 32, 1))
     with pytest.raises(UserError):
-        source_of(Known(ONE, LIMITS, SHAPE, None, engine(())))
+        source_of(Known(ONE, LIMITS, SHAPE, None, engine_rates(())))
 
 
 # Intervals

@@ -51,7 +51,7 @@ class Forecast:
 
     model: str
     probes: str
-    chosen: Parallelism
+    chosen: Parallelism | None
     load: OfferedLoad
     limits: Limits
     ranked: tuple[rank.Ranked, ...]
@@ -116,7 +116,7 @@ class Asked:
 
     model: str
     limits: Limits
-    chosen: Parallelism
+    chosen: Parallelism | None = None
     config: dict[str, Any] | None = None
     machines: Machines | None = None
     then: Machines | None = None
@@ -141,8 +141,9 @@ def asked(
     chosen: Parallelism,
     probes: Probes | None,
     engine: Engine | None = None,
+    engines: Sequence[EngineRates] = (),
 ) -> Asked:
-    """What a profile asks for, on the machines that it has."""
+    """What a profile asks for, on the machines that it has. ``engines``: also other models'."""
     on_cpu = probes is not None and any(each.device == SYNCHRONOUS for each in probes.devices)
     foreign = probes is not None and probes.profile != profile.name
     text = f"the probes belong to the profile {probes.profile if probes else ''}, not to "
@@ -153,6 +154,7 @@ def asked(
         config=config,
         machines=machines(probes, profile) if probes else None,
         engine=engine,
+        engines=tuple(each for each in engines if each.model == profile.serving.model),
         eager=is_eager(profile),
         dtype=str(profile.serving.args.get("dtype", "auto")),
         warnings=(f"{text}{profile.name}",) if foreign else (),
@@ -193,7 +195,8 @@ def rank_all(asked: Asked) -> Forecast:
     known, missing = _known(asked, shape)
     ranked = rank.rank(known.values(), load)
     widest = _widest(list(known))
-    compared = asked.chosen if asked.chosen in known and not asked.chosen.one else widest
+    chosen = asked.chosen
+    compared = chosen if chosen in known and chosen and not chosen.one else widest
     rates = known[compared].rates
     probes = asked.machines.probes if asked.machines else None
     return Forecast(
@@ -238,22 +241,32 @@ def _known(
         }, ()
     for layout in _layouts(asked, asked.machines):
         try:
-            rates = asked.rates(asked.machines, layout)
+            found[layout] = _with_rates(asked, asked.machines, layout, shape)
         except UserError as error:
             missing[f"not predicted: {layout}: {error.message}. {error.hint}"] = error
-            continue
-        if asked.link:
-            rates = what_if(
-                rates,
-                link_bytes_per_s=asked.link.bytes_per_s,
-                link_latency_s=asked.link.latency_s,
-            )
-        found[layout] = Known(layout, asked.limits, shape, rates)
     if not found:
         raise next(iter(missing.values()))
-    return {layout: _with_engine(asked, known, engines) for layout, known in found.items()}, tuple(
-        missing
-    )
+    whole = {layout: _with_engine(asked, known, engines) for layout, known in found.items()}
+    return whole, tuple(missing)
+
+
+def _with_rates(asked: Asked, there: Machines, layout: Parallelism, shape: ModelShape) -> Known:
+    rates = asked.rates(there, layout)
+    if asked.link:
+        rates = what_if(
+            rates,
+            link_bytes_per_s=asked.link.bytes_per_s,
+            link_latency_s=asked.link.latency_s,
+        )
+    return Known(layout, asked.limits, shape, rates)
+
+
+def known_of(asked: Asked, layout: Parallelism, shape: ModelShape) -> Known:
+    """What is known of one layout. Raises UserError if its rates were not measured."""
+    if asked.machines is None:
+        raise UserError("no device was measured", "Run: orchestrate probe")
+    engines = {layout_of(each): each for each in reversed(asked.engines) if each.cells}
+    return _with_engine(asked, _with_rates(asked, asked.machines, layout, shape), engines)
 
 
 def layout_of(engine: EngineRates) -> Parallelism:
@@ -304,9 +317,9 @@ def _widest(layouts: list[Parallelism]) -> Parallelism:
 
 
 def _warnings(
-    ranked: Sequence[rank.Ranked], chosen: Parallelism, probes: Probes | None
+    ranked: Sequence[rank.Ranked], chosen: Parallelism | None, probes: Probes | None
 ) -> Iterator[str]:
-    if text := rank.loses(ranked, chosen):
+    if chosen and (text := rank.loses(ranked, chosen)):
         yield text
     mine = next((one for one in ranked if one.layout == chosen), None)
     if mine and not mine.fit.fits:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: torch's name of the device that computes synchronously; all others have a queue.
 SYNCHRONOUS = "cpu"
+#: The one on which vLLM captures graphs by default (CUDA, and ROCm under its name).
+GRAPHS = "cuda"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def rates_on(
     notes: list[str] = []
     names = dict.fromkeys(node for copy in copies for node in copy.nodes)
     found = of_devices(_devices(there.probes, tuple(names), notes))
-    constants = engine or assumed(synchronous=found.synchronous, eager=eager)
+    graphs = all(each.device == GRAPHS for each in there.probes.devices)
+    constants = engine or assumed(synchronous=found.synchronous, eager=eager or not graphs)
     found = _linked(replace(found, engine=constants), there, copies[0], notes)
     return replace(found, notes=tuple(notes))
 

@@ -76,8 +76,7 @@ def device(named: str) -> tuple[DeviceRates, str]:
     path = Path(named)
     if not path.is_file():
         if named not in shipped():
-            hint = f"Known: {', '.join(shipped())}, or a file. {nearest(named, shipped())}"
-            raise BadInput(f"--device {named}: there is no such device or file", hint)
+            raise BadInput(f"--device {named}: no such device or file", nearest(named, shipped()))
         path = Path(str(SHIPPED / f"{named}.yml"))
     document = read_yaml(path)
     if "devices" not in document:
@@ -113,21 +112,29 @@ def changed(
     nodes = count or (len(devices) if len(devices) > 1 else len(there) or 1)
     if len(devices) > 1 and len(devices) != nodes:
         raise BadInput(f"{len(devices)} devices for {nodes} nodes", "One, or one for each node.")
-    names = (*there, *(f"more{i}" for i in range(nodes)))[:nodes]
+    more = (f"node{index}" for index in range(nodes * 2))
+    names = (*there, *(name for name in more if name not in there))[:nodes]
     each = machines.nodes.count(there[0]) if machines else 1
     known = {d.node: d for d in machines.probes.devices} if machines else {}
     start = known.get(there[0]) if there else None
     found = []
     for index, name in enumerate(names):
-        own = devices[min(index, len(devices) - 1)] if devices else known.get(name, start)
-        if own is not None:
-            found.append(replace(own, node=name))
+        there_now = known.get(name, start)
+        own = devices[min(index, len(devices) - 1)] if devices else there_now
+        if own is None:
+            continue
+        if there_now is not None and there_now.device == own.device:
+            # Launching is the host's work: another card does not change it.
+            own = replace(own, operation_s=there_now.operation_s)
+        found.append(replace(own, node=name))
     per = {
         name: machines.nodes.count(name) if machines and name in there else each for name in names
     }
     probes = machines.probes if machines else Probes("", "", "", {}, "")
     network = machines.network if machines else "lan"
     links = probes.links
+    if nodes > 1 and not (wanted or links or probes.collectives):
+        raise BadInput(f"no link between {nodes} nodes is known", "Give one: --link 10Gbit:20us")
     if wanted and not any(one.network == network for one in links):
         links = tuple(_any_link(a, b, network) for a, b in combinations(names, 2))
     return Machines(
