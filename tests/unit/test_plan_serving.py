@@ -31,7 +31,7 @@ from orchestrator.performance.predict.forecast import forecast
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
-from orchestrator.performance.predict.rates import rates, what_if
+from orchestrator.performance.predict.rates import Machines, rates, what_if
 from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
@@ -382,6 +382,15 @@ def test_devices_are_one_or_one_for_each_node() -> None:
     mixed = whatif.changed(None, None, [card, whatif.device("h200")[0]], wanted=True)
     assert mixed.nodes == ("node0", "node1")
     assert [each.name for each in mixed.probes.devices] == ["Intel Arc A770, 16 GB", "NVIDIA H200"]
+
+
+def test_another_card_keeps_the_host() -> None:
+    """Launching an operation is the host's work; on a new node it is as on the first one."""
+    there = Machines(("left",), "lan", probes(devices=CARDS[:1]))
+    card, _ = whatif.device("a770")
+    found = whatif.changed(there, 2, [card], wanted=True).probes.devices
+    assert [each.operation_s for each in found] == [CARDS[0].operation_s] * 2
+    assert [each.memory_bytes_per_s for each in found] == [card.memory_bytes_per_s] * 2
 
 
 # A cluster that others run
