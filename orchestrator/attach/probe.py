@@ -36,7 +36,7 @@ from orchestrator.performance.results.probe import (
     by_size,
     spread,
 )
-from orchestrator.profile.existing import Attached, AttachedNode
+from orchestrator.profile.existing import RANKS_NETWORK, Attached, AttachedNode
 
 #: What is probed here: files of a model are wherever its owner put them.
 KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
@@ -44,8 +44,6 @@ KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
 DEVICE_S, LINK_S, COLLECTIVE_S, LOOK_S = 170, 60, 170, 30
 #: The most pairs of nodes: about five minutes.
 MOST_PAIRS = 60
-#: What a link is listed under: all nodes have one address here.
-NETWORK = "ranks"
 #: Runs a program of performance.probe between the two lines that are looked for. It ends after its
 #: time, or when nobody reads what it prints: a cut connection leaves nothing that computes on.
 AROUND = """\
@@ -198,7 +196,7 @@ def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
     return LinkRates(
         a=a.name,
         b=b.name,
-        network=NETWORK,
+        network=RANKS_NETWORK,
         interfaces=(names[0], names[1]),
         negotiated_bits_per_s=(rates[0], rates[1]),
         latency_s=spread(found["latency_s"]),

@@ -335,7 +335,7 @@ def told(run: Run, profile: Profile | Attached) -> Story:
         catalog.served(profile).config,
         layout_of(run),
         probes,
-        inputs.engine(profile.name),
+        inputs.both(profile.name),
         history.earlier(profile.name, run),
     )
 

@@ -46,12 +46,12 @@ def test_bench_of_it(cluster: Strangers, url: str) -> None:
     assert run["warnings"] == []
     assert [each["workload"]["name"] for each in run["forecasts"]] == ["brief", "steady"]
     for each in run["forecasts"]:
-        assert each["reason"] == "no measurement that a forecast could be made from"
+        assert each["reason"] == "the engine was not measured. Run: orchestrate probe --only engine"
         assert re.fullmatch("[0-9a-f]{64}", each["seal"])
     none = cluster.ask("bench", "accuracy", "--profile", path)
     assert none.returncode == 0, none.stderr
     assert "can be scored yet. Run: orchestrate probe; orchestrate bench run" in none.stdout
-    assert "brief, steady: no measurement that a forecast" in none.stderr
+    assert "brief, steady: the engine was not measured" in none.stderr
     again = cluster.json("bench", "run", "--profile", path, *words)
     compared = cluster.json("bench", "compare", "--profile", path, run["id"], again["id"])
     assert {each["workload"] for each in compared["changes"]} == {"brief", "steady"}

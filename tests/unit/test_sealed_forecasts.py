@@ -31,7 +31,7 @@ from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.report.page import page
 from orchestrator.performance.report.score import score
 from orchestrator.performance.results.bench import Asked, Measured, Run, RunState, Workload
-from orchestrator.performance.results.engine import EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
 
@@ -66,8 +66,8 @@ def probed(profile: Profile, found: Probes) -> None:
 def begun(profile: Profile, asked: Asked = BOTH) -> Run:
     run = story().run
     changed = replace(
-        run.provenance, profile=profile.name, profile_text=profile.path.read_text(), model="m",
-        layout="tensor 2, pipeline 1",
+        run.provenance, profile=profile.name, profile_text=profile.path.read_text(),
+        model=profile.serving.model, layout="tensor 2, pipeline 1",
     )  # fmt: skip
     return replace(
         run, provenance=changed, state=RunState.INTERRUPTED, asked=asked, measured=(), series=()
@@ -150,11 +150,15 @@ def test_damaged_probes_are_a_reason_and_stop_no_run(profile: Profile, text: str
     assert len(run.measured) == 2
 
 
-def test_the_measured_engine_is_one_of_the_same_model_layout_and_image(profile: Profile) -> None:
+def test_the_measured_engine_is_one_of_the_same_model_flags_image_and_version(
+    profile: Profile,
+) -> None:
     run = begun(profile)
+    cell = EngineCell(64, 32, 1, exactly(0.1), exactly(0.02), exactly(45))
     engine = EngineRates(
-        "k", "2026-11-30T10:00:00Z", "m", ("left", "right"), ("a", "b"), 2, 1, 1,
-        {"dtype": "half"}, {"vllm": "0.30.0"}, Weights.DUMMY, (), image_id=run.provenance.image_id,
+        "k", "2026-11-30T10:00:00Z", profile.serving.model, ("left", "right"), ("a", "b"),
+        2, 1, 1, {"dtype": "half"}, {"vllm": "0.30.0"}, Weights.DUMMY, (cell,),
+        image_id=run.provenance.image_id,
     )  # fmt: skip
     folder = paths.measured(profile.name) / "engines"
     folder.mkdir()
@@ -173,7 +177,11 @@ def test_the_measured_engine_is_one_of_the_same_model_layout_and_image(profile: 
     assert found.made_from is not None and found.made_from["engine"] == digest(engine)
     (folder / "k.json").unlink()
     without = now(profile, run)()
-    assert without.known is not None and without.known.engine is None
+    assert without.known is not None and without.known.engine is not None
+    assert without.known.engine.key == "layout"  # formulas say what another layout changes
+    (folder / "layout.json").unlink()
+    none = now(profile, run)()
+    assert none.known is not None and none.known.engine is None
 
 
 def test_probes_that_change_before_a_load_ends_are_a_warning(profile: Profile) -> None:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.core.errors import UserError
 from orchestrator.performance.bench.seal import Basis, digest
 from orchestrator.performance.predict import inputs
-from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.forecast import asked, known_of, layout_of
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import limits
-from orchestrator.performance.predict.outlook import Known
-from orchestrator.performance.predict.rates import Rates, rates
-from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.predict.outlook import PROBE, Known
+from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Provenance
 from orchestrator.performance.results.engine import EngineRates
-from orchestrator.profile.existing import Attached
+from orchestrator.performance.results.probe import Probes
 
 if TYPE_CHECKING:
+    from orchestrator.profile.existing import Attached
     from orchestrator.profile.model import Profile
 
 T = TypeVar("T")
@@ -28,9 +28,10 @@ def basis(
     profile: Profile | Attached,
     provenance: Provenance,
     layout: Parallelism,
-    config: Mapping[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Basis:
-    """What is known now on this machine. ``config``: the model's config.json, where it is here."""
+    """What is known now on this machine, as `plan --serving` takes it. ``config``: the model's
+    config.json, where it is here."""
     problems: list[str] = []
 
     def tried(load: Callable[[], T]) -> T | None:
@@ -41,39 +42,39 @@ def basis(
             problems.append(" ".join(str(error).split()))
             return None
 
-    every = tried(lambda: inputs.engines(profile.name)) or ()
     args = profile.serving.args
-    measured = next((each for each in every if same_engine(each, provenance, layout, args)), None)
-    fitted: Engine | None = None
-    shape: ModelShape | None = None
-    found: Rates | None = None
-    sources: dict[str, Any] = {"engine": measured}
-    if config is not None and not isinstance(profile, Attached):
-        own = profile
-        shape, unread = read(dict(config), str(profile.serving.args.get("dtype", "auto")))
-        if shape is None:
-            problems += unread
-        fitted = tried(lambda: inputs.engine(own.name))
-        if probes := tried(lambda: inputs.probes(own.name)):
-            found = tried(lambda: rates(probes, own, layout, fitted))
-            sources |= {"probes": probes, "fitted engine": fitted}
+    every = tried(lambda: inputs.engines(profile.name)) or ()
+    engines = [each for each in every if each.cells and same_engine(each, provenance, args)]
+    probes: Probes | None = None
+    known: Known | None = None
+    sources: dict[str, Any] = {}
+    if config is not None:
+        shape, unread = read(config, str(args.get("dtype", "auto")))
+        problems += unread if shape is None else ()
+        fitted = tried(lambda: inputs.engine(profile.name))
+        probes = tried(lambda: inputs.probes(profile.name))
+        if shape is not None and probes is not None:
+            sources = {"probes": probes, "fitted engine": fitted}
+            known = tried(
+                lambda: known_of(
+                    asked(profile, config, layout, probes, fitted, engines), layout, shape
+                )
+            )
+    mine = next((each for each in engines if layout_of(each) == layout), None)
+    if known is None and mine is not None:
+        sources, known = {}, Known(layout, limits(profile), engine=mine)
+    if known is None:
+        return Basis(None, "; ".join(problems) or f"the engine was not measured. Run: {PROBE}")
+    sources["engine"] = known.engine
     made_from = {name: digest(each) for name, each in sources.items() if each is not None}
-    if measured is None and (shape is None or found is None):
-        reason = "; ".join(problems) or "no measurement that a forecast could be made from"
-        return Basis(None, reason, made_from)
-    allowed = limits(profile, found.synchronous if found else False)
-    return Basis(Known(layout, allowed, shape, found, measured), "", made_from)
+    return Basis(known, "", made_from)
 
 
-def same_engine(
-    found: EngineRates, now: Provenance, layout: Parallelism, args: Mapping[str, Any]
-) -> bool:
-    """Whether the engine was measured with what a run has: model, layout, flags, image, vLLM."""
+def same_engine(found: EngineRates, now: Provenance, args: Mapping[str, Any]) -> bool:
+    """Whether the engine was measured with what a run has: model, flags, image, vLLM."""
     versions = {found.versions.get("vllm"), now.versions.get("vllm")} - {None}
     return (
         found.model == now.model
-        and (found.tensor, found.pipeline, found.data)
-        == (layout.tensor, layout.pipeline, layout.data)
         and _plain(found.args) == _plain(args)
         and found.image_id == now.image_id
         and len(versions) <= 1
