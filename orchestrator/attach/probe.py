@@ -111,7 +111,7 @@ def probe(
         devices = attempts.each(Kind.DEVICE, acts)
     pairs = list(combinations(here, 2))[:MOST_PAIRS] if Kind.LINK in kinds else []
     for a, b in pairs:
-        found = attempts.one(Kind.LINK, f"{a.name}, {b.name}", partial(_link, a, b))
+        found = attempts.one(Kind.LINK, f"{a.name}, {b.name}", partial(link_rates, a, b))
         links += [found] if found else []
     if Kind.COLLECTIVE in kinds and len(here) > 1:
         group = attempts.one(Kind.COLLECTIVE, CLUSTER, partial(_collective, profile, here))
@@ -147,8 +147,8 @@ def _run(shell: NodeShell, program: str, seconds: int, *words: str) -> Document:
     return shell.ask(text, Document, *words, inside=False, timeout=seconds)
 
 
-def _with_torch(
-    profile: Attached, node: AttachedNode, program: str, asked: Document, seconds: int
+def with_torch(
+    profile: Attached, node: AttachedNode, program: str, asked: Any, seconds: int
 ) -> Document:
     """A program in vLLM's environment. Raises UserError if that is not known."""
     if not node.engine:
@@ -163,7 +163,7 @@ def _with_torch(
 
 
 def _device(profile: Attached, seen: NodeFound, node: AttachedNode) -> DeviceRates:
-    found = _with_torch(profile, node, "node_device", {"seconds": FIGURE_S}, DEVICE_S)
+    found = with_torch(profile, node, "node_device", {"seconds": FIGURE_S}, DEVICE_S)
     return device_rates(node.name, found, seen.clock.offset if seen.clock else 0.0)
 
 
@@ -183,7 +183,7 @@ def _together(*acts: Callable[[], Document]) -> list[Document]:
     return [job.result() for job in jobs]
 
 
-def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
+def link_rates(a: AttachedNode, b: AttachedNode) -> LinkRates:
     here, there = _addresses(a, b)
     port = str(random.choice(PORTS))
     ask = ["ask", there, port, here, ",".join(map(str, sizes({})))]
@@ -224,7 +224,7 @@ def _collective(profile: Attached, nodes: Sequence[AttachedNode]) -> CollectiveR
 
     def rank(number: int) -> Callable[[], Document]:
         asked = common | {"rank": number}
-        return partial(_with_torch, profile, nodes[number], "node_collective", asked, COLLECTIVE_S)
+        return partial(with_torch, profile, nodes[number], "node_collective", asked, COLLECTIVE_S)
 
     found = _together(*map(rank, range(len(nodes))))[0]
     return CollectiveRates(

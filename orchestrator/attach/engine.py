@@ -1,0 +1,472 @@
+"""`probe --only engine` of a cluster that others run: the engine that serves, or one that is
+started for it, with dummy weights, from a config.json alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import random
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import httpx
+
+from orchestrator.attach import client as clients
+from orchestrator.attach import endpoint as endpoints
+from orchestrator.attach.find import NodeFound, ask_node
+from orchestrator.attach.probe import LOOK_S, link_rates, with_torch
+from orchestrator.attach.reach import NodeShell
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.core.run import streaming
+from orchestrator.core.visible import one_line
+from orchestrator.models.config import decoder, number
+from orchestrator.models.serving import flags
+from orchestrator.performance.bench.load import workloads
+from orchestrator.performance.predict.load import limits
+from orchestrator.performance.probe import cut, engine
+from orchestrator.performance.probe.cells import Cell, cells
+from orchestrator.performance.probe.node_rounds import (
+    Load,
+    Refused,
+    Request,
+    completion,
+    measured,
+    room,
+)
+from orchestrator.performance.probe.run import PORTS
+from orchestrator.performance.results.engine import EngineRates, Weights
+from orchestrator.profile.existing import Attached, AttachedNode
+
+#: Flags of the served engine that are not those of one that is started to be measured.
+NOT_OURS = {
+    "load-format",
+    "trust-remote-code",
+    "distributed-executor-backend",
+    "nnodes",
+    "node-rank",
+    "master-addr",
+    "master-port",
+    "headless",
+    "served-model-name",
+    "model",
+    "tokenizer",
+    "host",
+    "port",
+    "api-key",
+}
+#: The engine's own words for a start from a config.json alone.
+PROGRAM = ("-m", "vllm.entrypoints.cli.main")
+BARE = ("--load-format", "dummy", "--skip-tokenizer-init", "--generation-config", "vllm")
+#: Models that also see or hear have a processor, which would need files that are not there.
+TEXT_ONLY = "--language-model-only"
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+#: A card with more of its memory in use than this share is somebody's.
+IN_USE = 0.1
+#: Seconds on top of a program's own limit, and for it to end all that it started.
+LATE, PATIENCE = 60.0, 45.0
+LIMIT_S = engine.START_S + engine.SECONDS + LATE
+#: The vocabulary where config.json names none, and the most pairs of nodes to measure links of.
+VOCABULARY, MOST_PAIRS = 1000, 6
+#: Characters of a node's lines, and how many of its last ones are kept.
+MOST_LINE, KEPT = 1 << 16, 15
+
+
+#: A node's line; None at their end; or why there are none.
+Heard = tuple[str, str | UserError | None]
+
+
+class EngineFailed(UserError):
+    """The engine that was to be measured did not start, or ended. ``memory``: it had too little."""
+
+    def __init__(self, message: str, log: Sequence[str]) -> None:
+        self.memory = any("memory" in line.lower() for line in (message, *log))
+        lines = [f"  {one_line(line)[:300]}" for line in log]
+        super().__init__("\n".join([one_line(message)[:1000], *lines]))
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is measured, and where."""
+
+    nodes: tuple[AttachedNode, ...]
+    loads: tuple[Cell, ...]
+    rates: EngineRates
+
+
+def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
+    """The engine that serves, through its endpoint; and whether it was known already."""
+    seen = _looked(profile.nodes)
+    nodes = tuple(node for node in profile.nodes if node.ranks) or profile.nodes
+    versions = {k: v for each in seen.values() for k, v in _versions(each).items()}
+    with endpoints.client_of(profile) as client:
+        said = endpoints.find(client)
+    if said.version:
+        versions.setdefault("vllm", said.version)
+    begun = _begun(profile, nodes, seen, versions, Weights.OWN, said.roots)
+    if not again and (before := engine.known(profile.name, begun.rates.key)):
+        return before, True
+    with board.step(CLUSTER, "engine") as step, endpoints.client_of(profile) as client:
+        known = clients.vocabulary(client, profile.serving.model)
+        if not known:
+            raise UserError("the endpoint takes no tokens as prompts: their length is not known")
+        found = _through(profile, begun.loads, known, partial(board.note, CLUSTER))
+        found["kv_tokens"] = room(endpoints.metrics_page(client))
+        step.detail = f"{len(found['cells'])} loads"
+    return engine.with_figures(begun.rates, found), False
+
+
+def _through(
+    profile: Attached, loads: Sequence[Cell], known: Sequence[int], say: Any
+) -> dict[str, Any]:
+    """Figures by the client that `bench run` uses too."""
+    chance = random.Random(time.time_ns())
+
+    async def all_of_it() -> dict[str, Any]:
+        async with endpoints.for_load(profile) as client:
+            wave = partial(_wave, client, profile.serving.model, known, chance)
+            found, notes = await measured(_words(loads), wave, engine.SECONDS, say)
+        return {"cells": [{"load": c.load, "rounds": c.rounds} for c in found], "notes": notes}
+
+    try:
+        return asyncio.run(all_of_it())
+    except Refused as error:
+        raise UserError(
+            f"the endpoint refused a load: {one_line(str(error))}",
+            "Run: orchestrate verify; orchestrate status",
+        ) from None
+
+
+async def _wave(
+    client: httpx.AsyncClient,
+    model: str,
+    known: Sequence[int],
+    chance: random.Random,
+    load: Load,
+) -> list[Request]:
+    asked = [
+        completion(model, clients.prompt(known, load[0], chance), load[1]) for _ in range(load[2])
+    ]
+    start = time.perf_counter()
+    found = await asyncio.gather(*(clients.stream(client, each) for each in asked))
+    if wrong := next((each.error for each in found if each.error), ""):
+        raise Refused(wrong)
+    return [Request(start, each.arrivals, each.tokens) for each in found]
+
+
+def dummy(
+    profile: Attached,
+    board: Board,
+    config: Mapping[str, Any],
+    *,
+    depths: Sequence[int] = (),
+    again: bool,
+    force: bool,
+) -> tuple[EngineRates, bool]:
+    """An engine of its own on the nodes' free accelerators; and whether it was known already.
+
+    All layers, or where they do not fit, or as asked, two depths and the line through them.
+    """
+    engine.runnable(config)
+    nodes = _ranked(profile)
+    whole = cut.pattern(config)
+    asked = _depths(depths, whole)
+    with board.step(CLUSTER, "look"):
+        seen = _looked(nodes)
+        if not force:
+            _free(seen)
+        versions = _state(profile, nodes[0])
+    begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, config, asked)
+    if not again and (found := engine.known(profile.name, begun.rates.key)):
+        return found, True
+    begun = replace(begun, rates=_linked(begun, board))
+    measure = partial(_measured, profile, begun, board)
+    if asked is None:
+        try:
+            rates = measure(config)
+            count = whole.layers if whole else None
+            return replace(rates, layers=count, of_layers=count), False
+        except EngineFailed as error:
+            asked = whole.depths() if whole and error.memory else None
+            if asked is None:
+                raise
+            board.note(CLUSTER, f"not all layers fit: {asked[0]} and {asked[1]} of them instead")
+    assert whole is not None
+    low, high = (measure(cut.cut(config, depth)) for depth in asked)
+    return _extended(low, high, asked, whole.layers), False
+
+
+def _depths(asked: Sequence[int], whole: cut.Pattern | None) -> tuple[int, int] | None:
+    if not asked:
+        return None
+    if whole is None:
+        raise BadInput("--layers: config.json does not say how many layers the model has")
+    return cut.checked(asked, whole)
+
+
+def _extended(
+    low: EngineRates, high: EngineRates, depths: tuple[int, int], layers: int
+) -> EngineRates:
+    note = f"a straight line through {depths[0]} and {depths[1]} layers, carried to {layers}"
+    found = cut.extrapolated(low.cells, high.cells, depths, layers)
+    return replace(
+        high, cells=found, layers=depths[1], of_layers=layers, kv_tokens=None,
+        notes=(note, *high.notes),
+    )  # fmt: skip
+
+
+def _ranked(profile: Attached) -> tuple[AttachedNode, ...]:
+    """The nodes that an engine is started on. Raises UserError where it cannot lie on them."""
+    nodes = tuple(node for node in profile.nodes if node.ranks) or profile.nodes[:1]
+    if not nodes:
+        raise UserError("the profile has no nodes: attach again with --node HOST")
+    if missing := [node.name for node in nodes if not node.engine]:
+        raise UserError(
+            f"{missing[0]}: the Python of vLLM is not known",
+            f"Name it in the profile: nodes.{missing[0]}.engine",
+        )
+    sizes = profile.serving
+    copy = sizes.tensor_parallel * sizes.pipeline_parallel
+    if copy % len(nodes) or (len(nodes) > 1 and sizes.data_parallel > 1):
+        raise UserError(
+            f"{copy * sizes.data_parallel} ranks cannot be laid on {len(nodes)} nodes by vLLM's "
+            "own executor",
+            "Each node needs as many as the others, of one copy; set nodes.NAME.ranks to 0 for a "
+            "node that is not to be used.",
+        )
+    if len(nodes) > 1 and (missing := [node.name for node in nodes if node.address is None]):
+        raise UserError(
+            f"{missing[0]}: its address is not known",
+            f"Name it in the profile: nodes.{missing[0]}.address",
+        )
+    return nodes
+
+
+def _looked(nodes: Sequence[AttachedNode]) -> dict[str, NodeFound]:
+    """What the nodes say of themselves. Raises UserError where one does not answer."""
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+        found = list(pool.map(ask_node, nodes))
+    if silent := [each for each in found if each.facts is None]:
+        raise UserError(f"{silent[0].node.name} does not answer: {silent[0].error}")
+    return {each.node.name: each for each in found}
+
+
+def _free(seen: Mapping[str, NodeFound]) -> None:
+    """Raises UserError where an engine runs already, or a card's memory is in use."""
+    for name, each in seen.items():
+        assert each.facts is not None
+        if each.facts.ranks:
+            raise UserError(
+                f"{name}: an engine runs there: {one_line(each.facts.ranks[0])}",
+                "Measure what serves: orchestrate probe --only engine, without --dummy.",
+            )
+        for card in each.facts.accelerators:
+            used, whole = card.memory_used_bytes or 0.0, card.memory_bytes or 0.0
+            if used > IN_USE * whole:
+                raise UserError(
+                    f"{name}: {used / 2**30:.0f} of {whole / 2**30:.0f} GiB of {card.name} "
+                    f"({card.place}) are in use",
+                    "End what uses it, or add --force.",
+                )
+
+
+def _versions(found: NodeFound) -> dict[str, str]:
+    return dict(found.facts.versions) if found.facts else {}
+
+
+def _state(profile: Attached, node: AttachedNode) -> dict[str, str]:
+    """The versions of what the engine's Python has."""
+    found = with_torch(profile, node, "node_state", 0.0, LOOK_S)
+    versions = {str(k): str(v) for k, v in found["versions"].items()}
+    if "vllm" not in versions:
+        raise UserError(
+            f"{node.name}: {node.engine} has no vLLM",
+            f"Name the Python that has it: nodes.{node.name}.engine; or its variables: serving.env",
+        )
+    return versions
+
+
+def _devices(nodes: Sequence[AttachedNode], seen: Mapping[str, NodeFound]) -> tuple[str, ...]:
+    """One for each rank: its card's name, or the processors."""
+    names: list[str] = []
+    for node in nodes:
+        facts = seen[node.name].facts if node.name in seen else None
+        cards = [card.name for card in facts.accelerators] if facts else []
+        own = cards or [f"{facts.processors if facts else '?'} processors"]
+        names += (own * max(1, node.ranks))[: max(1, node.ranks)]
+    return tuple(names)
+
+
+def _begun(
+    profile: Attached,
+    nodes: Sequence[AttachedNode],
+    seen: Mapping[str, NodeFound],
+    versions: Mapping[str, str],
+    weights: Weights,
+    config: Mapping[str, Any],
+    depths: object = None,
+) -> Begun:
+    serving = profile.serving
+    args = {name: str(value) for name, value in serving.args.items()}
+    sizes = (serving.tensor_parallel, serving.pipeline_parallel, serving.data_parallel)
+    devices, names = _devices(nodes, seen), tuple(node.name for node in nodes)
+    loads = cells(limits(profile), workloads(profile))
+    depends = engine.key(
+        model=serving.model, config=config, versions=versions, args=args, env=serving.env,
+        sizes=(*sizes, serving.expert_parallel), nodes=names, devices=devices,
+        weights=weights, depths=depths, loads=loads,
+    )  # fmt: skip
+    rates = EngineRates(
+        key=depends, time="", model=serving.model, nodes=names, devices=devices,
+        tensor=sizes[0], pipeline=sizes[1], data=sizes[2], args=args, versions=dict(versions),
+        weights=weights, cells=(),
+    )  # fmt: skip
+    return Begun(tuple(nodes), loads, rates)
+
+
+def _linked(begun: Begun, board: Board) -> EngineRates:
+    """With the slowest link between its nodes, measured now."""
+    pairs = list(combinations(begun.nodes, 2))[:MOST_PAIRS]
+    if not pairs:
+        return begun.rates
+    with board.step(CLUSTER, "link"):
+        links = [link_rates(a, b) for a, b in pairs]
+    found = engine.slowest(links, begun.rates.nodes)
+    assert found is not None
+    return replace(begun.rates, link_bytes_per_s=found.bytes_per_s, link_latency_s=found.latency_s)
+
+
+def _measured(
+    profile: Attached, begun: Begun, board: Board, config: Mapping[str, Any]
+) -> EngineRates:
+    with board.step(CLUSTER, "engine") as step:
+        found = started(profile, begun, board, config)
+        step.detail = f"{len(found['cells'])} loads, started in {found['start_s']:.0f} s"
+    return engine.with_figures(begun.rates, found)
+
+
+def started(
+    profile: Attached, begun: Begun, board: Board, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Start it on all its nodes, and have it measured on the first; by the return it has ended.
+
+    Raises EngineFailed with the engine's own last lines, UserError where a node is lost.
+    """
+    mark, port = secrets.token_hex(8), random.choice(PORTS)
+    heard: queue.Queue[Heard] = queue.Queue()
+    over = threading.Event()
+
+    def one(number: int) -> None:
+        node = begun.nodes[number]
+        given = asked(profile, begun, config, number, port) | {"mark": mark}
+        text = engine.program("node_engine", given)
+        variables = [f"{name}={value}" for name, value in profile.serving.env.items()]
+        words = ["env", *variables, str(node.engine), "-c", engine.BOOT, str(len(text))]
+        try:
+            with streaming(
+                NodeShell(node).argv(words),
+                lambda line: heard.put((node.name, line[:MOST_LINE])),
+                stdin=text,
+                errors=True,
+                ended=lambda: heard.put((node.name, None)),
+                patience=PATIENCE,
+            ):
+                over.wait()
+        except UserError as error:
+            heard.put((node.name, error))
+
+    with ThreadPoolExecutor(len(begun.nodes)) as pool:
+        try:
+            for number in range(len(begun.nodes)):
+                pool.submit(one, number)
+            return _figures(heard, mark, begun.nodes, board)
+        finally:
+            over.set()
+
+
+def _figures(
+    heard: queue.Queue[Heard], mark: str, nodes: Sequence[AttachedNode], board: Board
+) -> dict[str, Any]:
+    """What the first node measures. Raises as `started` does."""
+    end = time.monotonic() + LIMIT_S + LATE
+    last: dict[str, list[str]] = {node.name: [] for node in nodes}
+    while True:
+        try:
+            name, told = heard.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            raise EngineFailed(f"no figures after {LIMIT_S + LATE:.0f} s; ended", ()) from None
+        if isinstance(told, UserError):
+            raise told
+        if told is None:
+            raise EngineFailed(f"{name}: lost while its engine was measured", last[name])
+        if not told.startswith(mark):
+            last[name] = [*last[name], told][-KEPT:] if told.strip() else last[name]
+            continue
+        found = _document(name, told.removeprefix(mark))
+        if "figures" in found and name == nodes[0].name:
+            return dict(found["figures"])
+        if "failed" in found:
+            raise EngineFailed(f"{name}: {found['failed']}", list(map(str, found["log"])))
+        board.note(name, one_line(str(found.get("note", "")))[:120])
+
+
+def _document(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        return dict(found)
+    except (ValueError, TypeError):
+        raise UserError(f"{name}: what it prints is not what was asked for") from None
+
+
+def asked(
+    profile: Attached, begun: Begun, config: Mapping[str, Any], number: int, port: int
+) -> dict[str, Any]:
+    """What the program on a node is given: its rank's part of one engine."""
+    serving, nodes = profile.serving, begun.nodes
+    words = [*BARE, *([TEXT_ONLY] if "text_config" in config else [])]
+    words += ["--tensor-parallel-size", str(serving.tensor_parallel)]
+    words += ["--pipeline-parallel-size", str(serving.pipeline_parallel)]
+    if serving.data_parallel > 1:
+        words += ["--data-parallel-size", str(serving.data_parallel)]
+    words += ["--enable-expert-parallel"] if serving.expert_parallel else []
+    environment = dict(OFFLINE)
+    if len(nodes) > 1:
+        words += ["--distributed-executor-backend", "mp", "--nnodes", str(len(nodes))]
+        words += ["--node-rank", str(number), "--master-addr", str(nodes[0].address)]
+        words += ["--master-port", str(port), *(["--headless"] if number else [])]
+        environment["VLLM_HOST_IP"] = str(nodes[number].address)
+    args = {name.replace("_", "-"): value for name, value in serving.args.items()}
+    words += flags({name: value for name, value in args.items() if name not in NOT_OURS})
+    return {
+        "config": dict(config),
+        "program": PROGRAM,
+        "flags": words,
+        "env": environment,
+        "head": number == 0,
+        "loads": _words(begun.loads),
+        "seconds": engine.SECONDS,
+        "start_s": engine.START_S,
+        "limit_s": LIMIT_S,
+        "vocabulary": number_of_tokens(config),
+    }
+
+
+def number_of_tokens(config: Mapping[str, Any]) -> int:
+    return number(decoder(config), "vocab_size") or VOCABULARY
+
+
+def _words(loads: Sequence[Cell]) -> list[tuple[int, int, int]]:
+    return [(each.prompt, each.output, each.concurrency) for each in loads]
