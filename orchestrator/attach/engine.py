@@ -44,6 +44,7 @@ from orchestrator.performance.probe.node_rounds import (
 )
 from orchestrator.performance.probe.run import PORTS
 from orchestrator.performance.results.engine import EngineRates, Weights
+from orchestrator.performance.results.probe import LinkRates
 from orchestrator.profile.existing import Attached, AttachedNode
 
 #: Flags of the served engine that are not those of one that is started to be measured.
@@ -338,15 +339,29 @@ def _begun(
 
 
 def _linked(begun: Begun, board: Board) -> EngineRates:
-    """With the slowest link between its nodes, measured now."""
+    """With the slowest link between its nodes, measured now; without where that fails."""
     pairs = list(combinations(begun.nodes, 2))[:MOST_PAIRS]
     if not pairs:
         return begun.rates
-    with board.step(CLUSTER, "link"):
-        links = [link_rates(a, b) for a, b in pairs]
+    try:
+        with board.step(CLUSTER, "link"):
+            links = [_link(a, b) for a, b in pairs]
+    except UserError as error:
+        note = f"its links were not measured: {error.message.splitlines()[0]}"
+        return replace(begun.rates, notes=(*begun.rates.notes, note))
     found = engine.slowest(links, begun.rates.nodes)
     assert found is not None
     return replace(begun.rates, link_bytes_per_s=found.bytes_per_s, link_latency_s=found.latency_s)
+
+
+def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
+    """Between the machines; where only their containers have these addresses, between those."""
+    try:
+        return link_rates(a, b)
+    except UserError:
+        if not a.enter and not b.enter:
+            raise
+        return link_rates(a, b, inside=True)
 
 
 def _measured(

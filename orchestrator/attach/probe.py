@@ -141,10 +141,12 @@ def requests_in_work(profile: Attached) -> float | None:
     return sum(found[name] for name in IN_WORK) if all(n in found for n in IN_WORK) else None
 
 
-def _run(shell: NodeShell, program: str, seconds: int, *words: str) -> Document:
-    """A program of the standard library, on the machine itself."""
+def _run(
+    shell: NodeShell, program: str, seconds: int, *words: str, inside: bool = False
+) -> Document:
+    """A program of the standard library, on the machine itself, or ``inside`` its container."""
     text = AROUND.format(text=source(program))
-    return shell.ask(text, Document, *words, inside=False, timeout=seconds)
+    return shell.ask(text, Document, *words, inside=inside, timeout=seconds)
 
 
 def with_torch(
@@ -183,16 +185,17 @@ def _together(*acts: Callable[[], Document]) -> list[Document]:
     return [job.result() for job in jobs]
 
 
-def link_rates(a: AttachedNode, b: AttachedNode) -> LinkRates:
+def link_rates(a: AttachedNode, b: AttachedNode, *, inside: bool = False) -> LinkRates:
     here, there = _addresses(a, b)
     port = str(random.choice(PORTS))
     ask = ["ask", there, port, here, ",".join(map(str, sizes({})))]
     ends = [(a, ask), (b, ["serve", there, port])]
-    before = [_cards(node) for node in (a, b)]
+    run = partial(_run, inside=inside)
+    before = [_cards(node, inside) for node in (a, b)]
     found, _ = _together(
-        *(partial(_run, NodeShell(node), "node_link", LINK_S, *words) for node, words in ends)
+        *(partial(run, NodeShell(node), "node_link", LINK_S, *words) for node, words in ends)
     )
-    after = [_cards(node) for node in (a, b)]
+    after = [_cards(node, inside) for node in (a, b)]
     names = [used(first, last) for first, last in zip(before, after, strict=True)]
     rates = [last.get(n, {}).get("negotiated") for n, last in zip(names, after, strict=True)]
     return LinkRates(
@@ -207,8 +210,8 @@ def link_rates(a: AttachedNode, b: AttachedNode) -> LinkRates:
     )
 
 
-def _cards(node: AttachedNode) -> Document:
-    found: Document = _run(NodeShell(node), "node_state", LOOK_S)["cards"]
+def _cards(node: AttachedNode, inside: bool) -> Document:
+    found: Document = _run(NodeShell(node), "node_state", LOOK_S, inside=inside)["cards"]
     return found
 
 

@@ -85,7 +85,14 @@ def probe(
     from orchestrator.performance.probe.run import Kind, store
     from orchestrator.performance.probe.run import probe as measure
 
+    depths = asked_engine(only, dummy, layers)
     cluster = open_cluster(profile)
+    if ENGINE in only:
+        if nodes or dummy or depths:
+            text = "--node, a CONFIG and --layers do not go with --only engine of this cluster"
+            raise click.UsageError(text)
+        _engine(cluster, as_json, dummy=dummy is not None, force=force)
+        return
     chosen = select(cluster.profile, nodes)
     kinds = [Kind(each) for each in only or KINDS]
     requests = idle(cluster, force=force)
@@ -114,6 +121,19 @@ def shown(found: Probes, path: Path, lines: Sequence[str], as_json: bool, whole:
     for failure in found.failed:
         err.print(f"failed: {failure.probe} of {failure.where}: {failure.reason}", markup=False)
     sys.exit(1 if found.failed else 0)
+
+
+def _engine(cluster: Cluster, as_json: bool, *, dummy: bool, force: bool) -> None:
+    from orchestrator.core.progress import Board
+    from orchestrator.performance.bench import served
+    from orchestrator.performance.probe.engine import kept, store
+
+    idle(cluster, force=force)
+    measure = served.dummy if dummy else served.live
+    with cluster.locked("probe"), Board(quiet=as_json) as board:
+        found, known = measure(cluster, board, again=force)
+    name = cluster.profile.name
+    engine_shown(found, kept(name, found) if known else store(name, found), as_json, known)
 
 
 def asked_engine(only: Sequence[str], dummy: str | None, layers: str | None) -> tuple[int, ...]:

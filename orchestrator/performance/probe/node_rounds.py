@@ -26,10 +26,9 @@ GAPS = 8
 #: What makes an event of the stream one with tokens, and their count at its end.
 TOKENS = re.compile(rb'"choices":\s*\[\s*\{')
 USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
-#: Labels of vLLM's metrics with the room in its KV cache, the best one first.
-ROOM = re.compile(r'^vllm:cache_config_info\{.*kv_cache_size_tokens="(\d+)"', re.MULTILINE)
-BLOCKS = re.compile(r'^vllm:cache_config_info\{.*num_gpu_blocks="(\d+)"', re.MULTILINE)
-BLOCK = re.compile(r'^vllm:cache_config_info\{.*[{,]block_size="(\d+)"', re.MULTILINE)
+#: vLLM's metric that says how its cache is set up, one of each engine, and its labels.
+CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+LABEL = re.compile(r'(?:^|,)(\w+)="(\d+)"')
 
 #: Prompt tokens, output tokens, requests at once.
 Load = Sequence[int]
@@ -239,7 +238,10 @@ def _event(line: bytes, request: Request) -> None:
 
 def room(page: str) -> int | None:
     """Tokens that the KV cache has room for, by vLLM's metrics; None where they do not say."""
-    if found := ROOM.search(page):
-        return int(found[1])
-    blocks, size = BLOCKS.search(page), BLOCK.search(page)
-    return int(blocks[1]) * int(size[1]) if blocks and size else None
+    tokens = 0
+    for labels in CACHE.findall(page):
+        said = {name: int(value) for name, value in LABEL.findall(labels)}
+        # Blocks times size is too much where layers of several kinds share the blocks.
+        blocks = said.get("num_gpu_blocks", 0) * said.get("block_size", 0)
+        tokens += said.get("kv_cache_size_tokens") or blocks
+    return tokens or None
