@@ -187,12 +187,12 @@ def dummy(
     asked = _depths(depths, whole)
     with board.step(CLUSTER, "look"):
         seen = _looked(nodes)
-        if not force:
-            _free(seen)
         versions = _state(profile, nodes[0])
     begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, config, asked)
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
+    if not force:
+        _free(seen)
     begun = replace(begun, rates=_linked(begun, board))
     measure = partial(_measured, profile, begun, board)
     if asked is None:

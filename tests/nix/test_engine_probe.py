@@ -91,7 +91,7 @@ def probing(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
 
 
 def test_all_layers_with_dummy_weights(probing: Probing) -> None:
-    found = probing.json("--dummy", CONFIG)
+    found = probing.json("--dummy", CONFIG, "--force")
     layers = json.loads(CONFIG.read_text())["num_hidden_layers"]
     assert (found["layers"], found["of_layers"], found["weights"]) == (layers, layers, "dummy")
     assert found["kv_tokens"] > 256 and found["versions"]["vllm"]
@@ -110,7 +110,7 @@ def test_an_engine_that_refuses_says_why(probing: Probing) -> None:
     config = json.loads(CONFIG.read_text()) | {"architectures": ["NoSuchForCausalLM"]}
     file = probing.home / "config.json"
     file.write_text(json.dumps(config))
-    run = probing.started("--dummy", file)
+    run = probing.started("--dummy", file, "--force")
     _, err = run.communicate(timeout=900)
     assert run.returncode == 1
     assert "the engine ended" in err and "NoSuchForCausalLM" in err, err
