@@ -81,6 +81,13 @@ def test_figures_are_of_requests_and_a_step_is_one_in_which_all_decode() -> None
     assert "step_s" not in alone and alone["tpot_s"] == pytest.approx(0.1)
 
 
+def test_requests_that_never_decode_together_have_no_step() -> None:
+    early = Request(0.0, [1.0 + n / 10 for n in range(20)], 20)
+    for start in (2.85, 2.95):  # one event of the later one while the first one decodes; none
+        late = Request(0.0, [start + n / 10 for n in range(20)], 20)
+        assert "step_s" not in figures([early, late])
+
+
 def test_events_of_several_tokens_count_as_many() -> None:
     found = figures([Request(0.0, [1.0 + n / 10 for n in range(20)], 40)])
     assert found["step_s"] == pytest.approx(0.05)

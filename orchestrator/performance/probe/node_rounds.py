@@ -78,7 +78,8 @@ def figures(requests: Sequence[Request]) -> dict[str, float]:
         "output_tokens_per_s": sum(tokens)
         / max(1e-9, max(lasts) - min(each.start for each in requests)),
     }
-    together = [[at for at in each.arrivals if begin <= at <= end] for each in requests]
+    inside = ([at for at in each.arrivals if begin <= at <= end] for each in requests)
+    together = [each for each in inside if len(each) > 1]
     gaps = sum(len(each) - 1 for each in together)
     if gaps >= GAPS:
         # Events may hold several tokens.
