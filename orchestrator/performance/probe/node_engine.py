@@ -26,17 +26,28 @@ from typing import Any
 
 from orchestrator.performance.probe.node_rounds import Refused, Server, measured, room
 
-#: prctl: what a child leaves behind becomes ours; what a process gets when its parent is gone.
-SUBREAPER, PARENT_GONE = 36, 1
-#: The engine's Python until it runs the engine: that one ends with this process, even a killed one.
-FOLLOW = (
-    "import ctypes, os, signal, sys;"
-    f" ctypes.CDLL(None).prctl({PARENT_GONE}, signal.SIGTERM, 0, 0, 0);"
-    " os.getppid() == int(sys.argv[1]) or sys.exit('nobody asks');"
-    " os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-)
+#: prctl: what a child leaves behind becomes ours.
+SUBREAPER = 36
 #: Seconds for the engine to end when asked to, and when killed.
 ENDING, GOING = 15.0, 10.0
+#: The engine's Python before it runs the engine. Where this program is killed, nobody holds the
+#: other end of the pipe any more: then the engine's session is ended, and its directory removed.
+FOLLOW = f"""
+import os, shutil, signal, sys, time
+pipe, own, engine = int(sys.argv[1]), sys.argv[2], os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    os.read(pipe, 1)
+    try:
+        os.killpg(engine, signal.SIGTERM)
+        time.sleep({ENDING})
+        os.killpg(engine, signal.SIGKILL)
+    except OSError:
+        pass
+    shutil.rmtree(own, ignore_errors=True)
+    os._exit(0)
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
 #: Seconds between two looks at an engine that starts.
 LOOK = 1.0
 #: The name by which the model is asked for.
@@ -129,7 +140,8 @@ class Engine:
         model = self.own / "model"
         model.mkdir()
         (model / "config.json").write_text(json.dumps(self.asked["config"]))
-        argv = [sys.executable, "-c", FOLLOW, str(os.getpid())]
+        pipe, self.lifeline = os.pipe()
+        argv = [sys.executable, "-c", FOLLOW, str(pipe), str(self.own)]
         argv += [*self.asked["program"], "serve", str(model)]
         argv += ["--served-model-name", MODEL, *self.asked["flags"]]
         if self.asked["head"]:
@@ -139,8 +151,9 @@ class Engine:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                start_new_session=True, cwd=self.own,
+                start_new_session=True, cwd=self.own, pass_fds=(pipe,),
             )  # fmt: skip
+        os.close(pipe)
 
     def said(self) -> list[str]:
         """The lines of its log, without the times and places in front."""
