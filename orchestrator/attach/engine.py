@@ -4,15 +4,11 @@ started for it, with dummy weights, from a config.json alone."""
 from __future__ import annotations
 
 import asyncio
-import json
-import queue
 import random
-import secrets
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -21,15 +17,12 @@ import httpx
 
 from orchestrator.attach import client as clients
 from orchestrator.attach import endpoint as endpoints
+from orchestrator.attach.engine_start import Begun, EngineFailed, started, words_of
 from orchestrator.attach.find import NodeFound, ask_node
 from orchestrator.attach.probe import LOOK_S, link_rates, with_torch
-from orchestrator.attach.reach import NodeShell
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import CLUSTER, Board
-from orchestrator.core.run import streaming
 from orchestrator.core.visible import one_line
-from orchestrator.models.config import decoder, number
-from orchestrator.models.serving import flags
 from orchestrator.performance.bench.load import workloads
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.probe import cut, engine
@@ -42,70 +35,14 @@ from orchestrator.performance.probe.node_rounds import (
     measured,
     room,
 )
-from orchestrator.performance.probe.run import PORTS
 from orchestrator.performance.results.engine import EngineRates, Weights
 from orchestrator.performance.results.probe import LinkRates
 from orchestrator.profile.existing import Attached, AttachedNode
 
-#: Flags of the served engine that are not those of one that is started to be measured.
-NOT_OURS = {
-    "load-format",
-    "trust-remote-code",
-    "distributed-executor-backend",
-    "nnodes",
-    "node-rank",
-    "master-addr",
-    "master-port",
-    "headless",
-    "served-model-name",
-    "model",
-    "tokenizer",
-    "host",
-    "port",
-    "api-key",
-}
-#: The engine's own words for a start from a config.json alone.
-PROGRAM = ("-m", "vllm.entrypoints.cli.main")
-BARE = ("--load-format", "dummy", "--skip-tokenizer-init", "--generation-config", "vllm")
-#: Models that also see or hear have a processor, which would need files that are not there.
-TEXT_ONLY = "--language-model-only"
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
 #: A card with more of its memory in use than this share is somebody's.
 IN_USE = 0.1
-#: Seconds on top of a program's own limit, and for it to end all that it started.
-LATE, PATIENCE = 60.0, 45.0
-LIMIT_S = engine.START_S + engine.SECONDS + LATE
-#: The vocabulary where config.json names none, and the most pairs of nodes to measure links of.
-VOCABULARY, MOST_PAIRS = 1000, 6
-#: Characters of a node's lines, and how many of its last ones are kept.
-MOST_LINE, KEPT = 1 << 16, 15
-
-
-#: A node's line; None at their end; or why there are none.
-Heard = tuple[str, str | UserError | None]
-
-
-class EngineFailed(UserError):
-    """The engine that was to be measured did not start, or ended. ``memory``: it had too little."""
-
-    def __init__(self, message: str, log: Sequence[str]) -> None:
-        self.memory = any("memory" in line.lower() for line in (message, *log))
-        lines = [f"  {one_line(line)[:300]}" for line in log]
-        super().__init__("\n".join([one_line(message)[:1000], *lines]))
-
-
-@dataclass(frozen=True)
-class Begun:
-    """What is measured, and where."""
-
-    nodes: tuple[AttachedNode, ...]
-    loads: tuple[Cell, ...]
-    rates: EngineRates
+#: The most pairs of nodes to measure links of.
+MOST_PAIRS = 6
 
 
 def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
@@ -139,7 +76,7 @@ def _through(
     async def all_of_it() -> dict[str, Any]:
         async with endpoints.for_load(profile) as client:
             wave = partial(_wave, client, profile.serving.model, known, chance)
-            found, notes = await measured(_words(loads), wave, engine.SECONDS, say)
+            found, notes = await measured(words_of(loads), wave, engine.SECONDS, say)
         return {"cells": [{"load": c.load, "rounds": c.rounds} for c in found], "notes": notes}
 
     try:
@@ -371,117 +308,3 @@ def _measured(
         found = started(profile, begun, board, config)
         step.detail = f"{len(found['cells'])} loads, started in {found['start_s']:.0f} s"
     return engine.with_figures(begun.rates, found)
-
-
-def started(
-    profile: Attached, begun: Begun, board: Board, config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Start it on all its nodes, and have it measured on the first; by the return it has ended.
-
-    Raises EngineFailed with the engine's own last lines, UserError where a node is lost.
-    """
-    mark, port = secrets.token_hex(8), random.choice(PORTS)
-    heard: queue.Queue[Heard] = queue.Queue()
-    over = threading.Event()
-
-    def one(number: int) -> None:
-        node = begun.nodes[number]
-        given = asked(profile, begun, config, number, port) | {"mark": mark}
-        text = engine.program("node_engine", given)
-        variables = [f"{name}={value}" for name, value in profile.serving.env.items()]
-        words = ["env", *variables, str(node.engine), "-c", engine.BOOT, str(len(text))]
-        try:
-            with streaming(
-                NodeShell(node).argv(words),
-                lambda line: heard.put((node.name, line[:MOST_LINE])),
-                stdin=text,
-                errors=True,
-                ended=lambda: heard.put((node.name, None)),
-                patience=PATIENCE,
-            ):
-                over.wait()
-        except UserError as error:
-            heard.put((node.name, error))
-
-    with ThreadPoolExecutor(len(begun.nodes)) as pool:
-        try:
-            for number in range(len(begun.nodes)):
-                pool.submit(one, number)
-            return _figures(heard, mark, begun.nodes, board)
-        finally:
-            over.set()
-
-
-def _figures(
-    heard: queue.Queue[Heard], mark: str, nodes: Sequence[AttachedNode], board: Board
-) -> dict[str, Any]:
-    """What the first node measures. Raises as `started` does."""
-    end = time.monotonic() + LIMIT_S + LATE
-    last: dict[str, list[str]] = {node.name: [] for node in nodes}
-    while True:
-        try:
-            name, told = heard.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            raise EngineFailed(f"no figures after {LIMIT_S + LATE:.0f} s; ended", ()) from None
-        if isinstance(told, UserError):
-            raise told
-        if told is None:
-            raise EngineFailed(f"{name}: lost while its engine was measured", last[name])
-        if not told.startswith(mark):
-            last[name] = [*last[name], told][-KEPT:] if told.strip() else last[name]
-            continue
-        found = _document(name, told.removeprefix(mark))
-        if "figures" in found and name == nodes[0].name:
-            return dict(found["figures"])
-        if "failed" in found:
-            raise EngineFailed(f"{name}: {found['failed']}", list(map(str, found["log"])))
-        board.note(name, one_line(str(found.get("note", "")))[:120])
-
-
-def _document(name: str, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-        return dict(found)
-    except (ValueError, TypeError):
-        raise UserError(f"{name}: what it prints is not what was asked for") from None
-
-
-def asked(
-    profile: Attached, begun: Begun, config: Mapping[str, Any], number: int, port: int
-) -> dict[str, Any]:
-    """What the program on a node is given: its rank's part of one engine."""
-    serving, nodes = profile.serving, begun.nodes
-    words = [*BARE, *([TEXT_ONLY] if "text_config" in config else [])]
-    words += ["--tensor-parallel-size", str(serving.tensor_parallel)]
-    words += ["--pipeline-parallel-size", str(serving.pipeline_parallel)]
-    if serving.data_parallel > 1:
-        words += ["--data-parallel-size", str(serving.data_parallel)]
-    words += ["--enable-expert-parallel"] if serving.expert_parallel else []
-    environment = dict(OFFLINE)
-    if len(nodes) > 1:
-        words += ["--distributed-executor-backend", "mp", "--nnodes", str(len(nodes))]
-        words += ["--node-rank", str(number), "--master-addr", str(nodes[0].address)]
-        words += ["--master-port", str(port), *(["--headless"] if number else [])]
-        environment["VLLM_HOST_IP"] = str(nodes[number].address)
-    args = {name.replace("_", "-"): value for name, value in serving.args.items()}
-    words += flags({name: value for name, value in args.items() if name not in NOT_OURS})
-    return {
-        "config": dict(config),
-        "program": PROGRAM,
-        "flags": words,
-        "env": environment,
-        "head": number == 0,
-        "loads": _words(begun.loads),
-        "seconds": engine.SECONDS,
-        "start_s": engine.START_S,
-        "limit_s": LIMIT_S,
-        "vocabulary": number_of_tokens(config),
-    }
-
-
-def number_of_tokens(config: Mapping[str, Any]) -> int:
-    return number(decoder(config), "vocab_size") or VOCABULARY
-
-
-def _words(loads: Sequence[Cell]) -> list[tuple[int, int, int]]:
-    return [(each.prompt, each.output, each.concurrency) for each in loads]

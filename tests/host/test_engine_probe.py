@@ -17,7 +17,10 @@ from support.account import until
 from support.engine_like import FOR_EVER, VERSION, site
 
 from orchestrator.attach import engine
+from orchestrator.attach.engine_start import EngineFailed
 from orchestrator.core.progress import Board
+from orchestrator.performance.probe import engine as probe_engine
+from orchestrator.performance.probe.engine import BOOT
 from orchestrator.performance.probe.node_engine import ENDING
 from orchestrator.profile.load import load_attached
 
@@ -160,12 +163,12 @@ def test_an_engine_that_hangs_is_ended_at_its_deadline(
     probing: Probing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probing.args["fault"] = "hangs"
-    monkeypatch.setattr(engine.engine, "START_S", 3.0)
+    monkeypatch.setattr(probe_engine, "START_S", 3.0)
     monkeypatch.setenv("TMPDIR", str(probing.scratch))
     monkeypatch.setenv("ORCHESTRATE_STATE", str(probing.home / "state"))
     profile = load_attached(probing.profile())
     config = json.loads((probing.home / "config.json").read_text())
-    with pytest.raises(engine.EngineFailed, match="did not start within 3 s"):
+    with pytest.raises(EngineFailed, match="did not start within 3 s"):
         engine.dummy(profile, Board(quiet=True), config, again=True, force=True)
     assert probing.left() == []
 
@@ -189,7 +192,7 @@ def test_a_node_that_is_lost_ends_the_engine_and_is_named(probing: Probing) -> N
     run = probing.started("--force")
     assert run.stderr is not None
     assert any("round 1" in line for line in run.stderr)
-    (program,) = [pid for pid, words in probing.processes().items() if engine.engine.BOOT in words]
+    (program,) = [pid for pid, words in probing.processes().items() if BOOT in words]
     os.kill(program, signal.SIGKILL)
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 1

@@ -164,7 +164,7 @@ def test_room_by_the_engines_word(page: str, tokens: int | None) -> None:
 
 
 #: What published config.json say of their layers' kinds, and the pattern.
-KINDS = {
+KINDS: dict[str, tuple[dict[str, Any], cut.Pattern]] = {
     "alike": ({"num_hidden_layers": 56}, cut.Pattern(56)),
     "in text_config": ({"text_config": {"num_hidden_layers": 24}}, cut.Pattern(24)),
     "sliding, every sixth full": (

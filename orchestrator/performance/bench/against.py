@@ -46,8 +46,8 @@ class Against:
 
 def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
     """Measure on one node, then on the profile's layout, which is restored in any case."""
-    single = replace(cluster, layout=one(cluster.layout))
-    with served_as(cluster, board, single):
+    other = replace(cluster, layout=one(cluster.layout))
+    with served_as(cluster, board, other) as single:
         alone = bench(single, board, asked)
     engine = fit(cluster, alone)
     return Against(alone, bench(cluster, board, asked), engine)
@@ -59,11 +59,11 @@ def one(layout: Layout) -> Layout:
 
 
 @contextmanager
-def served_as(cluster: Cluster, board: Board, other: Cluster) -> Iterator[None]:
+def served_as(cluster: Cluster, board: Board, other: Cluster) -> Iterator[Cluster]:
     """Serve as `other` says for the body, then as the profile says again, whatever happens."""
     try:
         _serve(other, board)
-        yield
+        yield other
     finally:
         _serve(cluster, board)
 
