@@ -24,6 +24,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.visible import one_line
 from orchestrator.performance.bench.load import workloads
+from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.probe import cut, engine
 from orchestrator.performance.probe.cells import Cell, cells
@@ -54,7 +55,12 @@ def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, 
         said = endpoints.find(client)
     if said.version:
         versions.setdefault("vllm", said.version)
-    begun = _begun(profile, nodes, seen, versions, Weights.OWN, said.roots)
+    try:
+        links = inputs.probes(profile.name).links
+    except UserError:
+        links = ()
+    link = engine.slowest(links, [node.name for node in nodes])
+    begun = _begun(profile, nodes, seen, versions, Weights.OWN, link, said.roots)
     if not again and (before := engine.known(profile.name, begun.rates.key)):
         return before, True
     with board.step(CLUSTER, "engine") as step, endpoints.client_of(profile) as client:
@@ -125,12 +131,15 @@ def dummy(
     with board.step(CLUSTER, "look"):
         seen = _looked(nodes)
         versions = _state(profile, nodes[0])
-    begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, config, asked)
+    link, notes = _linked(nodes, board)
+    begun = _begun(
+        profile, nodes, seen, versions, Weights.DUMMY, link=link, config=config, depths=asked
+    )
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
     if not force:
         _free(seen)
-    begun = replace(begun, rates=_linked(begun, board))
+    begun = replace(begun, rates=replace(begun.rates, notes=notes))
     measure = partial(_measured, profile, begun, board)
     if asked is None:
         try:
@@ -143,6 +152,7 @@ def dummy(
                 raise
             board.note(CLUSTER, f"not all layers fit: {asked[0]} and {asked[1]} of them instead")
     assert whole is not None
+    measure = partial(_measured, profile, replace(begun, seconds=begun.seconds / 2), board)
     low, high = (measure(cut.cut(config, depth)) for depth in asked)
     return _extended(low, high, asked, whole.layers), False
 
@@ -254,41 +264,42 @@ def _begun(
     seen: Mapping[str, NodeFound],
     versions: Mapping[str, str],
     weights: Weights,
-    config: Mapping[str, Any],
-    depths: object = None,
+    link: engine.Link | None,
+    model: object,
 ) -> Begun:
+    """``model``: all that is known of it but its name."""
     serving = profile.serving
     args = {name: str(value) for name, value in serving.args.items()}
     sizes = (serving.tensor_parallel, serving.pipeline_parallel, serving.data_parallel)
     devices, names = _devices(nodes, seen), tuple(node.name for node in nodes)
     loads = cells(limits(profile), workloads(profile))
     depends = engine.key(
-        model=serving.model, config=config, versions=versions, args=args, env=serving.env,
+        model=(serving.model, model), versions=versions, args=args, env=serving.env,
         sizes=(*sizes, serving.expert_parallel), nodes=names, devices=devices,
-        weights=weights, depths=depths, loads=loads,
+        weights=weights, loads=loads, link=link.kind if link else None,
     )  # fmt: skip
     rates = EngineRates(
         key=depends, time="", model=serving.model, nodes=names, devices=devices,
         tensor=sizes[0], pipeline=sizes[1], data=sizes[2], args=args, versions=dict(versions),
-        weights=weights, cells=(),
+        weights=weights, cells=(), link_bytes_per_s=link.bytes_per_s if link else None,
+        link_latency_s=link.latency_s if link else None,
     )  # fmt: skip
     return Begun(tuple(nodes), loads, rates)
 
 
-def _linked(begun: Begun, board: Board) -> EngineRates:
-    """With the slowest link between its nodes, measured now; without where that fails."""
-    pairs = list(combinations(begun.nodes, 2))[:MOST_PAIRS]
+def _linked(
+    nodes: Sequence[AttachedNode], board: Board
+) -> tuple[engine.Link | None, tuple[str, ...]]:
+    """The slowest link between these nodes, measured now; none where that fails, and why."""
+    pairs = list(combinations(nodes, 2))[:MOST_PAIRS]
     if not pairs:
-        return begun.rates
+        return None, ()
     try:
         with board.step(CLUSTER, "link"):
             links = [_link(a, b) for a, b in pairs]
     except UserError as error:
-        note = f"its links were not measured: {error.message.splitlines()[0]}"
-        return replace(begun.rates, notes=(*begun.rates.notes, note))
-    found = engine.slowest(links, begun.rates.nodes)
-    assert found is not None
-    return replace(begun.rates, link_bytes_per_s=found.bytes_per_s, link_latency_s=found.latency_s)
+        return None, (f"its links were not measured: {error.message.splitlines()[0]}",)
+    return engine.slowest(links, [node.name for node in nodes]), ()
 
 
 def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:

@@ -80,11 +80,12 @@ class EngineFailed(UserError):
 
 @dataclass(frozen=True)
 class Begun:
-    """What is measured, and where."""
+    """What is measured, where, and in how many seconds from the engine's start on."""
 
     nodes: tuple[AttachedNode, ...]
     loads: tuple[Cell, ...]
     rates: EngineRates
+    seconds: float = engine.SECONDS
 
 
 def started(
@@ -186,7 +187,7 @@ def asked(
         "env": environment,
         "head": rank == 0,
         "loads": words_of(begun.loads),
-        "seconds": engine.SECONDS,
+        "seconds": begun.seconds,
         "start_s": engine.START_S,
         "limit_s": LIMIT_S,
         "vocabulary": number(decoder(config), "vocab_size") or VOCABULARY,

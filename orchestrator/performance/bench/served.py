@@ -62,14 +62,15 @@ def _begun(cluster: Cluster, weights: Weights) -> EngineRates:
         versions = on_nodes.state(cluster, profile.server, "0.1")["versions"]
     args = {name: str(value) for name, value in profile.serving.args.items()}
     sizes = (layout.tensor, layout.pipeline, 1)
+    devices, links = _probed(cluster)
+    link = engine.slowest(links, nodes)
     key = engine.key(
         config=cluster.model.config, image=cluster.image_id, versions=versions,
         args={k: v for k, v in args.items() if k.replace("_", "-") != LOAD_FORMAT},
         env=[profile.serving_env(), profile.ray.env], sizes=(*sizes, layout.expert), nodes=nodes,
         weights=weights, loads=cells(limits(profile), workloads(profile)),
+        link=link.kind if link else None,
     )  # fmt: skip
-    devices, links = _probed(cluster)
-    link = engine.slowest(links, nodes)
     names = {each.node: each.name for each in devices}
     pattern = cut.pattern(cluster.model.config)
     return EngineRates(
