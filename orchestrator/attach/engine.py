@@ -132,9 +132,7 @@ def dummy(
         seen = _looked(nodes)
         versions = _state(profile, nodes[0])
     link, notes = _linked(nodes, board)
-    begun = _begun(
-        profile, nodes, seen, versions, Weights.DUMMY, link=link, config=config, depths=asked
-    )
+    begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, link, (config, asked))
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
     if not force:
