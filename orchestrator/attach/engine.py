@@ -27,11 +27,11 @@ from orchestrator.performance.bench.load import workloads
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.probe import cut, engine
-from orchestrator.performance.probe.cells import Cell, cells
+from orchestrator.performance.probe.cells import SmallLoad, cells
 from orchestrator.performance.probe.node_rounds import (
     Load,
-    Refused,
-    Request,
+    TimedRequest,
+    Unanswered,
     completion,
     measured,
     room,
@@ -74,7 +74,7 @@ def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, 
 
 
 def _through(
-    profile: Attached, loads: Sequence[Cell], known: Sequence[int], say: Any
+    profile: Attached, loads: Sequence[SmallLoad], known: Sequence[int], say: Any
 ) -> dict[str, Any]:
     """Figures by the client that `bench run` uses too."""
     chance = random.Random(time.time_ns())
@@ -87,7 +87,7 @@ def _through(
 
     try:
         return asyncio.run(all_of_it())
-    except Refused as error:
+    except Unanswered as error:
         raise UserError(
             f"the endpoint refused a load: {one_line(str(error))}",
             "Run: orchestrate verify; orchestrate status",
@@ -100,15 +100,15 @@ async def _wave(
     known: Sequence[int],
     chance: random.Random,
     load: Load,
-) -> list[Request]:
+) -> list[TimedRequest]:
     asked = [
         completion(model, clients.prompt(known, load[0], chance), load[1]) for _ in range(load[2])
     ]
     start = time.perf_counter()
     found = await asyncio.gather(*(clients.stream(client, each) for each in asked))
     if wrong := next((each.error for each in found if each.error), ""):
-        raise Refused(wrong)
-    return [Request(start, each.arrivals, each.tokens) for each in found]
+        raise Unanswered(wrong)
+    return [TimedRequest(start, each.arrivals, each.tokens) for each in found]
 
 
 def dummy(
@@ -262,7 +262,7 @@ def _begun(
     seen: Mapping[str, NodeFound],
     versions: Mapping[str, str],
     weights: Weights,
-    link: engine.Link | None,
+    link: engine.SlowestLink | None,
     model: object,
 ) -> Begun:
     """``model``: all that is known of it but its name."""
@@ -287,7 +287,7 @@ def _begun(
 
 def _linked(
     nodes: Sequence[AttachedNode], board: Board
-) -> tuple[engine.Link | None, tuple[str, ...]]:
+) -> tuple[engine.SlowestLink | None, tuple[str, ...]]:
     """The slowest link between these nodes, measured now; none where that fails, and why."""
     pairs = list(combinations(nodes, 2))[:MOST_PAIRS]
     if not pairs:

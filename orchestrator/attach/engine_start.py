@@ -24,7 +24,7 @@ from orchestrator.core.visible import one_line
 from orchestrator.models.config import decoder, number
 from orchestrator.models.serving import flags
 from orchestrator.performance.probe import engine
-from orchestrator.performance.probe.cells import Cell
+from orchestrator.performance.probe.cells import SmallLoad
 from orchestrator.performance.probe.run import PORTS
 from orchestrator.performance.results.engine import EngineRates
 from orchestrator.profile.existing import Attached, AttachedNode
@@ -83,7 +83,7 @@ class Begun:
     """What is measured, where, and in how many seconds from the engine's start on."""
 
     nodes: tuple[AttachedNode, ...]
-    loads: tuple[Cell, ...]
+    loads: tuple[SmallLoad, ...]
     rates: EngineRates
     seconds: float = engine.SECONDS
 
@@ -194,6 +194,6 @@ def asked(
     }
 
 
-def words_of(loads: Sequence[Cell]) -> list[tuple[int, int, int]]:
+def words_of(loads: Sequence[SmallLoad]) -> list[tuple[int, int, int]]:
     """Loads as programs take them."""
     return [(each.prompt, each.output, each.concurrency) for each in loads]

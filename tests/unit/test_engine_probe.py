@@ -19,8 +19,8 @@ from orchestrator.performance.probe.node_rounds import (
     FEWEST,
     MOST,
     Load,
-    Refused,
-    Request,
+    TimedRequest,
+    Unanswered,
     figures,
     measured,
     room,
@@ -70,26 +70,26 @@ def test_loads_always_fit_and_none_comes_twice(many: int, context: int, batched:
 
 def test_figures_are_of_requests_and_a_step_is_one_in_which_all_decode() -> None:
     # The second one's prompt holds the first one's second token up for a second.
-    first = Request(0.0, [1.0, *(2.0 + n / 10 for n in range(20))], 21)
-    second = Request(0.0, [2.0 + n / 10 for n in range(20)], 20)
+    first = TimedRequest(0.0, [1.0, *(2.0 + n / 10 for n in range(20))], 21)
+    second = TimedRequest(0.0, [2.0 + n / 10 for n in range(20)], 20)
     found = figures([first, second])
     assert found["ttft_s"] == 1.5
     assert found["step_s"] == pytest.approx(0.1)
     assert found["tpot_s"] == pytest.approx((2.9 / 20 + 0.1) / 2)
     assert found["output_tokens_per_s"] == pytest.approx(41 / 3.9)
-    alone = figures([Request(0.0, [1.0, 1.1], 2)])
+    alone = figures([TimedRequest(0.0, [1.0, 1.1], 2)])
     assert "step_s" not in alone and alone["tpot_s"] == pytest.approx(0.1)
 
 
 def test_requests_that_never_decode_together_have_no_step() -> None:
-    early = Request(0.0, [1.0 + n / 10 for n in range(20)], 20)
+    early = TimedRequest(0.0, [1.0 + n / 10 for n in range(20)], 20)
     for start in (2.85, 2.95):  # one event of the later one while the first one decodes; none
-        late = Request(0.0, [start + n / 10 for n in range(20)], 20)
+        late = TimedRequest(0.0, [start + n / 10 for n in range(20)], 20)
         assert "step_s" not in figures([early, late])
 
 
 def test_events_of_several_tokens_count_as_many() -> None:
-    found = figures([Request(0.0, [1.0 + n / 10 for n in range(20)], 40)])
+    found = figures([TimedRequest(0.0, [1.0 + n / 10 for n in range(20)], 40)])
     assert found["step_s"] == pytest.approx(0.05)
     assert found["tpot_s"] == pytest.approx(1.9 / 39)
 
@@ -101,14 +101,14 @@ class Engine:
         self.each, self.refuses = each, refuses
         self.asked: list[Load] = []
 
-    async def __call__(self, load: Load) -> list[Request]:
+    async def __call__(self, load: Load) -> list[TimedRequest]:
         self.asked.append(load)
         if load[0] == self.refuses:
-            raise Refused("too long")
+            raise Unanswered("too long")
         begun = time.perf_counter()
         await asyncio.sleep(self.each * load[0] * load[2])
         now = time.perf_counter()
-        return [Request(begun, [now + n / 1e3 for n in range(load[1])], load[1])] * load[2]
+        return [TimedRequest(begun, [now + n / 1e3 for n in range(load[1])], load[1])] * load[2]
 
 
 def run(loads: list[Load], wave: Engine, seconds: float) -> tuple[list[Any], list[str]]:
@@ -135,7 +135,7 @@ def test_a_refused_load_is_left_out_unless_it_is_the_first() -> None:
     found, notes = run([(8, 4, 1), (16, 4, 1)], Engine(refuses=16), 60.0)
     assert [each.load[0] for each in found] == [8]
     assert notes == ["1 x 16 tokens: not answered: too long"]
-    with pytest.raises(Refused):
+    with pytest.raises(Unanswered):
         run([(8, 4, 1)], Engine(refuses=8), 60.0)
 
 
@@ -278,6 +278,6 @@ def test_a_link_counts_as_the_kind_that_is_sold() -> None:
         return LinkRates(a, b, "ranks", ("", ""), (None, None), spread([1e-4]), one, {})
 
     links = [link("a", "b", 9.4), link("b", "c", 0.94)]
-    assert (engine.slowest(links, ["a", "b"]) or engine.Link(1, 1)).kind == 10
-    assert (engine.slowest(links, ["a", "b", "c"]) or engine.Link(1, 1)).kind == 1
+    assert (engine.slowest(links, ["a", "b"]) or engine.SlowestLink(1, 1)).kind == 10
+    assert (engine.slowest(links, ["a", "b", "c"]) or engine.SlowestLink(1, 1)).kind == 1
     assert engine.slowest(links, ["a"]) is None

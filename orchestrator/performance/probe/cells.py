@@ -26,7 +26,7 @@ MOST = 256
 
 
 @dataclass(frozen=True)
-class Cell:
+class SmallLoad:
     """So many requests at once, of equal length, in tokens."""
 
     prompt: int
@@ -34,7 +34,7 @@ class Cell:
     concurrency: int
 
 
-def cells(limits: Limits, workloads: Sequence[Workload]) -> tuple[Cell, ...]:
+def cells(limits: Limits, workloads: Sequence[Workload]) -> tuple[SmallLoad, ...]:
     """The loads in the order of their use: where time is short, the last ones are left out."""
     context = limits.context or max(_tokens(each) for each in workloads) + LONGEST
     most = min(
@@ -54,7 +54,7 @@ def cells(limits: Limits, workloads: Sequence[Workload]) -> tuple[Cell, ...]:
         found += [(round((short * long) ** 0.5), 1)]
         found += [(long, size) for size in dict.fromkeys((min(4, sizes[-1]), sizes[-1]))]
     return tuple(
-        Cell(prompt, _output(prompt, size, limits, context), size)
+        SmallLoad(prompt, _output(prompt, size, limits, context), size)
         for prompt, size in dict.fromkeys(found)
     )
 

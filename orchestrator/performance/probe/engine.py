@@ -84,7 +84,7 @@ def key(**depends: object) -> str:
 
 
 @dataclass(frozen=True)
-class Link:
+class SlowestLink:
     """The slowest of all links between an engine's nodes."""
 
     bytes_per_s: float
@@ -97,12 +97,12 @@ class Link:
         return min(CLASSES, key=lambda each: abs(math.log(each) - seen))
 
 
-def slowest(links: Sequence[LinkRates], nodes: Sequence[str]) -> Link | None:
+def slowest(links: Sequence[LinkRates], nodes: Sequence[str]) -> SlowestLink | None:
     """The slowest link between these nodes; None where none was measured."""
     mine = [each for each in links if {each.a, each.b} <= set(nodes)]
     if not mine:
         return None
-    return Link(
+    return SlowestLink(
         min(each.bytes_per_s.median for each in mine), max(each.latency_s.median for each in mine)
     )
 

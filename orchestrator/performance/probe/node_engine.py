@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.performance.probe.node_rounds import Refused, Server, measured, room
+from orchestrator.performance.probe.node_rounds import EngineServer, Unanswered, measured, room
 
 #: prctl: what a child leaves behind becomes ours.
 SUBREAPER = 36
@@ -69,7 +69,7 @@ class Over(SystemExit):
     """It has to end now; asyncio lets only this kind through."""
 
 
-class Failed(Exception):
+class EngineEnded(Exception):
     """The engine did not do what it was started for."""
 
 
@@ -128,7 +128,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class Engine:
+class DummyEngine:
     """vLLM, started from a directory of its own."""
 
     def __init__(self, asked: dict[str, Any], own: Path) -> None:
@@ -169,22 +169,22 @@ class Engine:
         return "; ".join(dict.fromkeys(why[-SHOWN:])) or f"exit code {self.process.returncode}"
 
     def alive(self) -> None:
-        """Raises Failed where it has ended."""
+        """Raises EngineEnded where it has ended."""
         if why := self.ended():
-            raise Failed(f"the engine ended: {why}")
+            raise EngineEnded(f"the engine ended: {why}")
 
 
 def say(asked: dict[str, Any], **told: Any) -> None:
     print(f"\n{asked['mark']} {json.dumps(told)}", flush=True)
 
 
-async def ready(engine: Engine, server: Server, seconds: float) -> None:
-    """Until it answers. Raises Failed where it ends, or takes too long."""
+async def ready(engine: DummyEngine, server: EngineServer, seconds: float) -> None:
+    """Until it answers. Raises EngineEnded where it ends, or takes too long."""
     end, last = time.monotonic() + seconds, ""
     while not await server.page("/version"):
         engine.alive()
         if time.monotonic() > end:
-            raise Failed(f"the engine did not start within {seconds:.0f} s")
+            raise EngineEnded(f"the engine did not start within {seconds:.0f} s")
         now = next(reversed(engine.said()), "")[:100]
         if now != last:
             last = now
@@ -192,11 +192,11 @@ async def ready(engine: Engine, server: Server, seconds: float) -> None:
         await asyncio.sleep(LOOK)
 
 
-async def figures(engine: Engine) -> dict[str, Any]:
-    """The engine's figures from its start on. Raises Failed."""
+async def figures(engine: DummyEngine) -> dict[str, Any]:
+    """The engine's figures from its start on. Raises EngineEnded."""
     asked, begun = engine.asked, time.monotonic()
     known = (min(MARKS, asked["vocabulary"] - 1), asked["vocabulary"])
-    server = Server("127.0.0.1", engine.port, MODEL, known)
+    server = EngineServer("127.0.0.1", engine.port, MODEL, known)
     await ready(engine, server, asked["start_s"])
     started = time.monotonic() - begun
     seconds = max(LEAST, asked["seconds"] - started)
@@ -215,9 +215,9 @@ async def figures(engine: Engine) -> dict[str, Any]:
         if watch.done():
             watch.result()
         cells, notes = work.result()
-    except Refused as error:
+    except Unanswered as error:
         engine.alive()
-        raise Failed(f"the engine refused the first load: {error}") from None
+        raise EngineEnded(f"the engine refused the first load: {error}") from None
     finally:
         watch.cancel()
         work.cancel()
@@ -231,21 +231,21 @@ async def figures(engine: Engine) -> dict[str, Any]:
     }
 
 
-async def held(engine: Engine) -> None:
-    """A rank of another node's engine: it works until it is told to end. Raises Failed."""
+async def held(engine: DummyEngine) -> None:
+    """A rank of another node's engine: it works until it is told to end. Raises EngineEnded."""
     say(engine.asked, note="serves its ranks")
     while True:
         engine.alive()
         await asyncio.sleep(LOOK)
 
 
-def run(asked: dict[str, Any], engine: Engine) -> dict[str, Any]:
+def run(asked: dict[str, Any], engine: DummyEngine) -> dict[str, Any]:
     """What there is to tell at the end."""
     try:
         engine.start()
         work = figures(engine) if asked["head"] else held(engine)
         return {"figures": asyncio.run(work)}
-    except (Failed, Refused, OSError, Over) as error:
+    except (EngineEnded, Unanswered, OSError, Over) as error:
         log = engine.said()[-TAIL:] if engine.log.exists() else []
         return {"failed": str(error), "log": log}
 
@@ -261,7 +261,7 @@ def main(asked: dict[str, Any]) -> int:
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="orchestrate-engine-") as own:
-        engine = Engine(asked, Path(own))
+        engine = DummyEngine(asked, Path(own))
         try:
             try:
                 for each in endings:

@@ -34,12 +34,12 @@ LABEL = re.compile(r'(?:^|,)(\w+)="(\d+)"')
 Load = Sequence[int]
 
 
-class Refused(Exception):
+class Unanswered(Exception):
     """The engine did not answer a request as asked."""
 
 
 @dataclass
-class Request:
+class TimedRequest:
     """A request: when it began, when its events came, how many tokens they held."""
 
     start: float
@@ -47,13 +47,13 @@ class Request:
     tokens: int = 0
 
 
-#: Runs one load to its end. Raises Refused.
-Wave = Callable[[Load], Awaitable[Sequence[Request]]]
+#: Runs one load to its end. Raises Unanswered.
+Wave = Callable[[Load], Awaitable[Sequence[TimedRequest]]]
 Say = Callable[[str], None]
 
 
 @dataclass
-class Cell:
+class RepeatedLoad:
     """A load and its figures, one of each round."""
 
     load: Load
@@ -62,7 +62,7 @@ class Cell:
     took: float = 0.0
 
 
-def figures(requests: Sequence[Request]) -> dict[str, float]:
+def figures(requests: Sequence[TimedRequest]) -> dict[str, float]:
     """Medians over requests of one load; ``step_s``: between tokens while all of them decode."""
     tokens = [max(each.tokens, len(each.arrivals)) for each in requests]
     firsts, lasts = ([each.arrivals[end] for each in requests] for end in (0, -1))
@@ -90,13 +90,13 @@ def figures(requests: Sequence[Request]) -> dict[str, float]:
 
 async def measured(
     loads: Sequence[Load], wave: Wave, seconds: float, say: Say
-) -> tuple[list[Cell], list[str]]:
+) -> tuple[list[RepeatedLoad], list[str]]:
     """All loads in turns, as many rounds as fit; and notes on what was left out.
 
-    The first loads matter most. Raises Refused where not even the first one was answered.
+    The first loads matter most. Raises Unanswered where not even the first one was answered.
     """
     begun, notes = time.monotonic(), []
-    cells: list[Cell] = []
+    cells: list[RepeatedLoad] = []
     for load in loads:
         left = seconds - (time.monotonic() - begun)
         if cells and (left < (1 - WARM) * seconds or _least(load, cells) * (1 + FEWEST) > left):
@@ -104,8 +104,8 @@ async def measured(
             continue
         say(f"warms up: {_told(load)}")
         try:
-            cells.append(Cell(load, took=(await _timed(load, wave))[1]))
-        except Refused as error:
+            cells.append(RepeatedLoad(load, took=(await _timed(load, wave))[1]))
+        except Unanswered as error:
             if not cells:
                 raise
             notes.append(f"{_told(load)}: not answered: {error}")
@@ -121,12 +121,12 @@ async def measured(
     return cells, notes
 
 
-def _least(load: Load, cells: Sequence[Cell]) -> float:
+def _least(load: Load, cells: Sequence[RepeatedLoad]) -> float:
     """Seconds that a load takes at least: its prompts are no faster than the fastest so far."""
     return load[0] * load[2] * min(each.took / (each.load[0] * each.load[2]) for each in cells)
 
 
-def _fit(cells: list[Cell], left: float, rounds: int, notes: list[str]) -> None:
+def _fit(cells: list[RepeatedLoad], left: float, rounds: int, notes: list[str]) -> None:
     """Leave out the longest loads until the rounds that are needed fit; never the first load."""
     while rounds > 0 and len(cells) > 1 and rounds * sum(each.took for each in cells) > left:
         longest = max(cells[1:], key=lambda each: each.took)
@@ -144,7 +144,7 @@ async def _timed(load: Load, wave: Wave) -> tuple[dict[str, float], float]:
     try:
         found = figures(await asyncio.wait_for(wave(load), WAIT * max(1, load[2] ** 0.5)))
     except asyncio.TimeoutError:  # noqa: UP041 (another class in Python 3.10)
-        raise Refused(f"{_told(load)}: no end after {time.monotonic() - begun:.0f} s") from None
+        raise Unanswered(f"{_told(load)}: no end after {time.monotonic() - begun:.0f} s") from None
     return found, time.monotonic() - begun
 
 
@@ -162,7 +162,7 @@ def completion(model: str, prompt: list[int] | str, tokens: int) -> dict[str, An
 
 
 @dataclass(frozen=True)
-class Server:
+class EngineServer:
     """An engine's own address. ``known``: the range of tokens to draw prompts from."""
 
     address: str
@@ -171,7 +171,7 @@ class Server:
     known: tuple[int, int]
     key: str = ""
 
-    async def wave(self, load: Load) -> list[Request]:
+    async def wave(self, load: Load) -> list[TimedRequest]:
         """All requests of a load at once, each with a prompt that no cache has."""
         prompts = ([random.randrange(*self.known) for _ in range(load[0])] for _ in range(load[2]))
         asked = [json.dumps(completion(self.model, each, load[1])).encode() for each in prompts]
@@ -182,9 +182,9 @@ class Server:
             for task in tasks:
                 task.cancel()
 
-    async def stream(self, asked: bytes) -> Request:
-        """One request. Raises Refused."""
-        request = Request(time.perf_counter())
+    async def stream(self, asked: bytes) -> TimedRequest:
+        """One request. Raises Unanswered."""
+        request = TimedRequest(time.perf_counter())
         try:
             reader, writer = await asyncio.open_connection(self.address, self.port, limit=1 << 22)
             try:
@@ -192,15 +192,15 @@ class Server:
                 status = await reader.readline()
                 if status.split()[1:2] != [b"200"]:
                     text = (await reader.read(1 << 16)).decode(errors="replace")
-                    raise Refused(f"{status.decode(errors='replace').strip()}: {text[-300:]}")
+                    raise Unanswered(f"{status.decode(errors='replace').strip()}: {text[-300:]}")
                 while line := await reader.readline():
                     _event(line, request)
             finally:
                 writer.close()
         except (OSError, ValueError) as error:
-            raise Refused(f"the connection: {error}") from None
+            raise Unanswered(f"the connection: {error}") from None
         if not request.arrivals:
-            raise Refused("an answer without tokens")
+            raise Unanswered("an answer without tokens")
         return request
 
     def head(self, verb: str, path: str, length: int) -> bytes:
@@ -226,13 +226,13 @@ class Server:
         return found.partition("\r\n\r\n")[2] if " 200 " in found[:40] else ""
 
 
-def _event(line: bytes, request: Request) -> None:
+def _event(line: bytes, request: TimedRequest) -> None:
     if not line.startswith(b"data:"):
         return
     if TOKENS.search(line):
         request.arrivals.append(time.perf_counter())
     elif b'"error"' in line:
-        raise Refused(f"the engine said: {line[5:300].decode(errors='replace').strip()}")
+        raise Unanswered(f"the engine said: {line[5:300].decode(errors='replace').strip()}")
     if found := USAGE.search(line):
         request.tokens = int(found[1])
 

@@ -10,11 +10,11 @@ import json
 import sys
 from typing import Any
 
-from orchestrator.performance.probe.node_rounds import Refused, Server, measured, room
+from orchestrator.performance.probe.node_rounds import EngineServer, Unanswered, measured, room
 
 
 async def figures(asked: dict[str, Any]) -> dict[str, Any]:
-    server = Server(
+    server = EngineServer(
         asked["address"], asked["port"], asked["model"], tuple(asked["known"]), asked["key"]
     )
     cells, notes = await measured(asked["loads"], server.wave, asked["seconds"], lambda _: None)
@@ -28,5 +28,5 @@ async def figures(asked: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         print(json.dumps(asyncio.run(figures(GIVEN))))  # type: ignore[name-defined]  # noqa: F821
-    except Refused as error:
+    except Unanswered as error:
         sys.exit(f"the engine refused a load: {error}")
