@@ -152,7 +152,8 @@ class Lab:
         if wanted == now:
             yield self.cluster
             return
-        with Board(quiet=True) as board, served_as(self.cluster, board, wanted) as other:
+        other = replace(self.cluster, layout=wanted)
+        with Board(quiet=True) as board, served_as(self.cluster, board, other):
             yield other
 
     @contextmanager

@@ -212,29 +212,44 @@ def with_lifeline(argv: Sequence[str], *, what: str = "") -> int:
 
 
 @contextmanager
-def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None]:
+def streaming(
+    argv: Sequence[str],
+    line: Callable[[str], None],
+    *,
+    stdin: bytes = b"",
+    errors: bool = False,
+    ended: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE,
+) -> Iterator[None]:
     """``argv`` runs for the body; each line that it prints is handed to ``line``, in a thread.
 
-    Its standard input ends with the body, by which it has to end; after PATIENCE seconds it is
-    killed.
+    Its standard input, which begins with ``stdin``, ends with the body, by which it has to end;
+    after ``patience`` seconds it is killed. Ctrl-C reaches it that way only. ``errors``: also lines
+    of its standard error; ``ended``: it prints nothing any more.
     """
     words = tuple(argv)
-    process = _command(words, words[0]).popen(stdin=PIPE, stderr=DEVNULL)
+    process = _command(words, words[0]).popen(
+        stdin=PIPE, stderr=STDOUT if errors else DEVNULL, start_new_session=True
+    )
 
     def read() -> None:
         # In pieces, if somebody sends a line without an end.
         while raw := process.stdout.readline(CHUNK):
             line(raw.decode(errors="replace").rstrip("\n"))
+        ended()
 
     reader = Thread(target=read, daemon=True)
     reader.start()
     try:
+        with suppress(OSError):  # it ended already: ``ended`` says so
+            process.stdin.write(stdin)
+            process.stdin.flush()
         yield
     finally:
         with suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(PATIENCE)
+            process.wait(patience)
         except TimeoutExpired:
             process.kill()
             process.wait()

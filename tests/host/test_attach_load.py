@@ -153,3 +153,22 @@ def test_a_read_only_home_keeps_nothing_and_says_so(cluster: Strangers, url: str
     assert "warning: nothing is kept: /proc/state" in done.stderr
     assert "--profile" not in done.stdout
     assert cluster.machine.sh("ls -d /tmp/orchestrate-doctor-* 2>/dev/null || true") == ""
+
+
+def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(
+    cluster: Strangers, url: str
+) -> None:
+    path = loadable(cluster, url, "--node", "box")
+    probed = cluster.ask("probe", "--profile", path, "--only", "engine", "--force")
+    assert probed.returncode == 0, probed.stderr
+    words = ("--workload", "brief", "--workload", "steady")
+    run = cluster.json("bench", "run", "--profile", path, *words)
+    told = cluster.json("bench", "accuracy", "--profile", path)
+    assert told["not_scored"] == []
+    assert {(each["workload"], each["phase"]) for each in told["phases"]} == {
+        (load, phase) for load in ("brief", "steady") for phase in ("first token", "further token")
+    }
+    assert {each["origin"] for each in told["phases"]} == {"measured here"}
+    assert {each["run"] for each in told["phases"]} == {run["id"]}
+    shown = cluster.ask("bench", "show", "--profile", path)
+    assert "forecast before it was measured:" in shown.stdout

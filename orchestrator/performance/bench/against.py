@@ -47,7 +47,8 @@ class Against:
 
 def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
     """Measure on one node, then on the profile's layout, which is restored in any case."""
-    with served_as(cluster, board, one(cluster.layout)) as single:
+    other = replace(cluster, layout=one(cluster.layout))
+    with served_as(cluster, board, other) as single:
         alone = bench(single, board, asked)
     engine = fit(cluster, alone)
     return Against(alone, bench(cluster, board, asked), engine)
@@ -59,9 +60,8 @@ def one(layout: Layout) -> Layout:
 
 
 @contextmanager
-def served_as(cluster: Cluster, board: Board, layout: Layout) -> Iterator[Cluster]:
-    """Serve the model with `layout` for the body, then with the profile's layout again."""
-    other = replace(cluster, layout=layout)
+def served_as(cluster: Cluster, board: Board, other: Cluster) -> Iterator[Cluster]:
+    """Serve as `other` says for the body, then as the profile says again, whatever happens."""
     try:
         _serve(other, board)
         yield other

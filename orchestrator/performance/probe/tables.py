@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes, Spread
 
 Rows = Iterator[tuple[str, ...]]
@@ -26,6 +27,22 @@ def tables(found: Probes) -> Iterator[Table]:
             table.add_row(*row)
         if table.row_count:
             yield table
+
+
+def engine_table(found: EngineRates) -> Table:
+    """The engine's figures by load."""
+    heads = ("prompt", "at once", "first token", "further token", "step of all", "all, tokens/s")
+    table = Table(*heads, box=None, pad_edge=False)
+    for each in sorted(found.cells, key=lambda cell: (cell.prompt_tokens, cell.concurrency)):
+        table.add_row(
+            str(each.prompt_tokens),
+            str(each.concurrency),
+            _time(each.ttft_s),
+            _time(each.tpot_s),
+            _time(each.step_s),
+            f"{each.output_tokens_per_s.median:.4g}",
+        )
+    return table
 
 
 def _devices(found: Probes) -> Rows:

@@ -21,7 +21,8 @@ class EngineCell:
 
     Latencies are medians over requests; their spread is over repeats, which were taken in turns
     with the other cells. ``output_tokens_per_s``: of all of
-    them together.
+    them together. ``step_s``: between two tokens of one while all of them decode and none waits for
+    another one's prompt; None where they never did so for long enough.
     """
 
     prompt_tokens: int
@@ -30,6 +31,7 @@ class EngineCell:
     ttft_s: Spread
     tpot_s: Spread
     output_tokens_per_s: Spread
+    step_s: Spread | None = None
 
 
 @dataclass(frozen=True)
