@@ -129,3 +129,17 @@ def test_ctrl_c_while_the_engine_starts_leaves_nothing(probing: Probing) -> None
     while probing.left() and time.monotonic() < until:
         time.sleep(0.5)
     assert probing.left() == []
+
+
+def test_one_engine_on_two_nodes(probing: Probing) -> None:
+    """Both are this machine, with a rank each, joined by vLLM's own executor."""
+    (node,) = probing.profile["nodes"]
+    two = [node | {"name": name, "address": "127.0.0.1", "ranks": 1} for name in ("a", "b")]
+    probing.profile["nodes"] = two
+    try:
+        found = probing.json("--dummy", CONFIG, "--force")
+    finally:
+        probing.profile["nodes"] = [node]
+    assert (found["nodes"], found["tensor"]) == (["a", "b"], 2)
+    assert found["cells"] and found["link_bytes_per_s"] > 1e6
+    assert probing.left() == []
