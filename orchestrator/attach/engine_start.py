@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.attach.reach import NodeShell
 from orchestrator.core.errors import UserError
-from orchestrator.core.progress import Board
+from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.run import streaming
 from orchestrator.core.visible import one_line
 from orchestrator.models.config import decoder, number
@@ -150,7 +150,7 @@ def _figures(
             return dict(found["figures"])
         if "failed" in found:
             raise EngineFailed(f"{name}: {found['failed']}", list(map(str, found["log"])))
-        board.note(name, one_line(str(found.get("note", "")))[:120])
+        board.note(CLUSTER, f"{name}: {one_line(str(found.get('note', '')))[:120]}")
 
 
 def _document(name: str, text: str) -> dict[str, Any]:

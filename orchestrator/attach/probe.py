@@ -234,4 +234,5 @@ def _collective(profile: Attached, nodes: Sequence[AttachedNode]) -> CollectiveR
         interfaces=(),
         all_reduce_s=by_size(found["all_reduce_s"]),
         send_s=by_size(found["send_s"]),
+        launch_s=by_size(found["launch_s"]),
     )

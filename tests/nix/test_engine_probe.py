@@ -96,8 +96,9 @@ def test_all_layers_with_dummy_weights(probing: Probing) -> None:
     assert (found["layers"], found["of_layers"], found["weights"]) == (layers, layers, "dummy")
     assert found["kv_tokens"] > 256 and found["versions"]["vllm"]
     cells = {(each["prompt_tokens"], each["concurrency"]): each for each in found["cells"]}
-    assert {many for _, many in cells} == {1, 2, 4}
-    assert len({prompt for prompt, _ in cells}) > 1
+    for load in ((16, 1), (16, 4), (128, 1), (16, 2)):  # on a busy machine some are left out
+        said = f"no time for {load[1]} x {load[0]} tokens"
+        assert load in cells or any(each.startswith(said) for each in found["notes"])
     for each in cells.values():
         assert each["ttft_s"]["n"] >= 3
         assert 0 < each["tpot_s"]["low"] <= each["tpot_s"]["median"] <= each["tpot_s"]["high"]
@@ -128,4 +129,18 @@ def test_ctrl_c_while_the_engine_starts_leaves_nothing(probing: Probing) -> None
     until = time.monotonic() + 60
     while probing.left() and time.monotonic() < until:
         time.sleep(0.5)
+    assert probing.left() == []
+
+
+def test_one_engine_on_two_nodes(probing: Probing) -> None:
+    """Both are this machine, with a rank each, joined by vLLM's own executor."""
+    (node,) = probing.profile["nodes"]
+    two = [node | {"name": name, "address": "127.0.0.1", "ranks": 1} for name in ("a", "b")]
+    probing.profile["nodes"] = two
+    try:
+        found = probing.json("--dummy", CONFIG, "--force")
+    finally:
+        probing.profile["nodes"] = [node]
+    assert (found["nodes"], found["tensor"]) == (["a", "b"], 2)
+    assert found["cells"] and found["link_bytes_per_s"] > 1e6
     assert probing.left() == []

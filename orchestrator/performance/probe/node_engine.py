@@ -53,7 +53,7 @@ LOOK = 1.0
 #: The name by which the model is asked for.
 MODEL = "probed"
 #: Fewest seconds to measure, however long the start took.
-LEAST = 60.0
+LEAST = 120.0
 #: Tokens that are no prompt's: marks come first.
 MARKS = 16
 #: Lines of the log that say why, those that say nothing, and how many of them are shown.

@@ -58,8 +58,9 @@ class RepeatedLoad:
 
     load: Load
     rounds: list[dict[str, float]] = field(default_factory=list)
-    #: Seconds that it took the last time.
+    #: Seconds that it took the last time, and until the first tokens.
     took: float = 0.0
+    first: float = 0.0
 
 
 def figures(requests: Sequence[TimedRequest]) -> dict[str, float]:
@@ -104,7 +105,10 @@ async def measured(
             continue
         say(f"warms up: {_told(load)}")
         try:
-            cells.append(RepeatedLoad(load, took=(await _timed(load, wave))[1]))
+            if not cells:  # what takes long at the very first request says nothing of the others
+                await _timed(load, wave)
+            found, took = await _timed(load, wave)
+            cells.append(RepeatedLoad(load, took=took, first=found["ttft_s"]))
         except Unanswered as error:
             if not cells:
                 raise
@@ -123,7 +127,8 @@ async def measured(
 
 def _least(load: Load, cells: Sequence[RepeatedLoad]) -> float:
     """Seconds that a load takes at least: its prompts are no faster than the fastest so far."""
-    return load[0] * load[2] * min(each.took / (each.load[0] * each.load[2]) for each in cells)
+    fastest = min(each.first / (each.load[0] * each.load[2]) for each in cells)
+    return load[0] * load[2] * fastest
 
 
 def _fit(cells: list[RepeatedLoad], left: float, rounds: int, notes: list[str]) -> None:

@@ -14,8 +14,7 @@ Rows = Iterator[tuple[str, ...]]
 
 def tables(found: Probes) -> Iterator[Table]:
     """Tables of devices, model files, links, and messages by size; empty ones are left out."""
-    groups = found.collectives
-    sending = [f"{kind}, {each.backend}" for each in groups for kind in ("all-reduce", "send")]
+    sending = _sending(found)
     for heads, rows in (
         (("node", "device", "memory", "matrix", "operation"), _devices(found)),
         (("node", "model's file", "read", "loaded"), _storage(found)),
@@ -77,8 +76,17 @@ def _links(found: Probes) -> Rows:
         )
 
 
+def _sending(found: Probes) -> dict[str, Mapping[int, Spread]]:
+    """Times by size of what was measured of collectives, by their columns' heads."""
+    columns: dict[str, Mapping[int, Spread]] = {}
+    for each in found.collectives:
+        kinds = {"all-reduce": each.all_reduce_s, "send": each.send_s, "launch": each.launch_s}
+        columns |= {f"{kind}, {each.backend}": times for kind, times in kinds.items() if times}
+    return columns
+
+
 def _messages(found: Probes) -> Rows:
-    columns = [kind for each in found.collectives for kind in (each.all_reduce_s, each.send_s)]
+    columns = list(_sending(found).values())
     every = [each.by_size_s for each in found.links]
     for size in sorted({size for each in (*every, *columns) for size in each}):
         slowest = max((each[size] for each in every if size in each), key=_median, default=None)
