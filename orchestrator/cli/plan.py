@@ -15,7 +15,7 @@ from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json, print_warning
 
 if TYPE_CHECKING:
-    from orchestrator.performance.predict.forecast import Asked, Forecast
+    from orchestrator.performance.predict.forecast import Forecast, Question
     from orchestrator.performance.predict.load import OfferedLoad
     from orchestrator.performance.results.engine import EngineRates
     from orchestrator.performance.results.probe import Probes
@@ -140,12 +140,12 @@ def _forecast(
 
     from orchestrator.core.document import read_json
     from orchestrator.performance.predict import whatif
-    from orchestrator.performance.predict.forecast import Asked, rank_all
+    from orchestrator.performance.predict.forecast import Question, rank_all
     from orchestrator.performance.predict.load import Limits
 
     given = read_json(config) if config else None
     if profile is None:
-        asked = Asked(str(config), Limits(), config=given)
+        asked = Question(str(config), Limits(), config=given)
     else:
         asked = _asked(profile, given, probes)
     devices = [whatif.device(named) for named in device]
@@ -165,7 +165,7 @@ def _forecast(
 
 def _asked(
     profile: Profile | Attached, config: dict[str, Any] | None, probes: Path | None
-) -> Asked:
+) -> Question:
     """What is known of a cluster."""
     from orchestrator.core.errors import UserError
     from orchestrator.performance.predict import inputs
@@ -193,7 +193,7 @@ def _ours(
     config: dict[str, Any] | None,
     measured: Probes | None,
     engines: Sequence[EngineRates],
-) -> Asked:
+) -> Question:
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull

@@ -123,7 +123,7 @@ def test_a_rate_follows_from_measured_steps() -> None:
     slow = outlook(known, OfferedLoad(128, 32, 64, rate_per_s=0.5))
     flood = outlook(known, OfferedLoad(128, 32, 64, rate_per_s=1e4))
     assert slow.output_tokens_per_s.value == pytest.approx(0.5 * 32)
-    assert slow.output_tokens_per_s.high == slow.output_tokens_per_s.value
+    assert slow.output_tokens_per_s.high == pytest.approx(1.1 * 0.5 * 32)
     assert not slow.saturated and flood.saturated
 
 
@@ -199,6 +199,22 @@ def test_an_interval_grows_with_noise_distance_and_what_is_modelled() -> None:
     assert width(replace(here, rates=slower, then=PAIR)) > width(here)
     alone = Known(TWO, LIMITS, SHAPE, replace(PAIR, engine=FREE))
     assert width(alone) > width(here)
+
+
+def test_what_would_narrow_it_is_said() -> None:
+    seen = seen_with(CARD)
+    here = Known(ONE, LIMITS, SHAPE, CARD, seen)
+    load = OfferedLoad(128, 32, 1)
+    assert outlook(here, load).narrower == ()
+    (far,) = outlook(here, replace(load, prompt_tokens=16)).narrower
+    assert "1 at once, prompts of 128" in far and "bench.workloads" in far
+    noisy = replace(seen, cells=tuple(_noisier(each, 0.5) for each in seen.cells))
+    (unsteady,) = outlook(replace(here, engine=noisy), load).narrower
+    assert unsteady.startswith("repeats differ by 50%")
+    cut = replace(seen, layers=12, of_layers=56)
+    assert outlook(replace(here, engine=cut), load).narrower == (
+        "only 12 of 56 layers were measured",
+    )
 
 
 def _noisier(each: EngineCell, off: float) -> EngineCell:

@@ -23,15 +23,14 @@ from support.profiles import PROFILE, make_checkout
 
 from orchestrator.cli.plan import plan
 from orchestrator.core import paths
-from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.errors import UserError
 from orchestrator.models.profiles import load
-from orchestrator.performance.predict import whatif
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.forecast import forecast
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
-from orchestrator.performance.predict.rates import Machines, rates, what_if
+from orchestrator.performance.predict.rates import rates, what_if
 from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
@@ -318,79 +317,6 @@ def test_without_any_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     two = CliRunner().invoke(plan, [*words, "--nodes", "2"])
     assert isinstance(two.exception, UserError)
     assert two.exception.message == "no link between 2 nodes is known"
-
-
-@pytest.mark.parametrize("name", whatif.shipped())
-def test_devices_that_come_along_say_where_they_are_from(name: str) -> None:
-    rates, source = whatif.device(name)
-    assert rates.memory_bytes_per_s.median > 1e11 and rates.memory_total_bytes > 1e10
-    assert source.startswith(("measured: ", "published: ")) and len(source) > 60
-
-
-def test_a_file_of_probes_is_a_device(tmp_path: Path) -> None:
-    file = tmp_path / "probes.json"
-    file.write_bytes(TypeAdapter(Probes).dump_json(GBE))
-    rates, source = whatif.device(str(file))
-    assert rates == CARDS[0] and source == f"measured: {file}, {GBE.time}"
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("10Gbit:20us", LinkRate(20e-6, 1.175e9)),
-        ("2.5gbit", LinkRate(30e-6, 293.75e6)),
-        ("100Mbit:1ms", LinkRate(1e-3, 11.75e6)),
-    ],
-)
-def test_links_in_words(text: str, found: LinkRate) -> None:
-    read = whatif.link(text)
-    assert read.latency_s == pytest.approx(found.latency_s)
-    assert read.bytes_per_s == pytest.approx(found.bytes_per_s)
-
-
-@pytest.mark.parametrize("text", ["10", "Gbit", "0Gbit", "1..2Gbit", "10Gbit:0us", "10Gbit:5"])
-def test_what_is_no_link(text: str) -> None:
-    with pytest.raises(BadInput, match="not a link"):
-        whatif.link(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("name: x", "memory_bytes_per_s"),
-        ("devices: []", "does not hold probes with a device"),
-    ],
-)
-def test_files_that_are_no_device(tmp_path: Path, text: str, says: str) -> None:
-    file = tmp_path / "card.yml"
-    file.write_text(text)
-    with pytest.raises(BadInput) as raised:
-        whatif.device(str(file))
-    assert says in str(raised.value)
-
-
-def test_an_unknown_device_names_the_nearest() -> None:
-    with pytest.raises(BadInput) as raised:
-        whatif.device("a771")
-    assert "did you mean 'a770'" in str(raised.value)
-
-
-def test_devices_are_one_or_one_for_each_node() -> None:
-    card, _ = whatif.device("a770")
-    with pytest.raises(BadInput, match="2 devices for 3 nodes"):
-        whatif.changed(None, 3, [card, card], wanted=True)
-    mixed = whatif.changed(None, None, [card, whatif.device("h200")[0]], wanted=True)
-    assert mixed.nodes == ("node0", "node1")
-    assert [each.name for each in mixed.probes.devices] == ["Intel Arc A770, 16 GB", "NVIDIA H200"]
-
-
-def test_another_card_keeps_the_host() -> None:
-    """Launching an operation is the host's work; on a new node it is as on the first one."""
-    there = Machines(("left",), "lan", probes(devices=CARDS[:1]))
-    card, _ = whatif.device("a770")
-    found = whatif.changed(there, 2, [card], wanted=True).probes.devices
-    assert [each.operation_s for each in found] == [CARDS[0].operation_s] * 2
-    assert [each.memory_bytes_per_s for each in found] == [card.memory_bytes_per_s] * 2
 
 
 # A cluster that others run

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.performance.predict import whatif
-from orchestrator.performance.predict.forecast import Asked, rank_all
+from orchestrator.performance.predict.forecast import Question, rank_all
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits, OfferedLoad
 from orchestrator.performance.predict.outlook import Figure
@@ -22,7 +22,7 @@ BOUND = 0.3
 def predicted(row: dict[str, Any]) -> Figure:
     nodes, link = row["nodes"], row.get("link")
     device, _ = whatif.device(row["device"])
-    asked = Asked(
+    asked = Question(
         row["model"],
         Limits(context=4096),
         config=DOCUMENT["models"][row["model"]],

@@ -108,7 +108,7 @@ def headings(load: OfferedLoad) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What is to be forecast. ``config``: the model's; ``machines``: what it is to run on;
     ``then``: what the engines were measured on, where that is something else; ``link``: in place
     of the probed one; ``misfit``: why a tensor size is impossible. Whatever is missing is left out
@@ -142,12 +142,12 @@ def asked(
     probes: Probes | None,
     engine: Engine | None = None,
     engines: Sequence[EngineRates] = (),
-) -> Asked:
+) -> Question:
     """What a profile asks for, on the machines that it has. ``engines``: also other models'."""
     on_cpu = probes is not None and any(each.device == SYNCHRONOUS for each in probes.devices)
     foreign = probes is not None and probes.profile != profile.name
     text = f"the probes belong to the profile {probes.profile if probes else ''}, not to "
-    return Asked(
+    return Question(
         model=profile.serving.model,
         limits=limits(profile, on_cpu),
         chosen=chosen,
@@ -178,7 +178,7 @@ def forecast(
     return rank_all(replace(asked(profile, config, chosen, probes, engine), load=load))
 
 
-def rank_all(asked: Asked) -> Forecast:
+def rank_all(asked: Question) -> Forecast:
     """Rank all layouts of which enough is known.
 
     Raises BadInput if the model's sizes are not in config.json, UserError if nothing was measured.
@@ -216,14 +216,14 @@ def rank_all(asked: Asked) -> Forecast:
     )
 
 
-def _assumed(asked: Asked, known: Known) -> tuple[str, ...]:
+def _assumed(asked: Question, known: Known) -> tuple[str, ...]:
     if known.engine:
         return ()
     return (asked.engine or assumed(synchronous=False, eager=asked.eager)).assumed
 
 
 def _known(
-    asked: Asked, shape: ModelShape | None
+    asked: Question, shape: ModelShape | None
 ) -> tuple[dict[Parallelism, Known], tuple[str, ...]]:
     """What is known of each layout of which enough is, and notes on what the others lack."""
     found: dict[Parallelism, Known] = {}
@@ -250,7 +250,7 @@ def _known(
     return whole, tuple(missing)
 
 
-def _with_rates(asked: Asked, there: Machines, layout: Parallelism, shape: ModelShape) -> Known:
+def _with_rates(asked: Question, there: Machines, layout: Parallelism, shape: ModelShape) -> Known:
     rates = asked.rates(there, layout)
     if asked.link:
         rates = what_if(
@@ -261,7 +261,7 @@ def _with_rates(asked: Asked, there: Machines, layout: Parallelism, shape: Model
     return Known(layout, asked.limits, shape, rates)
 
 
-def known_of(asked: Asked, layout: Parallelism, shape: ModelShape) -> Known:
+def known_of(asked: Question, layout: Parallelism, shape: ModelShape) -> Known:
     """What is known of one layout. Raises UserError if its rates were not measured."""
     if asked.machines is None:
         raise UserError("no device was measured", "Run: orchestrate probe")
@@ -274,7 +274,7 @@ def layout_of(engine: EngineRates) -> Parallelism:
     return Parallelism(engine.tensor, engine.pipeline, engine.data)
 
 
-def _layouts(asked: Asked, there: Machines) -> list[Parallelism]:
+def _layouts(asked: Question, there: Machines) -> list[Parallelism]:
     return [
         layout
         for layout in candidates(asked.config or {}, len(there.nodes))
@@ -282,7 +282,7 @@ def _layouts(asked: Asked, there: Machines) -> list[Parallelism]:
     ]
 
 
-def _with_engine(asked: Asked, known: Known, engines: dict[Parallelism, EngineRates]) -> Known:
+def _with_engine(asked: Question, known: Known, engines: dict[Parallelism, EngineRates]) -> Known:
     """With the engine as it was measured with this layout, else with the most like it."""
     there = asked.then or asked.machines
     assert there is not None

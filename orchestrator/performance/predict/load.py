@@ -139,7 +139,7 @@ def under_load(
     at_once = max(load.concurrency / used, 1.0)
     most = min(at_once, float(allowed.sequences))
 
-    def at(running: float) -> Round:
+    def at(running: float) -> LoadRound:
         return one_round(steps, replace(load, concurrency=running), allowed)
 
     if load.rate_per_s is None:
@@ -149,7 +149,7 @@ def under_load(
         return _forecast(found, load, used, throughput, waiting, False)
     rate = load.rate_per_s / used
 
-    def among(running: float) -> Round:
+    def among(running: float) -> LoadRound:
         """The round of a new request: it meets ``running`` requests, and is one more (Wolff,
         "Poisson arrivals see time averages", 1982)."""
         return at(min(running + 1, most))
@@ -162,7 +162,7 @@ def under_load(
 
 
 @dataclass(frozen=True)
-class Round:
+class LoadRound:
     """One copy with ``running`` requests and an empty queue. ``plain``: a step without prompts;
     ``last``: a request's last step with them."""
 
@@ -174,7 +174,7 @@ class Round:
     last: Work
 
 
-def _little(rate: float, most: float, among: Callable[[float], Round]) -> float:
+def _little(rate: float, most: float, among: Callable[[float], LoadRound]) -> float:
     """The number of running requests at a rate: the smallest r with r = rate x stay(r), at most
     ``most``."""
     low, high = 0.0, most
@@ -186,7 +186,7 @@ def _little(rate: float, most: float, among: Callable[[float], Round]) -> float:
     return high
 
 
-def one_round(steps: Steps, load: OfferedLoad, limits: Limits) -> Round:
+def one_round(steps: Steps, load: OfferedLoad, limits: Limits) -> LoadRound:
     """The stay of one request among ``load.concurrency`` running ones."""
     prompt, output = load.prompt_tokens, load.output_tokens
     in_flight = min(float(steps.stages), load.concurrency)
@@ -220,11 +220,11 @@ def one_round(steps: Steps, load: OfferedLoad, limits: Limits) -> Round:
         each = each.times((further - during) / further)
         each = each.plus(prefill_s=during / further * mixed.seconds)
     stay_s = first.seconds + further * each.seconds
-    return Round(load.concurrency, first, each, stay_s, plain, last)
+    return LoadRound(load.concurrency, first, each, stay_s, plain, last)
 
 
 def _forecast(
-    found: Round,
+    found: LoadRound,
     load: OfferedLoad,
     copies: float,
     throughput: float,

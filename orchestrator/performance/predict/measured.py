@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.load import Limits, OfferedLoad, Round, one_round
+from orchestrator.performance.predict.load import Limits, LoadRound, OfferedLoad, one_round
 from orchestrator.performance.predict.phase import Parts, Work
 from orchestrator.performance.predict.steps import Formulas, Nothing, Steps
 from orchestrator.performance.results.engine import EngineCell, EngineRates
@@ -32,11 +32,11 @@ Table = tuple[tuple[float, Points], ...]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSteps:
     """Measured steps. ``base``: the formulas of what is asked for; ``then``: of what was measured,
     where that is something else.
 
-    All other fields are seconds beyond ``then``. ``decode``: by requests in a step; ``contexts``:
+    All other fields are seconds beyond ``then``. ``decode``: by running requests; ``contexts``:
     more than that, by tokens before a new one and by requests; ``prompts``: by tokens in a step;
     ``sent``: until the first token, by a prompt's tokens and requests sent at the same time.
     ``floor``: the least share of the device's time by formula that a step was measured to take.
@@ -60,8 +60,9 @@ class Measured:
         if work.prompts:
             beyond = at(self.prompts, work.tokens, grows)
         else:
-            beyond = at(self.decode, work.sequences, grows)
-            beyond += over(self.contexts, work.context, work.sequences, grows=False)
+            running = work.sequences * in_flight
+            beyond = at(self.decode, running, grows)
+            beyond += over(self.contexts, work.context, running, grows=False)
         if self.then and beyond > 0:
             # It is mostly the host's work, which more of the device's and the messages' time hides.
             more_s = found.seconds - self.then.step(work, in_flight).seconds
@@ -124,7 +125,7 @@ def fitted(engine: EngineRates, formulas: Formulas, limits: Limits) -> Engine:
             fitted=frozenset({"step_s", "request_s", "per_layer_operations"}),
         )
 
-    def seen(constants: Engine) -> Round:
+    def seen(constants: Engine) -> LoadRound:
         steps = replace(formulas, rates=replace(formulas.rates, engine=constants))
         return one_round(steps, load, limits)
 
@@ -133,12 +134,12 @@ def fitted(engine: EngineRates, formulas: Formulas, limits: Limits) -> Engine:
     return multiplied(factor, max(lacks_s, 0.0))
 
 
-def inverted(engine: EngineRates, then: Steps, limits: Limits) -> Measured:
+def inverted(engine: EngineRates, then: Steps, limits: Limits) -> MeasuredSteps:
     """Steps that give the cells back. ``then``: the formulas of what was measured."""
     cells = sorted(engine.cells, key=lambda each: (each.concurrency, each.prompt_tokens))
     if isinstance(then, Nothing):
         then = replace(then, request_s=_request(cells, engine.data))
-    found = Measured(then)
+    found = MeasuredSteps(then)
     used: list[EngineCell] = []
     for cell in cells:
         load = load_of(cell, engine.data)
@@ -167,11 +168,11 @@ def _tokens(steps: Steps, load: OfferedLoad, limits: Limits) -> float:
 
 
 def _with_prompt(
-    found: Measured, cell: EngineCell, load: OfferedLoad, tokens: float, limits: Limits
-) -> Measured:
+    found: MeasuredSteps, cell: EngineCell, load: OfferedLoad, tokens: float, limits: Limits
+) -> MeasuredSteps:
     """With the step of so many tokens that gives the cell's time to the first token."""
 
-    def tried(value: float) -> Measured:
+    def tried(value: float) -> MeasuredSteps:
         others = [point for point in found.prompts if point[0] != tokens]
         return replace(found, prompts=tuple(sorted([*others, (tokens, value)])))
 
@@ -182,7 +183,9 @@ def _with_prompt(
     return tried(_solved(first, seconds, -first(0.0), seconds))
 
 
-def _with_decode(found: Measured, cells: list[EngineCell], copies: int, limits: Limits) -> Measured:
+def _with_decode(
+    found: MeasuredSteps, cells: list[EngineCell], copies: int, limits: Limits
+) -> MeasuredSteps:
     """With steps that give the cells' times per further token: by requests from the prompt length
     with most cells, and what other lengths take beyond that by context."""
     rows: dict[int, list[EngineCell]] = {}
@@ -202,40 +205,43 @@ def _with_decode(found: Measured, cells: list[EngineCell], copies: int, limits: 
     return replace(found, contexts=tuple(sorted(table.items())))
 
 
-def _with_plain(found: Measured, cell: EngineCell, load: OfferedLoad, limits: Limits) -> Measured:
-    plain = one_round(found, load, limits).plain
-    others = tuple(point for point in found.decode if point[0] != plain.sequences)
+def _with_plain(
+    found: MeasuredSteps, cell: EngineCell, load: OfferedLoad, limits: Limits
+) -> MeasuredSteps:
+    others = tuple(point for point in found.decode if point[0] != load.concurrency)
 
-    def tried(value: float) -> Measured:
-        return replace(found, decode=tuple(sorted([*others, (plain.sequences, value)])))
+    def tried(value: float) -> MeasuredSteps:
+        return replace(found, decode=tuple(sorted([*others, (load.concurrency, value)])))
 
     def further(value: float) -> float:
         return one_round(tried(value), load, limits).further.seconds
 
-    step_s = found.base.step(plain, 1.0).seconds
+    step_s = found.base.step(one_round(found, load, limits).plain, _in_flight(found, load)).seconds
     least = -step_s
     if others:
-        few = replace(plain, sequences=others[0][0], tokens=others[0][0])
-        least = LEAST * found.step(few, 1.0).seconds - step_s
+        least += LEAST * max(step_s + others[0][1], 0.0)
     return tried(_solved(further, cell.tpot_s.median, least, cell.tpot_s.median))
 
 
 def _context(
-    found: Measured, cell: EngineCell, load: OfferedLoad, limits: Limits
+    found: MeasuredSteps, cell: EngineCell, load: OfferedLoad, limits: Limits
 ) -> tuple[float, float]:
-    """Requests in a step of this context, and its seconds beyond those of a step of the others'."""
+    """Running requests of this context, and what their step takes beyond one of the others'."""
     plain = one_round(found, load, limits).plain
 
     def further(value: float) -> float:
         tried = replace(found, contexts=((plain.context, ((1.0, value),)),))
         return one_round(tried, load, limits).further.seconds
 
-    whole = found.step(plain, 1.0).seconds
-    least = (LEAST - 1) * whole
-    return plain.sequences, _solved(further, cell.tpot_s.median, least, cell.tpot_s.median)
+    least = (LEAST - 1) * found.step(plain, _in_flight(found, load)).seconds
+    return load.concurrency, _solved(further, cell.tpot_s.median, least, cell.tpot_s.median)
 
 
-def _floor(found: Measured, cells: Iterable[EngineCell], copies: int, limits: Limits) -> float:
+def _in_flight(found: MeasuredSteps, load: OfferedLoad) -> float:
+    return min(float(found.stages), load.concurrency)
+
+
+def _floor(found: MeasuredSteps, cells: Iterable[EngineCell], copies: int, limits: Limits) -> float:
     shares = [1.0]
     for cell in cells:
         seen = one_round(found, load_of(cell, copies), limits)
@@ -246,8 +252,8 @@ def _floor(found: Measured, cells: Iterable[EngineCell], copies: int, limits: Li
 
 
 def _with_sent(
-    found: Measured, cells: Iterable[EngineCell], copies: int, limits: Limits
-) -> Measured:
+    found: MeasuredSteps, cells: Iterable[EngineCell], copies: int, limits: Limits
+) -> MeasuredSteps:
     """With what requests that were sent together waited beyond the load model."""
     rows: dict[float, dict[float, float]] = {}
     for cell in cells:

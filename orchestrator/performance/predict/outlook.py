@@ -40,6 +40,8 @@ ALONE = 1.5
 TOGETHER = 0.15
 #: Two measurements of one link differ by as much.
 SAME_LINK = 0.1
+#: So many factors of two are far, and repeats that differ by so much are noisy.
+FAR, NOISY = 2.0, 0.25
 #: What measures the engine.
 PROBE = "orchestrate probe --only engine"
 
@@ -96,60 +98,64 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What the steps are made from. ``changed``: formulas say what differs from the measured
-    cluster; ``base``: the measured cluster's own formulas."""
+class MadeFrom:
+    """What the steps are made from. ``then``: the formulas of what was measured; ``now``: of what
+    is asked for, with the same constants."""
 
     steps: Steps
     origin: Origin
-    base: Formulas | None = None
+    then: Formulas | None = None
+    now: Formulas | None = None
 
 
 def outlook(known: Known, load: OfferedLoad) -> Outlook:
     """Forecast a load. Raises UserError where nothing was measured that it could be made from."""
     source = source_of(known)
-    copies, allowed = known.layout.data, known.limits
-    found = under_load(source.steps, copies, load, allowed)
-    then = under_load(source.base, copies, load, allowed) if source.base else None
-    now = (
-        found if then is None else under_load(_formulas(known, source.base), copies, load, allowed)
-    )
 
-    def figure(value: float, moved: float, single: bool, of: str) -> Figure:
-        share = min(moved / value, 1.0) if value else 0.0
-        return _figure(known, source.origin, load, (value, share, single, of))
+    def forecast(steps: Steps) -> LoadPrediction:
+        return under_load(steps, known.layout.data, load, known.limits)
 
-    def moved(of: str) -> float:
-        return abs(getattr(now, of).seconds - getattr(then, of).seconds) if then else 0.0
-
-    alone = load.concurrency <= copies and load.rate_per_s is None
-    ttft_s = figure(found.prefill.seconds, moved("prefill"), alone, "ttft_s")
-    tpot_s = figure(found.decode.seconds, moved("decode"), True, "tpot_s")
-    whole_s = found.request.seconds
-    slower = (ttft_s.high - ttft_s.value) + (load.output_tokens - 1) * (tpot_s.high - tpot_s.value)
-    faster = (ttft_s.value - ttft_s.low) + (load.output_tokens - 1) * (tpot_s.value - tpot_s.low)
-    tokens = found.output_tokens_per_s
-    low, high = (
-        tokens * whole_s / (whole_s + slower),
-        tokens * whole_s / max(whole_s - faster, 1e-9),
-    )
-    if load.rate_per_s is not None and not found.saturated:
-        high = tokens  # no more comes out than is asked for
+    found = forecast(source.steps)
+    ttft_moved = tpot_moved = 0.0
+    if source.then and source.now and source.then != source.now:
+        then, now = forecast(source.then), forecast(source.now)
+        ttft_moved = abs(now.prefill.seconds - then.prefill.seconds)
+        tpot_moved = abs(now.decode.seconds - then.decode.seconds)
+    # At a rate the requests that run at once decide, not the most that may.
+    met = load if load.rate_per_s is None else replace(load, concurrency=max(found.running, 1.0))
+    ttft_s = _figure(known, source, met, "ttft_s", found.prefill.seconds, ttft_moved)
+    tpot_s = _figure(known, source, met, "tpot_s", found.decode.seconds, tpot_moved)
     return Outlook(
         load,
         ttft_s,
         tpot_s,
-        Figure(tokens, low, high, source.origin),
+        _throughput(found, load, ttft_s, tpot_s),
         found.prefill,
         found.decode,
         found.saturated,
-        tuple(_narrower(known, source)),
-        dict(_origins(found.decode, known, source)),
+        tuple(_narrower(known, source, met)),
+        dict(_origins(found.decode, source)),
         found,
     )
 
 
-def source_of(known: Known) -> Source:
+def _throughput(found: LoadPrediction, load: OfferedLoad, ttft: Figure, tpot: Figure) -> Figure:
+    """Tokens a second, with the interval that follows from the times'. At a rate that can be
+    served, as many come out as are asked for, give or take how requests arrive."""
+    tokens, whole_s, further = (
+        found.output_tokens_per_s,
+        found.request.seconds,
+        load.output_tokens - 1,
+    )
+    if load.rate_per_s is not None and not found.saturated:
+        return Figure(tokens, tokens * (1 - AT_A_CELL), tokens * (1 + AT_A_CELL), tpot.origin)
+    slower = (ttft.high - ttft.value) + further * (tpot.high - tpot.value)
+    faster = (ttft.value - ttft.low) + further * (tpot.value - tpot.low)
+    low, high = whole_s / (whole_s + slower), whole_s / max(whole_s - faster, 1e-3 * whole_s)
+    return Figure(tokens, tokens * low, tokens * high, tpot.origin)
+
+
+def source_of(known: Known) -> MadeFrom:
     """The steps to forecast from. Raises UserError if there is nothing to make them of."""
     formulas = (
         Formulas(known.shape, known.layout, known.rates) if known.shape and known.rates else None
@@ -160,7 +166,7 @@ def source_of(known: Known) -> Source:
             raise UserError(
                 "nothing was measured that a forecast could be made from", f"Run: {PROBE}"
             )
-        return Source(formulas, Origin.MODELLED)
+        return MadeFrom(formulas, Origin.MODELLED)
     layout = Parallelism(engine.tensor, engine.pipeline, engine.data)
     if formulas is None or (known.then is None and layout != known.layout):
         if layout != known.layout and formulas is None:
@@ -170,8 +176,8 @@ def source_of(known: Known) -> Source:
             )
         if layout != known.layout:
             assert formulas is not None
-            return Source(formulas, Origin.MODELLED)
-        return Source(inverted(engine, Nothing(layout.pipeline), known.limits), Origin.HERE)
+            return MadeFrom(formulas, Origin.MODELLED)
+        return MadeFrom(inverted(engine, Nothing(layout.pipeline), known.limits), Origin.HERE)
     rates = _as_measured(known.then or formulas.rates, engine)
     then = Formulas(formulas.shape, layout, rates)
     constants = fitted(engine, then, known.limits)
@@ -180,8 +186,8 @@ def source_of(known: Known) -> Source:
     now = replace(formulas, rates=replace(formulas.rates, engine=own))
     steps = inverted(engine, then, known.limits)
     if then == now:
-        return Source(steps, Origin.HERE, then)
-    return Source(replace(steps, base=now, then=then), Origin.ELSEWHERE, then)
+        return MadeFrom(steps, Origin.HERE, then, now)
+    return MadeFrom(replace(steps, base=now, then=then), Origin.ELSEWHERE, then, now)
 
 
 def _with_host(constants: Engine, now_s: float, then_s: float) -> Engine:
@@ -195,13 +201,6 @@ def _with_host(constants: Engine, now_s: float, then_s: float) -> Engine:
     )
 
 
-def _formulas(known: Known, base: Formulas | None) -> Steps:
-    """The formulas of what is asked for, with the constants of the measured cluster."""
-    assert base and known.shape and known.rates
-    rates = replace(known.rates, engine=base.rates.engine)
-    return Formulas(known.shape, known.layout, rates)
-
-
 def _as_measured(rates: Rates, engine: EngineRates) -> Rates:
     """The rates with the link that was there when the engine was measured, if it was another."""
     seen, latency_s = engine.link_bytes_per_s, engine.link_latency_s
@@ -213,18 +212,20 @@ def _as_measured(rates: Rates, engine: EngineRates) -> Rates:
 
 
 def _figure(
-    known: Known, origin: Origin, load: OfferedLoad, of: tuple[float, float, bool, str]
+    known: Known, source: MadeFrom, load: OfferedLoad, name: str, value: float, moved_s: float
 ) -> Figure:
-    value, moved, single, name = of
-    if origin is Origin.MODELLED or known.engine is None:
-        return Figure(value, value * FORMULAS_LOW, value * FORMULAS_HIGH, origin)
+    """A time with its interval. ``moved_s``: how much of it formulas alone say."""
+    if source.origin is Origin.MODELLED or known.engine is None:
+        return Figure(value, value * FORMULAS_LOW, value * FORMULAS_HIGH, source.origin)
     near, doublings = _nearest(known.engine, load)
     spread: Spread = getattr(near, name)
     noise = max(AT_A_CELL if spread.n >= 3 else ONCE, spread.relative)
-    alone = 1.0 if known.shape and known.rates else ALONE
+    moved = min(moved_s / value, 1.0) if value else 0.0
+    alone = 1.0 if source.then else ALONE
     off = math.hypot(noise, FOR_TWICE * alone * doublings, MODELLED_OFF * moved)
-    off = math.hypot(off, 0.0 if single else TOGETHER)
-    return Figure(value, value / (1 + off), value * (1 + off), origin)
+    if name == "ttft_s" and load.concurrency > known.layout.data:
+        off = math.hypot(off, TOGETHER)
+    return Figure(value, value / (1 + off), value * (1 + off), source.origin)
 
 
 def _nearest(engine: EngineRates, load: OfferedLoad) -> tuple[EngineCell, float]:
@@ -238,7 +239,7 @@ def _nearest(engine: EngineRates, load: OfferedLoad) -> tuple[EngineCell, float]
     return near, away(near)
 
 
-def _narrower(known: Known, source: Source) -> Iterator[str]:
+def _narrower(known: Known, source: MadeFrom, load: OfferedLoad) -> Iterator[str]:
     engine = known.engine
     if source.origin is Origin.MODELLED or engine is None:
         yield f"the engine was not measured with this layout. Run: {PROBE}"
@@ -249,16 +250,25 @@ def _narrower(known: Known, source: Source) -> Iterator[str]:
             yield f"the engine was measured as {layout}: serve as {known.layout}, then run: {PROBE}"
         else:
             yield f"the engine was measured with other links or cards. Run: {PROBE}"
+    near, doublings = _nearest(engine, load)
+    if doublings > FAR:
+        nearest = f"{near.concurrency} at once, prompts of {near.prompt_tokens}"
+        yield (
+            f"the nearest measured load is {nearest}: name this one in the profile's"
+            f" bench.workloads, then run: {PROBE}"
+        )
+    if (noise := max(near.ttft_s.relative, near.tpot_s.relative)) > NOISY:
+        yield f"repeats differ by {noise:.0%}: with no other work there, run: {PROBE}"
     if engine.layers is not None and engine.layers != engine.of_layers:
         yield f"only {engine.layers} of {engine.of_layers} layers were measured"
-    if engine.weights is Weights.DUMMY and source.base and source.base.shape.experts:
+    if engine.weights is Weights.DUMMY and known.shape and known.shape.experts:
         yield "dummy weights choose experts evenly: measure with the model's own"
 
 
-def _origins(decode: Prediction, known: Known, source: Source) -> Iterator[tuple[str, Origin]]:
+def _origins(decode: Prediction, source: MadeFrom) -> Iterator[tuple[str, Origin]]:
     """A token's parts. The split of a measured step is the formulas'; its sum is measured."""
-    then = source.base.rates.link if source.base else None
-    now = known.rates.link if known.rates else None
+    then = source.then.rates.link if source.then else None
+    now = source.now.rates.link if source.now else None
     for cause, seconds in decode.parts.shares().items():
         if not seconds:
             continue

@@ -153,8 +153,8 @@ def _one_size(measured: Sequence[Measured], key: str) -> list[Measured]:
     return sorted(chosen, key=lambda each: float(getattr(each.workload, key) or 0))
 
 
-def _figure(spread: Spread) -> plots.Figure:
-    return plots.Figure(spread.median, spread.low, spread.high)
+def _figure(spread: Spread) -> plots.Bar:
+    return plots.Bar(spread.median, spread.low, spread.high)
 
 
 def _timeline(run: Run) -> go.Figure:
