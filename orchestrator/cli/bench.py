@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.choice import json_option
+from orchestrator.cli.prove import prove
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_error, print_json, print_text
 
@@ -26,6 +27,9 @@ def bench() -> None:
 
     RUN is a run's id, the beginning of one, or "last".
     """
+
+
+bench.add_command(prove)
 
 
 @bench.command("run")
@@ -210,7 +214,7 @@ def show(profile: Profile | Attached, as_json: bool, run: str) -> None:
     from orchestrator.performance.bench import history
 
     found = history.load(profile.name, run)
-    story = told(found, profile)
+    story = with_proofs(told(found, profile))
     if as_json:
         print_json(_document(story))
     else:
@@ -266,11 +270,12 @@ def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     from orchestrator.performance.report.page import page
 
     found = history.load(profile.name, run)
+    story = with_proofs(told(found, profile))
     if to == Path("-"):
-        print_text(f"{page(told(found, profile))}\n")
+        print_text(f"{page(story)}\n")
         return
     path = to or history.report(profile.name, found.id)
-    write(path, page(told(found, profile)))
+    write(path, page(story))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
 
 
@@ -303,6 +308,16 @@ def told(run: Run, profile: Profile | Attached) -> Story:
         inputs.engine(profile.name),
         history.earlier(profile.name, run),
     )
+
+
+def with_proofs(story: Story) -> Story:
+    """The story, with a line for each cause that `bench prove` tried."""
+    from dataclasses import replace
+
+    from orchestrator.performance.prove import store
+
+    tried = store.load(story.run.provenance.profile, story.run.id)
+    return replace(story, verdict=(*story.verdict, *(each.line for each in tried)))
 
 
 def _spread(found: Spread, scale: float = 1.0) -> str:
