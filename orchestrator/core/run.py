@@ -231,15 +231,20 @@ def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None
     try:
         yield
     finally:
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(PATIENCE)
-        except TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
         reader.join()
         process.stdout.close()
+
+
+def _end(process: Any) -> None:
+    """End a command's standard input, by which it has to end, or kill it after PATIENCE."""
+    with suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(PATIENCE)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Talk:
@@ -287,13 +292,7 @@ def talking(argv: Sequence[str]) -> Iterator[Talk]:
     try:
         yield Talk(process)
     finally:
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(PATIENCE)
-        except TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
         process.stdout.close()
 
 

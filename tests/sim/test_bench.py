@@ -89,3 +89,41 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
     finally:
         sim.run("up", "--node", "compute1", "--only", "base")
     assert len(sim.json("bench", "ls")) == before
+
+
+#: Of the cables while they are the bottleneck: a prompt's messages take most of its time then.
+SLOW = "2Mbit"
+
+
+def test_a_throttled_link_is_proved_to_be_the_cause_and_a_free_one_is_not(sim: Sim) -> None:
+    """The bottleneck is built; then it is taken away, and the same is said of what is left."""
+    prove = ("bench", "prove", "--rounds", "2", "--workload")
+    sim.run("sim", "link", "--rate", SLOW)
+    try:
+        sim.run("probe")
+        sim.run("bench", "run", *BRIEF)
+        before = sim.run("node", "status").stdout
+        built = sim.json(*prove, "brief", "--phase", "prefill", "--cause", "link bandwidth")
+        assert sim.run("node", "status").stdout == before
+    finally:
+        sim.run("sim", "link", "--reset")
+        sim.probed = None
+    (proof,) = built["proofs"]
+    assert proof["verdict"] == "confirmed", proof
+    assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 6
+    assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
+    assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
+    gone = sim.json(*prove, "brief", "--phase", "prefill", "--cause", "link bandwidth")
+    assert gone["proofs"][0]["verdict"] == "cannot be tried here"
+    assert "the cluster is not as it was" in gone["proofs"][0]["why"]
+    sim.run("probe")
+    sim.run("bench", "run", "--workload", "short", "--repeats", "2", "--no-rates")
+    done = sim.run(
+        *prove, "short", "--phase", "decode", "--cause", "link bandwidth", "--json", ok=False
+    )
+    (wrong,) = json.loads(done.stdout)["proofs"]
+    assert wrong["verdict"] == "refuted", wrong
+    host = sim.json(*prove, "short", "--phase", "decode", "--cause", "host")["proofs"]
+    assert host[0]["verdict"] == "cannot be tried here" and "clock" in host[0]["why"]
+    page = sim.run("bench", "report", "last", "--out", "-").stdout
+    assert "decode: link bandwidth is refuted" in page

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from orchestrator.core.progress import Board
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove import store
 from orchestrator.performance.prove.changes import (
-    Change,
     NotHere,
     bucket,
     files,
@@ -31,14 +30,20 @@ from orchestrator.performance.prove.claim import Claim, claim, claims
 from orchestrator.performance.prove.guards import Place, guarded
 from orchestrator.performance.prove.knobs import KNOBS, CommandKnob
 from orchestrator.performance.prove.slope import judge, judge_without_effect, slope
-from orchestrator.performance.prove.trials import AtOnce, End, Ground, Links, intervention
+from orchestrator.performance.prove.trials import (
+    FACTORS,
+    AtOnce,
+    End,
+    Ground,
+    Links,
+    intervention,
+)
 from orchestrator.performance.prove.turns import Bench, prove
 from orchestrator.performance.report.story import Phase
 from orchestrator.performance.results.bench import Measured, Workload
 from orchestrator.performance.results.probe import Spread
 from orchestrator.performance.results.proof import Point, Slope, Verdict
 
-FACTORS = (1.5, 2.0, 3.0)
 rounds_ = st.integers(2, 5)
 seeds = st.integers(0, 2**32)
 
@@ -72,8 +77,8 @@ def test_a_known_slope_is_found_whatever_the_drift(
     """A dose between two unchanged loads: even drift leaves nothing, noise not more than itself."""
     noise = 0.02 * share
     found = slope(points(lambda f: 1 + share * (f - 1), noise, drift, rounds, seed), 1.0)
-    # The smallest dose differs by half a factor, the difference by at most twice the noise.
-    assert abs(found.value - share) <= 4 * noise + 1e-9
+    # The smallest dose differs by a factor, the difference by at most twice the noise.
+    assert abs(found.value - share) <= 2 * noise + 1e-9
     assert found.low <= found.value <= found.high
     assert found.n == 3 * rounds
     assert judge(found, share) is Verdict.CONFIRMED
@@ -107,7 +112,7 @@ def test_the_interval_holds_the_slope_as_often_as_it_says() -> None:
 
 def test_one_outlier_moves_nothing_much() -> None:
     found = points(lambda f: 1 + 0.5 * (f - 1), 0.001, 0.0, 3, 1)
-    wrong = Point("3.0", 3.0, 99.0, 1.0)
+    wrong = Point("4.0", 4.0, 99.0, 1.0)
     assert slope([*found, wrong], 1.0).value == pytest.approx(0.5, abs=0.01)
 
 
@@ -333,7 +338,7 @@ def test_doses_of_a_link_and_what_they_predict() -> None:
         trial = Links(found, [end], 1e6).available(guards)
     assert trial.predicted == pytest.approx(0.5e6) and trial.unit == "bytes"
     assert [each.x * 1e6 for each in trial.doses] == pytest.approx(FACTORS)
-    assert [each.text for each in trial.doses] == ["5.333 Mb/s", "4 Mb/s", "2.667 Mb/s"]
+    assert [each.text for each in trial.doses] == ["4 Mb/s", "2.667 Mb/s", "2 Mb/s"]
 
 
 def test_proofs_are_kept_beside_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,11 +347,12 @@ def test_proofs_are_kept_beside_their_run(tmp_path: Path, monkeypatch: pytest.Mo
         bench = Bench(Board(quiet=True), guards, queueing(1, 0.5), 2)
         load = queueing(1, 0.5)(Workload("it", 64, 16, 8, 4))
         proofs = [prove("7", of(Cause.BATCH_LIMIT, load), ground(), "", bench) for _ in range(2)]
-    assert statistics.fmean(each.points[0].x for each in proofs) == 1
     store.store("c", proofs)
     assert store.load("c", "7") == proofs[1:]
+    untried = replace(proofs[1], verdict=Verdict.NOT_TRIED)
+    store.store("c", [untried, replace(untried, cause="host")])
+    assert store.load("c", "7") == [proofs[1], replace(untried, cause="host")]
     assert store.load("c", "8") == []
     store.file("c", "7").write_text("{}")
     with pytest.raises(BadInput, match="does not hold proofs"):
         store.load("c", "7")
-    assert isinstance(Change((), ()), Change)

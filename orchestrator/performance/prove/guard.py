@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 #: Seconds for one command, without a question, between two tries to undo.
-COMMAND, IDLE, AGAIN = 30, 7200, 1
+COMMAND, IDLE, AGAIN = 30, 86400, 1
 #: Tries to undo while somebody listens, and when nobody does.
 TRIES, TRIES_ALONE = 3, 300
 

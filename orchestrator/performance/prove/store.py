@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.files import write_json
-from orchestrator.performance.results.proof import Proof
+from orchestrator.performance.results.proof import Proof, Verdict
 
 PROOFS = "proofs"
 _LIST: TypeAdapter[list[Proof]] = TypeAdapter(list[Proof])
@@ -32,11 +32,16 @@ def load(cluster: str, run: str) -> list[Proof]:
 
 
 def store(cluster: str, new: Sequence[Proof]) -> None:
-    """Keep proofs of one run; an older one of the same cause and phase is replaced."""
+    """Keep proofs beside their run. One of the same cause and phase is replaced, but not by one
+    that could not be tried."""
     for proof in new:
         path = file(cluster, proof.run)
         path.parent.mkdir(parents=True, exist_ok=True)
         same = (proof.workload, proof.phase, proof.cause)
         old = load(cluster, proof.run)
         kept = [each for each in old if (each.workload, each.phase, each.cause) != same]
+        if proof.verdict is Verdict.NOT_TRIED and any(
+            each.verdict is not Verdict.NOT_TRIED for each in old if each not in kept
+        ):
+            continue
         write_json(path, _LIST.dump_python([*kept, proof], mode="json"))

@@ -21,7 +21,7 @@ from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, FileKnob
 from orchestrator.performance.results.bench import Workload
 
 #: How many times as slow what is changed becomes.
-FACTORS = (1.5, 2.0, 3.0)
+FACTORS = (2.0, 3.0, 4.0)
 #: The same of a node that does not limit: less than what makes a node a slow one.
 GENTLY = (1.1, 1.15, 1.2)
 #: Bytes on the wire for each byte that TCP carries: headers of Ethernet, IP and TCP.

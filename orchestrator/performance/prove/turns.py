@@ -37,9 +37,9 @@ class Bench:
     def seconds(self, claim: Claim, workload: Workload, name: str) -> tuple[float, float]:
         """The phase's seconds under a load, and how long the load took."""
         begun = time.monotonic()
-        with self.board.step(CLUSTER, name) as step:
-            found = seconds_of(self.load(workload), claim.phase)
-            step.detail = f"{found * 1e3:.4g} ms"
+        self.board.note(CLUSTER, f"{name} ...")
+        found = seconds_of(self.load(workload), claim.phase)
+        self.board.note(CLUSTER, f"{name}: {found * 1e3:.4g} ms")
         return found, time.monotonic() - begun
 
 
@@ -48,7 +48,18 @@ def prove(run: str, claim: Claim, ground: Ground, node: str, bench: Bench) -> Pr
 
     Raises UserError where a load gives no figures, or something could not be undone.
     """
+    name = f"{claim.found.workload.name}, {claim.phase}: {claim.cause}"
+    with bench.board.step(CLUSTER, name) as step:
+        found = _proof(run, claim, ground, node, bench)
+        step.detail = str(found.verdict)
+    return found
+
+
+def _proof(run: str, claim: Claim, ground: Ground, node: str, bench: Bench) -> Proof:
     plain = _plain(run, claim)
+    if claim.measured_s <= 0:
+        why = "the run measured no time in this phase. Needs answers of two tokens or more"
+        return replace(plain, verdict=Verdict.NOT_TRIED, why=why)
     try:
         # One after the other: before any load, whether each can be changed at all.
         found = [_ready(each, bench.guards) for each in intervention(claim, ground, node)]
