@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from orchestrator.node.remote import Remote
 from orchestrator.node.trust import open_trust
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove import guards as guards_module
-from orchestrator.performance.prove.changes import bucket, queue_change
+from orchestrator.performance.prove.changes import Change, bucket, queue_change
 from orchestrator.performance.prove.claim import Claim
 from orchestrator.performance.prove.guards import Guards, NotPutBack, Place, guarded
 from orchestrator.performance.prove.trials import End, Ground
@@ -207,7 +207,7 @@ def test_a_queue_of_somebodys_own_is_left_as_it_is(cable: Cable) -> None:
 #: Holds a change as `bench prove` does, until it is ended.
 HOLDER = """
 import sys, time
-from orchestrator.performance.prove.changes import bucket, queue_change
+from orchestrator.performance.prove.changes import Change, bucket, queue_change
 from orchestrator.performance.prove.guards import Place, guarded
 tc, place = ("tc", "-n", sys.argv[1]), Place("x", list, (sys.executable, "-I", "-S"))
 with guarded() as guards:
@@ -246,7 +246,7 @@ def test_a_change_that_lasts_too_long_is_undone_and_its_load_does_not_count(cabl
     with guarded() as guards:
         apply(guards, cable, 1)
         assert any(cable.queues == before for _ in until(60)), cable.queues
-        with pytest.raises(UserError, match="took so long that the guard undid the change"):
+        with pytest.raises(UserError, match="it lasted too long for its guard"):
             guards.undo()
         apply(guards, cable, 600)
         assert cable.queues != before
@@ -257,7 +257,7 @@ def test_what_cannot_be_undone_is_said_with_its_command(cable: Cable, tmp_path: 
     """Its program is gone; by hand it works."""
     tool = tmp_path / "tool"
     tool.symlink_to("/bin/true")
-    change = guards_module.Change(((str(tool),),), ((str(tool), "it's"),))
+    change = Change(((str(tool),),), ((str(tool), "it's"),))
     with pytest.raises(NotPutBack) as caught, guarded() as guards:
         guards.apply({"x": change}, {"x": HERE}, 600)
         tool.unlink()
@@ -268,7 +268,7 @@ def test_what_cannot_be_undone_is_said_with_its_command(cable: Cable, tmp_path: 
 def test_a_change_that_fails_is_undone_as_far_as_it_went(cable: Cable) -> None:
     before = cable.queues
     change = queue_change(("tc", "-n", cable.here), "x0", "[]", bucket(1e6))
-    half = guards_module.Change((*change.apply, ("false",)), change.undo)
+    half = Change((*change.apply, ("false",)), change.undo)
     with guarded() as guards, pytest.raises(UserError, match=r"could not be made: .*false"):
         guards.apply({"x": half}, {"x": HERE}, 600)
     assert cable.queues == before
@@ -293,6 +293,17 @@ def node(cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         running.__exit__(None, None, None)
 
 
+def guards_there(cable: Cable) -> list[str]:
+    """The guards that run at the other end."""
+    argv = ["ip", "netns", "pids", cable.there]
+    pids = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    lines = []
+    for pid in pids:
+        with suppress(OSError):
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text())
+    return [each for each in lines if guards_module.GUARD in each]
+
+
 def test_a_node_whose_network_is_cut_undoes_the_change_by_itself(
     cable: Cable, node: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +318,9 @@ def test_a_node_whose_network_is_cut_undoes_the_change_by_itself(
         netns.ip(cable.here, "link", "set", "x0", "down")
     assert caught.value.left[0].startswith("ssh ") and "qdisc delete" in caught.value.left[0]
     assert any(cable.queues == before for _ in until(60)), cable.queues
+    assert guards_there(cable)
+    netns.ip(cable.here, "link", "set", "x0", "up")
+    assert any(not guards_there(cable) for _ in until(60)), "a guard outlives its connection"
 
 
 def test_a_connection_that_is_lost_undoes_the_change(cable: Cable, node: Remote) -> None:
@@ -320,7 +334,9 @@ def test_a_connection_that_is_lost_undoes_the_change(cable: Cable, node: Remote)
         (talk,) = guards._talks.values()
         os.kill(talk._process.pid, signal.SIGKILL)
         assert any(cable.queues == before for _ in until(60)), cable.queues
-        guards.undo()  # by another connection; there is nothing left to undo
+        # By another connection; there is nothing left to undo, and the load does not count.
+        with pytest.raises(UserError, match="connection to its guard was lost"):
+            guards.undo()
     assert cable.queues == before
 
 

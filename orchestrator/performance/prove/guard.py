@@ -20,8 +20,9 @@ import sys
 import time
 from typing import Any
 
-#: Seconds for one command, without a question, between two tries to undo.
-COMMAND, IDLE, AGAIN = 30, 86400, 1
+#: Seconds for one command, without a question, without one after a change lasted too long, and
+#: between two tries to undo.
+COMMAND, IDLE, AFTERWARDS, AGAIN = 30, 7200, 600, 1
 #: Tries to undo while somebody listens, and when nobody does.
 TRIES, TRIES_ALONE = 3, 300
 
@@ -82,7 +83,7 @@ class Guard:
                 if not self.undo:
                     return
                 self.put_back(TRIES_ALONE)
-                self.expired = True
+                self.end, self.expired = time.monotonic() + AFTERWARDS, True
                 continue
             if not select.select([0], [], [], left)[0]:
                 continue

@@ -69,8 +69,12 @@ class Guards:
 
     def run(self, place: Place, argv: Sequence[str]) -> Ran:
         """Run a command there that changes nothing. Raises UserError where nobody answers."""
-        found = self._ask(place, {"run": list(argv)})
-        return Ran(int(found["code"]), str(found["out"]), str(found["err"]))
+        try:
+            return self._ran(place, argv)
+        except UserError:
+            if place.name in self._held or not self._talks.pop(place.name, None):
+                raise
+        return self._ran(place, argv)  # a guard that had nothing to do ends some time
 
     def apply(
         self, changes: Mapping[str, Change], places: Mapping[str, Place], seconds: float
@@ -89,34 +93,41 @@ class Guards:
                 raise UserError(f"the change could not be made: {text}")
 
     def undo(self) -> None:
-        """Undo all changes. Raises NotPutBack where something is left, UserError where a guard had
-        to undo its change before."""
+        """Undo all changes. Raises NotPutBack where something is left, UserError where a change was
+        undone before, so that the load under it does not count."""
         left: list[str] = []
         early: list[str] = []
         for name, (place, change) in list(self._held.items()):
-            remain, expired = self._undone(place, change)
+            remain, why = self._undone(place, change)
             left += [place.by_hand(argv) for argv in remain]
-            early += [name] if expired else []
+            early += [f"{name}: {why}"] if why else []
             del self._held[name]
         if left:
             raise NotPutBack(left)
         if early:
             raise UserError(
-                f"{', '.join(early)}: the load took so long that the guard undid the change in it",
-                "Try with fewer requests: a workload of the profile's bench.workloads.",
+                f"the change did not last as long as the load: {'; '.join(early)}",
+                "It is undone. Try again, or with a shorter workload (bench.workloads).",
             )
 
-    def _undone(self, place: Place, change: Change) -> tuple[list[Argv], bool]:
-        """The commands that failed; and whether the guard had undone the change before."""
+    def _undone(self, place: Place, change: Change) -> tuple[Sequence[Argv], str]:
+        """The commands that failed; and why the change may have been undone before, if so."""
         try:
             found = self._ask(place, {"undo": True})
-            return [tuple(each["argv"]) for each in found["left"]], bool(found["expired"])
+            late = "it lasted too long for its guard" if found["expired"] else ""
+            return [tuple(each["argv"]) for each in found["left"]], late
         except UserError:
             self._talks.pop(place.name, None)
-        try:  # its connection is gone: by another one
-            return [argv for argv in change.undo if self.run(place, argv).code], False
+        lost = "the connection to its guard was lost"
+        try:
+            failed = [argv for argv in change.undo if self._ran(place, argv).code]
         except UserError:
-            return list(change.undo), False
+            return change.undo, lost
+        return failed, lost
+
+    def _ran(self, place: Place, argv: Sequence[str]) -> Ran:
+        found = self._ask(place, {"run": list(argv)})
+        return Ran(int(found["code"]), str(found["out"]), str(found["err"]))
 
     def _ask(self, place: Place, asked: dict[str, Any]) -> dict[str, Any]:
         if place.name not in self._talks:
