@@ -19,6 +19,7 @@ from orchestrator.core.progress import Board
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove import store
 from orchestrator.performance.prove.changes import (
+    Change,
     NotHere,
     bucket,
     files,
@@ -28,7 +29,7 @@ from orchestrator.performance.prove.changes import (
 )
 from orchestrator.performance.prove.claim import Claim, claim, claims
 from orchestrator.performance.prove.guards import Place, guarded
-from orchestrator.performance.prove.knobs import KNOBS, CommandKnob
+from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, QuotaKnob
 from orchestrator.performance.prove.slope import judge, judge_without_effect, slope
 from orchestrator.performance.prove.trials import (
     FACTORS,
@@ -219,7 +220,7 @@ def test_what_nothing_can_be_changed_for(named: Cause) -> None:
 
 CANNOT = {
     Cause.LINK_BANDWIDTH: "ranks are on one node",
-    Cause.HOST: "no node is known .*try: the processors' highest clock.*Needs root there",
+    Cause.HOST: r"would try: a quota .*; the processors' highest clock\).*Needs root there",
     Cause.MEMORY: r"would try: the card's memory clock \(NVIDIA\)",
     Cause.BATCH_LIMIT: "at most 4 at once, and the limit is 8: none waits",
 }
@@ -328,6 +329,18 @@ def test_no_knob_resets_a_card_and_each_undoes_what_it_sets() -> None:
         kind = set_[-1].partition("-clocks")[0].removeprefix("--lock-")
         assert undo[-1] == f"--reset-{kind}-clocks"
         assert not {"--gpu-reset", "-r"} & {*set_, *undo}
+
+
+def test_a_quota_is_made_smaller_where_there_is_one_and_put_back() -> None:
+    (knob,) = [each for each in KNOBS if isinstance(each, QuotaKnob)]
+    one, other = knob.units
+    was = knob.found(f"{one} 1min 1.500s\n{other} infinity\nelse.service 1s\n{one}x 1s\n")
+    assert was == {one: 6150}
+    assert knob.found(f"{one} infinity\n{other} \n") == {}
+    assert knob.change(2.0, was) == Change(
+        (("systemctl", "set-property", "--runtime", one, "CPUQuota=3075%"),),
+        (("systemctl", "set-property", "--runtime", one, "CPUQuota=6150%"),),
+    )
 
 
 def test_doses_of_a_link_and_what_they_predict() -> None:

@@ -1,15 +1,18 @@
 """What slows a processor or a card down by a known factor: data. A vendor more is a row more.
 
 None of them resets a card. A clock that is limited slows down what waits for it, in proportion,
-whatever else goes on. A quota of processor time does not: it limits the average over its period, so
-that an engine which waits half of its time is slowed as much as one that computes all the time.
+whatever else goes on. A new quota of processor time does not: it limits the average over its
+period, so that an engine which waits half of its time is slowed as much as one that computes all
+the time. A quota that is there, and is said to limit, can be made smaller.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.cluster.desired import SERVER_UNIT, WORKER_UNIT
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove.changes import (
     Argv,
@@ -22,12 +25,11 @@ from orchestrator.performance.prove.changes import (
 
 @dataclass(frozen=True)
 class FileKnob:
-    """Files that hold the highest clock. ``card``: of an accelerator, else of the processors."""
+    """Files that hold the highest clock."""
 
     name: str
     pattern: str
     slows: tuple[Cause, ...]
-    card: bool
 
     @property
     def read(self) -> Argv:
@@ -52,7 +54,6 @@ class CommandKnob:
     set_: Argv
     undo: Argv
     slows: tuple[Cause, ...]
-    card: bool = True
 
     def found(self, text: str) -> dict[str, int]:
         """The highest clocks in MHz, by card."""
@@ -70,6 +71,45 @@ class CommandKnob:
         )
 
 
+@dataclass(frozen=True)
+class QuotaKnob:
+    """Our services that have a quota of processors already; without one, this is no knob."""
+
+    name: str
+    units: tuple[str, ...]
+    slows: tuple[Cause, ...]
+
+    @property
+    def read(self) -> Argv:
+        script = 'for u; do echo "$u $(systemctl show -P CPUQuotaPerSecUSec "$u")"; done'
+        return ("sh", "-c", script, "sh", *self.units)
+
+    def found(self, text: str) -> dict[str, int]:
+        """The quotas in percent of a processor, by unit."""
+        words = [line.partition(" ") for line in text.splitlines()]
+        quotas = {unit: round(seconds(quota) * 100) for unit, _, quota in words}
+        return {unit: quota for unit, quota in quotas.items() if unit in self.units and quota}
+
+    def change(self, factor: float, was: Mapping[str, int]) -> Change:
+        def limit(unit: str, percent: float) -> Argv:
+            quota = f"CPUQuota={max(1, round(percent))}%"
+            return ("systemctl", "set-property", "--runtime", unit, quota)
+
+        return Change(
+            tuple(limit(unit, quota / factor) for unit, quota in was.items()),
+            tuple(limit(unit, quota) for unit, quota in was.items()),
+        )
+
+
+#: systemd's units of time in seconds.
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+
+
+def seconds(text: str) -> float:
+    """Seconds of systemd's text, such as ``1min 2.5s``; 0 for another one, such as infinity."""
+    return sum(float(n) * TIMES[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)(us|ms|min|s)", text))
+
+
 def _nvidia(name: str, queried: str, flag: str, cause: Cause) -> CommandKnob:
     query = ("nvidia-smi", f"--query-gpu=index,{queried}", "--format=csv,noheader,nounits")
     return CommandKnob(
@@ -82,12 +122,12 @@ def _nvidia(name: str, queried: str, flag: str, cause: Cause) -> CommandKnob:
 
 
 HOST = (Cause.HOST, Cause.SCHEDULING)
-KNOBS = (
+KNOBS: tuple[FileKnob | CommandKnob | QuotaKnob, ...] = (
+    QuotaKnob("a quota of processors that is there", (SERVER_UNIT, WORKER_UNIT), HOST),
     FileKnob(
         "the processors' highest clock",
         "/sys/devices/system/cpu/cpu*/cpufreq/scaling_max_freq",
         HOST,
-        False,
     ),
     _nvidia("the card's clock (NVIDIA)", "clocks.max.sm", "gpu", Cause.COMPUTE),
     _nvidia("the card's memory clock (NVIDIA)", "clocks.max.memory", "memory", Cause.MEMORY),
@@ -95,12 +135,10 @@ KNOBS = (
         "the card's highest clock (i915)",
         "/sys/class/drm/card*/gt/gt0/rps_max_freq_mhz",
         (Cause.COMPUTE,),
-        True,
     ),
     FileKnob(
         "the card's highest clock (xe)",
         "/sys/class/drm/card*/device/tile*/gt*/freq0/max_freq",
         (Cause.COMPUTE,),
-        True,
     ),
 )

@@ -17,7 +17,7 @@ from orchestrator.performance.prove.changes import (
 )
 from orchestrator.performance.prove.claim import Claim
 from orchestrator.performance.prove.guards import Guards, Place
-from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, FileKnob
+from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, FileKnob, QuotaKnob
 from orchestrator.performance.results.bench import Workload
 
 #: How many times as slow what is changed becomes.
@@ -144,7 +144,9 @@ class Clocks:
             "processors have none).",
         )
 
-    def _trial(self, knob: FileKnob | CommandKnob, held: Mapping[str, Mapping[str, int]]) -> Trial:
+    def _trial(
+        self, knob: FileKnob | CommandKnob | QuotaKnob, held: Mapping[str, Mapping[str, int]]
+    ) -> Trial:
         factors = GENTLY if self.no_effect else FACTORS
         doses = tuple(
             Dose(
