@@ -19,10 +19,10 @@ from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove.claim import Claim, seconds_of
-from orchestrator.performance.prove.guards import Place, guarded
+from orchestrator.performance.prove.guards import Site, guarded
 from orchestrator.performance.prove.store import store
 from orchestrator.performance.prove.trials import End, Ground
-from orchestrator.performance.prove.turns import Bench, prove
+from orchestrator.performance.prove.turns import Loads, prove
 from orchestrator.performance.results.bench import Asked, Measured, Run, Workload
 from orchestrator.performance.results.proof import Proof
 from orchestrator.profile.existing import Attached
@@ -86,7 +86,7 @@ def prove_all(
     own_home(profile.name)
     with guarded() as guards:
         for each in wanted:
-            bench = Bench(board, guards, load, rounds)
+            bench = Loads(board, guards, load, rounds)
             proof = prove(run.id, each, ground(profile, seen), "", bench)
             store(profile.name, [proof])
             found.append(proof)
@@ -122,17 +122,17 @@ def ground(profile: Attached, seen: Sequence[NodeFound]) -> Ground:
     )
 
 
-def _place(found: NodeFound) -> Place:
+def _place(found: NodeFound) -> Site:
     shell = NodeShell(found.node)
 
     def argv(words: Sequence[str]) -> list[str]:
         return shell.argv(words, inside=False)
 
     python = "python3" if found.node.enter else found.node.python
-    return Place(found.node.name, argv, (python, "-I", "-S"))
+    return Site(found.node.name, argv, (python, "-I", "-S"))
 
 
-def _end(found: NodeFound, places: Mapping[str, Place]) -> End | None:
+def _end(found: NodeFound, places: Mapping[str, Site]) -> End | None:
     """The node's link that the ranks use."""
     if found.facts is None:
         return None

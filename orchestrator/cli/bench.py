@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.choice import json_option
 from orchestrator.cli.prove import prove
+from orchestrator.cli.told import told, with_proofs
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_error, print_json, print_text
 
@@ -277,47 +278,6 @@ def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     path = to or history.report(profile.name, found.id)
     write(path, page(story))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
-
-
-def told(run: Run, profile: Profile | Attached) -> Story:
-    """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
-    from orchestrator.profile.existing import Attached
-
-    if isinstance(profile, Attached):
-        from orchestrator.attach.bench import kept_speeds
-        from orchestrator.attach.explain import story as attached_story
-
-        return attached_story(run, profile, kept_speeds(profile.name))
-    from orchestrator.core.errors import UserError
-    from orchestrator.models import catalog
-    from orchestrator.performance.bench import history
-    from orchestrator.performance.bench.against import layout_of
-    from orchestrator.performance.predict import inputs
-    from orchestrator.performance.report.attribute import story
-
-    try:
-        probes = inputs.probes(profile.name)
-    except UserError:
-        probes = None
-    return story(
-        run,
-        profile,
-        catalog.served(profile).config,
-        layout_of(run),
-        probes,
-        inputs.engine(profile.name),
-        history.earlier(profile.name, run),
-    )
-
-
-def with_proofs(story: Story) -> Story:
-    """The story, with a line for each cause that `bench prove` tried."""
-    from dataclasses import replace
-
-    from orchestrator.performance.prove import store
-
-    tried = store.load(story.run.provenance.profile, story.run.id)
-    return replace(story, verdict=(*story.verdict, *(each.line for each in tried)))
 
 
 def _spread(found: Spread, scale: float = 1.0) -> str:

@@ -62,8 +62,8 @@ def prove(profile: Profile, as_json: bool, run: str, rounds: int, **how: Any) ->
     Example: orchestrate bench prove last --workload "single stream" --phase decode
     Example: orchestrate bench prove --cause host --rounds 5
     """
-    from orchestrator.cli.bench import told
     from orchestrator.cli.probe import idle
+    from orchestrator.cli.told import told
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
     from orchestrator.performance.bench import history
@@ -113,14 +113,14 @@ def shown(run: Run, proofs: Sequence[Proof], as_json: bool) -> None:
     """Show proofs; exit code 1 if one refutes."""
     from dataclasses import asdict
 
-    from orchestrator.performance.results.proof import Verdict
+    from orchestrator.performance.results.proof import Judgement
 
     if as_json:
         print_json({"run": run.id, "proofs": [asdict(each) for each in proofs]})
     else:
         for each in proofs:
             _show(each)
-    if any(each.verdict is Verdict.REFUTED for each in proofs):
+    if any(each.verdict is Judgement.REFUTED for each in proofs):
         raise SystemExit(1)
 
 

@@ -25,19 +25,19 @@ from orchestrator.node.remote import Remote
 from orchestrator.node.trust import open_trust
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove import guards as guards_module
-from orchestrator.performance.prove.changes import Change, bucket, queue_change
+from orchestrator.performance.prove.changes import Edit, bucket, queue_change
 from orchestrator.performance.prove.claim import Claim
-from orchestrator.performance.prove.guards import Guards, NotPutBack, Place, guarded
+from orchestrator.performance.prove.guards import Guards, NotPutBack, Site, guarded
 from orchestrator.performance.prove.trials import End, Ground
-from orchestrator.performance.prove.turns import Bench, prove
+from orchestrator.performance.prove.turns import Loads, prove
 from orchestrator.performance.results.bench import Measured, Workload
 from orchestrator.performance.results.probe import Spread, spread
-from orchestrator.performance.results.proof import Proof, Verdict
+from orchestrator.performance.results.proof import Judgement, Proof
 from orchestrator.provision.machines import netns
 
 #: Bits per second of the cable before anything is tried.
 RATE = 80_000_000
-HERE = Place("this machine", list, (sys.executable, "-I", "-S"))
+HERE = Site("this machine", list, (sys.executable, "-I", "-S"))
 #: Answers a request, COMPUTES, BYTES, TURNS: it computes, sends so much, and then says a byte in so
 #: many turns.
 SERVE = """
@@ -149,7 +149,7 @@ def tried(cable: Cable, load: Load, cause: Cause, seconds: float, unchanged: flo
     claim = Claim(found, "prefill", cause, seconds, {}, "")
     ground = Ground((), (), lambda _: cable.ends, unchanged, unchanged, False, 1, None)
     with guarded() as guards:
-        return prove("1", claim, ground, "", Bench(Board(quiet=True), guards, load, 3))
+        return prove("1", claim, ground, "", Loads(Board(quiet=True), guards, load, 3))
 
 
 def test_bytes_over_a_throttled_cable_are_found(cable: Cable) -> None:
@@ -158,7 +158,7 @@ def test_bytes_over_a_throttled_cable_are_found(cable: Cable) -> None:
     before, size = cable.queues, 4_000_000
     with service(cable, 0.1, size) as load:
         proof = tried(cable, load, Cause.LINK_BANDWIDTH, 0.4, RATE / 8)
-    assert proof.verdict is Verdict.CONFIRMED, proof.why
+    assert proof.verdict is Judgement.CONFIRMED, proof.why
     assert proof.slope is not None and 0.7 * size < proof.slope.value < 1.5 * size
     assert proof.predicted == pytest.approx(size)
     assert cable.queues == before == [{"kind": "tbf", "rate": str(RATE // 8)}] * 2
@@ -169,7 +169,7 @@ def test_a_cable_that_is_no_cause_is_refuted(cable: Cable) -> None:
     before = cable.queues
     with service(cable, 0.8, 20_000) as load:
         proof = tried(cable, load, Cause.LINK_BANDWIDTH, 0.7, RATE / 8)
-    assert proof.verdict is Verdict.REFUTED, proof.why
+    assert proof.verdict is Judgement.REFUTED, proof.why
     assert proof.predicted == pytest.approx(7_000_000)
     assert proof.slope is not None and proof.slope.value < 1_000_000
     assert cable.queues == before == [{"kind": "noqueue", "rate": ""}] * 2
@@ -185,10 +185,10 @@ def test_messages_are_counted_where_the_kernel_can_delay_them(cable: Cable) -> N
         # Each turn is a message each way; a delay is added at both ends.
         proof = tried(cable, load, Cause.LINK_LATENCY, 0.2, 1e-3)
     if able:
-        assert proof.verdict is Verdict.CONFIRMED, proof.why
+        assert proof.verdict is Judgement.CONFIRMED, proof.why
         assert proof.slope is not None and 150 < proof.slope.value < 300
     else:
-        assert proof.verdict is Verdict.NOT_TRIED
+        assert proof.verdict is Judgement.NOT_TRIED
         assert "netem" in proof.why and proof.points == ()
     assert cable.queues == before
 
@@ -199,7 +199,7 @@ def test_a_queue_of_somebodys_own_is_left_as_it_is(cable: Cable) -> None:
     before = cable.queues
     with service(cable, 0.01, 1) as load:
         proof = tried(cable, load, Cause.LINK_BANDWIDTH, 0.01, RATE / 8)
-    assert proof.verdict is Verdict.NOT_TRIED
+    assert proof.verdict is Judgement.NOT_TRIED
     assert "x0 has a queue of its own (pfifo)" in proof.why
     assert cable.queues == before
 
@@ -207,9 +207,9 @@ def test_a_queue_of_somebodys_own_is_left_as_it_is(cable: Cable) -> None:
 #: Holds a change as `bench prove` does, until it is ended.
 HOLDER = """
 import sys, time
-from orchestrator.performance.prove.changes import Change, bucket, queue_change
-from orchestrator.performance.prove.guards import Place, guarded
-tc, place = ("tc", "-n", sys.argv[1]), Place("x", list, (sys.executable, "-I", "-S"))
+from orchestrator.performance.prove.changes import Edit, bucket, queue_change
+from orchestrator.performance.prove.guards import Site, guarded
+tc, place = ("tc", "-n", sys.argv[1]), Site("x", list, (sys.executable, "-I", "-S"))
 with guarded() as guards:
     change = queue_change(tc, "x0", "[]", bucket(1e6))
     guards.apply({"x": change}, {"x": place}, 600)
@@ -257,7 +257,7 @@ def test_what_cannot_be_undone_is_said_with_its_command(cable: Cable, tmp_path: 
     """Its program is gone; by hand it works."""
     tool = tmp_path / "tool"
     tool.symlink_to("/bin/true")
-    change = Change(((str(tool),),), ((str(tool), "it's"),))
+    change = Edit(((str(tool),),), ((str(tool), "it's"),))
     with pytest.raises(NotPutBack) as caught, guarded() as guards:
         guards.apply({"x": change}, {"x": HERE}, 600)
         tool.unlink()
@@ -268,7 +268,7 @@ def test_what_cannot_be_undone_is_said_with_its_command(cable: Cable, tmp_path: 
 def test_a_change_that_fails_is_undone_as_far_as_it_went(cable: Cable) -> None:
     before = cable.queues
     change = queue_change(("tc", "-n", cable.here), "x0", "[]", bucket(1e6))
-    half = Change((*change.apply, ("false",)), change.undo)
+    half = Edit((*change.apply, ("false",)), change.undo)
     with guarded() as guards, pytest.raises(UserError, match=r"could not be made: .*false"):
         guards.apply({"x": half}, {"x": HERE}, 600)
     assert cable.queues == before
@@ -309,7 +309,7 @@ def test_a_node_whose_network_is_cut_undoes_the_change_by_itself(
 ) -> None:
     monkeypatch.setattr(guards_module, "ANSWER", 4.0)
     before = cable.queues
-    place = Place("node0", node.ssh_argv, ("python3", "-I", "-S"))
+    place = Site("node0", node.ssh_argv, ("python3", "-I", "-S"))
     with pytest.raises(NotPutBack) as caught, guarded() as guards:
         shown = guards.run(place, ("tc", "-json", "qdisc", "show", "dev", "x0")).out
         change = queue_change(("tc",), "x0", shown, bucket(1e6))
@@ -326,7 +326,7 @@ def test_a_node_whose_network_is_cut_undoes_the_change_by_itself(
 def test_a_connection_that_is_lost_undoes_the_change(cable: Cable, node: Remote) -> None:
     """The ssh program here is killed, as with a client that crashes."""
     before = cable.queues
-    place = Place("node0", node.ssh_argv, ("python3", "-I", "-S"))
+    place = Site("node0", node.ssh_argv, ("python3", "-I", "-S"))
     with guarded() as guards:
         change = queue_change(("tc",), "x0", "[]", bucket(1e6))
         guards.apply({"node0": change}, {"node0": place}, 600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from orchestrator.core.progress import Board
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove import store
 from orchestrator.performance.prove.changes import (
-    Change,
+    Edit,
     NotHere,
     bucket,
     files,
@@ -28,7 +29,7 @@ from orchestrator.performance.prove.changes import (
     queue_change,
 )
 from orchestrator.performance.prove.claim import Claim, claim, claims
-from orchestrator.performance.prove.guards import Place, guarded
+from orchestrator.performance.prove.guards import Site, guarded
 from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, QuotaKnob
 from orchestrator.performance.prove.slope import judge, judge_without_effect, slope
 from orchestrator.performance.prove.trials import (
@@ -39,11 +40,11 @@ from orchestrator.performance.prove.trials import (
     Links,
     intervention,
 )
-from orchestrator.performance.prove.turns import Bench, prove
+from orchestrator.performance.prove.turns import Loads, prove
 from orchestrator.performance.report.story import Phase
 from orchestrator.performance.results.bench import Measured, Workload
 from orchestrator.performance.results.probe import Spread
-from orchestrator.performance.results.proof import Point, Slope, Verdict
+from orchestrator.performance.results.proof import Judgement, Slope, Turn
 
 rounds_ = st.integers(2, 5)
 seeds = st.integers(0, 2**32)
@@ -51,7 +52,7 @@ seeds = st.integers(0, 2**32)
 
 def points(
     effect: Callable[[float], float], noise: float, drift: float, rounds: int, seed: int
-) -> list[Point]:
+) -> list[Turn]:
     """Loads in turns of a machine that becomes slower by ``drift`` a load; unchanged: 1 second."""
     chance = random.Random(seed)
     clock = 0
@@ -66,7 +67,7 @@ def points(
         for factor in FACTORS:
             dosed = load(factor)
             after = load(1.0)
-            found.append(Point(str(factor), factor, dosed, (before + after) / 2))
+            found.append(Turn(str(factor), factor, dosed, (before + after) / 2))
             before = after
     return found
 
@@ -82,7 +83,7 @@ def test_a_known_slope_is_found_whatever_the_drift(
     assert abs(found.value - share) <= 2 * noise + 1e-9
     assert found.low <= found.value <= found.high
     assert found.n == 3 * rounds
-    assert judge(found, share) is Verdict.CONFIRMED
+    assert judge(found, share) is Judgement.CONFIRMED
 
 
 @given(st.floats(0.2, 1.0), st.floats(0, 0.4), rounds_, seeds)
@@ -90,7 +91,7 @@ def test_a_wrong_cause_is_refuted(said: float, part: float, rounds: int, seed: i
     """The change has less than half of the effect that the cause would give."""
     noise = 0.01 * said
     found = slope(points(lambda f: 1 + part * said * (f - 1), noise, 0.05, rounds, seed), 1.0)
-    assert judge(found, said) is Verdict.REFUTED
+    assert judge(found, said) is Judgement.REFUTED
 
 
 @given(st.floats(0.2, 1.0), rounds_, seeds)
@@ -99,7 +100,7 @@ def test_noise_larger_than_the_effect_decides_nothing_wrongly(
 ) -> None:
     """A true cause is confirmed or undecided then, and never refuted."""
     found = slope(points(lambda f: 1 + share * (f - 1), 0.1 * share, 0, rounds, seed), 1.0)
-    assert judge(found, share) is not Verdict.REFUTED
+    assert judge(found, share) is not Judgement.REFUTED
 
 
 def test_the_interval_holds_the_slope_as_often_as_it_says() -> None:
@@ -113,27 +114,27 @@ def test_the_interval_holds_the_slope_as_often_as_it_says() -> None:
 
 def test_one_outlier_moves_nothing_much() -> None:
     found = points(lambda f: 1 + 0.5 * (f - 1), 0.001, 0.0, 3, 1)
-    wrong = Point("4.0", 4.0, 99.0, 1.0)
+    wrong = Turn("4.0", 4.0, 99.0, 1.0)
     assert slope([*found, wrong], 1.0).value == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("low", "value", "high", "verdict"),
     [
-        (0.9, 1.0, 1.1, Verdict.CONFIRMED),
-        (0.6, 0.7, 0.8, Verdict.CONFIRMED),
-        (2.9, 3.0, 3.1, Verdict.CONFIRMED),  # stronger than predicted
-        (0.0, 0.1, 0.2, Verdict.REFUTED),
-        (-0.2, 0.0, 0.1, Verdict.REFUTED),
-        (0.3, 0.4, 0.49, Verdict.REFUTED),
-        (-0.5, 0.8, 2.0, Verdict.UNDECIDED),  # perhaps none at all
-        (0.1, 0.3, 0.9, Verdict.UNDECIDED),
+        (0.9, 1.0, 1.1, Judgement.CONFIRMED),
+        (0.6, 0.7, 0.8, Judgement.CONFIRMED),
+        (2.9, 3.0, 3.1, Judgement.CONFIRMED),  # stronger than predicted
+        (0.0, 0.1, 0.2, Judgement.REFUTED),
+        (-0.2, 0.0, 0.1, Judgement.REFUTED),
+        (0.3, 0.4, 0.49, Judgement.REFUTED),
+        (-0.5, 0.8, 2.0, Judgement.UNDECIDED),  # perhaps none at all
+        (0.1, 0.3, 0.9, Judgement.UNDECIDED),
     ],
 )
-def test_verdicts(low: float, value: float, high: float, verdict: Verdict) -> None:
+def test_verdicts(low: float, value: float, high: float, verdict: Judgement) -> None:
     found = Slope(value, low, high, 9)
     assert judge(found, 1.0) is verdict
-    swapped = {Verdict.CONFIRMED: Verdict.REFUTED, Verdict.REFUTED: Verdict.CONFIRMED}
+    swapped = {Judgement.CONFIRMED: Judgement.REFUTED, Judgement.REFUTED: Judgement.CONFIRMED}
     assert judge_without_effect(found, 1.0) is swapped.get(verdict, verdict)
 
 
@@ -232,9 +233,9 @@ def test_what_cannot_be_tried_says_why_and_loads_nothing(cause: Cause) -> None:
         raise AssertionError("loaded")
 
     with guarded() as guards:
-        bench = Bench(Board(quiet=True), guards, load, 2)
+        bench = Loads(Board(quiet=True), guards, load, 2)
         proof = prove("1", of(cause), ground(limit=8, synchronous=False), "", bench)
-    assert proof.verdict is Verdict.NOT_TRIED
+    assert proof.verdict is Judgement.NOT_TRIED
     with pytest.raises(AssertionError, match=CANNOT[cause]):
         raise AssertionError(proof.why)
     assert "cannot be tried here" in proof.line
@@ -250,24 +251,40 @@ def queueing(limit: int, each_s: float) -> Callable[[Workload], Measured]:
     return load
 
 
-@pytest.mark.parametrize(("server", "verdict"), [(1, Verdict.CONFIRMED), (64, Verdict.REFUTED)])
-def test_a_load_from_the_client_alone(server: int, verdict: Verdict) -> None:
+@pytest.mark.parametrize(("server", "verdict"), [(1, Judgement.CONFIRMED), (64, Judgement.REFUTED)])
+def test_a_load_from_the_client_alone(server: int, verdict: Judgement) -> None:
     """Requests wait where the limit is as said, and do not where it is far away."""
     load = queueing(server, 0.5)
     found = load(Workload("it", 64, 16, 8, 4))
     with guarded() as guards:
-        bench = Bench(Board(quiet=True), guards, load, 2)
+        bench = Loads(Board(quiet=True), guards, load, 2)
         proof = prove("1", of(Cause.BATCH_LIMIT, found), ground(limit=1), "", bench)
     assert proof.verdict is verdict, proof.why
     assert proof.predicted == 0.5 and len(proof.points) == 6
     assert "0.5" in proof.line and str(proof.verdict) in proof.line
 
 
+def test_a_machine_that_becomes_slower_by_itself_changes_nothing() -> None:
+    """Each load takes a tenth longer than the first one did, whatever is changed."""
+    loads = itertools.count()
+
+    def load(workload: Workload) -> Measured:
+        return measured(workload.concurrency, (workload.concurrency or 1) * 0.5 + 0.2 * next(loads))
+
+    found = queueing(1, 0.5)(Workload("it", 64, 16, 8, 4))
+    with guarded() as guards:
+        bench = Loads(Board(quiet=True), guards, load, 3)
+        proof = prove("1", of(Cause.BATCH_LIMIT, found), ground(limit=1), "", bench)
+    assert proof.verdict is Judgement.CONFIRMED
+    assert proof.slope is not None
+    assert (proof.slope.low, proof.slope.high) == pytest.approx((0.5, 0.5))
+
+
 def test_a_cluster_that_changed_since_the_run_is_not_judged() -> None:
     with guarded() as guards:
-        bench = Bench(Board(quiet=True), guards, lambda _: measured(4, 9.0), 2)
+        bench = Loads(Board(quiet=True), guards, lambda _: measured(4, 9.0), 2)
         proof = prove("1", of(Cause.BATCH_LIMIT), ground(limit=1), "", bench)
-    assert proof.verdict is Verdict.NOT_TRIED
+    assert proof.verdict is Judgement.NOT_TRIED
     assert "1000 ms then, 9000 ms now" in proof.why
 
 
@@ -301,7 +318,7 @@ def test_a_queue_that_could_not_be_given_back_is_left_alone(shown: str) -> None:
         queue_change(TC, "eth0", shown, bucket(1e6))
 
 
-HERE = Place("here", list, ("python3", "-I", "-S"))
+HERE = Site("here", list, ("python3", "-I", "-S"))
 
 
 def test_clocks_in_files_become_lower_and_what_they_were(tmp_path: Path) -> None:
@@ -337,7 +354,7 @@ def test_a_quota_is_made_smaller_where_there_is_one_and_put_back() -> None:
     was = knob.found(f"{one} 1min 1.500s\n{other} infinity\nelse.service 1s\n{one}x 1s\n")
     assert was == {one: 6150}
     assert knob.found(f"{one} infinity\n{other} \n") == {}
-    assert knob.change(2.0, was) == Change(
+    assert knob.change(2.0, was) == Edit(
         (("systemctl", "set-property", "--runtime", one, "CPUQuota=3075%"),),
         (("systemctl", "set-property", "--runtime", one, "CPUQuota=6150%"),),
     )
@@ -357,12 +374,12 @@ def test_doses_of_a_link_and_what_they_predict() -> None:
 def test_proofs_are_kept_beside_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
     with guarded() as guards:
-        bench = Bench(Board(quiet=True), guards, queueing(1, 0.5), 2)
+        bench = Loads(Board(quiet=True), guards, queueing(1, 0.5), 2)
         load = queueing(1, 0.5)(Workload("it", 64, 16, 8, 4))
         proofs = [prove("7", of(Cause.BATCH_LIMIT, load), ground(), "", bench) for _ in range(2)]
     store.store("c", proofs)
     assert store.load("c", "7") == proofs[1:]
-    untried = replace(proofs[1], verdict=Verdict.NOT_TRIED)
+    untried = replace(proofs[1], verdict=Judgement.NOT_TRIED)
     store.store("c", [untried, replace(untried, cause="host")])
     assert store.load("c", "7") == [proofs[1], replace(untried, cause="host")]
     assert store.load("c", "8") == []

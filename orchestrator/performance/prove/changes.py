@@ -25,7 +25,7 @@ class NotHere(UserError):
 
 
 @dataclass(frozen=True)
-class Change:
+class Edit:
     """Commands for one node."""
 
     apply: tuple[Argv, ...]
@@ -37,7 +37,7 @@ def queue_command(tc: Sequence[str], link: str) -> Argv:
     return (*tc, "-json", "qdisc", "show", "dev", link)
 
 
-def queue_change(tc: Sequence[str], link: str, shown: str, wanted: Sequence[str]) -> Change:
+def queue_change(tc: Sequence[str], link: str, shown: str, wanted: Sequence[str]) -> Edit:
     """The link's queue becomes ``wanted``, and then what it was. ``tc``: the program, with the
     words that choose a namespace. Raises NotHere where it has one that cannot be given back."""
     try:
@@ -53,7 +53,7 @@ def queue_change(tc: Sequence[str], link: str, shown: str, wanted: Sequence[str]
             'l=$1; shift; "$@" qdisc delete dev "$l" root || '
             f'! "$@" qdisc show dev "$l" | grep -q "^qdisc {wanted[0]} "'
         )
-        return Change((change,), (("sh", "-c", script, "sh", link, *tc),))
+        return Edit((change,), (("sh", "-c", script, "sh", link, *tc),))
     kind, options = own[0].get("kind"), own[0].get("options", {})
     others = [each for each in queues if not each.get("root") and each.get("handle") != KERNELS]
     if kind != "tbf" or others:
@@ -62,7 +62,7 @@ def queue_change(tc: Sequence[str], link: str, shown: str, wanted: Sequence[str]
             f"Remove it: tc qdisc delete dev {link} root",
         )
     was = bucket(options["rate"] * 8, burst=options["burst"], waits_us=options.get("lat", 50000))
-    return Change((change,), ((*tc, "qdisc", "replace", "dev", link, "root", *was),))
+    return Edit((change,), ((*tc, "qdisc", "replace", "dev", link, "root", *was),))
 
 
 def bucket(bits_per_s: float, burst: int | None = None, waits_us: float = 50000) -> Argv:
@@ -93,7 +93,7 @@ def files(text: str) -> dict[str, int]:
     return {each[0]: int(each[1]) for each in words if len(each) == 2 and each[1].isdigit()}
 
 
-def files_change(value: int, was: Mapping[str, int]) -> Change:
+def files_change(value: int, was: Mapping[str, int]) -> Edit:
     """Each file holds the value, or less if it held less, and then what it held."""
 
     def write(number: int, names: Sequence[str]) -> Argv:
@@ -102,4 +102,4 @@ def files_change(value: int, was: Mapping[str, int]) -> Change:
     higher = [name for name, held in was.items() if held > value]
     held = sorted({was[name] for name in higher})
     undo = (write(each, [name for name in higher if was[name] == each]) for each in held)
-    return Change((write(value, higher),) if higher else (), tuple(undo))
+    return Edit((write(value, higher),) if higher else (), tuple(undo))

@@ -13,10 +13,10 @@ from typing import Any
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Talk, talking
-from orchestrator.performance.prove.changes import Argv, Change
+from orchestrator.performance.prove.changes import Argv, Edit
 
 #: The guard's source text, which is sent to the nodes.
-GUARD = Path(__file__).with_name("guard.py").read_text(encoding="utf-8")
+GUARD = Path(__file__).with_name("node_guard.py").read_text(encoding="utf-8")
 #: Seconds for an answer: of a change, or its undoing, a few commands and tries.
 ANSWER = 150.0
 #: How a report says what puts a change back.
@@ -27,7 +27,7 @@ PUT_BACK = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Site:
     """Where a guard runs. ``argv``: the local command that runs words there; ``python``: there."""
 
     name: str
@@ -65,9 +65,9 @@ class Guards:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._talks: dict[str, Talk] = {}
-        self._held: dict[str, tuple[Place, Change]] = {}
+        self._held: dict[str, tuple[Site, Edit]] = {}
 
-    def run(self, place: Place, argv: Sequence[str]) -> Ran:
+    def run(self, place: Site, argv: Sequence[str]) -> Ran:
         """Run a command there that changes nothing. Raises UserError where nobody answers."""
         try:
             return self._ran(place, argv)
@@ -77,7 +77,7 @@ class Guards:
         return self._ran(place, argv)  # a guard that had nothing to do ends some time
 
     def apply(
-        self, changes: Mapping[str, Change], places: Mapping[str, Place], seconds: float
+        self, changes: Mapping[str, Edit], places: Mapping[str, Site], seconds: float
     ) -> None:
         """Make a change in each place, for so many seconds at most. Raises UserError, with all of
         it undone, where one cannot be made."""
@@ -110,7 +110,7 @@ class Guards:
                 "It is undone. Try again, or with a shorter workload (bench.workloads).",
             )
 
-    def _undone(self, place: Place, change: Change) -> tuple[Sequence[Argv], str]:
+    def _undone(self, place: Site, change: Edit) -> tuple[Sequence[Argv], str]:
         """The commands that failed; and why the change may have been undone before, if so."""
         try:
             found = self._ask(place, {"undo": True})
@@ -125,11 +125,11 @@ class Guards:
             return change.undo, lost
         return failed, lost
 
-    def _ran(self, place: Place, argv: Sequence[str]) -> Ran:
+    def _ran(self, place: Site, argv: Sequence[str]) -> Ran:
         found = self._ask(place, {"run": list(argv)})
         return Ran(int(found["code"]), str(found["out"]), str(found["err"]))
 
-    def _ask(self, place: Place, asked: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, place: Site, asked: dict[str, Any]) -> dict[str, Any]:
         if place.name not in self._talks:
             argv = place.argv([*place.python, "-c", GUARD])
             self._talks[place.name] = self._stack.enter_context(talking(argv))

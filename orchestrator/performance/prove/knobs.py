@@ -16,7 +16,7 @@ from orchestrator.cluster.desired import SERVER_UNIT, WORKER_UNIT
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove.changes import (
     Argv,
-    Change,
+    Edit,
     files,
     files_change,
     files_command,
@@ -39,7 +39,7 @@ class FileKnob:
         """The clocks that may be limited, by file."""
         return files(text)
 
-    def change(self, factor: float, was: Mapping[str, int]) -> Change:
+    def change(self, factor: float, was: Mapping[str, int]) -> Edit:
         return files_change(round(max(was.values()) / factor), was)
 
 
@@ -60,12 +60,12 @@ class CommandKnob:
         rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
         return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
-    def change(self, factor: float, was: Mapping[str, int]) -> Change:
+    def change(self, factor: float, was: Mapping[str, int]) -> Edit:
         def filled(words: Sequence[str], card: str) -> Argv:
             clock = str(round(was[card] / factor))
             return tuple(word.replace("CARD", card).replace("MHZ", clock) for word in words)
 
-        return Change(
+        return Edit(
             tuple(filled(self.set_, card) for card in was),
             tuple(filled(self.undo, card) for card in was),
         )
@@ -90,12 +90,12 @@ class QuotaKnob:
         quotas = {unit: round(seconds(quota) * 100) for unit, _, quota in words}
         return {unit: quota for unit, quota in quotas.items() if unit in self.units and quota}
 
-    def change(self, factor: float, was: Mapping[str, int]) -> Change:
+    def change(self, factor: float, was: Mapping[str, int]) -> Edit:
         def limit(unit: str, percent: float) -> Argv:
             quota = f"CPUQuota={max(1, round(percent))}%"
             return ("systemctl", "set-property", "--runtime", unit, quota)
 
-        return Change(
+        return Edit(
             tuple(limit(unit, quota / factor) for unit, quota in was.items()),
             tuple(limit(unit, quota) for unit, quota in was.items()),
         )

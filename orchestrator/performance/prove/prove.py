@@ -18,10 +18,10 @@ from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.prove.claim import Claim
-from orchestrator.performance.prove.guards import Place, guarded
+from orchestrator.performance.prove.guards import Site, guarded
 from orchestrator.performance.prove.store import store
 from orchestrator.performance.prove.trials import End, Ground
-from orchestrator.performance.prove.turns import Bench, prove
+from orchestrator.performance.prove.turns import Loads, prove
 from orchestrator.performance.results.bench import Asked, Measured, Run, Workload, layout_text
 from orchestrator.performance.results.proof import Proof
 from orchestrator.profile import Node
@@ -29,7 +29,7 @@ from orchestrator.profile import Node
 #: How Python is started there: nothing of its user's, and no packages.
 ISOLATED = ("-I", "-S")
 #: The simulated cluster's cables are this machine's.
-HERE = Place("this machine", list, (sys.executable, *ISOLATED))
+HERE = Site("this machine", list, (sys.executable, *ISOLATED))
 
 
 def prove_all(
@@ -42,7 +42,7 @@ def prove_all(
     _same(cluster, run)
     found = []
     with cluster.driver.network(), guarded() as guards:
-        bench = Bench(board, guards, _load(cluster), rounds)
+        bench = Loads(board, guards, _load(cluster), rounds)
         for claim in claims:
             proof = prove(run.id, claim, ground(cluster), slow_node(cluster, claim), bench)
             store(run.provenance.profile, [proof])
@@ -120,5 +120,5 @@ def ground(cluster: Cluster) -> Ground:
     )
 
 
-def _place(cluster: Cluster, node: Node) -> Place:
-    return Place(node.name, cluster.remote(node).ssh_argv, (PYTHON, *ISOLATED))
+def _place(cluster: Cluster, node: Node) -> Site:
+    return Site(node.name, cluster.remote(node).ssh_argv, (PYTHON, *ISOLATED))

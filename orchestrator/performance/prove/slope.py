@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from orchestrator.performance.predict.outlook import FORMULAS_OFF
-from orchestrator.performance.results.proof import Point, Slope, Verdict
+from orchestrator.performance.results.proof import Judgement, Slope, Turn
 
 #: The chance that an interval lies beside the true slope.
 CHANCE = 0.1
@@ -17,7 +17,7 @@ LEAST = 1 - FORMULAS_OFF
 MOST = 1 + FORMULAS_OFF
 
 
-def slope(points: Sequence[Point], x_unchanged: float) -> Slope:
+def slope(points: Sequence[Turn], x_unchanged: float) -> Slope:
     """The median of the slopes between each load and the unchanged state around it.
 
     This is Theil's estimator (1950) on the pairs that drift of the machine does not spoil: those
@@ -45,7 +45,7 @@ def _skipped(count: int) -> int:
         skipped += 1
 
 
-def judge(found: Slope, predicted: float) -> Verdict:
+def judge(found: Slope, predicted: float) -> Judgement:
     """The verdict on a cause that predicts this slope, which is positive.
 
     Formulas are off by half in one of ten cases. So a slope confirms from half of what is predicted
@@ -53,17 +53,17 @@ def judge(found: Slope, predicted: float) -> Verdict:
     confirms too: the cause limits, and the prediction has too little of it.
     """
     if found.high < LEAST * predicted:
-        return Verdict.REFUTED
+        return Judgement.REFUTED
     if found.value >= LEAST * predicted and found.low > 0:
-        return Verdict.CONFIRMED
-    return Verdict.UNDECIDED
+        return Judgement.CONFIRMED
+    return Judgement.UNDECIDED
 
 
-def judge_without_effect(found: Slope, predicted: float) -> Verdict:
+def judge_without_effect(found: Slope, predicted: float) -> Judgement:
     """The verdict on a cause that predicts no effect here, where another would have ``predicted``:
     less than half of that confirms."""
     if found.high < LEAST * predicted:
-        return Verdict.CONFIRMED
+        return Judgement.CONFIRMED
     if found.value >= LEAST * predicted and found.low > 0:
-        return Verdict.REFUTED
-    return Verdict.UNDECIDED
+        return Judgement.REFUTED
+    return Judgement.UNDECIDED

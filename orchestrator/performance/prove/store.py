@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.files import write_json
-from orchestrator.performance.results.proof import Proof, Verdict
+from orchestrator.performance.results.proof import Judgement, Proof
 
 PROOFS = "proofs"
 _LIST: TypeAdapter[list[Proof]] = TypeAdapter(list[Proof])
@@ -40,8 +40,8 @@ def store(cluster: str, new: Sequence[Proof]) -> None:
         same = (proof.workload, proof.phase, proof.cause)
         old = load(cluster, proof.run)
         kept = [each for each in old if (each.workload, each.phase, each.cause) != same]
-        if proof.verdict is Verdict.NOT_TRIED and any(
-            each.verdict is not Verdict.NOT_TRIED for each in old if each not in kept
+        if proof.verdict is Judgement.NOT_TRIED and any(
+            each.verdict is not Judgement.NOT_TRIED for each in old if each not in kept
         ):
             continue
         write_json(path, _LIST.dump_python([*kept, proof], mode="json"))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove.changes import (
-    Change,
+    Edit,
     NotHere,
     bucket,
     delay,
@@ -16,7 +16,7 @@ from orchestrator.performance.prove.changes import (
     queue_command,
 )
 from orchestrator.performance.prove.claim import Claim
-from orchestrator.performance.prove.guards import Guards, Place
+from orchestrator.performance.prove.guards import Guards, Site
 from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, FileKnob, QuotaKnob
 from orchestrator.performance.results.bench import Workload
 
@@ -37,7 +37,7 @@ class Dose:
     text: str
     x: float
     workload: Workload
-    changes: Mapping[str, Change] = field(default_factory=dict)
+    changes: Mapping[str, Edit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trial:
     predicted: float
     x: float
     doses: tuple[Dose, ...]
-    places: Mapping[str, Place] = field(default_factory=dict)
+    places: Mapping[str, Site] = field(default_factory=dict)
     no_effect: bool = False
 
 
@@ -66,7 +66,7 @@ class Intervention(Protocol):
 class End:
     """A link's end: where, and the words of tc there."""
 
-    place: Place
+    place: Site
     link: str
     tc: tuple[str, ...] = ("tc",)
 
@@ -98,11 +98,11 @@ class Links:
             else:
                 wanted = delay(self.unchanged * (factor - 1))
                 text = f"{self.unchanged * 1e6 * factor:.4g} us"
-            changes: dict[str, Change] = {}
+            changes: dict[str, Edit] = {}
             for end, queues in shown.items():
                 one = queue_change(end.tc, end.link, queues, wanted)
-                so_far = changes.get(end.place.name, Change((), ()))
-                changes[end.place.name] = Change(
+                so_far = changes.get(end.place.name, Edit((), ()))
+                changes[end.place.name] = Edit(
                     (*so_far.apply, *one.apply), (*so_far.undo, *one.undo)
                 )
             doses.append(Dose(text, x * factor, self.claim.found.workload, changes))
@@ -123,7 +123,7 @@ class Clocks:
     slows; ``no_effect``: these nodes do not limit, so that nothing is to happen."""
 
     claim: Claim
-    places: Sequence[Place]
+    places: Sequence[Site]
     cause: Cause
     also_s: float = 0.0
     no_effect: bool = False
@@ -245,8 +245,8 @@ class Ground:
     may be. ``synchronous``: the device is the processors. ``limit``, ``context``: of the engine.
     """
 
-    hosts: Sequence[Place]
-    cards: Sequence[Place]
+    hosts: Sequence[Site]
+    cards: Sequence[Site]
     ends: Callable[[Cause], Sequence[End]]
     bytes_per_s: float | None
     latency_s: float | None

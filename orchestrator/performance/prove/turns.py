@@ -15,7 +15,7 @@ from orchestrator.performance.prove.guards import PUT_BACK, Guards, NotPutBack
 from orchestrator.performance.prove.slope import judge, judge_without_effect, slope
 from orchestrator.performance.prove.trials import Dose, Ground, Intervention, Trial, intervention
 from orchestrator.performance.results.bench import Measured, Workload
-from orchestrator.performance.results.proof import Point, Proof, Slope, Verdict
+from orchestrator.performance.results.proof import Judgement, Proof, Slope, Turn
 
 #: How far the unchanged state may be off the run's figure, as a factor.
 AS_BEFORE = 2.0
@@ -26,7 +26,7 @@ Load = Callable[[Workload], Measured]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Loads:
     """What a proof is made with. ``load``: runs a workload on the cluster."""
 
     board: Board
@@ -43,7 +43,7 @@ class Bench:
         return found, time.monotonic() - begun
 
 
-def prove(run: str, claim: Claim, ground: Ground, node: str, bench: Bench) -> Proof:
+def prove(run: str, claim: Claim, ground: Ground, node: str, bench: Loads) -> Proof:
     """Try a claim. What cannot be tried here is a proof that says so; nothing is left changed.
 
     Raises UserError where a load gives no figures, or something could not be undone.
@@ -55,22 +55,22 @@ def prove(run: str, claim: Claim, ground: Ground, node: str, bench: Bench) -> Pr
     return found
 
 
-def _proof(run: str, claim: Claim, ground: Ground, node: str, bench: Bench) -> Proof:
+def _proof(run: str, claim: Claim, ground: Ground, node: str, bench: Loads) -> Proof:
     plain = _plain(run, claim)
     if claim.measured_s <= 0:
         why = "the run measured no time in this phase. Needs answers of two tokens or more"
-        return replace(plain, verdict=Verdict.NOT_TRIED, why=why)
+        return replace(plain, verdict=Judgement.NOT_TRIED, why=why)
     try:
         # One after the other: before any load, whether each can be changed at all.
         found = [_ready(each, bench.guards) for each in intervention(claim, ground, node)]
     except NotHere as error:
-        return replace(plain, verdict=Verdict.NOT_TRIED, why=str(error).replace("\n ", "."))
+        return replace(plain, verdict=Judgement.NOT_TRIED, why=str(error).replace("\n ", "."))
     first, took = bench.seconds(claim, claim.found.workload, "unchanged")
     if not 1 / AS_BEFORE < first / claim.measured_s < AS_BEFORE:
         was, now = (f"{each * 1e3:.4g} ms" for each in (claim.measured_s, first))
         why = f"the cluster is not as it was in the run {run}: {was} then, {now} now"
         why += ". Needs a new run: orchestrate bench run"
-        return replace(plain, verdict=Verdict.NOT_TRIED, why=why)
+        return replace(plain, verdict=Judgement.NOT_TRIED, why=why)
     proofs = []
     for trial in found:
         seconds = LONGER * took + SECONDS
@@ -88,7 +88,7 @@ def _plain(run: str, claim: Claim) -> Proof:
         cause=str(claim.cause),
         measured_s=claim.measured_s,
         said_s=claim.seconds,
-        verdict=Verdict.UNDECIDED,
+        verdict=Judgement.UNDECIDED,
         why="",
     )
 
@@ -109,8 +109,8 @@ def _ready(wanted: Intervention, guards: Guards) -> Trial:
 
 
 def _turns(
-    trial: Trial, claim: Claim, bench: Bench, first: float, seconds: float
-) -> Iterator[Point]:
+    trial: Trial, claim: Claim, bench: Loads, first: float, seconds: float
+) -> Iterator[Turn]:
     """Unchanged, a dose, unchanged, the next one, ... ; each round begins with another dose."""
     before = first
     for number in range(bench.rounds):
@@ -119,12 +119,12 @@ def _turns(
             name = f"{dose.text} ({number + 1} of {bench.rounds})"
             dosed = _dosed(trial, dose, claim, bench, name, seconds)
             after, _ = bench.seconds(claim, claim.found.workload, f"unchanged after {name}")
-            yield Point(dose.text, dose.x, dosed, (before + after) / 2)
+            yield Turn(dose.text, dose.x, dosed, (before + after) / 2)
             before = after
 
 
 def _dosed(
-    trial: Trial, dose: Dose, claim: Claim, bench: Bench, name: str, seconds: float
+    trial: Trial, dose: Dose, claim: Claim, bench: Loads, name: str, seconds: float
 ) -> float:
     try:
         bench.guards.apply(dose.changes, trial.places, seconds)
@@ -133,7 +133,7 @@ def _dosed(
         bench.guards.undo()
 
 
-def _judged(plain: Proof, trial: Trial, points: tuple[Point, ...], seconds: float) -> Proof:
+def _judged(plain: Proof, trial: Trial, points: tuple[Turn, ...], seconds: float) -> Proof:
     found = slope(points, trial.x)
     verdict = (judge_without_effect if trial.no_effect else judge)(found, trial.predicted)
     return replace(
@@ -150,23 +150,23 @@ def _judged(plain: Proof, trial: Trial, points: tuple[Point, ...], seconds: floa
     )
 
 
-def told(found: Slope, trial: Trial, verdict: Verdict) -> str:
+def told(found: Slope, trial: Trial, verdict: Judgement) -> str:
     """The figures that decided, in words."""
     figures = [f"{each:.3g}" for each in (found.value, found.low, found.high)]
     said = f"{figures[0]} {trial.unit} ({figures[1]} to {figures[2]})"
     wanted = f"none, where it would be {trial.predicted:.3g} if it limited"
     predicted = wanted if trial.no_effect else f"{trial.predicted:.3g}"
     text = f"changing {trial.what} gave {said}; predicted: {predicted}"
-    if verdict is Verdict.UNDECIDED:
+    if verdict is Judgement.UNDECIDED:
         text += ". The loads differ too much by themselves: try more --rounds"
-    elif verdict is Verdict.CONFIRMED and not trial.no_effect and found.low > trial.predicted:
+    elif verdict is Judgement.CONFIRMED and not trial.no_effect and found.low > trial.predicted:
         text += ". The effect is stronger than predicted"
     return text
 
 
 def _worst(proofs: list[Proof]) -> Proof:
     """Of several changes that all have to come out as predicted, the one that decides."""
-    order = (Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
+    order = (Judgement.REFUTED, Judgement.UNDECIDED, Judgement.CONFIRMED)
     worst = min(proofs, key=lambda each: order.index(each.verdict))
     if len(proofs) == 1:
         return worst

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class Judgement(StrEnum):
     """What the changes showed of a named cause."""
 
     CONFIRMED = "confirmed"
@@ -31,7 +31,7 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class Point:
+class Turn:
     """One load under a dose. ``dose``: in words; ``x``: what was changed, in its unit;
     ``unchanged_s``: the same load in the unchanged state, the mean of just before and after."""
 
@@ -59,14 +59,14 @@ class Proof:
     cause: str
     measured_s: float
     said_s: float
-    verdict: Verdict
+    verdict: Judgement
     why: str
     change: str = ""
     slope_unit: str = ""
     x_unchanged: float = 0.0
     predicted: float | None = None
     slope: Slope | None = None
-    points: tuple[Point, ...] = ()
+    points: tuple[Turn, ...] = ()
     put_back: str = ""
     left: tuple[str, ...] = field(default=())
 
@@ -74,6 +74,6 @@ class Proof:
     def line(self) -> str:
         """The proof in one line for people."""
         where = f"{self.workload}, {self.phase}"
-        if self.verdict is Verdict.NOT_TRIED:
+        if self.verdict is Judgement.NOT_TRIED:
             return f"{where}: {self.cause} {self.verdict}: {self.why}"
         return f"{where}: {self.cause} is {self.verdict}: {self.why}"
