@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from support.report import story
 from orchestrator.core.errors import BadInput
 from orchestrator.core.progress import Board
 from orchestrator.performance.predict.phase import Cause
-from orchestrator.performance.prove import store
+from orchestrator.performance.prove import store, trials
 from orchestrator.performance.prove.changes import (
     Edit,
     NotHere,
@@ -30,7 +30,7 @@ from orchestrator.performance.prove.changes import (
 )
 from orchestrator.performance.prove.claim import Claim, claim, claims
 from orchestrator.performance.prove.guards import Site, guarded
-from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, QuotaKnob
+from orchestrator.performance.prove.knobs import KNOBS, CommandKnob, FileKnob, QuotaKnob
 from orchestrator.performance.prove.slope import judge, judge_without_effect, slope
 from orchestrator.performance.prove.trials import (
     FACTORS,
@@ -369,6 +369,68 @@ def test_doses_of_a_link_and_what_they_predict() -> None:
     assert trial.predicted == pytest.approx(0.5e6) and trial.unit == "bytes"
     assert [each.x * 1e6 for each in trial.doses] == pytest.approx(FACTORS)
     assert [each.text for each in trial.doses] == ["4 Mb/s", "2.667 Mb/s", "2 Mb/s"]
+
+
+@dataclass
+class Nodes:
+    """Two nodes whose processors have clocks in files; a load takes as long as the slower one."""
+
+    home: Path
+
+    def places(self) -> list[Site]:
+        def at(name: str) -> Site:
+            words = ["sh", "-c", f'cd {self.home / name} && exec "$@"', "sh"]
+            return Site(name, lambda argv: [*words, *argv], ("python3", "-I", "-S"))
+
+        return [at("slow"), at("other")]
+
+    def load(self, workload: Workload) -> Measured:
+        clocks = {name: int((self.home / name / "cpu0").read_text()) for name in ("slow", "other")}
+        return measured(1, max(3000 / clocks["slow"], 0.75 * 3000 / clocks["other"]))
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    for name in ("slow", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cpu0").write_text("3000")
+    monkeypatch.setattr(trials, "KNOBS", (FileKnob("the clock", "cpu*", (Cause.HOST,)),))
+    return Nodes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "verdict"), [("slow", Judgement.CONFIRMED), ("other", Judgement.REFUTED)]
+)
+def test_a_slow_node_matters_and_another_does_not(
+    nodes: Nodes, named: str, verdict: Judgement
+) -> None:
+    found = of(Cause.SLOW_NODE, nodes.load(Workload("it", 1, 1, 1, 1)), 0.9)
+    with guarded() as guards:
+        loads = Loads(Board(quiet=True), guards, nodes.load, 2)
+        proof = prove("1", found, ground(hosts=nodes.places()), named, loads)
+    assert proof.verdict is verdict, proof.why
+    assert "on slow" in proof.why and "on other" in proof.why
+    assert [(nodes.home / name / "cpu0").read_text().strip() for name in ("slow", "other")] == [
+        "3000", "3000",
+    ]  # fmt: skip
+
+
+def test_the_hosts_seconds_are_found_by_its_clock(nodes: Nodes) -> None:
+    found = of(Cause.HOST, nodes.load(Workload("it", 1, 1, 1, 1)), 1.0)
+    with guarded() as guards:
+        loads = Loads(Board(quiet=True), guards, nodes.load, 2)
+        proof = prove("1", found, ground(hosts=nodes.places()), "", loads)
+    assert proof.verdict is Judgement.CONFIRMED
+    assert proof.slope is not None and proof.slope.value == pytest.approx(1.0)
+    assert "a guard process on the node" in proof.put_back
+
+
+def test_a_link_that_is_slower_than_any_dose_is_not_made_faster() -> None:
+    script = f"echo '{LIMITED}'"
+    end = End(HERE, "x0", ("sh", "-c", script, "sh"))
+    found = of(Cause.LINK_BANDWIDTH)
+    with guarded() as guards, pytest.raises(NotHere, match="no dose is slower"):
+        Links(found, [end], 125e6).available(guards)
 
 
 def test_proofs_are_kept_beside_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,15 @@ def queue_change(tc: Sequence[str], link: str, shown: str, wanted: Sequence[str]
     return Edit((change,), ((*tc, "qdisc", "replace", "dev", link, "root", *was),))
 
 
+def limit_of(shown: str) -> float | None:
+    """The bits per second that a token bucket in ``shown`` lets through; None without one."""
+    try:
+        rates = [each["options"]["rate"] for each in json.loads(shown) if each["kind"] == "tbf"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return min(rates) * 8 if rates else None
+
+
 def bucket(bits_per_s: float, burst: int | None = None, waits_us: float = 50000) -> Argv:
     """tc's token bucket filter of this rate."""
     most = burst or max(BURST, int(bits_per_s / 8 * BURST_S))

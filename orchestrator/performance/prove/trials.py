@@ -12,6 +12,7 @@ from orchestrator.performance.prove.changes import (
     NotHere,
     bucket,
     delay,
+    limit_of,
     queue_change,
     queue_command,
 )
@@ -90,10 +91,17 @@ class Links:
         shown = {
             end: guards.run(end.place, queue_command(end.tc, end.link)).out for end in self.ends
         }
+        most = self.unchanged * WIRE * 8
+        for end, text in shown.items():
+            if wide and (limit_of(text) or most) < most / FACTORS[0]:
+                raise NotHere(
+                    f"{end.link} is limited to less than half of the probed rate: no dose is slower",
+                    "Run: orchestrate probe, then bench run",
+                )
         doses = []
         for factor in FACTORS:
             if wide:
-                wanted = bucket(self.unchanged * WIRE * 8 / factor)
+                wanted = bucket(most / factor)
                 text = f"{self.unchanged * 8e-6 / factor:.4g} Mb/s"
             else:
                 wanted = delay(self.unchanged * (factor - 1))
