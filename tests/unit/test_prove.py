@@ -429,7 +429,7 @@ def test_a_link_that_is_slower_than_any_dose_is_not_made_faster() -> None:
     script = f"echo '{LIMITED}'"
     end = End(HERE, "x0", ("sh", "-c", script, "sh"))
     found = of(Cause.LINK_BANDWIDTH)
-    with guarded() as guards, pytest.raises(NotHere, match="no dose is slower"):
+    with guarded() as guards, pytest.raises(NotHere, match="none is slower"):
         Links(found, [end], 125e6).available(guards)
 
 

@@ -95,7 +95,7 @@ class Links:
         for end, text in shown.items():
             if wide and (limit_of(text) or most) < most / FACTORS[0]:
                 raise NotHere(
-                    f"{end.link} is limited to less than half of the probed rate: no dose is slower",
+                    f"{end.link} is limited to less than half of its probed rate: none is slower",
                     "Run: orchestrate probe, then bench run",
                 )
         doses = []
