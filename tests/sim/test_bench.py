@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sim import NAME, NODES, Sim, wait_for
@@ -95,35 +96,40 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
 SLOW = "2Mbit"
 
 
-def test_a_throttled_link_is_proved_to_be_the_cause_and_a_free_one_is_not(sim: Sim) -> None:
-    """The bottleneck is built; then it is taken away, and the same is said of what is left."""
-    prove = ("bench", "prove", "--rounds", "2", "--workload")
+def proved(sim: Sim, load: str, phase: str, cause: str, ok: bool = True) -> dict[str, Any]:
+    """What `bench prove` says of a phase of the last run. Not `ok`: it refutes a cause."""
+    words = ("--rounds", "2", "--workload", load, "--phase", phase, "--cause", cause)
+    (found,) = sim.json("bench", "prove", *words, ok=ok)["proofs"]
+    return dict(found)
+
+
+def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
+    """The bottleneck is built and tried. When it is gone, its run judges the cluster no more."""
     sim.run("sim", "link", "--rate", SLOW)
     try:
         sim.run("probe")
-        sim.run("bench", "run", *BRIEF)
+        sim.run("bench", "run", *BRIEF, "--no-rates")
         before = sim.run("node", "status").stdout
-        built = sim.json(*prove, "brief", "--phase", "prefill", "--cause", "link bandwidth")
+        proof = proved(sim, "brief", "prefill", "link bandwidth")
         assert sim.run("node", "status").stdout == before
     finally:
         sim.run("sim", "link", "--reset")
         sim.probed = None
-    (proof,) = built["proofs"]
     assert proof["verdict"] == "confirmed", proof
     assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 6
     assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
     assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
-    gone = sim.json(*prove, "brief", "--phase", "prefill", "--cause", "link bandwidth")
-    assert gone["proofs"][0]["verdict"] == "cannot be tried here"
-    assert "the cluster is not as it was" in gone["proofs"][0]["why"]
-    sim.run("probe")
+    gone = proved(sim, "brief", "prefill", "link bandwidth")
+    assert gone["verdict"] == "cannot be tried here"
+    assert "the cluster is not as it was" in gone["why"]
+
+
+@pytest.mark.usefixtures("probes")  # what the link carries, unthrottled
+def test_a_free_link_is_refuted_and_what_cannot_be_tried_says_why(sim: Sim) -> None:
     sim.run("bench", "run", "--workload", "short", "--repeats", "2", "--no-rates")
-    done = sim.run(
-        *prove, "short", "--phase", "decode", "--cause", "link bandwidth", "--json", ok=False
-    )
-    (wrong,) = json.loads(done.stdout)["proofs"]
+    wrong = proved(sim, "short", "decode", "link bandwidth", ok=False)
     assert wrong["verdict"] == "refuted", wrong
-    host = sim.json(*prove, "short", "--phase", "decode", "--cause", "host")["proofs"]
-    assert host[0]["verdict"] == "cannot be tried here" and "clock" in host[0]["why"]
+    host = proved(sim, "short", "decode", "host")
+    assert host["verdict"] == "cannot be tried here" and "clock" in host["why"]
     page = sim.run("bench", "report", "last", "--out", "-").stdout
     assert "decode: link bandwidth is refuted" in page
