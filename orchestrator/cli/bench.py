@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.choice import json_option
+from orchestrator.cli.prove import prove
+from orchestrator.cli.told import told, with_proofs
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_error, print_json, print_text
 
@@ -27,6 +29,9 @@ def bench() -> None:
 
     RUN is a run's id, the beginning of one, or "last".
     """
+
+
+bench.add_command(prove)
 
 
 @bench.command("run")
@@ -218,7 +223,7 @@ def show(profile: Profile | Attached, as_json: bool, run: str) -> None:
     from orchestrator.performance.bench import history
 
     found = history.load(profile.name, run)
-    story = told(found, profile)
+    story = with_proofs(told(found, profile))
     if as_json:
         print_json(_document(story))
     else:
@@ -301,43 +306,13 @@ def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     from orchestrator.performance.report.page import page
 
     found = history.load(profile.name, run)
+    story = with_proofs(told(found, profile))
     if to == Path("-"):
-        print_text(f"{page(told(found, profile))}\n")
+        print_text(f"{page(story)}\n")
         return
     path = to or history.report(profile.name, found.id)
-    write(path, page(told(found, profile)))
+    write(path, page(story))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
-
-
-def told(run: Run, profile: Profile | Attached) -> Story:
-    """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
-    from orchestrator.profile.existing import Attached
-
-    if isinstance(profile, Attached):
-        from orchestrator.attach.bench import kept_speeds
-        from orchestrator.attach.explain import story as attached_story
-
-        return attached_story(run, profile, kept_speeds(profile.name))
-    from orchestrator.core.errors import UserError
-    from orchestrator.models import catalog
-    from orchestrator.performance.bench import history
-    from orchestrator.performance.bench.against import layout_of
-    from orchestrator.performance.predict import inputs
-    from orchestrator.performance.report.attribute import story
-
-    try:
-        probes = inputs.probes(profile.name)
-    except UserError:
-        probes = None
-    return story(
-        run,
-        profile,
-        catalog.served(profile).config,
-        layout_of(run),
-        probes,
-        inputs.both(profile.name),
-        history.earlier(profile.name, run),
-    )
 
 
 def _spread(found: Spread, scale: float = 1.0) -> str:

@@ -6,24 +6,7 @@ import re
 
 import pytest
 from support.account import until
-from support.strangers import FLAGS, VISITOR, Strangers, attach, left, names
-
-BRIEF = """
-bench:
-  repeats: 2
-  workloads:
-    brief: { prompt_tokens: 16, output_tokens: 41, requests: 3, concurrency: 2 }
-    steady: { prompt_tokens: 16, output_tokens: 4, requests: 3, rate: 50 }
-"""
-
-
-def loadable(cluster: Strangers, url: str, *words: str) -> str:
-    """A profile with brief loads, and no node whose ranks a stand-in does not have."""
-    found, text = attach(cluster, url, *words)
-    path = str(found["profile"])
-    script = 'printf %s "$2" >"$1" && chown "$3" "$1"'
-    cluster.machine.sh(script, path, text + BRIEF, VISITOR)
-    return path
+from support.strangers import FLAGS, Strangers, attach, left, loadable, names
 
 
 def test_bench_of_it(cluster: Strangers, url: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sim import NAME, NODES, Sim, wait_for
@@ -104,3 +105,46 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
     finally:
         sim.run("up", "--node", "compute1", "--only", "base")
     assert len(sim.json("bench", "ls")) == before
+
+
+#: Of the cables while they are the bottleneck: a prompt's messages take most of its time then.
+SLOW = "2Mbit"
+
+
+def proved(sim: Sim, load: str, phase: str, cause: str, ok: bool = True) -> dict[str, Any]:
+    """What `bench prove` says of a phase of the last run. Not `ok`: it refutes a cause."""
+    words = ("--rounds", "2", "--workload", load, "--phase", phase, "--cause", cause)
+    (found,) = sim.json("bench", "prove", *words, ok=ok)["proofs"]
+    return dict(found)
+
+
+def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
+    """The bottleneck is built and tried. When it is gone, its run judges the cluster no more."""
+    sim.run("sim", "link", "--rate", SLOW)
+    try:
+        sim.run("probe")
+        sim.run("bench", "run", *BRIEF, "--no-rates")
+        before = sim.run("node", "status").stdout
+        proof = proved(sim, "brief", "prefill", "link bandwidth")
+        assert sim.run("node", "status").stdout == before
+    finally:
+        sim.run("sim", "link", "--reset")
+        sim.probed = None
+    assert proof["verdict"] == "confirmed", proof
+    assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 6
+    assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
+    assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
+    gone = proved(sim, "brief", "prefill", "link bandwidth")
+    assert gone["verdict"] == "cannot be tried here"
+    assert "the cluster is not as it was" in gone["why"]
+
+
+@pytest.mark.usefixtures("probes")  # what the link carries, unthrottled
+def test_a_free_link_is_refuted_and_what_cannot_be_tried_says_why(sim: Sim) -> None:
+    sim.run("bench", "run", "--workload", "short", "--repeats", "2", "--no-rates")
+    wrong = proved(sim, "short", "decode", "link bandwidth", ok=False)
+    assert wrong["verdict"] == "refuted", wrong
+    host = proved(sim, "short", "decode", "host")
+    assert host["verdict"] == "cannot be tried here" and "clock" in host["why"]
+    page = sim.run("bench", "report", "last", "--out", "-").stdout
+    assert "decode: link bandwidth is refuted" in page

@@ -13,7 +13,11 @@ from orchestrator.attach.doctor import standing, workloads
 from orchestrator.attach.explain import findings
 from orchestrator.attach.facts import Address, CardFacts, EngineProcess, MachineFacts
 from orchestrator.attach.find import NodeFound
+from orchestrator.attach.prove import claims, ground
 from orchestrator.attach.verify import Looked
+from orchestrator.core.errors import BadInput
+from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.prove.claim import Claim
 from orchestrator.performance.results.bench import (
     Measured,
     Provenance,
@@ -202,3 +206,45 @@ def test_kept_speeds_are_none_where_none_are_kept(
 def test_the_short_load_fits(args: dict[str, int], loads: list[tuple[int, int]]) -> None:
     found = workloads(profile(args=args))
     assert [(each.prompt_tokens, each.output_tokens) for each in found] == loads
+
+
+def tried(found: Run, *names: str, cause: str | None = None, **fast: float) -> list[Claim]:
+    speeds_ = {key.replace("_", " "): value for key, value in fast.items()}
+    return claims(found, profile(), speeds_, names, cause)
+
+
+def test_what_a_finding_says_that_bench_prove_can_change() -> None:
+    """The share of the time that it explains; of the queue, the time to the first token."""
+    full = [*WAITING, series("a", "eth0 sent", 110e6)]
+    link, queue = tried(run(measured(16), counters=full), a_eth0=125e6)
+    assert (link.cause, link.phase, link.found.workload.name) == (
+        Cause.LINK_BANDWIDTH, "decode", "16 at once",
+    )  # fmt: skip
+    assert link.seconds == pytest.approx(0.88 * 0.1)
+    assert (queue.cause, queue.phase) == (Cause.BATCH_LIMIT, "prefill")
+    asked = tried(run(measured(), measured(16), counters=[]), "16 at once", cause="host")
+    assert [(each.phase, each.cause, each.seconds) for each in asked] == [
+        ("prefill", Cause.HOST, 0.05), ("decode", Cause.HOST, 0.05),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="no workload 'x'"):
+        tried(run(measured(16), counters=full), "x")
+    with pytest.raises(BadInput, match="no limit that could be changed"):
+        tried(run(measured(16), counters=[]))
+
+
+def test_where_a_cluster_of_others_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks' links, if two nodes have one; and no card that may be somebody else's."""
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    card = CardFacts("NVIDIA", "x", "01:00.0", "")
+    two = [node("a", 1, 1000, card), node("b", 1, 1000, card, card)]
+    found = ground(profile(args={"max-num-seqs": 4, "max-model-len": 99}), two)
+    links = [(end.place.name, end.link, end.tc) for end in found.ends(Cause.LINK_BANDWIDTH)]
+    assert links == [("a", "eth0", ("tc",)), ("b", "eth0", ("tc",))]
+    assert [each.name for each in found.hosts] == ["a", "b"]
+    assert [each.name for each in found.cards] == ["a"]
+    assert (found.limit, found.context, found.bytes_per_s) == (4, 99, None)
+    silent = NodeFound(AttachedNode(name="c", host="c"), None, error="no answer")
+    assert ground(profile(), [two[0], silent]).ends(Cause.LINK_BANDWIDTH) == []
+    assert found.hosts[0].by_hand(["true"]).startswith("ssh ")

@@ -133,6 +133,7 @@ def _phases(
             why=f"{told.why[:1].upper()}{told.why[1:]} ({told.basis}).",
             modelled=MODELLED,
             point=_point(told, shape, workload.prompt_tokens),
+            counted=told.basis == "measured",
         )
 
 
