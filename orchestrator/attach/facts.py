@@ -54,6 +54,40 @@ class CardFacts:
     link_speed_most: str = ""
     link_width: int | None = None
     link_width_most: int | None = None
+    memory_busy_percent: float | None = None
+    #: Links to other cards that work, like ``18 NVLink, 26.6 GB/s each``.
+    links: str = ""
+
+
+@dataclass(frozen=True)
+class RdmaPort:
+    """A port of an RDMA device. ``layer``: InfiniBand, or Ethernet for RoCE."""
+
+    device: str
+    port: int
+    layer: str
+    state: str
+    gbits: float | None
+    #: The network card that it is a side of.
+    interface: str
+
+    @property
+    def works(self) -> bool:
+        return self.state == "ACTIVE"
+
+    @property
+    def told(self) -> str:
+        rate = f"{self.gbits:g} Gb/s" if self.gbits else ""
+        words = [f"{self.device}:{self.port}", self.layer, self.state, rate, self.interface]
+        return " ".join(filter(None, words))
+
+
+@dataclass(frozen=True)
+class EngineLog:
+    """Lines of the engine's log that speak of the collectives' transports. ``of``: which log."""
+
+    of: str = ""
+    lines: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,13 +133,14 @@ class MachineFacts:
     processors: int
     memory_bytes: int
     addresses: list[Address]
-    rdma: list[str]
+    rdma: list[RdmaPort]
     accelerators: list[CardFacts]
     engines: list[EngineProcess]
     #: Ray's own processes run here, as (its kind, its command line).
     ray: list[list[str]]
     #: What could not be found out, and what would help.
     unknown: list[str] = field(default_factory=list)
+    log: EngineLog = field(default_factory=EngineLog)
 
     @property
     def servers(self) -> list[EngineProcess]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,21 +17,24 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as some
 
-from orchestrator.attach import compose
-from orchestrator.attach.accelerators import TABLES
+from orchestrator.attach import collectives, compose, node_hardware, node_log
 from orchestrator.attach.endpoint import EndpointFacts
 from orchestrator.attach.facts import (
     Address,
+    EngineLog,
     EngineProcess,
     MachineFacts,
+    RdmaPort,
     apart,
     of_model,
     of_ranks,
 )
-from orchestrator.attach.find import ClusterFound, NodeFound, source
+from orchestrator.attach.find import ClusterFound, NodeFound
 from orchestrator.attach.flags import flags
+from orchestrator.attach.reach import own_text, source
 from orchestrator.core.document import DocumentError
 from orchestrator.core.visible import visible
+from orchestrator.performance.bench.accelerators import TABLES
 from orchestrator.profile.existing import AttachedNode, Endpoint
 from orchestrator.profile.load import NotOurs, load, load_attached
 
@@ -226,32 +230,37 @@ def test_a_command_for_our_clusters_says_that_this_is_none(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_accelerators(path: Path, tmp_path: Path) -> None:
-    """The very program, with a recorded /proc and /sys, and what nvidia-smi printed there."""
+    """The very program, with a recorded /proc and /sys, and what programs printed there."""
     case = yaml.safe_load(path.read_text())
     for name, content in case["files"].items():
         file = tmp_path / "root" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     for name, target in case.get("links", {}).items():
         link = tmp_path / "root" / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
-    tool = tmp_path / "bin/nvidia-smi"
-    tool.parent.mkdir()
-    if "nvidia_smi" in case or "nvidia_smi_fails" in case:
-        (tmp_path / "told").write_text(case.get("nvidia_smi", ""))
-        fails = "exit 9" if "nvidia_smi_fails" in case else ""
-        tool.write_text(f"#!/bin/sh\ncat {tmp_path}/told\n{fails}\n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for words, page in case.get("programs", {}).items():
+        program, _, rest = words.partition(" ")
+        tool = tools / program
+        begin = tool.read_text() if tool.exists() else "#!/bin/sh\n"
+        act = f"cat <<'END'\n{page}\nEND\nexit 0" if page is not None else "exit 9"
+        tool.write_text(f'{begin}case "$*" in "{rest}"*)\n{act};;\nesac\n')
         tool.chmod(0o755)
     env = {
         "ORCHESTRATE_ROOT": str(tmp_path / "root"),
-        "PATH": f"{tool.parent}:{os.environ['PATH']}",
+        "PATH": f"{tools}:{os.environ['PATH']}",
     }
+    program = source("node_facts", "node_hardware", "node_log")
     ran = subprocess.run(
         [sys.executable, "-I", "-", "mark", "60", json.dumps(TABLES)],
-        input=source("node_facts"), env=env, capture_output=True, text=True, check=True,
+        input=program, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout.split("\n")[2])
+    assert told["rdma"] == case.get("rdma", [])
     cards = told["accelerators"]
     assert len(cards) == len(case["told"])
     for card, wanted in zip(cards, case["told"], strict=True):
@@ -259,8 +268,116 @@ def test_recorded_accelerators(path: Path, tmp_path: Path) -> None:
     assert case.get("unknown", "") in "\n".join(told["unknown"])
 
 
-def test_what_runs_on_a_node_is_python_3_9_and_of_the_standard_library() -> None:
-    tree = ast.parse(source("node_facts"), feature_version=(3, 9))
+def test_energy_and_idle_time_become_power_and_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their counters grow between the two looks."""
+    device = tmp_path / "sys/bus/pci/devices/0000:03:00.0"
+    energy, idle = device / "hwmon/hwmon2/energy1_input", device / "drm/card0/gt/gt0"
+    for path in (energy.parent, idle):
+        path.mkdir(parents=True)
+    (device / "vendor").write_text("0x8086")
+    (idle / "rc6_residency_ms").write_text("5000")
+    energy.write_text("1000000")
+    (tmp_path / "sys/class/drm/card0").mkdir(parents=True)
+    (tmp_path / "sys/class/drm/card0/device").symlink_to(device)
+    monkeypatch.setattr(node_hardware, "ROOT", tmp_path)
+
+    class Clock:
+        """One in which as much is done as is slept."""
+
+        now = 100.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+            energy.write_text(str(1000000 + int(150e6 * seconds)))  # 150 W
+            (idle / "rc6_residency_ms").write_text(str(5000 + int(250 * seconds)))  # a quarter
+
+    monkeypatch.setattr(node_hardware, "time", Clock())
+    (card,) = node_hardware.accelerators(TABLES)
+    assert card["power_w"] == pytest.approx(150)
+    assert card["busy_percent"] == pytest.approx(75)
+
+
+def test_a_firmwares_counters_name_what_slows_a_card_down() -> None:
+    table = TABLES["sysfs"]["0x1002"]["metrics"]
+    before = bytearray(struct.pack("<HBB", 264, 3, 0) + bytes(260))
+    now = bytearray(before)
+    assert node_hardware.slowed(table, bytes(before), bytes(now)) == []
+    struct.pack_into("<I", now, 236, 7)
+    struct.pack_into("<I", now, 252, 9)
+    grown = node_hardware.slowed(table, bytes(before), bytes(now))
+    assert grown == ["power limit", "thermal limit"]
+    assert node_hardware.slowed(table, b"", bytes(now)) == []
+    for cut in range(len(now)):  # a table that is shorter than it says
+        node_hardware.slowed(table, bytes(before), bytes(now[:cut]))
+
+
+#: Lines of real logs, and what they say.
+NCCL_IB = "box:7:9 [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/RoCE [RO]; OOB eth0:10.0.4.7<0>"
+NCCL_NET = "(Worker_TP0 pid=7) box:7:9 [0] NCCL INFO Using network IB"
+NCCL_SOCKET = "box:7:9 [0] NCCL INFO NET/Socket : Using [0]eth0:10.0.123.96<0>"
+NCCL_P2P = "box:7:9 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM/read"
+ONECCL = "2026:11:30-10:00:00:( 77) |CCL_INFO| atl-ofi: provider: tcp;ofi_rxm"
+ONECCL_WARN = "2026:11:30-10:00:00:( 77) |CCL_WARN| fallback to 'sockets' transport"
+
+
+def machine(tmp_path: Path, *lines: str) -> dict[str, Any]:
+    """What is read of a server whose output goes to a file."""
+    log = tmp_path / "vllm.log"
+    log.write_text("\n".join(["A prompt, which nobody else may see", *lines, *lines, ""]))
+    fds = tmp_path / "proc/7/fd"
+    fds.mkdir(parents=True, exist_ok=True)
+    (fds / "1").unlink(missing_ok=True)
+    (fds / "1").symlink_to(log)
+    return node_log.log([{"pid": 7, "env": None}])
+
+
+@pytest.mark.parametrize(
+    ("lines", "network", "shown"),
+    [
+        ([NCCL_IB, NCCL_SOCKET, NCCL_NET, NCCL_P2P], "RDMA", "RDMA between nodes, P2P/CUMEM/read"),
+        ([NCCL_SOCKET], "sockets", "sockets between nodes"),
+        ([NCCL_P2P], "", "collectives: P2P/CUMEM/read"),
+        ([ONECCL, ONECCL_WARN], "sockets", "warns: |CCL_WARN| fallback to 'sockets'"),
+        (["vLLM is using nccl==2.28.9"], "", ""),
+    ],
+)
+def test_the_engines_log_says_what_carries_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], network: str, shown: str
+) -> None:
+    monkeypatch.setattr(node_log, "ROOT", tmp_path)
+    found = machine(tmp_path, *lines)
+    assert "prompt" not in str(found)
+    assert len(found["lines"]) == len(lines) if shown else found == {"of": "", "lines": []}
+    facts = node_facts(engine("VLLM::EngineCore"), log=EngineLog(**found))
+    assert collectives.network(facts) == network
+    assert shown in "\n".join(collectives.told(facts))
+    port = RdmaPort("mlx5_0", 1, "Ethernet", "ACTIVE", 100.0, "eth0")
+    missing = list(collectives.missing([replace(facts, rdma=[port])]))
+    assert bool(missing) == (not network)
+    assert not list(collectives.missing([replace(facts, rdma=[replace(port, state="DOWN")])]))
+
+
+def test_only_the_ends_of_a_huge_log_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_log, "ROOT", tmp_path)
+    monkeypatch.setattr(node_log, "PART", 1000)
+    noise = ["x" * 99] * 100
+    assert machine(tmp_path, *noise, NCCL_SOCKET, *noise)["lines"] == []
+    assert machine(tmp_path, NCCL_SOCKET, *noise)["lines"] == [NCCL_SOCKET.partition("] ")[2]]
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: it is not waited for
+    (tmp_path / "proc/7/fd/2").symlink_to(tmp_path / "pipe")
+    assert machine(tmp_path, *noise)["lines"] == []
+
+
+@pytest.mark.parametrize("name", ["node_facts", "node_hardware", "node_log", "node_ray"])
+def test_what_runs_on_a_node_is_python_3_9_and_of_the_standard_library(name: str) -> None:
+    tree = ast.parse(own_text(name), feature_version=(3, 9))
     imported = {
         name.partition(".")[0]
         for each in ast.walk(tree)
@@ -271,4 +388,5 @@ def test_what_runs_on_a_node_is_python_3_9_and_of_the_standard_library() -> None
             else [a.name for a in each.names]
         )
     }
-    assert imported <= sys.stdlib_module_names
+    others = {"node_ray": {"ray"}, "node_facts": {"orchestrator"}, "node_log": {"orchestrator"}}
+    assert imported <= sys.stdlib_module_names | others.get(name, set())
