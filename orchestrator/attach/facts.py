@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from orchestrator.attach.flags import Flags, flags
 
 #: Titles of vLLM's processes that hold a rank, and of its engine, which holds it where it is alone.
-WORKER = re.compile(r"(?:^VLLM::Worker|^ray::RayWorker(?:Proc|Wrapper))")
-ENGINE = re.compile(r"^VLLM::EngineCore")
+#: vLLM's own prefix can be another one (VLLM_PROCESS_NAME_PREFIX).
+WORKER = re.compile(r"^(?!ray::)\w+::Worker|^ray::RayWorker(?:Proc|Wrapper)")
+ENGINE = re.compile(r"^(?!ray::)\w+::EngineCore|^ray::\w*EngineCoreActor")
 #: A rank's place by kind, in a title like ``VLLM::Worker_DP0_PP1_TP0``.
 PLACE = re.compile(r"(DP|PP|TP|EP)(\d+)")
+#: The flag of a server that is one rank of data parallelism.
+RANK_FLAG = "data-parallel-rank"
 #: Variables that name the interfaces of ranks.
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "CCL_KVS_IFACE", "FI_TCP_IFACE")
 #: Distributions whose versions decide how an engine behaves; they have to be alike on all nodes.
@@ -189,6 +192,9 @@ def of_model(facts: MachineFacts, model: str, port: int) -> MachineFacts:
     """
     named = [each for each in facts.servers if each.flags and model in each.flags.names]
     mine = [each for each in named if each.flags and each.flags.port == port] or named
+    if any(each.flags and RANK_FLAG in each.flags.given for each in mine):
+        # Each rank of data parallelism has a server and a port of its own, behind a balancer.
+        mine = [each for each in named if each.flags and RANK_FLAG in each.flags.given]
     if not mine:
         return facts
     pids = {each.pid for each in mine}

@@ -49,6 +49,10 @@ DISTRIBUTIONS = re.compile(
     r"|flash_attn|xformers|nvidia_nccl_cu\d+|oneccl|vllm_xpu_kernels|intel_extension_for_pytorch)"
     r"-(\d[^-]*)\.dist-info$"
 )
+#: Titles that vLLM's processes give themselves (facts.WORKER), and Ray's to its actors.
+OF_ENGINE = re.compile(
+    r"(?!ray::)\w+::(Worker|EngineCore|APIServer|DPCoordinator)|ray::(RayWorker|\w*EngineCoreActor)"
+)
 #: Kinds of containers, by the control group that their processes are in.
 CONTAINERS = (
     ("docker", re.compile(r"(?:docker[-/]|/docker/)([0-9a-f]{12})[0-9a-f]*")),
@@ -116,7 +120,7 @@ def command_line(process: Path) -> list[str]:
 
 
 def is_engine(argv: list[str]) -> bool:
-    if argv[0].startswith(("VLLM::", "ray::RayWorker")):
+    if OF_ENGINE.match(argv[0]):
         return True
     if any(word.startswith("vllm.entrypoints.") for word in argv):
         return True

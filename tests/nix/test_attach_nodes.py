@@ -121,12 +121,11 @@ def cluster(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
             pack = subprocess.run(
                 ["tar", "-C", model, "-chf", "-", "."], stdout=subprocess.PIPE, check=True
             )
-            unpack = (
-                f"mkdir model && tar -C model --no-same-permissions -xf - && chmod -R u+w model"
-            )
+            unpack = "mkdir model && tar -C model --no-same-permissions -xf - && chmod -R u+w model"
             argv = box.argv("sh", "-c", f"cd /home/{OWNER} && {unpack}")
             subprocess.run(argv, input=pack.stdout, check=True)
-        yield Cluster(one, two, desk, space, place)
+        (place / "logs").mkdir()
+        yield Cluster(one, two, desk, space, place / "logs")
 
 
 def with_known_answers(cluster: Cluster, path: str, text: str) -> None:

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as some
 
-from orchestrator.attach import collectives, compose, node_hardware, node_log
+from orchestrator.attach import collectives, compose, node_facts, node_hardware, node_log
 from orchestrator.attach.endpoint import EndpointFacts
 from orchestrator.attach.facts import (
     Address,
@@ -39,6 +39,7 @@ from orchestrator.profile.existing import AttachedNode, Endpoint
 from orchestrator.profile.load import NotOurs, load, load_attached
 
 RECORDED = sorted(Path("tests/data/recorded/accelerators").absolute().glob("*.yml"))
+PROCESSES = sorted(Path("tests/data/recorded/processes").absolute().glob("*.yml"))
 PYTHON = "/opt/vllm/bin/python3"
 
 
@@ -94,23 +95,42 @@ def engine(*argv: str, pid: int = 1, parents: list[int] | None = None) -> Engine
     return EngineProcess(pid, parents or [], "u", list(argv), "", {}, None, PYTHON)
 
 
-def node_facts(*engines: EngineProcess, **more: Any) -> MachineFacts:
+def node_facts_of(*engines: EngineProcess, **more: Any) -> MachineFacts:
     return MachineFacts(0.0, "host", "u", "6.1", "3.11", 8, 1 << 34, [], [], [], list(engines), [],
                      **more)  # fmt: skip
 
 
+@pytest.mark.parametrize("path", PROCESSES, ids=lambda path: path.stem)
+def test_recorded_processes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks by kind of parallelism, from /proc as the very program reads it."""
+    case = yaml.safe_load(path.read_text())
+    monkeypatch.setattr(node_facts, "ROOT", tmp_path)
+    for pid, parent, words in case["processes"]:
+        place = tmp_path / f"proc/{pid}"
+        place.mkdir(parents=True)
+        # A title that a process gave itself is one word.
+        argv = [words] if "::" in words else words.split()
+        (place / "cmdline").write_text("\0".join(argv) + "\0")
+        (place / "stat").write_text(f"{pid} (a) b) S {parent} 1 1")
+    engines, _ = node_facts.processes()
+    facts = of_model(node_facts_of(*(EngineProcess(**each) for each in engines)), "m", case["port"])
+    assert facts.ranks == case["ranks"]
+    (made, *_) = [each.flags for each in facts.servers if each.flags]
+    assert [made.tensor, made.pipeline, made.data] == case["layout"]
+
+
 def test_ranks_are_workers_or_the_engine_alone() -> None:
     server, core = engine("vllm", "serve", "m"), engine("VLLM::EngineCore")
-    assert node_facts(server, core).ranks == ["VLLM::EngineCore"]
+    assert node_facts_of(server, core).ranks == ["VLLM::EngineCore"]
     workers = [engine(f"VLLM::Worker_TP{rank}") for rank in range(2)]
-    assert node_facts(server, core, *workers).ranks == ["VLLM::Worker_TP0", "VLLM::Worker_TP1"]
-    assert node_facts(engine("ray::RayWorkerWrapper.execute_method")).ranks
-    assert node_facts(engine("vllm", "bench")).ranks == []
+    assert node_facts_of(server, core, *workers).ranks == ["VLLM::Worker_TP0", "VLLM::Worker_TP1"]
+    assert node_facts_of(engine("ray::RayWorkerWrapper.execute_method")).ranks
+    assert node_facts_of(engine("vllm", "bench")).ranks == []
 
 
 def test_ranks_of_another_model_on_the_same_machine_do_not_count() -> None:
     mine = engine("vllm", "serve", "a", pid=10)
-    facts = node_facts(
+    facts = node_facts_of(
         mine,
         engine("VLLM::Worker_TP0", pid=12, parents=[11, 10]),
         engine("vllm", "serve", "b", pid=20),
@@ -124,14 +144,14 @@ def test_ranks_of_another_model_on_the_same_machine_do_not_count() -> None:
     assert [each.pid for each in of_model(again, "a", 9).engines] == [40, 30]
     assert [each.pid for each in of_model(again, "a", 80).engines] == [10, 12, 40]
     assert of_model(facts, "c", 8000) == facts  # on a node without its server: Ray's, or all
-    by_ray = node_facts(mine, engine("ray::RayWorkerProc.run", pid=30))
+    by_ray = node_facts_of(mine, engine("ray::RayWorkerProc.run", pid=30))
     assert of_model(by_ray, "a", 80) == by_ray
 
 
 def test_the_ranks_address_is_what_the_engine_was_told_else_the_fastest() -> None:
     slow = Address("eth0", "10.0.0.1", 1000, 1500, "")
     fast = Address("eth1", "10.1.0.1", 10000, 1500, "")
-    none = node_facts(engine("vllm", "serve", "m"))
+    none = node_facts_of(engine("vllm", "serve", "m"))
     links = replace(none, addresses=[slow, fast])
 
     def told(**env: str) -> str:
@@ -163,7 +183,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_the_profile_is_one_that_can_be_read_again(tmp_path: Path) -> None:
     node = AttachedNode(name="box", host="me@box", enter=("docker", "exec", "-i", "vllm"))
-    facts = node_facts(engine("vllm", "serve", "m", "-tp", "1", "--dtype", "half"))
+    facts = node_facts_of(engine("vllm", "serve", "m", "-tp", "1", "--dtype", "half"))
     profile = load_attached(
         written(tmp_path, compose.text(found("m", NodeFound(node, facts)), "it"))
     )
@@ -174,7 +194,7 @@ def test_the_profile_is_one_that_can_be_read_again(tmp_path: Path) -> None:
 @given(some.lists(some.text(), max_size=6), some.text())
 def test_nothing_that_a_node_says_makes_another_profile(words: list[str], noise: str) -> None:
     """Flags, hostnames and errors are a stranger's: they stay values and comments."""
-    facts = node_facts(engine("vllm", "serve", "m", *words))
+    facts = node_facts_of(engine("vllm", "serve", "m", *words))
     silent = NodeFound(AttachedNode(name="b", host="b"), error=noise or "none")
     node = NodeFound(AttachedNode(name="a", host="a"), facts)
     text = compose.text(replace(found("m", node, silent), unknown=(noise,)), "it")
@@ -353,7 +373,7 @@ def test_the_engines_log_says_what_carries_messages(
     found = machine(tmp_path, *lines)
     assert "prompt" not in str(found)
     assert len(found["lines"]) == len(lines) if shown else found == {"of": "", "lines": []}
-    facts = node_facts(engine("VLLM::EngineCore"), log=EngineLog(**found))
+    facts = node_facts_of(engine("VLLM::EngineCore"), log=EngineLog(**found))
     assert collectives.network(facts) == network
     assert shown in "\n".join(collectives.told(facts))
     port = RdmaPort("mlx5_0", 1, "Ethernet", "ACTIVE", 100.0, "eth0")
