@@ -16,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as some
+from support.recorded import ACCELERATORS, laid_out
 
 from orchestrator.attach import collectives, compose, node_facts, node_hardware, node_log
 from orchestrator.attach.endpoint import EndpointFacts
@@ -38,7 +39,6 @@ from orchestrator.performance.bench.accelerators import TABLES
 from orchestrator.profile.existing import AttachedNode, Endpoint
 from orchestrator.profile.load import NotOurs, load, load_attached
 
-RECORDED = sorted(Path("tests/data/recorded/accelerators").absolute().glob("*.yml"))
 PROCESSES = sorted(Path("tests/data/recorded/processes").absolute().glob("*.yml"))
 PYTHON = "/opt/vllm/bin/python3"
 
@@ -248,30 +248,13 @@ def test_a_command_for_our_clusters_says_that_this_is_none(tmp_path: Path) -> No
     assert len(raised.value.message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ACCELERATORS, ids=lambda path: path.stem)
 def test_recorded_accelerators(path: Path, tmp_path: Path) -> None:
     """The very program, with a recorded /proc and /sys, and what programs printed there."""
-    case = yaml.safe_load(path.read_text())
-    for name, content in case["files"].items():
-        file = tmp_path / "root" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for name, target in case.get("links", {}).items():
-        link = tmp_path / "root" / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for words, page in case.get("programs", {}).items():
-        program, _, rest = words.partition(" ")
-        tool = tools / program
-        begin = tool.read_text() if tool.exists() else "#!/bin/sh\n"
-        act = f"cat <<'END'\n{page}\nEND\nexit 0" if page is not None else "exit 9"
-        tool.write_text(f'{begin}case "$*" in "{rest}"*)\n{act};;\nesac\n')
-        tool.chmod(0o755)
+    case = laid_out(path, tmp_path)
     env = {
         "ORCHESTRATE_ROOT": str(tmp_path / "root"),
-        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
     }
     program = source("node_facts", "node_hardware", "node_log")
     ran = subprocess.run(
