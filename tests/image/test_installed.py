@@ -14,8 +14,8 @@ from orchestrator.image.lock.index import settings
 def test_uv_installs_the_tool_from_a_repository(tmp_path: Path) -> None:
     """No checkout is left to it, and nothing of this machine's Python."""
     uv = Path(sys.executable).with_name("uv")
-    repository = tmp_path / "repository"
-    subprocess.run(["git", "clone", "-q", "--depth=1", f"file://{PROJECT}", repository], check=True)
+    asked = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     env = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path / "home"),
@@ -28,7 +28,7 @@ def test_uv_installs_the_tool_from_a_repository(tmp_path: Path) -> None:
         "UV_PYTHON": sys.executable,
         "UV_NATIVE_TLS": "1",
     }
-    words = [uv, "tool", "install", "--quiet", f"git+file://{repository}"]
+    words = [uv, "tool", "install", "--quiet", f"git+file://{PROJECT}@{commit}"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
 

@@ -168,7 +168,8 @@ def test_one_model_over_two_machines_by_vllms_own_executor(cluster: Cluster) -> 
         assert shown.count("1 of 1") == 2, shown
         report = cluster.desk.json("verify", "--profile", path, K=SECRET)
         assert report["ok"], report
-        done = cluster.desk.json("bench", "run", "--profile", path, K=SECRET)
+        brief = ("--profile", path, "--workload", "brief")
+        done = cluster.desk.json("bench", "run", *brief, K=SECRET)
         assert done["state"] == "complete", done
         run = cluster.desk.json("bench", "show", "--profile", path, K=SECRET)["run"]
         assert {each["node"] for each in run["series"]} == {"one", "two", "endpoint"}

@@ -118,6 +118,8 @@ class Box:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # What it started may outlive it; this shell itself is spared.
+            subprocess.run(self.argv("sh", "-c", "kill -KILL -1"), check=False)
 
 
 @contextmanager
