@@ -315,6 +315,8 @@ def test_a_firmwares_counters_name_what_slows_a_card_down() -> None:
     grown = node_hardware.slowed(table, bytes(before), bytes(now))
     assert grown == ["power limit", "thermal limit"]
     assert node_hardware.slowed(table, b"", bytes(now)) == []
+    # A firmware that tells no reason has all bits on.
+    assert node_hardware.slowed(table, b"", struct.pack("<HBB", 120, 1, 3) + b"\xff" * 116) == []
     for cut in range(len(now)):  # a table that is shorter than it says
         node_hardware.slowed(table, bytes(before), bytes(now[:cut]))
 
