@@ -12,7 +12,7 @@ from orchestrator.image.lock.index import settings
 
 
 def test_uv_installs_the_tool_from_a_repository(tmp_path: Path) -> None:
-    """No checkout is left to it, and nothing of this machine's Python."""
+    """The newest commit of this checkout, with what pip's index has; nothing of .venv."""
     uv = Path(sys.executable).with_name("uv")
     asked = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
     commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
