@@ -20,7 +20,7 @@ from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts
 from orchestrator.attach.facts import EngineProcess, MachineFacts, apart, of_model, of_ranks, public
 from orchestrator.attach.flags import Flags
-from orchestrator.attach.ray import RayFacts
+from orchestrator.attach.ray import RayCluster
 from orchestrator.attach.reach import NodeShell, NotReached, source
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.visible import one_line
@@ -73,7 +73,7 @@ class ClusterFound:
     said: EndpointFacts
     nodes: tuple[NodeFound, ...]
     unknown: tuple[str, ...] = field(default=())
-    ray: RayFacts | None = None
+    ray: RayCluster | None = None
 
     @property
     def servers(self) -> list[tuple[NodeFound, EngineProcess]]:
@@ -142,7 +142,7 @@ def find(
     return replace(found, unknown=tuple(_unknown(found)))
 
 
-def of_ray(nodes: Sequence[NodeFound]) -> RayFacts | None:
+def of_ray(nodes: Sequence[NodeFound]) -> RayCluster | None:
     """What Ray says of these nodes; None without Ray."""
     return rays.ask((each.node, each.facts) for each in nodes if each.facts)
 

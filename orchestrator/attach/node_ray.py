@@ -1,4 +1,4 @@
-"""Runs on a node of somebody's cluster: print what Ray knows as JSON (ray.RayFacts).
+"""Runs on a node of somebody's cluster: print what Ray knows as JSON (ray.RayCluster).
 
     PYTHON node_ray.py ADDRESS...     ADDRESS: of Ray's head, as its processes say
 

@@ -29,7 +29,7 @@ NO_TOKEN = re.compile(r"token|unauthenticated|authentication", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class RayNode:
+class RayMachine:
     """A machine of Ray's."""
 
     id: str
@@ -64,23 +64,23 @@ class RayRank:
 
 
 @dataclass(frozen=True)
-class RayFacts:
+class RayCluster:
     """A cluster of Ray's. ``error``: why it did not answer."""
 
     address: str
     version: str = ""
-    nodes: list[RayNode] = field(default_factory=list)
+    nodes: list[RayMachine] = field(default_factory=list)
     ranks: list[RayRank] = field(default_factory=list)
     #: Address and process of what started each job.
     drivers: dict[str, tuple[str, int]] = field(default_factory=dict)
     error: str = ""
 
     @property
-    def living(self) -> list[RayNode]:
+    def living(self) -> list[RayMachine]:
         return [each for each in self.nodes if each.alive]
 
     @property
-    def dead(self) -> list[RayNode]:
+    def dead(self) -> list[RayMachine]:
         """Nodes that died, without those that came back: Ray keeps every life's entry."""
         back = {each.address for each in self.living}
         last = {each.address: each for each in self.nodes if each.address not in back}
@@ -97,7 +97,7 @@ class RayFacts:
         return [each for each in ranks if each.node in ids]
 
 
-def is_same(node: RayNode, facts: MachineFacts) -> bool:
+def is_same(node: RayMachine, facts: MachineFacts) -> bool:
     """Whether one of Ray's nodes is this machine: by its address, as Ray's own processes say it, or
     an interface has it."""
     own = {link.address for link in facts.addresses}
@@ -112,12 +112,12 @@ def heads(facts: MachineFacts) -> list[str]:
     return [each for each in found if ADDRESS.fullmatch(each)][:MOST_HEADS]
 
 
-def ask(nodes: Iterable[tuple[AttachedNode, MachineFacts]]) -> RayFacts | None:
+def ask(nodes: Iterable[tuple[AttachedNode, MachineFacts]]) -> RayCluster | None:
     """Ask Ray on the first of these nodes that it answers on; None if none of them has one.
 
     Where a node is in several of Ray's clusters, the one with vLLM's ranks counts.
     """
-    failed: RayFacts | None = None
+    failed: RayCluster | None = None
     for node, facts in nodes:
         addresses = heads(facts)
         if not addresses:
@@ -130,19 +130,19 @@ def ask(nodes: Iterable[tuple[AttachedNode, MachineFacts]]) -> RayFacts | None:
     return failed
 
 
-def _asked(node: AttachedNode, addresses: list[str]) -> list[RayFacts]:
+def _asked(node: AttachedNode, addresses: list[str]) -> list[RayCluster]:
     if not node.engine:
-        return [RayFacts(addresses[0], error=f"{node.name}: the Python of vLLM is not known")]
+        return [RayCluster(addresses[0], error=f"{node.name}: the Python of vLLM is not known")]
     try:
         found = NodeShell(node).ask(
-            source("node_ray"), list[RayFacts], *addresses, timeout=TIMEOUT, start=[node.engine]
+            source("node_ray"), list[RayCluster], *addresses, timeout=TIMEOUT, start=[node.engine]
         )
     except UserError as error:
-        return [RayFacts(addresses[0], error=error.message.splitlines()[0])]
-    return found or [RayFacts(addresses[0], error=f"{node.name}: no answer")]
+        return [RayCluster(addresses[0], error=error.message.splitlines()[0])]
+    return found or [RayCluster(addresses[0], error=f"{node.name}: no answer")]
 
 
-def why(found: RayFacts) -> str:
+def why(found: RayCluster) -> str:
     """Why Ray did not answer, and what helps."""
     text = one_line(found.error)
     if NO_TOKEN.search(text):
@@ -153,7 +153,7 @@ def why(found: RayFacts) -> str:
     return f"Ray at {found.address} could not be asked: {text}"
 
 
-def job_of(found: RayFacts, nodes: Sequence[MachineFacts]) -> str | None:
+def job_of(found: RayCluster, nodes: Sequence[MachineFacts]) -> str | None:
     """The job whose driver is among vLLM's processes on these nodes; the only one that there is;
     None if that cannot be told."""
     jobs = list(dict.fromkeys(each.job for each in found.ranks))
@@ -162,7 +162,7 @@ def job_of(found: RayFacts, nodes: Sequence[MachineFacts]) -> str | None:
     return (mine if len(mine) == 1 else jobs if len(jobs) == 1 else [None])[0]
 
 
-def unnamed(found: RayFacts, nodes: Sequence[MachineFacts]) -> list[RayNode]:
+def unnamed(found: RayCluster, nodes: Sequence[MachineFacts]) -> list[RayMachine]:
     """Nodes that live and hold accelerators or ranks, and are none of these."""
     holding = {each.node for each in found.ranks}
     return [
@@ -173,7 +173,7 @@ def unnamed(found: RayFacts, nodes: Sequence[MachineFacts]) -> list[RayNode]:
     ]
 
 
-def told(found: RayFacts) -> Iterator[str]:
+def told(found: RayCluster) -> Iterator[str]:
     """Lines for people."""
     if found.error:
         return
@@ -186,7 +186,7 @@ def told(found: RayFacts) -> Iterator[str]:
         yield f"{each.told}: dead{': ' + one_line(each.reason) if each.reason else ''}"
 
 
-def missing(found: RayFacts, nodes: Sequence[MachineFacts], silent: bool) -> Iterator[str]:
+def missing(found: RayCluster, nodes: Sequence[MachineFacts], silent: bool) -> Iterator[str]:
     """What is not there: an answer, nodes that were not named, nodes that died."""
     if found.error:
         yield why(found)

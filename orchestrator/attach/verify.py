@@ -19,7 +19,7 @@ from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts, NotAnswered
 from orchestrator.attach.facts import ALIKE, MachineFacts, apart, public
 from orchestrator.attach.find import NodeFound, ask_node, of_ray
-from orchestrator.attach.ray import RayFacts
+from orchestrator.attach.ray import RayCluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.visible import one_line
 from orchestrator.models.catalog import Answer
@@ -60,7 +60,7 @@ class Looked:
     said: EndpointFacts | None
     error: str
     nodes: tuple[NodeFound, ...]
-    ray: RayFacts | None = None
+    ray: RayCluster | None = None
 
     @property
     def facts(self) -> list[MachineFacts]:
@@ -223,7 +223,7 @@ def _node(profile: Attached, found: NodeFound) -> Iterator[Check]:
         yield LINKS.check(name, Verdict(not narrow, full, "; ".join(narrow) or full))
 
 
-def _ray(seen: Looked, ray: RayFacts) -> Iterator[Check]:
+def _ray(seen: Looked, ray: RayCluster) -> Iterator[Check]:
     """Ray's nodes live, and hold the ranks that the profile says."""
     every = "all of Ray's nodes are alive"
     if ray.error:

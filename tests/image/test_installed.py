@@ -28,12 +28,12 @@ def test_uv_installs_the_tool_from_a_repository(tmp_path: Path) -> None:
         "UV_PYTHON": sys.executable,
         "UV_NATIVE_TLS": "1",
     }
-    words = [uv, "tool", "install", "--quiet", f"git+file://{PROJECT}@{commit}"]
+    words: list[str | Path] = [uv, "tool", "install", "--quiet", f"git+file://{PROJECT}@{commit}"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [tmp_path / "bin/orchestrate", *words]
+        argv: list[str | Path] = [tmp_path / "bin/orchestrate", *words]
         return subprocess.run(
             argv, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
         )

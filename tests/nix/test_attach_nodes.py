@@ -101,7 +101,7 @@ def cluster(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     with ExitStack() as stack:
         # Outside pytest's own directories, which only root may enter.
         home = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
-        stack.callback(subprocess.run, ["rm", "-r", home], check=True)
+        stack.callback(lambda: subprocess.run(["rm", "-r", home], check=True))
         home.chmod(0o755)
         program = installed(home)
         netns.create(space)
@@ -138,8 +138,8 @@ def with_known_answers(cluster: Cluster, path: str, text: str) -> None:
 
 
 def test_one_model_over_two_machines_by_vllms_own_executor(cluster: Cluster) -> None:
-    over = ("--nnodes", "2", "--master-addr", cluster.one.address, "--master-port", "29555")
-    over += ("--distributed-executor-backend", "mp")
+    over = ["--nnodes", "2", "--master-addr", cluster.one.address, "--master-port", "29555"]
+    over += ["--distributed-executor-backend", "mp"]
     words = [*SERVE, *over, "--node-rank", "1", "--headless"]
     own = {"VLLM_HOST_IP": cluster.two.address, "GLOO_SOCKET_IFNAME": "eth0"}
     with (

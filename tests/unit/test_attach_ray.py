@@ -11,7 +11,7 @@ from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts
 from orchestrator.attach.facts import Address, EngineProcess, MachineFacts
 from orchestrator.attach.find import ClusterFound, NodeFound
-from orchestrator.attach.ray import RayFacts, RayNode, RayRank
+from orchestrator.attach.ray import RayCluster, RayMachine, RayRank
 from orchestrator.attach.verify import Looked, checks
 from orchestrator.profile.existing import Attached, AttachedNode, AttachedServing, Endpoint
 from orchestrator.verify.facts import Clock
@@ -19,9 +19,9 @@ from orchestrator.verify.facts import Clock
 HEAD = "10.0.0.1:6379"
 
 
-def node(number: int, **more: Any) -> RayNode:
+def node(number: int, **more: Any) -> RayMachine:
     given = {"alive": True, "resources": {"CPU": 8.0, "GPU": 1.0}, **more}
-    return RayNode(
+    return RayMachine(
         id=f"id{number}", address=f"10.0.0.{number}", hostname=f"box{number}", head=number == 1,
         **given,
     )  # fmt: skip
@@ -31,8 +31,8 @@ def rank(number: int, job: str = "01", what: str = "RayWorkerProc") -> RayRank:
     return RayRank(what, f"id{number}", f"10.0.0.{number}", 100 + number, job)
 
 
-def found(*nodes: RayNode, ranks: list[RayRank] | None = None, **more: Any) -> RayFacts:
-    return RayFacts(HEAD, "2.60.0", list(nodes), ranks or [], **more)
+def found(*nodes: RayMachine, ranks: list[RayRank] | None = None, **more: Any) -> RayCluster:
+    return RayCluster(HEAD, "2.60.0", list(nodes), ranks or [], **more)
 
 
 def facts(number: int, *engines: EngineProcess) -> MachineFacts:
@@ -73,7 +73,7 @@ def test_a_node_that_was_not_named_is_told_with_what_to_add() -> None:
     ],
 )
 def test_why_ray_does_not_answer(error: str, wanted: str) -> None:
-    told = RayFacts(HEAD, error=error)
+    told = RayCluster(HEAD, error=error)
     (line,) = rays.missing(told, [facts(1)], silent=False)
     assert wanted in line and "\x1b" not in line
 
@@ -106,7 +106,7 @@ def test_ranks_that_no_process_shows_are_rays() -> None:
     assert [replace(cluster, ray=None).ranks(each) for each in nodes] == [0, 0]
 
 
-def judged(ray: RayFacts) -> dict[tuple[str, str], tuple[bool, str]]:
+def judged(ray: RayCluster) -> dict[tuple[str, str], tuple[bool, str]]:
     """The checks of Ray, for a profile of a rank on each of two nodes."""
     named = [AttachedNode(name=f"b{n}", host=f"b{n}", ranks=1) for n in (1, 2)]
     profile = Attached(
@@ -133,6 +133,6 @@ def test_verify_of_ray() -> None:
     moved = judged(found(node(1), node(2), ranks=[rank(1), rank(1)]))
     assert moved["ranks by Ray", "b1"] == (False, "2")
     assert moved["ranks by Ray", "b2"] == (False, "0")
-    closed = judged(RayFacts(HEAD, error="no token"))
+    closed = judged(RayCluster(HEAD, error="no token"))
     assert list(closed) == [("Ray's nodes", "nodes")]
     assert "wants a token" in closed["Ray's nodes", "nodes"][1]
