@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.find import NodeFound, ask_node
-from orchestrator.attach.reach import NodeShell
+from orchestrator.attach.reach import AROUND, NodeShell
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.performance import metrics
@@ -44,20 +44,6 @@ KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
 DEVICE_S, LINK_S, COLLECTIVE_S, LOOK_S = 170, 60, 170, 30
 #: The most pairs of nodes: about five minutes.
 MOST_PAIRS = 60
-#: Runs a program of performance.probe between the two lines that are looked for. It ends after its
-#: time, or when nobody reads what it prints: a cut connection leaves nothing that computes on.
-AROUND = """\
-import os, select, signal, sys, threading
-mark, seconds = sys.argv[1:3]
-del sys.argv[1:3]
-signal.alarm(int(seconds))
-output = select.poll()
-output.register(1, 0)
-threading.Thread(target=lambda: (output.poll(), os._exit(1)), daemon=True).start()
-print("\\n" + mark + " begin", flush=True)
-exec(compile({text!r}, "probe", "exec"), {{"__name__": "__main__"}})
-print("\\n" + mark + " end", flush=True)
-"""
 
 _Found = TypeVar("_Found")
 Document = dict[str, Any]

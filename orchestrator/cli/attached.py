@@ -186,6 +186,7 @@ def _document(profile: Attached, seen: Looked) -> dict[str, Any]:
             }
             for each in seen.nodes
         ],
+        "ray": asdict(seen.ray) if seen.ray else None,
     }
 
 
@@ -211,7 +212,17 @@ def _show(profile: Attached, seen: Looked) -> None:
         nodes.add_row(*map(Text, cells))
     if seen.nodes:
         out.print(nodes)
+    for line in _of_ray(seen):
+        out.print(f"Ray  {line}")
     said = seen.said
     served = f"serves {', '.join(said.models)}" if said else seen.error
     version = f", vLLM {said.version}" if said and said.version else ""
     out.print(f"endpoint  {profile.endpoint.url}/v1  {served}{version}")
+
+
+def _of_ray(seen: Looked) -> list[str]:
+    from orchestrator.attach.ray import told, why
+
+    if seen.ray is None:
+        return []
+    return [why(seen.ray)] if seen.ray.error else list(told(seen.ray))

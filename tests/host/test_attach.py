@@ -253,12 +253,14 @@ def test_a_hostile_node_is_one_message(cluster: Strangers, url: str, kind: str) 
 #: What runs on a node: of attach, and around a program of probe; each made to last.
 LASTING = """
 import sys, time
-from orchestrator.attach.find import source
-from orchestrator.attach.probe import AROUND
+from orchestrator.attach.reach import AROUND, WITH_MODULES, own_text
 last = "import time; print('waits', flush=True); time.sleep(600)"
 start = "facts() -> Facts:"
-facts = source("node_facts").replace(start, start + "\\n    exec(" + repr(last) + ")")
-print(AROUND.format(text=last) if sys.argv[1] == "probe" else facts)
+facts = own_text("node_facts").replace(start, start + "\\n    exec(" + repr(last) + ")")
+package = "orchestrator.attach."
+texts = [(package + name, own_text(name)) for name in ("node_hardware", "node_log")]
+facts = WITH_MODULES.format(texts=[*texts, ("", facts)])
+print(AROUND.format(text=last if sys.argv[1] == "probe" else facts))
 """
 
 

@@ -11,7 +11,14 @@ import pytest
 from orchestrator.attach.bench import kept_speeds, speeds
 from orchestrator.attach.doctor import standing, workloads
 from orchestrator.attach.explain import findings
-from orchestrator.attach.facts import Address, CardFacts, EngineProcess, MachineFacts
+from orchestrator.attach.facts import (
+    Address,
+    CardFacts,
+    EngineLog,
+    EngineProcess,
+    MachineFacts,
+    RdmaPort,
+)
 from orchestrator.attach.find import NodeFound
 from orchestrator.attach.prove import claims, ground
 from orchestrator.attach.verify import Looked
@@ -148,15 +155,34 @@ def test_the_heaviest_is_first() -> None:
     assert next(iter(named(run(measured(16), counters=both)))) == "the processors of a are full"
 
 
-def node(name: str, ranks: int, speed: int | None, *cards: CardFacts, rdma: str = "") -> NodeFound:
+def node(
+    name: str, ranks: int, speed: int | None, *cards: CardFacts, rdma: str = "", log: str = ""
+) -> NodeFound:
     workers = [
         EngineProcess(n, [], "u", [f"VLLM::Worker_TP{n}"], "", None, None, "") for n in range(ranks)
     ]
     link = Address("eth0", "10.0.0.1", speed, 1500, "")
+    ports = [RdmaPort("mlx5_0", 1, "InfiniBand", rdma, 400.0, "")] if rdma else []
     facts = MachineFacts(
-        0.0, name, "u", "6", "3", 8, 1, [link], [rdma] if rdma else [], list(cards), workers, []
-    )
+        0.0, name, "u", "6", "3", 8, 1, [link], ports, list(cards), workers, [],
+        log=EngineLog("vllm.log", [log] if log else []),
+    )  # fmt: skip
     return NodeFound(AttachedNode(name=name, host=name), facts)
+
+
+def test_rdma_that_is_there_and_not_taken() -> None:
+    """NCCL falls back to sockets without an error."""
+    socket, ib = "NCCL INFO Using network Socket", "NCCL INFO Using network IB"
+    what = "a: the collectives do not take RDMA"
+    for state, log, wanted in (
+        ("ACTIVE", socket, [what]),
+        ("ACTIVE", ib, []),
+        ("ACTIVE", "", []),
+        ("DOWN", socket, []),
+    ):
+        nodes = (node("a", 1, 100000, rdma=state, log=log), node("b", 1, 100000))
+        found = standing_of(profile(tensor_parallel=2), *nodes)
+        assert [each for each in found if "RDMA" in each] == wanted, (state, log)
 
 
 def standing_of(of: Attached, *nodes: NodeFound) -> list[str]:
@@ -167,7 +193,7 @@ def test_what_limits_without_a_load() -> None:
     slow, two = "tensor parallelism over a slow link", profile(tensor_parallel=2)
     assert standing_of(two, node("a", 1, 1000), node("b", 1, 1000)) == [slow]
     assert standing_of(two, node("a", 1, 25000), node("b", 1, 25000)) == []
-    assert standing_of(two, node("a", 1, 1000, rdma="mlx5_0"), node("b", 1, 1000)) == []
+    assert standing_of(two, node("a", 1, 1000, rdma="ACTIVE"), node("b", 1, 1000)) == []
     assert standing_of(two, node("a", 2, 1000), node("b", 0, 1000)) == []
     assert standing_of(two, node("a", 1, None), node("b", 1, None)) == []  # not known
     assert standing_of(profile(), node("a", 1, 1000), node("b", 1, 1000)) == []

@@ -6,15 +6,15 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from orchestrator.performance.predict.outlook import FORMULAS_OFF
+from orchestrator.performance.predict.outlook import FORMULAS_HIGH, FORMULAS_LOW
 from orchestrator.performance.results.proof import Judgement, Slope, Turn
 
 #: The chance that an interval lies beside the true slope.
 CHANCE = 0.1
 #: A measured slope counts as the predicted one down to this share of it.
-LEAST = 1 - FORMULAS_OFF
+LEAST = FORMULAS_LOW
 #: It is called stronger than predicted above this factor.
-MOST = 1 + FORMULAS_OFF
+MOST = FORMULAS_HIGH
 
 
 def slope(points: Sequence[Turn], x_unchanged: float) -> Slope:
