@@ -37,7 +37,6 @@ from orchestrator.performance.probe.node_rounds import (
     room,
 )
 from orchestrator.performance.results.engine import EngineRates, Weights
-from orchestrator.performance.results.probe import LinkRates
 from orchestrator.profile.existing import Attached, AttachedNode
 
 #: A card with more of its memory in use than this share is somebody's.
@@ -131,7 +130,7 @@ def dummy(
     with board.step(CLUSTER, "look"):
         seen = _looked(nodes)
         versions = _state(profile, nodes[0])
-    link, notes = _linked(nodes, board)
+    link, notes = _linked(nodes, seen, board)
     begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, link, (config, asked))
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
@@ -286,28 +285,23 @@ def _begun(
 
 
 def _linked(
-    nodes: Sequence[AttachedNode], board: Board
+    nodes: Sequence[AttachedNode], seen: Mapping[str, NodeFound], board: Board
 ) -> tuple[engine.SlowestLink | None, tuple[str, ...]]:
-    """The slowest link between these nodes, measured now; none where that fails, and why."""
+    """The slowest link between these nodes, measured now; none where that fails, and why.
+
+    Between the machines; where only their containers have these addresses, between those.
+    """
     pairs = list(combinations(nodes, 2))[:MOST_PAIRS]
     if not pairs:
         return None, ()
+    own = {e.address for each in seen.values() if each.facts for e in each.facts.addresses}
+    inside = any(node.enter and str(node.address) not in own for node in nodes)
     try:
         with board.step(CLUSTER, "link"):
-            links = [_link(a, b) for a, b in pairs]
+            links = [link_rates(a, b, inside=inside) for a, b in pairs]
     except UserError as error:
         return None, (f"its links were not measured: {error.message.splitlines()[0]}",)
     return engine.slowest(links, [node.name for node in nodes]), ()
-
-
-def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
-    """Between the machines; where only their containers have these addresses, between those."""
-    try:
-        return link_rates(a, b)
-    except UserError:
-        if not a.enter and not b.enter:
-            raise
-        return link_rates(a, b, inside=True)
 
 
 def _measured(
