@@ -138,14 +138,13 @@ def test_a_read_only_home_keeps_nothing_and_says_so(cluster: Strangers, url: str
     assert cluster.machine.sh("ls -d /tmp/orchestrate-doctor-* 2>/dev/null || true") == ""
 
 
-def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(
-    cluster: Strangers, url: str
-) -> None:
-    path = loadable(cluster, url, "--node", "box")
-    probed = cluster.ask("probe", "--profile", path, "--only", "engine", "--force")
-    assert probed.returncode == 0, probed.stderr
-    words = ("--workload", "brief", "--workload", "steady")
-    run = cluster.json("bench", "run", "--profile", path, *words)
+def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(cluster: Strangers) -> None:
+    with cluster.serving(*FLAGS, "--max-num-seqs", "4") as url:
+        path = loadable(cluster, url, "--node", "box")
+        probed = cluster.ask("probe", "--profile", path, "--only", "engine", "--force")
+        assert probed.returncode == 0, probed.stderr
+        words = ("--workload", "brief", "--workload", "steady")
+        run = cluster.json("bench", "run", "--profile", path, *words)
     told = cluster.json("bench", "accuracy", "--profile", path)
     assert told["not_scored"] == []
     assert {(each["workload"], each["phase"]) for each in told["phases"]} == {
