@@ -253,7 +253,9 @@ def keep(cluster: str, *found: EngineRates) -> None:
 
 def test_the_engine_counts_before_formulas(planned: Plan, profile: Profile) -> None:
     mine = replace(SEEN, model=profile.serving.model)
-    keep(profile.name, mine, replace(mine, key="another", model="of another model"))
+    late = "2027-01-01T00:00:00Z"
+    newer = replace(SEEN, key="another", time=late, model="another", cells=CELLS[1:])
+    keep(profile.name, mine, newer)
     document = json.loads(planned("--json").stdout)
     both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
     assert both["single_tokens_per_s"] == pytest.approx(1 / 0.060, rel=1e-3)

@@ -23,7 +23,7 @@ from orchestrator.performance.results.engine import EngineCell, EngineRates
 TRIES, MOST = 40, 64.0
 #: A step with more requests takes at least this share of one with the fewest: noise of the others'
 #: prompts must not make it free.
-LEAST = 0.5
+LEAST = 0.25
 
 #: (of what, seconds) in ascending order.
 Points = tuple[tuple[float, float], ...]
