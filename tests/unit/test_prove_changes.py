@@ -99,8 +99,8 @@ def test_a_quota_is_made_smaller_where_there_is_one_and_put_back() -> None:
 def test_a_link_that_is_slower_than_any_dose_is_not_made_faster() -> None:
     script = f"echo '{LIMITED}'"
     end = End(HERE, "x0", ("sh", "-c", script, "sh"))
-    time = Spread(1, 1, 1, 1)
-    load = Measured(Workload("it", 1, 1, 1, 1), *[time] * 6, None, 1, 0, ())
+    t = Spread(1, 1, 1, 1)
+    load = Measured(Workload("it", 1, 1, 1, 1), t, t, t, t, t, t, None, 1, 0, ())
     found = Claim(load, "decode", Cause.LINK_BANDWIDTH, 0.5, {}, "")
     with guarded() as guards, pytest.raises(NotHere, match="none is slower"):
         Links(found, [end], 125e6).available(guards)
