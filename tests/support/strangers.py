@@ -94,7 +94,7 @@ class Strangers:
         self, *words: str | Path, who: str = VISITOR, **env: str
     ) -> subprocess.CompletedProcess[str]:
         argv = self.argv(who, *words, **env)
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900)
 
     def ask(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ``orchestrate`` as the visitor."""
