@@ -28,7 +28,7 @@ from orchestrator.performance.report.score import (
     kind,
 )
 from orchestrator.performance.results.bench import Workload, layout_text
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import spread
 
 Row = Mapping[str, Any]
@@ -69,7 +69,8 @@ def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
     engine = EngineRates(
         key=server["tag"], time=about["when"], model=server["model"], nodes=("a",),
         devices=(about["machine"],), tensor=layout.tensor, pipeline=layout.pipeline, data=1,
-        args={}, versions=about["versions"], weights=Weights.DUMMY, cells=tuple(_cells(cells)),
+        args={}, versions=about["versions"], weights=EngineWeights.DUMMY,
+        cells=tuple(_cells(cells)),
     )  # fmt: skip
     shape, _ = read(plan["models"][server["model"]])
     return Known(layout, allowed, shape, None, engine)

@@ -36,7 +36,7 @@ from orchestrator.performance.probe.node_rounds import (
     measured,
     room,
 )
-from orchestrator.performance.results.engine import EngineRates, Weights
+from orchestrator.performance.results.engine import EngineRates, EngineWeights
 from orchestrator.profile.existing import Attached, AttachedNode
 
 #: A card with more of its memory in use than this share is somebody's.
@@ -59,7 +59,7 @@ def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, 
     except UserError:
         links = ()
     link = engine.slowest(links, [node.name for node in nodes])
-    begun = _begun(profile, nodes, seen, versions, Weights.OWN, link, said.roots)
+    begun = _begun(profile, nodes, seen, versions, EngineWeights.OWN, link, said.roots)
     if not again and (before := engine.known(profile.name, begun.rates.key)):
         return before, True
     with board.step(CLUSTER, "engine") as step, endpoints.client_of(profile) as client:
@@ -131,7 +131,7 @@ def dummy(
         seen = _looked(nodes)
         versions = _state(profile, nodes[0])
     link, notes = _linked(nodes, seen, board)
-    begun = _begun(profile, nodes, seen, versions, Weights.DUMMY, link, (config, asked))
+    begun = _begun(profile, nodes, seen, versions, EngineWeights.DUMMY, link, (config, asked))
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
     if not force:
@@ -260,7 +260,7 @@ def _begun(
     nodes: Sequence[AttachedNode],
     seen: Mapping[str, NodeFound],
     versions: Mapping[str, str],
-    weights: Weights,
+    weights: EngineWeights,
     link: engine.SlowestLink | None,
     model: object,
 ) -> Begun:

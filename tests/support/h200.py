@@ -17,7 +17,7 @@ from orchestrator.performance.predict.links import LinkRate, curve
 from orchestrator.performance.predict.load import Limits, OfferedLoad
 from orchestrator.performance.predict.outlook import Figure, Known, outlook
 from orchestrator.performance.predict.rates import Rates, of_devices
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import DeviceRates, Spread
 from support.predict import MISTRAL, exactly, shape_of
 
@@ -148,7 +148,7 @@ def known_of(run: Run, cells: list[Run], *, formulas: bool = True) -> Known:
         data=1,
         args={},
         versions={},
-        weights=Weights.DUMMY,
+        weights=EngineWeights.DUMMY,
         cells=tuple(_cell(each) for each in cells),
     )
     then = rates_of(first) if first.place != run.place else None

@@ -12,7 +12,7 @@ from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape, read
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
@@ -158,7 +158,7 @@ def engine_rates(
         "data": layout.data,
         "args": {},
         "versions": {},
-        "weights": Weights.DUMMY,
+        "weights": EngineWeights.DUMMY,
         "cells": tuple(cells),
     }
     return EngineRates(**values | other)

@@ -31,7 +31,7 @@ from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.report.page import page
 from orchestrator.performance.report.score import score
 from orchestrator.performance.results.bench import Asked, Measured, Run, RunState, Workload
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
 
@@ -157,7 +157,7 @@ def test_the_measured_engine_is_one_of_the_same_model_flags_image_and_version(
     cell = EngineCell(64, 32, 1, exactly(0.1), exactly(0.02), exactly(45))
     engine = EngineRates(
         "k", "2026-11-30T10:00:00Z", profile.serving.model, ("left", "right"), ("a", "b"),
-        2, 1, 1, {"dtype": "half"}, {"vllm": "0.30.0"}, Weights.DUMMY, (cell,),
+        2, 1, 1, {"dtype": "half"}, {"vllm": "0.30.0"}, EngineWeights.DUMMY, (cell,),
         image_id=run.provenance.image_id,
     )  # fmt: skip
     folder = paths.measured(profile.name) / "engines"

@@ -15,7 +15,7 @@ from orchestrator.performance.predict.load import limits
 from orchestrator.performance.probe import cut, engine
 from orchestrator.performance.probe import nodes as on_nodes
 from orchestrator.performance.probe.cells import cells
-from orchestrator.performance.results.engine import EngineRates, Weights
+from orchestrator.performance.results.engine import EngineRates, EngineWeights
 from orchestrator.performance.results.probe import DeviceRates, LinkRates
 
 #: The flag that serves a model without its weights' values.
@@ -28,7 +28,7 @@ LATE = 120.0
 
 def live(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
     """The engine that serves; and whether it was known already."""
-    weights = Weights.DUMMY if _loads(cluster) == Weights.DUMMY else Weights.OWN
+    weights = EngineWeights.DUMMY if _loads(cluster) == EngineWeights.DUMMY else EngineWeights.OWN
     begun = _begun(cluster, weights)
     if not again and (found := engine.known(cluster.profile.name, begun.key)):
         return found, True
@@ -37,7 +37,7 @@ def live(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, b
 
 def dummy(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
     """The same engine with dummy weights, which is served for it; and whether it was known."""
-    begun = _begun(cluster, Weights.DUMMY)
+    begun = _begun(cluster, EngineWeights.DUMMY)
     if not again and (found := engine.known(cluster.profile.name, begun.key)):
         return found, True
     profile = cluster.profile
@@ -53,7 +53,7 @@ def _loads(cluster: Cluster) -> object:
     return args.get(LOAD_FORMAT)
 
 
-def _begun(cluster: Cluster, weights: Weights) -> EngineRates:
+def _begun(cluster: Cluster, weights: EngineWeights) -> EngineRates:
     """What is measured, without figures. Raises UserError where the server's node is not up."""
     profile, layout = cluster.profile, cluster.layout
     ranks = [node for node in profile.compute_nodes for _ in range(node.accelerators)]

@@ -26,7 +26,7 @@ from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 from orchestrator.performance.predict.steps import Formulas, Nothing, Steps
-from orchestrator.performance.results.engine import EngineCell, EngineRates, Weights
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import Spread
 
 #: Nine of ten measured values lie within these factors. Formulas alone: between.
@@ -261,7 +261,7 @@ def _narrower(known: Known, source: MadeFrom, load: OfferedLoad) -> Iterator[str
         yield f"repeats differ by {noise:.0%}: with no other work there, run: {PROBE}"
     if engine.layers is not None and engine.layers != engine.of_layers:
         yield f"only {engine.layers} of {engine.of_layers} layers were measured"
-    if engine.weights is Weights.DUMMY and known.shape and known.shape.experts:
+    if engine.weights is EngineWeights.DUMMY and known.shape and known.shape.experts:
         yield "dummy weights choose experts evenly: measure with the model's own"
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from orchestrator.performance.results.probe import Spread
 
 
-class Weights(StrEnum):
+class EngineWeights(StrEnum):
     """What the engine computed with. Its speed depends on shapes, not on values."""
 
     OWN = "own"
@@ -55,7 +55,7 @@ class EngineRates:
     data: int
     args: dict[str, str]
     versions: dict[str, str]
-    weights: Weights
+    weights: EngineWeights
     cells: tuple[EngineCell, ...]
     layers: int | None = None
     of_layers: int | None = None
