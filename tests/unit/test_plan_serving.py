@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -242,6 +243,14 @@ CELLS = (
     EngineCell(512, 128, 8, exactly(2.0), exactly(0.090), exactly(70.0)),
 )
 SEEN = engine_rates(CELLS, Parallelism(2), model="tiny")
+THEIR_ARGS = {"max-num-seqs": "8", "max-model-len": "4096"}
+
+
+def seen(profile: Profile, **other: Any) -> EngineRates:
+    """The engine with the profile's model and flags."""
+    args = {name: str(value) for name, value in profile.serving.args.items()}
+    known: dict[str, Any] = {"model": profile.serving.model, "args": args}
+    return replace(SEEN, **known | other)
 
 
 def keep(cluster: str, *found: EngineRates) -> None:
@@ -252,10 +261,12 @@ def keep(cluster: str, *found: EngineRates) -> None:
 
 
 def test_the_engine_counts_before_formulas(planned: Plan, profile: Profile) -> None:
-    mine = replace(SEEN, model=profile.serving.model)
+    mine = seen(profile)
     late = "2027-01-01T00:00:00Z"
-    newer = replace(SEEN, key="another", time=late, model="another", cells=CELLS[1:])
-    keep(profile.name, mine, newer)
+    newer = seen(profile, key="another", time=late, model="another", cells=CELLS[1:])
+    eager = mine.args | {"enforce-eager": "True"}
+    flags = seen(profile, key="flags", time=late, args=eager, cells=CELLS[1:])
+    keep(profile.name, mine, newer, flags)
     document = json.loads(planned("--json").stdout)
     both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
     assert both["single_tokens_per_s"] == pytest.approx(1 / 0.060, rel=1e-3)
@@ -271,7 +282,7 @@ def test_the_engine_counts_before_formulas(planned: Plan, profile: Profile) -> N
 
 
 def test_the_room_is_the_engines_word(planned: Plan, profile: Profile) -> None:
-    keep(profile.name, replace(SEEN, model=profile.serving.model, kv_tokens=3 * 4096))
+    keep(profile.name, seen(profile, kv_tokens=3 * 4096))
     document = json.loads(planned("--json").stdout)
     both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
     assert both["fit"]["sequences"] == 3 and not both["fit"]["fits"]
@@ -294,7 +305,7 @@ def test_more_nodes_and_another_link(planned: Plan) -> None:
 
 def test_another_card_in_the_same_cluster(planned: Plan, profile: Profile) -> None:
     """Its host was measured with the engine: the new card's memory counts, and that host."""
-    alone = replace(SEEN, model=profile.serving.model, tensor=1, nodes=("left",))
+    alone = seen(profile, tensor=1, nodes=("left",))
     keep(profile.name, alone)
     words = ("--json", "--device", "a770", "--load", "512,128,1")
     slow = probes(devices=tuple(replace(card, memory_bytes_per_s=exactly(2e11)) for card in CARDS))
@@ -347,7 +358,7 @@ def test_an_attached_cluster_is_forecast_from_its_engine(theirs: Callable[..., R
     result = theirs("--serving")
     assert isinstance(result.exception, UserError)
     assert "orchestrate probe --only engine" in result.exception.hint
-    keep("theirs", SEEN)
+    keep("theirs", replace(SEEN, args=THEIR_ARGS))
     result = theirs("--serving", "--json", "--load", "512,128,4")
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["ranked"]
@@ -360,7 +371,7 @@ def test_an_attached_cluster_is_forecast_from_its_engine(theirs: Callable[..., R
 def test_an_attached_cluster_with_probes_and_config(
     theirs: Callable[..., Result], tmp_path: Path
 ) -> None:
-    keep("theirs", SEEN)
+    keep("theirs", replace(SEEN, args=THEIR_ARGS))
     cards = tuple(replace(each, node=f"box{i}") for i, each in enumerate(CARDS))
     cable = link("box0", "box1", 100e-6, 117.5e6, network="ranks")
     folder = paths.measured("theirs") / "probes"

@@ -73,14 +73,4 @@ def basis(
 def same_engine(found: EngineRates, now: Provenance, args: Mapping[str, Any]) -> bool:
     """Whether the engine was measured with what a run has: model, flags, image, vLLM."""
     versions = {found.versions.get("vllm"), now.versions.get("vllm")} - {None}
-    return (
-        found.model == now.model
-        and _plain(found.args) == _plain(args)
-        and found.image_id == now.image_id
-        and len(versions) <= 1
-    )
-
-
-def _plain(args: Mapping[str, Any]) -> dict[str, str]:
-    """Flags as text: a profile may write them with lines below."""
-    return {name.replace("_", "-"): str(value) for name, value in args.items()}
+    return found.of(now.model, args) and found.image_id == now.image_id and len(versions) <= 1

@@ -143,7 +143,8 @@ def asked(
     engine: Engine | None = None,
     engines: Sequence[EngineRates] = (),
 ) -> Question:
-    """What a profile asks for, on the machines that it has. ``engines``: also other models'."""
+    """What a profile asks for, on the machines that it has. ``engines``: also others, of other
+    models or with other flags."""
     on_cpu = probes is not None and any(each.device == SYNCHRONOUS for each in probes.devices)
     foreign = probes is not None and probes.profile != profile.name
     text = f"the probes belong to the profile {probes.profile if probes else ''}, not to "
@@ -154,7 +155,9 @@ def asked(
         config=config,
         machines=machines(probes, profile) if probes else None,
         engine=engine,
-        engines=tuple(each for each in engines if each.model == profile.serving.model),
+        engines=tuple(
+            each for each in engines if each.of(profile.serving.model, profile.serving.args)
+        ),
         eager=is_eager(profile),
         dtype=str(profile.serving.args.get("dtype", "auto")),
         warnings=(f"{text}{profile.name}",) if foreign else (),

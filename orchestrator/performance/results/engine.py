@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -64,3 +65,12 @@ class EngineRates:
     link_latency_s: float | None = None
     image_id: str = ""
     notes: tuple[str, ...] = field(default=())
+
+    def of(self, model: str, args: Mapping[str, object]) -> bool:
+        """Whether it was this model with these flags: without graphs an engine is another one."""
+        return self.model == model and _plain(self.args) == _plain(args)
+
+
+def _plain(args: Mapping[str, object]) -> dict[str, str]:
+    """Flags as text: a profile may write them with lines below."""
+    return {name.replace("_", "-"): str(value) for name, value in args.items()}
