@@ -144,6 +144,8 @@ class MachineFacts:
     #: What could not be found out, and what would help.
     unknown: list[str] = field(default_factory=list)
     log: EngineLog = field(default_factory=EngineLog)
+    #: Whose processes these are: the same for two nodes that see each other's. Empty: not known.
+    processes: str = ""
 
     @property
     def servers(self) -> list[EngineProcess]:

@@ -286,11 +286,24 @@ def _layout(found: ClusterFound, answering: Sequence[NodeFound]) -> Iterator[str
         return
     wanted = found.flags.tensor * found.flags.pipeline * found.flags.data
     seen = sum(map(found.ranks, answering))
-    if seen != wanted:
+    same = _same_processes(answering)
+    if same:
         yield (
-            f"ranks: the flags make {wanted}, on these nodes {seen} were seen; "
-            "is a node missing (--node HOST)?"
+            f"ranks: {' and '.join(same)} show the same processes: one machine by two names, or "
+            "containers that share its process ids; each rank is counted on both"
         )
+    elif seen != wanted:
+        hint = "is a node missing (--node HOST)?" if seen < wanted else "is there another engine?"
+        yield f"ranks: the flags make {wanted}, on these nodes {seen} were seen; {hint}"
+
+
+def _same_processes(answering: Sequence[NodeFound]) -> list[str]:
+    """The first nodes that see each other's processes."""
+    by: dict[str, list[str]] = {}
+    for each in answering:
+        if each.facts and each.facts.processes:
+            by.setdefault(each.facts.processes, []).append(each.node.name)
+    return next((names for names in by.values() if len(names) > 1), [])
 
 
 def told(found: ClusterFound) -> Iterator[str]:

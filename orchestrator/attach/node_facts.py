@@ -269,6 +269,15 @@ def memory() -> int:
     return int(match[1]) * 1024 if match else 0
 
 
+def whose() -> str:
+    """The boot and the set of process ids that this program sees: of a machine, or a container."""
+    boot = text(ROOT / "proc/sys/kernel/random/boot_id").strip()
+    try:
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}" if boot else ""
+    except OSError:
+        return ""
+
+
 def facts() -> Facts:
     engines, ray = processes()
     return {
@@ -284,6 +293,7 @@ def facts() -> Facts:
         "engines": engines,
         "ray": ray,
         "log": log(engines),
+        "processes": whose(),
         "unknown": unknown,
         "time": time.time(),
     }

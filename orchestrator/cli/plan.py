@@ -103,16 +103,17 @@ def plan(
 
 
 def _differences(profile: Profile | Attached | None, as_json: bool, choice: NodeChoice) -> None:
-    from orchestrator.cli.attached import NOT_HERE
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.targets import plan
     from orchestrator.models.capacity import ADVICE
     from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
     from orchestrator.profile.existing import Attached
+    from orchestrator.profile.load import NotOurs
 
-    if profile is None or isinstance(profile, Attached):
-        raise click.UsageError(f"plan {NOT_HERE}; its prediction is: plan --serving")
+    assert profile is not None  # only --serving works without a profile
+    if isinstance(profile, Attached):
+        raise NotOurs(profile.path)
     cluster = open_cluster(profile)
     selection = choice.of(cluster.profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)

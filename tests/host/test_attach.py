@@ -79,6 +79,12 @@ def test_this_computer_needs_no_ssh(cluster: Strangers) -> None:
     assert node["facts"]["engines"][0]["argv"][2:4] == ["serve", "served/it"]
 
 
+def test_one_machine_by_two_names_is_said(cluster: Strangers, url: str) -> None:
+    found, _ = attach(cluster, url, "--node", "box", "--node", "localhost")
+    (line,) = (each for each in found["unknown"] if each.startswith("ranks:"))
+    assert line.startswith("ranks: box and localhost show the same processes")
+
+
 def test_what_another_account_runs_is_seen_and_what_is_hidden_is_said(
     cluster: Strangers, url: str
 ) -> None:
