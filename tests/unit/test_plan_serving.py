@@ -392,5 +392,5 @@ def test_what_up_would_change_is_not_asked_of_an_attached_cluster(
     theirs: Callable[..., Result],
 ) -> None:
     result = theirs()
-    assert result.exit_code == 1
-    assert "attached" in result.output and "plan --serving" in result.output
+    assert isinstance(result.exception, UserError)
+    assert "not ours" in result.exception.message and "plan --serving" in result.exception.hint
