@@ -28,6 +28,7 @@ from orchestrator.performance.bench.history import Earlier
 from orchestrator.performance.bench.run import loaded
 from orchestrator.performance.bench.sample import SAMPLER, sampling
 from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.inputs import Engines
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.report.attribute import story
@@ -125,8 +126,8 @@ class Judge:
         cluster = other or self.lab.cluster
         run = self.lab.run(cluster, workload)
         layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
-        config = cluster.model.config
-        found = story(run, cluster.profile, config, layout, self.probes, self.engine, Earlier())
+        config, engines = cluster.model.config, Engines(self.engine)
+        found = story(run, cluster.profile, config, layout, self.probes, engines, Earlier())
         for phase in found.phases:
             if phase.name in wanted:
                 each = Named(

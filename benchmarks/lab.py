@@ -21,6 +21,7 @@ from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
+from orchestrator.models.flags import number_formats
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout as Served
 from orchestrator.performance.bench.against import fitted, served_as
@@ -94,7 +95,7 @@ class Lab:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        shape, unread = read(cluster.model.config, str(self.profile.serving.args["dtype"]))
+        shape, unread = read(cluster.model.config, *number_formats(self.profile.serving.args))
         if shape is None:
             raise UserError("; ".join(unread))
         self.shape = shape
@@ -152,7 +153,8 @@ class Lab:
         if wanted == now:
             yield self.cluster
             return
-        with Board(quiet=True) as board, served_as(self.cluster, board, wanted) as other:
+        other = replace(self.cluster, layout=wanted)
+        with Board(quiet=True) as board, served_as(self.cluster, board, other):
             yield other
 
     @contextmanager

@@ -141,3 +141,16 @@ def test_figures_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> No
     assert figures.rendered(page) == page
     marked = set(re.findall(r"<!-- figures: (\w+) -->", page))
     assert marked == {path.stem for path in (PROJECT / "benchmarks/results").glob("*.json")}
+
+
+def test_accuracy_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`benchmarks/accuracy.py` writes the page, and every forecast in the results is on it."""
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    accuracy = importlib.import_module("accuracy")
+    page = (PROJECT / "docs/reference/accuracy.md").read_text()
+    every = accuracy.sources()
+    assert accuracy.rendered(page, every) == page, "run: .venv/bin/python benchmarks/accuracy.py"
+    phases = [each for source in every for each in source.scores.scored]
+    assert len(phases) >= 148
+    missed = {each.workload for each in phases if not each.good}
+    assert missed and all(f"| {name} |" in page for name in missed)

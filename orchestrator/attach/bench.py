@@ -19,13 +19,16 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.performance.bench import history
+from orchestrator.performance.bench.basis import basis
 from orchestrator.performance.bench.load import (
     check,
     counters,
     differences,
     measured,
-    rate_workloads,
 )
+from orchestrator.performance.bench.loads import loads
+from orchestrator.performance.bench.seal import Basis
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.results.bench import (
     Asked,
     Measured,
@@ -55,7 +58,8 @@ def bench(
     resumed: Run | None = None,
     seen: Looked | None = None,
 ) -> Run:
-    """Measure the workloads; with `resumed`, only those that it lacks. Each is kept when it ends.
+    """Measure the workloads; with `resumed`, only those that it lacks. Each is kept when
+    it ends, and its forecast before it starts.
 
     ``seen``: the cluster, if it was looked at already, and is measured even if a check failed.
 
@@ -156,30 +160,22 @@ def started(page: str) -> str:
 
 
 def _loads(profile: Attached, board: Board, run: Run, known: Sequence[int]) -> Iterator[Run]:
-    """Run one workload after the other, the rates last: they come from results. Yields the run so
-    far after each."""
-    asked = run.asked or Asked(())
-    done = {each.workload.name for each in run.measured}
-    for workload in asked.workloads:
-        if workload.name not in done:
-            run = _with(profile, board, run, workload, known)
-            yield run
-    for workload in rate_workloads(run.measured) if asked.rates else ():
-        if workload.name not in done:
-            run = _with(profile, board, run, workload, known)
-            yield run
+    """Forecast and run one workload after the other; yield the run so far after each step."""
+    serving = profile.serving
+    layout = Parallelism(serving.tensor_parallel, serving.pipeline_parallel, serving.data_parallel)
 
+    def now() -> Basis:
+        return basis(profile, run.provenance, layout)
 
-def _with(
-    profile: Attached, board: Board, run: Run, workload: Workload, known: Sequence[int]
-) -> Run:
-    with board.step(CLUSTER, workload.name) as step:
-        found, notes = loaded(profile, run.asked or Asked(()), workload, known)
-        step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
-        if found.failed:
-            step.detail += f", {found.failed} requests failed"
-    warnings = tuple(dict.fromkeys((*run.warnings, *notes)))
-    return replace(run, measured=(*run.measured, found), warnings=warnings)
+    def measure(workload: Workload) -> tuple[Measured, tuple[str, ...]]:
+        with board.step(CLUSTER, workload.name) as step:
+            found, notes = loaded(profile, run.asked or Asked(()), workload, known)
+            step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
+            if found.failed:
+                step.detail += f", {found.failed} requests failed"
+        return found, tuple(notes)
+
+    return loads(run, now, measure)
 
 
 def loaded(

@@ -18,6 +18,7 @@ import httpx
 
 from orchestrator.attach.endpoint import QUESTION, NotAnswered, why
 from orchestrator.core.visible import one_line
+from orchestrator.performance.probe.node_rounds import completion
 from orchestrator.performance.results.bench import Workload
 
 #: A text of every common character: its tokens are ones that the model knows.
@@ -152,23 +153,16 @@ async def _loaded(
     free = asyncio.Semaphore(many if workload.rate is None else workload.requests * repeats)
 
     def body() -> dict[str, Any]:
-        return {
-            "model": model,
-            "prompt": prompt(known, workload.prompt_tokens, chance),
-            "max_tokens": workload.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        words = prompt(known, workload.prompt_tokens, chance)
+        return completion(model, words, workload.output_tokens)
 
     async def one() -> None:
         async with free:
             asked = body()
             start = time.perf_counter()
-            timed.add(start, await _stream(client, asked))
+            timed.add(start, await stream(client, asked))
 
-    warm = [_stream(client, body()) for _ in range(min(2, many))]
+    warm = [stream(client, body()) for _ in range(min(2, many))]
     await asyncio.gather(*warm)
     async with asyncio.TaskGroup() as group:
         for _ in range(workload.requests * repeats):
@@ -178,7 +172,7 @@ async def _loaded(
     return timed
 
 
-async def _stream(client: httpx.AsyncClient, asked: dict[str, Any]) -> Streamed:
+async def stream(client: httpx.AsyncClient, asked: dict[str, Any]) -> Streamed:
     """One request. What goes wrong is in its ``error``."""
     seen = Streamed()
     try:

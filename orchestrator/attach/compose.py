@@ -63,7 +63,7 @@ def _lines(found: ClusterFound, name: str) -> Iterator[str]:
     nodes = sorted(found.nodes, key=lambda each: not _serves(found, each))
     yield "nodes:" if nodes else "nodes: []"
     for each in nodes:
-        yield from _node(each)
+        yield from _node(each, found.ranks(each))
     yield "serving:"
     yield from (f"  {line}" for line in _serving(found))
     yield "verification:"
@@ -76,7 +76,7 @@ def _serves(found: ClusterFound, node: NodeFound) -> bool:
     return any(server is node for server, _ in found.servers)
 
 
-def _node(found: NodeFound) -> Iterator[str]:
+def _node(found: NodeFound, ranks: int) -> Iterator[str]:
     node = found.node
     yield f"  - name: {_value(node.name)}"
     yield f"    host: {_value(node.host)}"
@@ -90,7 +90,7 @@ def _node(found: NodeFound) -> Iterator[str]:
         yield f"    address: {node.address} # taken for the one that the ranks use"
     if found.facts is None:
         yield "    # It did not answer: put the number of the model's ranks here."
-    yield f"    ranks: {len(found.facts.ranks) if found.facts else 0}"
+    yield f"    ranks: {ranks}"
 
 
 def _serving(found: ClusterFound) -> Iterator[str]:

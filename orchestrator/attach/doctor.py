@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.attach.bench import bench, speeds
+from orchestrator.attach.collectives import ADVICE, SOCKETS, network, ports
 from orchestrator.attach.explain import LIKELY, POSSIBLE, SURE, Bottleneck, findings
 from orchestrator.attach.facts import MachineFacts
 from orchestrator.attach.verify import Looked, checks, look
@@ -132,7 +133,8 @@ def _between(profile: Attached, facts: Mapping[str, MachineFacts]) -> Iterator[B
         if each.addresses
     }
     slow = {name: speed for name, speed in fastest.items() if 0 < speed < SLOW_LINK}
-    if slow and not any(each.rdma for each in holding.values()):
+    yield from _rdma(holding)
+    if slow and not any(ports(each) for each in holding.values()):
         told = ", ".join(f"{name} {speed / 1e9:g} Gb/s" for name, speed in slow.items())
         yield Bottleneck(
             "tensor parallelism over a slow link",
@@ -141,4 +143,19 @@ def _between(profile: Attached, facts: Mapping[str, MachineFacts]) -> Iterator[B
             "Pipeline parallelism needs one message a stage, a copy on each node none; or a faster "
             "link. How much it brings: measure with tensor_parallel 1",
             0.5,
+        )
+
+
+def _rdma(holding: Mapping[str, MachineFacts]) -> Iterator[Bottleneck]:
+    """RDMA that is there, and not taken."""
+    for name, facts in holding.items():
+        if not ports(facts) or network(facts) != SOCKETS:
+            continue
+        yield Bottleneck(
+            f"{name}: the collectives do not take RDMA",
+            SURE,
+            f"{', '.join(ports(facts))} works, and the engine's log says sockets",
+            "NCCL_IB_HCA and NCCL_IB_DISABLE, /dev/infiniband and IPC_LOCK in the container; to "
+            f"see why, {ADVICE}",
+            0.6,
         )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.attach.samples import ENDPOINT
 from orchestrator.performance.bench import history
 from orchestrator.performance.bench.load import engine_times
+from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.report.attribute import against_earlier, fastest
 from orchestrator.performance.report.story import Story
 from orchestrator.performance.results.bench import Measured, Run
@@ -31,13 +32,17 @@ SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A limit. ``weight``: the share of time that it can explain, for the order."""
+    """A limit. ``weight``: the share of time that it can explain, for the order. ``workload``: the
+    one that showed it; ``cause``: what `bench prove` changes to try it, in ``phase``."""
 
     what: str
     sure: str
     seen: str
     change: str
     weight: float
+    workload: str = ""
+    cause: str = ""
+    phase: str = "decode"
 
     @property
     def line(self) -> str:
@@ -80,7 +85,8 @@ def findings(run: Run, profile: Attached, speeds: Mapping[str, float]) -> list[B
     found: dict[str, Bottleneck] = {}
     for each in run.measured:
         counted = Counted(each, means(run, each))
-        for one in _of(counted, profile, speeds):
+        for seen in _of(counted, profile, speeds):
+            one = replace(seen, workload=each.workload.name)
             if one.what not in found or found[one.what].weight < one.weight:
                 found[one.what] = one
     for one in _scaling(run):
@@ -140,6 +146,8 @@ def _queue(counted: Counted, profile: Attached) -> Iterator[Bottleneck]:
         f"{seen}; {cache:.0%} of the KV cache is used",
         f"Raise --max-num-seqs ({limit}): the queue is {share:.0%} of the time to first token",
         weight,
+        cause=Cause.BATCH_LIMIT,
+        phase="prefill",
     )
 
 
@@ -148,13 +156,25 @@ def _accelerators(counted: Counted, profile: Attached) -> Iterator[Bottleneck]:
     if not cards:
         return
     busy = max(cards)
-    if busy >= FULL:
+    if busy >= FULL and sum(node.ranks > 0 for node in profile.nodes) > 1:
+        # Measured on two cards, tensor parallel over TCP: 92 % busy, at half of one card's speed.
+        yield Bottleneck(
+            "the accelerators compute, or wait in each other's messages, all the time",
+            POSSIBLE,
+            f"{name}: the busiest is busy {busy:.0%} of the time, and a kernel that waits for "
+            "another node's message counts as busy",
+            "See what messages cost: 'probe'. Fewer ranks, pipeline parallelism or a faster link; "
+            "only then a faster card",
+            busy,
+        )
+    elif busy >= FULL:
         yield Bottleneck(
             "the accelerators compute all the time",
             LIKELY,
             f"{name}: the busiest is busy {busy:.0%} of the time",
             "A faster card, a smaller or quantized model, or a copy on another card",
             busy,
+            cause=Cause.COMPUTE,
         )
     elif busy < IDLE and (counted.workload.workload.concurrency or 2) == 1:
         eager = bool(profile.serving.args.get("enforce-eager", False))
@@ -171,6 +191,7 @@ def _accelerators(counted: Counted, profile: Attached) -> Iterator[Bottleneck]:
             f"{name}: the busiest is busy {busy:.0%} of the time",
             f"{change}; at most {1 - busy:.0%} of the time per token",
             1 - busy,
+            cause=Cause.HOST,
         )
 
 
@@ -188,6 +209,7 @@ def _links(counted: Counted, speeds: Mapping[str, float]) -> Iterator[Bottleneck
                     f"{name}: {share:.0%} of {speed * 8e-9:.3g} Gb/s {way}",
                     "A faster link, pipeline instead of tensor parallel, or a copy on each node",
                     share,
+                    cause=Cause.LINK_BANDWIDTH,
                 )
 
 
@@ -200,7 +222,8 @@ def _processors(counted: Counted) -> Iterator[Bottleneck]:
                 change += "; no accelerator shows: if the model computes on the processors, "
                 change += "that is its limit"
             seen = f"{counted.workload.workload.name}: {busy:.0%} of all cores are busy"
-            yield Bottleneck(f"the processors of {node} are full", LIKELY, seen, change, busy * 0.9)
+            what = f"the processors of {node} are full"
+            yield Bottleneck(what, LIKELY, seen, change, busy * 0.9, cause=Cause.HOST)
 
 
 def _scaling(run: Run) -> Iterator[Bottleneck]:

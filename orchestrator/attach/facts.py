@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from orchestrator.attach.flags import Flags, flags
 
 #: Titles of vLLM's processes that hold a rank, and of its engine, which holds it where it is alone.
-WORKER = re.compile(r"(?:^VLLM::Worker|^ray::RayWorker(?:Proc|Wrapper))")
-ENGINE = re.compile(r"^VLLM::EngineCore")
+#: vLLM's own prefix can be another one (VLLM_PROCESS_NAME_PREFIX).
+WORKER = re.compile(r"^(?!ray::)\w+::Worker|^ray::RayWorker(?:Proc|Wrapper)")
+ENGINE = re.compile(r"^(?!ray::)\w+::EngineCore|^ray::\w*EngineCoreActor")
 #: A rank's place by kind, in a title like ``VLLM::Worker_DP0_PP1_TP0``.
 PLACE = re.compile(r"(DP|PP|TP|EP)(\d+)")
+#: The flag of a server that is one rank of data parallelism.
+RANK_FLAG = "data-parallel-rank"
 #: Variables that name the interfaces of ranks.
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "CCL_KVS_IFACE", "FI_TCP_IFACE")
 #: Distributions whose versions decide how an engine behaves; they have to be alike on all nodes.
@@ -54,6 +57,40 @@ class CardFacts:
     link_speed_most: str = ""
     link_width: int | None = None
     link_width_most: int | None = None
+    memory_busy_percent: float | None = None
+    #: Links to other cards that work, like ``18 NVLink, 26.6 GB/s each``.
+    links: str = ""
+
+
+@dataclass(frozen=True)
+class RdmaPort:
+    """A port of an RDMA device. ``layer``: InfiniBand, or Ethernet for RoCE."""
+
+    device: str
+    port: int
+    layer: str
+    state: str
+    gbits: float | None
+    #: The network card that it is a side of.
+    interface: str
+
+    @property
+    def works(self) -> bool:
+        return self.state == "ACTIVE"
+
+    @property
+    def told(self) -> str:
+        rate = f"{self.gbits:g} Gb/s" if self.gbits else ""
+        words = [f"{self.device}:{self.port}", self.layer, self.state, rate, self.interface]
+        return " ".join(filter(None, words))
+
+
+@dataclass(frozen=True)
+class EngineLog:
+    """Lines of the engine's log that speak of the collectives' transports. ``of``: which log."""
+
+    of: str = ""
+    lines: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,13 +136,16 @@ class MachineFacts:
     processors: int
     memory_bytes: int
     addresses: list[Address]
-    rdma: list[str]
+    rdma: list[RdmaPort]
     accelerators: list[CardFacts]
     engines: list[EngineProcess]
     #: Ray's own processes run here, as (its kind, its command line).
     ray: list[list[str]]
     #: What could not be found out, and what would help.
     unknown: list[str] = field(default_factory=list)
+    log: EngineLog = field(default_factory=EngineLog)
+    #: Whose processes these are: the same for two nodes that see each other's. Empty: not known.
+    processes: str = ""
 
     @property
     def servers(self) -> list[EngineProcess]:
@@ -154,6 +194,9 @@ def of_model(facts: MachineFacts, model: str, port: int) -> MachineFacts:
     """
     named = [each for each in facts.servers if each.flags and model in each.flags.names]
     mine = [each for each in named if each.flags and each.flags.port == port] or named
+    if any(each.flags and RANK_FLAG in each.flags.given for each in mine):
+        # Each rank of data parallelism has a server and a port of its own, behind a balancer.
+        mine = [each for each in named if each.flags and RANK_FLAG in each.flags.given]
     if not mine:
         return facts
     pids = {each.pid for each in mine}

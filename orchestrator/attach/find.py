@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from orchestrator.attach import collectives
 from orchestrator.attach import endpoint as endpoints
-from orchestrator.attach.accelerators import TABLES
+from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts
 from orchestrator.attach.facts import EngineProcess, MachineFacts, apart, of_model, of_ranks, public
 from orchestrator.attach.flags import Flags
-from orchestrator.attach.reach import NodeShell, NotReached
+from orchestrator.attach.ray import RayCluster
+from orchestrator.attach.reach import NodeShell, NotReached, source
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.visible import one_line
+from orchestrator.performance.bench.accelerators import TABLES
 from orchestrator.profile.existing import AttachedNode, Endpoint
 from orchestrator.verify.facts import Clock
 
@@ -70,6 +73,7 @@ class ClusterFound:
     said: EndpointFacts
     nodes: tuple[NodeFound, ...]
     unknown: tuple[str, ...] = field(default=())
+    ray: RayCluster | None = None
 
     @property
     def servers(self) -> list[tuple[NodeFound, EngineProcess]]:
@@ -85,6 +89,17 @@ class ClusterFound:
         """The flags of the server that the endpoint is, as far as that can be told."""
         heads = [e.flags for _, e in self.servers if e.flags and "headless" not in e.flags.given]
         return heads[0] if heads else None
+
+    @property
+    def facts(self) -> list[MachineFacts]:
+        return [each.facts for each in self.nodes if each.facts]
+
+    def ranks(self, node: NodeFound) -> int:
+        """The ranks on a node: as its processes show them, else as Ray says."""
+        if node.facts is None or node.facts.ranks or self.ray is None:
+            return len(node.facts.ranks) if node.facts else 0
+        job = rays.job_of(self.ray, self.facts)
+        return len(self.ray.on(node.facts, self.ray.of_job(job))) if job else 0
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON types."""
@@ -104,6 +119,7 @@ class ClusterFound:
                 }
                 for each in self.nodes
             ],
+            "ray": asdict(self.ray) if self.ray else None,
             "unknown": list(self.unknown),
         }
 
@@ -122,8 +138,13 @@ def find(
         nodes = tuple(each.result() for each in asked)
     chosen = _chosen(said, model)
     mine = tuple(known(each.of(chosen, endpoint.url)) for each in nodes)
-    found = ClusterFound(endpoint, chosen, said, mine)
+    found = ClusterFound(endpoint, chosen, said, mine, ray=of_ray(mine))
     return replace(found, unknown=tuple(_unknown(found)))
+
+
+def of_ray(nodes: Sequence[NodeFound]) -> RayCluster | None:
+    """What Ray says of these nodes; None without Ray."""
+    return rays.ask((each.node, each.facts) for each in nodes if each.facts)
 
 
 def known(found: NodeFound) -> NodeFound:
@@ -178,14 +199,10 @@ def ask_node(node: AttachedNode, *, search: bool = False) -> NodeFound:
 
 def _asked(reach: NodeShell, *, inside: bool) -> tuple[MachineFacts, Clock]:
     before = time.time()
-    facts = reach.ask(source("node_facts"), MachineFacts, json.dumps(TABLES), inside=inside)
+    program = source("node_facts", "node_hardware", "node_log")
+    facts = reach.ask(program, MachineFacts, json.dumps(TABLES), inside=inside)
     after = time.time()
     return facts, Clock(facts.time - (before + after) / 2, (after - before) / 2)
-
-
-def source(program: str) -> str:
-    """The text of a program that runs on a node."""
-    return Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
 
 
 def merged(outside: MachineFacts | None, inside: MachineFacts) -> MachineFacts:
@@ -196,6 +213,7 @@ def merged(outside: MachineFacts | None, inside: MachineFacts) -> MachineFacts:
         outside,
         engines=inside.engines or outside.engines,
         accelerators=outside.accelerators or inside.accelerators,
+        log=inside.log if inside.log.lines else outside.log,
         unknown=[each for each in outside.unknown if not inside.engines] + inside.unknown,
     )
 
@@ -247,6 +265,10 @@ def _unknown(found: ClusterFound) -> Iterator[str]:
             if name in flags.given:
                 yield f"predictions: they do not know --{name}"
     yield from _layout(found, answering)
+    yield from collectives.missing(found.facts)
+    if found.ray:
+        silent = len(answering) < len(found.nodes)
+        yield from rays.missing(found.ray, found.facts, silent=silent)
     versions = {each.node.name: each.facts.versions for each in answering if each.facts}
     yield from (f"versions differ: {line}" for line in apart(versions))
     engine = {each["vllm"] for each in versions.values() if "vllm" in each}
@@ -263,12 +285,25 @@ def _layout(found: ClusterFound, answering: Sequence[NodeFound]) -> Iterator[str
             yield "machines, layout and flags: no node was named (--node HOST)"
         return
     wanted = found.flags.tensor * found.flags.pipeline * found.flags.data
-    seen = sum(len(each.facts.ranks) for each in answering if each.facts)
-    if seen != wanted:
+    seen = sum(map(found.ranks, answering))
+    same = _same_processes(answering)
+    if same:
         yield (
-            f"ranks: the flags make {wanted}, on these nodes {seen} were seen; "
-            "is a node missing (--node HOST)?"
+            f"ranks: {' and '.join(same)} show the same processes: one machine by two names, or "
+            "containers that share its process ids; each rank is counted on both"
         )
+    elif seen != wanted:
+        hint = "is a node missing (--node HOST)?" if seen < wanted else "is there another engine?"
+        yield f"ranks: the flags make {wanted}, on these nodes {seen} were seen; {hint}"
+
+
+def _same_processes(answering: Sequence[NodeFound]) -> list[str]:
+    """The first nodes that see each other's processes."""
+    by: dict[str, list[str]] = {}
+    for each in answering:
+        if each.facts and each.facts.processes:
+            by.setdefault(each.facts.processes, []).append(each.node.name)
+    return next((names for names in by.values() if len(names) > 1), [])
 
 
 def told(found: ClusterFound) -> Iterator[str]:
@@ -292,6 +327,8 @@ def told(found: ClusterFound) -> Iterator[str]:
             yield f"{each.node.name}: no answer: {each.error.splitlines()[0]}"
             continue
         yield from (f"{each.node.name}: {line}" for line in _told(each.facts))
+    if found.ray:
+        yield from (f"Ray {line}" for line in rays.told(found.ray))
 
 
 def _told(facts: MachineFacts) -> Iterator[str]:
@@ -303,12 +340,14 @@ def _told(facts: MachineFacts) -> Iterator[str]:
         size = f", {card.memory_bytes / 2**30:.0f} GiB" if card.memory_bytes else ""
         link = f", PCIe {card.link_speed} x{card.link_width}" if card.link_width else ""
         name = f"{card.vendor} {card.name.removeprefix(card.vendor).strip()}"
-        yield f"{name} at {card.place}{size}{link}"
+        between = f", {card.links}" if card.links else ""
+        yield f"{name} at {card.place}{size}{link}{between}"
     for each in facts.addresses:
         speed = f", {each.speed} Mb/s" if each.speed else ""
         yield f"{each.interface} {each.address}{speed}, MTU {each.mtu}"
     if facts.rdma:
-        yield f"RDMA: {', '.join(facts.rdma)}"
+        yield f"RDMA: {', '.join(each.told for each in facts.rdma)}"
+    yield from collectives.told(facts)
     if facts.ranks:
         count = len(facts.ranks)
         yield f"{count} rank{'s' * (count != 1)}: {', '.join(facts.ranks)}"
@@ -317,4 +356,4 @@ def _told(facts: MachineFacts) -> Iterator[str]:
     if facts.versions:
         yield ", ".join(f"{name} {version}" for name, version in sorted(facts.versions.items()))
     if facts.ray:
-        yield f"Ray: {', '.join(' '.join(each) for each in facts.ray)}"
+        yield f"Ray's processes: {', '.join(each[0] for each in facts.ray if each)}"

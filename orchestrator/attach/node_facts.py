@@ -1,35 +1,39 @@
 """Runs on a node of somebody's cluster: print what is there as JSON (facts.MachineFacts).
 
-    python3 -I - MARK SECONDS TABLES <node_facts.py
+    python3 -I node_facts.py TABLES
 
-MARK begins the lines before and behind the document; TABLES (JSON) say what is read of
-accelerators (accelerators.py). Standard library only, Python 3.9 or later, any user: nothing is
-written, nothing is kept. What cannot be read is named under "unknown". It ends after its time, or
-when nobody reads what it prints. The variable ORCHESTRATE_ROOT moves /proc and /sys: for tests.
+TABLES (JSON) say what is read of accelerators. Standard library only, Python 3.9 or later, any
+user: nothing is written, nothing is kept. What cannot be read is named under "unknown". It is sent
+with the modules that it imports (reach.source).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
 import pwd
 import re
-import select
-import signal
 import socket
 import struct
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(os.environ.get("ORCHESTRATE_ROOT", "/"))
-#: How much of anything is told.
-MOST_WORDS, MOST_TEXT, MOST_THINGS = 200, 2000, 64
+from orchestrator.attach.node_hardware import (
+    MOST_TEXT,
+    MOST_THINGS,
+    MOST_WORDS,
+    ROOT,
+    Facts,
+    accelerators,
+    number,
+    rdma,
+    text,
+    unknown,
+)
+from orchestrator.attach.node_log import log
+
 #: Variables that decide where and how fast an engine runs. None with a secret's name is told.
 VARIABLES = re.compile(
     r"^(VLLM_|NCCL_|RCCL_|CCL_|GLOO_|UCX_|FI_|ZE_|SYCL_|ONEAPI_|HSA_|HIP_VISIBLE|ROCR_VISIBLE"
@@ -45,6 +49,10 @@ DISTRIBUTIONS = re.compile(
     r"|flash_attn|xformers|nvidia_nccl_cu\d+|oneccl|vllm_xpu_kernels|intel_extension_for_pytorch)"
     r"-(\d[^-]*)\.dist-info$"
 )
+#: Titles that vLLM's processes give themselves (facts.WORKER), and Ray's to its actors.
+OF_ENGINE = re.compile(
+    r"(?!ray::)\w+::(Worker|EngineCore|APIServer|DPCoordinator)|ray::(RayWorker|\w*EngineCoreActor)"
+)
 #: Kinds of containers, by the control group that their processes are in.
 CONTAINERS = (
     ("docker", re.compile(r"(?:docker[-/]|/docker/)([0-9a-f]{12})[0-9a-f]*")),
@@ -57,121 +65,8 @@ CONTAINERS = (
     ("lxc", re.compile(r"lxc(?:\.payload)?[./]([\w.-]+)")),
 )
 
-Facts = dict[str, Any]
 #: accelerators.TABLES.
 TABLES: Facts = {}
-unknown: list[str] = []
-
-
-def text(path: Path, most: int = 1 << 16) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(most).decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def number(word: str, factor: float) -> float | None:
-    try:
-        return float(word.split(maxsplit=1)[0]) * factor
-    except (ValueError, IndexError):
-        return None
-
-
-def said(argv: list[str], timeout: float = 10.0) -> str:
-    """What a command prints; "" if it is not there or fails."""
-    try:
-        ran = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            timeout=timeout, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return ran.stdout[: 1 << 20].decode(errors="replace") if ran.returncode == 0 else ""
-
-
-def nvidia() -> list[Facts]:
-    asked = TABLES["nvidia"]
-    queries = ",".join(query for query, _ in asked.values())
-    page = said(["nvidia-smi", f"--query-gpu={queries}", "--format=csv,noheader,nounits"])
-    if not page and (ROOT / "proc/driver/nvidia").exists():
-        unknown.append("NVIDIA's driver is loaded, but nvidia-smi does not answer")
-    found = []
-    for row in list(csv.reader(page.splitlines(), skipinitialspace=True))[:MOST_THINGS]:
-        facts: Facts = {"vendor": "NVIDIA"}
-        for (key, (_, factor)), word in zip(asked.items(), row):  # noqa: B905 - Python 3.8
-            facts[key] = number(word, factor) if factor else word[:MOST_TEXT]
-        facts["throttled"] = reasons(facts.get("throttled", ""))
-        for key in ("link_speed", "link_speed_most"):
-            facts[key] = f"generation {facts[key]}" if facts.get(key, "").isdigit() else ""
-        found.append(whole(facts))
-    return found
-
-
-def reasons(mask: str) -> str:
-    try:
-        bits = int(mask, 16)
-    except ValueError:
-        return ""
-    return ", ".join(name for bit, name in TABLES["nvidia_throttled"] if bits & bit)
-
-
-def whole(facts: Facts) -> Facts:
-    """Widths are whole numbers."""
-    for key in ("link_width", "link_width_most"):
-        if facts.get(key) is not None:
-            facts[key] = int(facts[key])
-    return facts
-
-
-def sysfs(known: list[Facts]) -> list[Facts]:
-    """Cards that the kernel's graphics drivers show, but not those that are known already."""
-    places = {str(each["place"]).lower()[-12:] for each in known}
-    found = []
-    for card in sorted((ROOT / "sys/class/drm").glob("card*"))[: 2 * MOST_THINGS]:
-        device = card / "device"
-        vendor, table = TABLES["sysfs"].get(text(device / "vendor").strip(), ("", {}))
-        place = os.path.realpath(device).rpartition("/")[2]
-        if not card.name[4:].isdigit() or not vendor or place.lower()[-12:] in places:
-            continue
-        facts: Facts = {"vendor": vendor, "place": place, "name": ""}
-        facts["driver"] = os.path.realpath(device / "driver").rpartition("/")[2]
-        for key, (patterns, factor) in {**table, **TABLES["link"]}.items():
-            word = first(device, patterns)
-            facts[key] = number(word, factor) if factor else word[:MOST_TEXT]
-        facts["name"] = facts["name"] or f"{vendor} {text(device / 'device').strip()}"
-        facts["throttled"] = ", ".join(throttled(device))
-        if vendor in TABLES["memory_bar"]:
-            facts["memory_bytes"] = bar(device, TABLES["memory_bar"][vendor])
-        found.append(whole(facts))
-    return found
-
-
-def first(device: Path, patterns: list[str]) -> str:
-    """The first of these files that says something."""
-    for pattern in patterns:
-        for path in sorted(device.glob(pattern)):
-            if text(path).strip():
-                return text(path).strip()
-    return ""
-
-
-def throttled(device: Path) -> list[str]:
-    patterns = TABLES["throttled"]
-    files = [path for pattern in patterns for path in sorted(device.glob(pattern))]
-    on = [path.name.rpartition("reason_")[2] for path in files if text(path).strip() == "1"]
-    return [reason for reason in on if reason != "status"]
-
-
-def bar(device: Path, index: int) -> float | None:
-    """Bytes of a memory region; None without it, and for the small one of a BAR that is not
-    resized: it shows the driver's window, not the card's memory."""
-    lines = text(device / "resource").splitlines()
-    try:
-        start, end = (int(word, 16) for word in lines[index].split()[:2])
-    except (IndexError, ValueError):
-        return None
-    return float(end - start + 1) if end - start >= 1 << 30 else None
 
 
 def addresses() -> list[Facts]:
@@ -209,16 +104,6 @@ def ipv4(interface: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def rdma() -> list[str]:
-    """RDMA devices with the state and rate of their first port."""
-    found = []
-    for path in sorted((ROOT / "sys/class/infiniband").glob("*"))[:MOST_THINGS]:
-        port = path / "ports/1"
-        words = [text(port / name).strip() for name in ("link_layer", "state", "rate")]
-        found.append(" ".join([path.name, *filter(None, words)]))
-    return found
-
-
 def command_line(process: Path) -> list[str]:
     """A process's words; a title that it gave itself is one word."""
     words = text(process / "cmdline").rstrip("\0").split("\0")[:MOST_WORDS]
@@ -235,7 +120,7 @@ def command_line(process: Path) -> list[str]:
 
 
 def is_engine(argv: list[str]) -> bool:
-    if argv[0].startswith(("VLLM::", "ray::RayWorker")):
+    if OF_ENGINE.match(argv[0]):
         return True
     if any(word.startswith("vllm.entrypoints.") for word in argv):
         return True
@@ -384,8 +269,16 @@ def memory() -> int:
     return int(match[1]) * 1024 if match else 0
 
 
+def whose() -> str:
+    """The boot and the set of process ids that this program sees: of a machine, or a container."""
+    boot = text(ROOT / "proc/sys/kernel/random/boot_id").strip()
+    try:
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}" if boot else ""
+    except OSError:
+        return ""
+
+
 def facts() -> Facts:
-    cards = nvidia()
     engines, ray = processes()
     return {
         "hostname": socket.gethostname(),
@@ -396,24 +289,16 @@ def facts() -> Facts:
         "memory_bytes": memory(),
         "addresses": addresses(),
         "rdma": rdma(),
-        "accelerators": [*cards, *sysfs(cards)],
+        "accelerators": accelerators(TABLES),
         "engines": engines,
         "ray": ray,
+        "log": log(engines),
+        "processes": whose(),
         "unknown": unknown,
         "time": time.time(),
     }
 
 
-def main(mark: str, seconds: str, tables: str) -> None:
-    signal.alarm(int(seconds))
-    # Without an event to wait for, poll tells of hang-ups only: a cut connection leaves nothing.
-    output = select.poll()
-    output.register(1, 0)
-    threading.Thread(target=lambda: (output.poll(), os._exit(1)), daemon=True).start()
-    TABLES.update(json.loads(tables))
-    document = json.dumps(facts(), separators=(",", ":"))
-    print(f"\n{mark} begin\n{document}\n{mark} end", flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    TABLES.update(json.loads(sys.argv[1]))
+    print(json.dumps(facts(), separators=(",", ":")))

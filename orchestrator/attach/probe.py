@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.find import NodeFound, ask_node
-from orchestrator.attach.reach import NodeShell
+from orchestrator.attach.reach import AROUND, NodeShell
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.performance import metrics
@@ -36,7 +36,7 @@ from orchestrator.performance.results.probe import (
     by_size,
     spread,
 )
-from orchestrator.profile.existing import Attached, AttachedNode
+from orchestrator.profile.existing import RANKS_NETWORK, Attached, AttachedNode
 
 #: What is probed here: files of a model are wherever its owner put them.
 KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
@@ -44,22 +44,6 @@ KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
 DEVICE_S, LINK_S, COLLECTIVE_S, LOOK_S = 170, 60, 170, 30
 #: The most pairs of nodes: about five minutes.
 MOST_PAIRS = 60
-#: What a link is listed under: all nodes have one address here.
-NETWORK = "ranks"
-#: Runs a program of performance.probe between the two lines that are looked for. It ends after its
-#: time, or when nobody reads what it prints: a cut connection leaves nothing that computes on.
-AROUND = """\
-import os, select, signal, sys, threading
-mark, seconds = sys.argv[1:3]
-del sys.argv[1:3]
-signal.alarm(int(seconds))
-output = select.poll()
-output.register(1, 0)
-threading.Thread(target=lambda: (output.poll(), os._exit(1)), daemon=True).start()
-print("\\n" + mark + " begin", flush=True)
-exec(compile({text!r}, "probe", "exec"), {{"__name__": "__main__"}})
-print("\\n" + mark + " end", flush=True)
-"""
 
 _Found = TypeVar("_Found")
 Document = dict[str, Any]
@@ -111,7 +95,7 @@ def probe(
         devices = attempts.each(Kind.DEVICE, acts)
     pairs = list(combinations(here, 2))[:MOST_PAIRS] if Kind.LINK in kinds else []
     for a, b in pairs:
-        found = attempts.one(Kind.LINK, f"{a.name}, {b.name}", partial(_link, a, b))
+        found = attempts.one(Kind.LINK, f"{a.name}, {b.name}", partial(link_rates, a, b))
         links += [found] if found else []
     if Kind.COLLECTIVE in kinds and len(here) > 1:
         group = attempts.one(Kind.COLLECTIVE, CLUSTER, partial(_collective, profile, here))
@@ -141,14 +125,16 @@ def requests_in_work(profile: Attached) -> float | None:
     return sum(found[name] for name in IN_WORK) if all(n in found for n in IN_WORK) else None
 
 
-def _run(shell: NodeShell, program: str, seconds: int, *words: str) -> Document:
-    """A program of the standard library, on the machine itself."""
+def _run(
+    shell: NodeShell, program: str, seconds: int, *words: str, inside: bool = False
+) -> Document:
+    """A program of the standard library, on the machine itself, or ``inside`` its container."""
     text = AROUND.format(text=source(program))
-    return shell.ask(text, Document, *words, inside=False, timeout=seconds)
+    return shell.ask(text, Document, *words, inside=inside, timeout=seconds)
 
 
-def _with_torch(
-    profile: Attached, node: AttachedNode, program: str, asked: Document, seconds: int
+def with_torch(
+    profile: Attached, node: AttachedNode, program: str, asked: Any, seconds: int
 ) -> Document:
     """A program in vLLM's environment. Raises UserError if that is not known."""
     if not node.engine:
@@ -163,7 +149,7 @@ def _with_torch(
 
 
 def _device(profile: Attached, seen: NodeFound, node: AttachedNode) -> DeviceRates:
-    found = _with_torch(profile, node, "node_device", {"seconds": FIGURE_S}, DEVICE_S)
+    found = with_torch(profile, node, "node_device", {"seconds": FIGURE_S}, DEVICE_S)
     return device_rates(node.name, found, seen.clock.offset if seen.clock else 0.0)
 
 
@@ -183,22 +169,23 @@ def _together(*acts: Callable[[], Document]) -> list[Document]:
     return [job.result() for job in jobs]
 
 
-def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
+def link_rates(a: AttachedNode, b: AttachedNode, *, inside: bool = False) -> LinkRates:
     here, there = _addresses(a, b)
     port = str(random.choice(PORTS))
     ask = ["ask", there, port, here, ",".join(map(str, sizes({})))]
     ends = [(a, ask), (b, ["serve", there, port])]
-    before = [_cards(node) for node in (a, b)]
+    run = partial(_run, inside=inside)
+    before = [_cards(node, inside) for node in (a, b)]
     found, _ = _together(
-        *(partial(_run, NodeShell(node), "node_link", LINK_S, *words) for node, words in ends)
+        *(partial(run, NodeShell(node), "node_link", LINK_S, *words) for node, words in ends)
     )
-    after = [_cards(node) for node in (a, b)]
+    after = [_cards(node, inside) for node in (a, b)]
     names = [used(first, last) for first, last in zip(before, after, strict=True)]
     rates = [last.get(n, {}).get("negotiated") for n, last in zip(names, after, strict=True)]
     return LinkRates(
         a=a.name,
         b=b.name,
-        network=NETWORK,
+        network=RANKS_NETWORK,
         interfaces=(names[0], names[1]),
         negotiated_bits_per_s=(rates[0], rates[1]),
         latency_s=spread(found["latency_s"]),
@@ -207,8 +194,8 @@ def _link(a: AttachedNode, b: AttachedNode) -> LinkRates:
     )
 
 
-def _cards(node: AttachedNode) -> Document:
-    found: Document = _run(NodeShell(node), "node_state", LOOK_S)["cards"]
+def _cards(node: AttachedNode, inside: bool) -> Document:
+    found: Document = _run(NodeShell(node), "node_state", LOOK_S, inside=inside)["cards"]
     return found
 
 
@@ -224,7 +211,7 @@ def _collective(profile: Attached, nodes: Sequence[AttachedNode]) -> CollectiveR
 
     def rank(number: int) -> Callable[[], Document]:
         asked = common | {"rank": number}
-        return partial(_with_torch, profile, nodes[number], "node_collective", asked, COLLECTIVE_S)
+        return partial(with_torch, profile, nodes[number], "node_collective", asked, COLLECTIVE_S)
 
     found = _together(*map(rank, range(len(nodes))))[0]
     return CollectiveRates(
@@ -233,4 +220,5 @@ def _collective(profile: Attached, nodes: Sequence[AttachedNode]) -> CollectiveR
         interfaces=(),
         all_reduce_s=by_size(found["all_reduce_s"]),
         send_s=by_size(found["send_s"]),
+        launch_s=by_size(found["launch_s"]),
     )

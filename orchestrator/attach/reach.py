@@ -13,6 +13,7 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -50,11 +51,50 @@ OPTIONS = {
 #: How to try by hand what matters of it.
 REPEAT = "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes"
 
+#: Runs a program between the two lines that are looked for. It ends after its time, or when nobody
+#: reads what it prints: a cut connection leaves nothing that computes on.
+AROUND = """\
+import os, select, signal, sys, threading
+mark, seconds = sys.argv[1:3]
+del sys.argv[1:3]
+signal.alarm(int(seconds))
+output = select.poll()
+output.register(1, 0)
+threading.Thread(target=lambda: (output.poll(), os._exit(1)), daemon=True).start()
+print("\\n" + mark + " begin", flush=True)
+exec(compile({text!r}, "probe", "exec"), {{"__name__": "__main__"}})
+print("\\n" + mark + " end", flush=True)
+"""
+
 _Facts = TypeVar("_Facts")
 
 
 class NotReached(UserError):
     """The node cannot be asked: SSH failed, or what answers is no Python."""
+
+
+#: Brings a program's modules: (name, text) each, the program last.
+WITH_MODULES = """\
+import sys, types
+*modules, (_, program) = {texts!r}
+for name, text in modules:
+    sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), sys.modules[name].__dict__)
+exec(compile(program, "program", "exec"), {{"__name__": "__main__"}})
+"""
+
+
+def source(program: str, *modules: str) -> str:
+    """The text of a program of this directory that runs on a node, as it is sent: with the modules
+    of this directory that it imports."""
+    names = (*modules, program)
+    texts = [(f"{__package__}.{name}", own_text(name)) for name in names]
+    return AROUND.format(text=WITH_MODULES.format(texts=texts))
+
+
+def own_text(program: str) -> str:
+    """The text of a module of this directory."""
+    return Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

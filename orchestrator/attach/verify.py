@@ -15,9 +15,11 @@ from functools import partial
 import httpx
 
 from orchestrator.attach import endpoint as endpoints
+from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts, NotAnswered
-from orchestrator.attach.facts import ALIKE, apart, public
-from orchestrator.attach.find import NodeFound, ask_node
+from orchestrator.attach.facts import ALIKE, MachineFacts, apart, public
+from orchestrator.attach.find import NodeFound, ask_node, of_ray
+from orchestrator.attach.ray import RayCluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.visible import one_line
 from orchestrator.models.catalog import Answer
@@ -41,6 +43,9 @@ REPEATED = Rule("same answer again", _SERVER)
 REACHABLE = Rule("reachable", "your ~/.ssh/config; the profile: nodes.{node}.host")
 CLOCK = Rule("clock", "on {node}: timedatectl; chronyc tracking", warning=True)
 RANKS = Rule("ranks", "on {node}: ps aux | grep VLLM; the profile: nodes.{node}.ranks")
+RAY = Rule("Ray's nodes", "on a node: ray status; its raylet's log", warning=True)
+IN_RAY = Rule("alive in Ray", "on {node}: ray start; its raylet's log below /tmp/ray")
+RAY_RANKS = Rule("ranks by Ray", "on a node: ray list actors; the profile: nodes.{node}.ranks")
 LAYOUT = Rule("layout", "the profile: serving; the server's command line")
 ALIKE_RULE = Rule("versions alike", "pip list in the engine's environment, on each node")
 ENGINE = Rule("engine's version", "the server's log: it was started from another environment")
@@ -55,6 +60,11 @@ class Looked:
     said: EndpointFacts | None
     error: str
     nodes: tuple[NodeFound, ...]
+    ray: RayCluster | None = None
+
+    @property
+    def facts(self) -> list[MachineFacts]:
+        return [each.facts for each in self.nodes if each.facts]
 
 
 def look(profile: Attached, nodes: Sequence[AttachedNode]) -> Looked:
@@ -68,7 +78,8 @@ def look(profile: Attached, nodes: Sequence[AttachedNode]) -> Looked:
         except NotAnswered as reason:
             error = str(reason)
         mine = (profile.serving.model, profile.endpoint.url)
-        return Looked(said, error, tuple(each.result().of(*mine) for each in asked))
+        found = tuple(each.result().of(*mine) for each in asked)
+        return Looked(said, error, found, of_ray(found))
 
 
 def verify(profile: Attached, nodes: Sequence[AttachedNode]) -> Report:
@@ -83,6 +94,8 @@ def checks(profile: Attached, seen: Looked, *, whole: bool) -> Iterator[Check]:
     yield from _questions(profile, seen)
     for found in seen.nodes:
         yield from _node(profile, found)
+    if seen.ray:
+        yield from _ray(seen, seen.ray)
     if seen.nodes:
         yield from _together(profile, seen, whole=whole)
 
@@ -208,6 +221,30 @@ def _node(profile: Attached, found: NodeFound) -> Iterator[Check]:
         ]
         full = "all lanes that they have"
         yield LINKS.check(name, Verdict(not narrow, full, "; ".join(narrow) or full))
+
+
+def _ray(seen: Looked, ray: RayCluster) -> Iterator[Check]:
+    """Ray's nodes live, and hold the ranks that the profile says."""
+    every = "all of Ray's nodes are alive"
+    if ray.error:
+        yield RAY.check(NODES, Verdict(True, every, rays.why(ray), ran=False))
+        return
+    dead = ", ".join(each.told for each in ray.dead)
+    alive = f"{len(ray.living)} alive"
+    yield RAY.check(NODES, Verdict(not dead, every, f"{alive}; dead: {dead}" if dead else alive))
+    job = rays.job_of(ray, seen.facts)
+    ranks = ray.of_job(job) if job else []
+    for each in seen.nodes:
+        if each.facts is None or not each.facts.ray:
+            continue
+        lives = any(rays.is_same(node, each.facts) for node in ray.living)
+        yield IN_RAY.check(
+            each.node.name, Verdict(lives, "Ray has it, alive", "alive" if lives else "it has not")
+        )
+        if ranks:
+            here = len(ray.on(each.facts, ranks))
+            verdict = Verdict(here == each.node.ranks, str(each.node.ranks), str(here))
+            yield RAY_RANKS.check(each.node.name, verdict)
 
 
 def _together(profile: Attached, seen: Looked, *, whole: bool) -> Iterator[Check]:

@@ -81,15 +81,25 @@ def bench_run(profile: Attached, as_json: bool, **how: Any) -> None:
 
 
 def probe(
-    profile: Attached, as_json: bool, only: Sequence[str], nodes: Sequence[str], force: bool
+    profile: Attached,
+    as_json: bool,
+    only: Sequence[str],
+    nodes: Sequence[str],
+    force: bool,
+    dummy: str | None,
+    layers: str | None,
 ) -> None:
     """`orchestrate probe`."""
     from orchestrator.attach.probe import KINDS, requests_in_work
     from orchestrator.attach.probe import probe as measure
-    from orchestrator.cli.probe import shown, undisturbed
+    from orchestrator.cli.probe import ENGINE, asked_engine, shown, undisturbed
     from orchestrator.core.progress import Board
     from orchestrator.performance.probe.run import Kind, store
 
+    depths = asked_engine(only, dummy, layers)
+    if ENGINE in only:
+        _engine(profile, as_json, nodes, force=force, dummy=dummy, depths=depths)
+        return
     if unknown := [each for each in only if Kind(each) not in KINDS]:
         raise click.UsageError(f"--only {unknown[0]} {NOT_HERE}")
     kinds = [Kind(each) for each in only or KINDS]
@@ -101,6 +111,40 @@ def probe(
         found = measure(profile, board, kinds, chosen, requests)
     whole = len(chosen) == len(profile.nodes) and set(kinds) == set(KINDS)
     shown(found, store(found, whole=whole), (), as_json, whole)
+
+
+def _engine(
+    profile: Attached,
+    as_json: bool,
+    nodes: Sequence[str],
+    *,
+    force: bool,
+    dummy: str | None,
+    depths: Sequence[int],
+) -> None:
+    from orchestrator.attach import engine
+    from orchestrator.attach.bench import own_home
+    from orchestrator.attach.probe import requests_in_work
+    from orchestrator.cli.probe import engine_shown, undisturbed
+    from orchestrator.core.progress import Board
+    from orchestrator.performance.probe.engine import kept, read_config, store
+
+    if nodes:
+        raise click.UsageError("--node does not go with --only engine: it takes all its nodes")
+    if dummy == "":
+        raise click.UsageError("--dummy wants the model's config.json, or its directory")
+    own_home(profile.name)
+    with Board(quiet=as_json) as board:
+        if dummy:
+            config = read_config(Path(dummy))
+            found, known = engine.dummy(
+                profile, board, config, depths=depths, again=force, force=force
+            )
+        else:
+            undisturbed(requests_in_work(profile), force=force)
+            found, known = engine.live(profile, board, again=force)
+    path = kept(profile.name, found) if known else store(profile.name, found)
+    engine_shown(found, path, as_json, known)
 
 
 def _refuse(given: dict[str, Any], *names: str) -> None:
@@ -142,6 +186,7 @@ def _document(profile: Attached, seen: Looked) -> dict[str, Any]:
             }
             for each in seen.nodes
         ],
+        "ray": asdict(seen.ray) if seen.ray else None,
     }
 
 
@@ -167,7 +212,17 @@ def _show(profile: Attached, seen: Looked) -> None:
         nodes.add_row(*map(Text, cells))
     if seen.nodes:
         out.print(nodes)
+    for line in _of_ray(seen):
+        out.print(f"Ray  {line}")
     said = seen.said
     served = f"serves {', '.join(said.models)}" if said else seen.error
     version = f", vLLM {said.version}" if said and said.version else ""
     out.print(f"endpoint  {profile.endpoint.url}/v1  {served}{version}")
+
+
+def _of_ray(seen: Looked) -> list[str]:
+    from orchestrator.attach.ray import told, why
+
+    if seen.ray is None:
+        return []
+    return [why(seen.ray)] if seen.ray.error else list(told(seen.ray))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.choice import json_option
+from orchestrator.cli.prove import prove
+from orchestrator.cli.told import told, with_proofs
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_error, print_json, print_text
 
@@ -26,6 +29,9 @@ def bench() -> None:
 
     RUN is a run's id, the beginning of one, or "last".
     """
+
+
+bench.add_command(prove)
 
 
 @bench.command("run")
@@ -81,13 +87,20 @@ def asked_for(profile: Profile | Attached, how: dict[str, Any]) -> tuple[Run | N
 
 
 def finished(run: Run, profile: Profile | Attached, as_json: bool) -> None:
-    """Show a run that has just ended; exit code 1 if it is not complete."""
+    """Keep the named causes of a run that has just ended, and show it; exit code 1 if it is not
+    complete."""
+    from orchestrator.performance.bench import history
+    from orchestrator.performance.results.bench import Named
+
+    story = told(run, profile)
+    causes = tuple(Named(each.workload, each.name, each.cause) for each in story.phases)
+    history.store(replace(run, causes=causes))
     if as_json:
         print_json({"id": run.id, "state": run.state, "note": run.note,
-                    "verdict": told(run, profile).verdict,
+                    "verdict": story.verdict,
                     "workloads": [each.workload.name for each in run.measured]})  # fmt: skip
     else:
-        _show(told(run, profile))
+        _show(story)
     if run.note:
         print_error(run.note, label=f"this run is {run.state}")
         raise SystemExit(1)
@@ -210,11 +223,38 @@ def show(profile: Profile | Attached, as_json: bool, run: str) -> None:
     from orchestrator.performance.bench import history
 
     found = history.load(profile.name, run)
-    story = told(found, profile)
+    story = with_proofs(told(found, profile))
     if as_json:
         print_json(_document(story))
     else:
         _show(story)
+
+
+@bench.command()
+@partial(on_cluster, attached=True)
+@json_option
+@click.argument(
+    "files", metavar="[FILE]...", nargs=-1, type=click.Path(dir_okay=False, path_type=Path)
+)
+def accuracy(profile: Profile | Attached, as_json: bool, files: tuple[Path, ...]) -> None:
+    """Show how right forecasts were: all of the cluster's runs, and of run files.
+
+    'bench run' forecasts each load and seals the forecast before it measures. FILE: a run of
+    another cluster, from its state directory. A forecast that was changed afterwards is named and
+    not counted, as is a load that gave no figures.
+
+    \b
+    Example: orchestrate bench accuracy
+    Example: orchestrate bench accuracy ~/other/20261130T101500Z.json
+    """
+    from orchestrator.cli.accuracy import show as show_accuracy
+    from orchestrator.performance.report.accuracy import document, gathered
+
+    found = gathered(profile.name, files)
+    if as_json:
+        print_json(document(found))
+    else:
+        show_accuracy(found, profile.name)
 
 
 @bench.command()
@@ -266,43 +306,13 @@ def report(profile: Profile | Attached, run: str, to: Path | None) -> None:
     from orchestrator.performance.report.page import page
 
     found = history.load(profile.name, run)
+    story = with_proofs(told(found, profile))
     if to == Path("-"):
-        print_text(f"{page(told(found, profile))}\n")
+        print_text(f"{page(story)}\n")
         return
     path = to or history.report(profile.name, found.id)
-    write(path, page(told(found, profile)))
+    write(path, page(story))
     out.print(f"{path}: {human_size(path.stat().st_size)}", markup=False, soft_wrap=True)
-
-
-def told(run: Run, profile: Profile | Attached) -> Story:
-    """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
-    from orchestrator.profile.existing import Attached
-
-    if isinstance(profile, Attached):
-        from orchestrator.attach.bench import kept_speeds
-        from orchestrator.attach.explain import story as attached_story
-
-        return attached_story(run, profile, kept_speeds(profile.name))
-    from orchestrator.core.errors import UserError
-    from orchestrator.models import catalog
-    from orchestrator.performance.bench import history
-    from orchestrator.performance.bench.against import layout_of
-    from orchestrator.performance.predict import inputs
-    from orchestrator.performance.report.attribute import story
-
-    try:
-        probes = inputs.probes(profile.name)
-    except UserError:
-        probes = None
-    return story(
-        run,
-        profile,
-        catalog.served(profile).config,
-        layout_of(run),
-        probes,
-        inputs.engine(profile.name),
-        history.earlier(profile.name, run),
-    )
 
 
 def _spread(found: Spread, scale: float = 1.0) -> str:
@@ -339,9 +349,12 @@ def figures(run: Run) -> None:
 
 
 def _show(story: Story) -> None:
+    from orchestrator.cli.accuracy import beside
+
     for line in story.verdict:
         out.print(line, markup=False)
     figures(story.run)
+    beside(story.run)
     for line in story.run.warnings:
         err.print(f"warning: {line}", markup=False)
     for phase in story.phases:
@@ -357,6 +370,8 @@ def _document(story: Story) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     from orchestrator.performance.bench.load import engine_times
+    from orchestrator.performance.report.accuracy import document
+    from orchestrator.performance.report.score import score
     from orchestrator.performance.results.bench import Run
 
     return {
@@ -369,5 +384,6 @@ def _document(story: Story) -> dict[str, Any]:
              "cause": each.cause, "why": each.why, "modelled": each.modelled}
             for each in story.phases
         ],
+        "forecasts": document(score(story.run)),
         "run": TypeAdapter(Run).dump_python(story.run, mode="json"),
     }  # fmt: skip

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,16 +15,25 @@ from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json, print_warning
 
 if TYPE_CHECKING:
-    from orchestrator.performance.predict.forecast import Forecast
+    from orchestrator.performance.predict.forecast import Forecast, Question
     from orchestrator.performance.predict.load import OfferedLoad
+    from orchestrator.performance.results.engine import EngineRates
+    from orchestrator.performance.results.probe import Probes
     from orchestrator.profile import Profile
+    from orchestrator.profile.existing import Attached
 
 #: Layouts that are shown; `--json` has all.
 SHOWN = 10
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _alone(given: dict[str, Any]) -> bool:
+    """Whether the options say all that a prediction needs: no cluster."""
+    return bool(given.get("serving") and given.get("config") and given.get("device"))
 
 
 @click.command(cls=Looking)
-@on_cluster
+@partial(on_cluster, attached=True, alone=_alone)
 @json_option
 @click.option(
     "--serving",
@@ -39,14 +50,30 @@ SHOWN = 10
     metavar="PROMPT,OUTPUT,REQUESTS",
     help="With --serving: prompt tokens, output tokens, concurrent requests.",
 )
+@click.option(
+    "--config", type=FILE, help="With --serving: the model's config.json, in place of its own."
+)
+@click.option(
+    "--device",
+    metavar="NAME_OR_FILE",
+    multiple=True,
+    help="With --serving: on this accelerator instead; repeat it for one a node.",
+)
+@click.option(
+    "--nodes", "count", type=click.IntRange(1, 64), help="With --serving: on so many nodes."
+)
+@click.option(
+    "--link",
+    metavar="BITS[:LATENCY]",
+    help="With --serving: with this link between nodes, like 10Gbit:20us.",
+)
 @choice_options
 def plan(
-    profile: Profile,
+    profile: Profile | Attached | None,
     as_json: bool,
     serving: bool,
-    probes: Path | None,
-    load: str | None,
     choice: NodeChoice,
+    **what_if: Any,
 ) -> None:
     """Show what 'up' would change on the nodes. Changes nothing.
 
@@ -56,24 +83,37 @@ def plan(
 
     With --serving: rank the layouts of the model on the accelerators, the fastest first; say
     whether more than one node helps, and what would change that. Starts nothing. Exit code 0.
+    Each figure has the range in which nine of ten measured ones should be. --device, --nodes and
+    --link answer for hardware that is not there; with --config and --device, no cluster is needed.
 
     \b
     Example: orchestrate plan --node 'compute[0-7]' --only base
     Example: orchestrate plan --serving --load 512,128,8
+    Example: orchestrate plan --serving --nodes 2 --link 10Gbit:20us
+    Example: orchestrate plan --serving --config config.json --device a770 --nodes 2 --link 10Gbit
     """
-    from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.targets import plan
-
     if serving:
         if choice.nodes or choice.excluded or choice.only:
             raise click.UsageError("--serving cannot be combined with --node, --exclude or --only")
-        return _show(_forecast(profile, probes, load), as_json)
-    if probes or load:
-        raise click.UsageError("--probes and --load require --serving")
+        return _show(_forecast(profile, **what_if), as_json)
+    if given := [name for name, value in what_if.items() if value]:
+        words = ", ".join(f"--{'nodes' if name == 'count' else name}" for name in given)
+        raise click.UsageError(f"these options require --serving: {words}")
+    return _differences(profile, as_json, choice)
+
+
+def _differences(profile: Profile | Attached | None, as_json: bool, choice: NodeChoice) -> None:
+    from orchestrator.cluster.cluster import open_cluster
+    from orchestrator.cluster.targets import plan
     from orchestrator.models.capacity import ADVICE
     from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
+    from orchestrator.profile.existing import Attached
+    from orchestrator.profile.load import NotOurs
 
+    assert profile is not None  # only --serving works without a profile
+    if isinstance(profile, Attached):
+        raise NotOurs(profile.path)
     cluster = open_cluster(profile)
     selection = choice.of(cluster.profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
@@ -88,30 +128,100 @@ def plan(
     sys.exit(found.code)
 
 
-def _forecast(profile: Profile, probes: Path | None, load: str | None) -> Forecast:
+def _forecast(
+    profile: Profile | Attached | None,
+    probes: Path | None,
+    load: str | None,
+    config: Path | None,
+    device: Sequence[str],
+    count: int | None,
+    link: str | None,
+) -> Forecast:
+    from dataclasses import replace
+
+    from orchestrator.core.document import read_json
+    from orchestrator.performance.predict import whatif
+    from orchestrator.performance.predict.forecast import Question, rank_all
+    from orchestrator.performance.predict.load import Limits
+
+    given = read_json(config) if config else None
+    if profile is None:
+        asked = Question(str(config), Limits(), config=given)
+    else:
+        asked = _asked(profile, given, probes)
+    devices = [whatif.device(named) for named in device]
+    if devices or count or link:
+        rates = [found for found, _ in devices]
+        other = whatif.changed(asked.machines, count, rates, wanted=link is not None)
+        sources = tuple(dict.fromkeys(f"{found.name}: {source}" for found, source in devices))
+        asked = replace(
+            asked,
+            machines=other,
+            then=asked.machines,
+            link=whatif.link(link) if link else None,
+            sources=sources,
+        )
+    return rank_all(replace(asked, load=_load(load) if load else None))
+
+
+def _asked(
+    profile: Profile | Attached, config: dict[str, Any] | None, probes: Path | None
+) -> Question:
+    """What is known of a cluster."""
+    from orchestrator.core.errors import UserError
+    from orchestrator.performance.predict import inputs
+    from orchestrator.performance.predict.forecast import asked
+    from orchestrator.performance.predict.layout import Parallelism
+    from orchestrator.profile.existing import Attached
+
+    engines = inputs.engines(profile.name)
+    try:
+        measured = inputs.probes(profile.name, probes)
+    except UserError:
+        if probes or not (engines or isinstance(profile, Attached)):
+            raise
+        measured = None
+    if isinstance(profile, Attached):
+        sizes = profile.serving
+        chosen = Parallelism(sizes.tensor_parallel, sizes.pipeline_parallel, sizes.data_parallel)
+        own = config or _own_config(profile)
+        return asked(profile, own, chosen, measured, engines=engines)
+    return _ours(profile, config, measured, engines)
+
+
+def _ours(
+    profile: Profile,
+    config: dict[str, Any] | None,
+    measured: Probes | None,
+    engines: Sequence[EngineRates],
+) -> Question:
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull
     from orchestrator.performance.predict import inputs
-    from orchestrator.performance.predict.forecast import forecast
+    from orchestrator.performance.predict.forecast import asked
     from orchestrator.performance.predict.layout import Parallelism
 
-    asked = _load(load) if load else None
     model = catalog.served(profile)
-    if model.repository and not model.config:
+    if model.repository and not model.config and not config:
         raise BadInput(
             f"{profile.where('serving', 'model')}: {model.name} is not on this machine yet",
             f"Run: {how_to_pull(profile)}",
         )
-    found = serving.resolve(profile)
-    return forecast(
-        profile,
-        model.config,
-        Parallelism(found.tensor, found.pipeline),
-        inputs.probes(profile.name, probes),
-        inputs.engine(profile.name),
-        asked,
-    )
+    sizes = serving.resolve(profile)
+    chosen = Parallelism(sizes.tensor, sizes.pipeline)
+    fitted = inputs.engine(profile.name)
+    return asked(profile, config or model.config, chosen, measured, fitted, engines)
+
+
+def _own_config(profile: Attached) -> dict[str, Any] | None:
+    """The config.json of a model that is a directory of this computer, if a node is this one."""
+    from orchestrator.core.document import read_json
+    from orchestrator.profile.existing import HERE
+
+    file = Path(profile.serving.model) / "config.json"
+    here = any(node.host == HERE for node in profile.nodes)
+    return read_json(file) if here and file.is_file() else None
 
 
 def _load(text: str) -> OfferedLoad:
@@ -136,8 +246,9 @@ def _show(found: Forecast, as_json: bool) -> None:
     for row in rows[:SHOWN] + [row for row in rows[SHOWN:] if "profile" in row[0]]:
         table.add_row(*row)
     asked = found.load
+    source = f"the probes of {found.probes}" if found.probes else "what is measured or given"
     out.print(
-        f"{found.model}, predicted from the probes of {found.probes}; prompts of"
+        f"{found.model}, predicted from {source}; prompts of"
         f" {asked.prompt_tokens} tokens, answers of {asked.output_tokens}"
     )
     out.print(table)
@@ -146,6 +257,11 @@ def _show(found: Forecast, as_json: bool) -> None:
     for what, tokens_per_s in found.counterfactuals.items():
         more = "" if what == AS_IT_IS else f" ({tokens_per_s / now - 1:+.0%})"
         out.print(f"  {found.compared}, {what}: {tokens_per_s:.3g} tokens/s{more}")
+    told = [each for each in found.ranked if each.layout == found.compared]
+    for text in (text for each in told for text in each.narrower):
+        out.print(f"to narrow the ranges: {text}", markup=False)
+    for text in found.sources:
+        out.print(f"device: {text}", markup=False)
     for text in found.unpredicted:
         out.print(f"not predicted: {text}", markup=False)
     if found.assumed:

@@ -16,20 +16,52 @@ from orchestrator.core.console import err, out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster import Cluster
+    from orchestrator.performance.results.engine import EngineRates
     from orchestrator.performance.results.probe import Probes
     from orchestrator.profile import Profile
 
 KINDS = ("device", "link", "collective", "storage")
+#: Takes minutes, so that it is measured only when asked for.
+ENGINE = "engine"
 
 
 @click.command()
 @partial(on_cluster, attached="orchestrator.cli.attached:probe")
 @json_option
-@click.option("--only", type=click.Choice(KINDS), multiple=True, help="Default: all probes.")
+@click.option(
+    "--only",
+    type=click.Choice((*KINDS, ENGINE)),
+    multiple=True,
+    help="Default: all probes but the engine's.",
+)
 @nodes_option("Only these nodes, as with 'up'.")
-@click.option("--force", is_flag=True, help="Probe even while the model answers requests.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Probe even while the model answers requests, and measure an engine anew.",
+)
+@click.option(
+    "--dummy",
+    is_flag=False,
+    flag_value="",
+    metavar="[CONFIG]",
+    help="With --only engine: start an engine with dummy weights, and measure that. CONFIG: the "
+    "model's config.json or its directory, on a cluster that others run.",
+)
+@click.option(
+    "--layers",
+    metavar="N,M",
+    help="With --dummy: only so many layers, twice, and a straight line through both. Default: all "
+    "layers; where they do not fit, about a quarter and a half of them.",
+)
 def probe(
-    profile: Profile, as_json: bool, only: tuple[str, ...], nodes: tuple[str, ...], force: bool
+    profile: Profile,
+    as_json: bool,
+    only: tuple[str, ...],
+    nodes: tuple[str, ...],
+    force: bool,
+    dummy: str | None,
+    layers: str | None,
 ) -> None:
     """Measure memory, matrix products, links, collectives and disks, as the model's ranks use them.
 
@@ -37,9 +69,14 @@ def probe(
     'plan --serving' predicts from the newest complete round (all kinds, all nodes), and reports
     show it. Exit code 0 only if every probe gave a result.
 
+    '--only engine' measures the engine itself under small loads, by batch size and prompt length:
+    predictions from it need no formula. What was measured with the same model, versions, flags and
+    devices is not measured again without --force.
+
     \b
     Example: orchestrate probe
     Example: orchestrate probe --only link --node compute0,compute1
+    Example: orchestrate probe --only engine
     """
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.core.progress import Board
@@ -48,7 +85,14 @@ def probe(
     from orchestrator.performance.probe.run import Kind, store
     from orchestrator.performance.probe.run import probe as measure
 
+    depths = asked_engine(only, dummy, layers)
     cluster = open_cluster(profile)
+    if ENGINE in only:
+        if nodes or dummy or depths:
+            text = "--node, a CONFIG and --layers do not go with --only engine of this cluster"
+            raise click.UsageError(text)
+        _engine(cluster, as_json, dummy=dummy is not None, force=force)
+        return
     chosen = select(cluster.profile, nodes)
     kinds = [Kind(each) for each in only or KINDS]
     requests = idle(cluster, force=force)
@@ -77,6 +121,52 @@ def shown(found: Probes, path: Path, lines: Sequence[str], as_json: bool, whole:
     for failure in found.failed:
         err.print(f"failed: {failure.probe} of {failure.where}: {failure.reason}", markup=False)
     sys.exit(1 if found.failed else 0)
+
+
+def _engine(cluster: Cluster, as_json: bool, *, dummy: bool, force: bool) -> None:
+    from orchestrator.core.progress import Board
+    from orchestrator.performance.bench import served
+    from orchestrator.performance.probe.engine import kept, store
+
+    idle(cluster, force=force)
+    measure = served.dummy if dummy else served.live
+    with cluster.locked("probe"), Board(quiet=as_json) as board:
+        found, known = measure(cluster, board, again=force)
+    name = cluster.profile.name
+    engine_shown(found, kept(name, found) if known else store(name, found), as_json, known)
+
+
+def asked_engine(only: Sequence[str], dummy: str | None, layers: str | None) -> tuple[int, ...]:
+    """The depths of --layers. Raises UsageError for options that do not go together."""
+    if (dummy is not None or layers) and ENGINE not in only:
+        raise click.UsageError("--dummy and --layers go with --only engine")
+    if ENGINE in only and len(set(only)) > 1:
+        raise click.UsageError("--only engine is measured alone")
+    if layers is None:
+        return ()
+    if dummy is None:
+        raise click.UsageError("--layers goes with --dummy: the engine that serves has all of them")
+    words = layers.split(",")
+    if not all(word.strip().isdigit() and len(word) < 8 for word in words):
+        raise click.UsageError("--layers wants two numbers, like 14,28")
+    return tuple(map(int, words))
+
+
+def engine_shown(found: EngineRates, path: Path, as_json: bool, known: bool) -> None:
+    """Show what was measured of an engine, now or before."""
+    from dataclasses import asdict
+
+    from orchestrator.performance.probe.engine import age
+    from orchestrator.performance.probe.tables import engine_table
+
+    if as_json:
+        print_json({"file": path, "known": known, "age": age(found), **asdict(found)})
+        return
+    out.print(engine_table(found))
+    for note in found.notes:
+        out.print(f"note: {note}", markup=False)
+    again = f" (measured {age(found)}; --force measures anew)" if known else ""
+    out.print(f"kept: {path}{again}", markup=False)
 
 
 def idle(cluster: Cluster, *, force: bool) -> float | None:

@@ -37,20 +37,27 @@ profile_name_option = click.option(
 
 
 def on_cluster(
-    verb: Callable[..., Any], *, pinned: bool = True, attached: str | bool = False
+    verb: Callable[..., Any],
+    *,
+    pinned: bool = True,
+    attached: str | bool = False,
+    alone: Callable[[dict[str, Any]], bool] = lambda _: False,
 ) -> Callable[..., Any]:
     """A verb about a cluster, with ``--profile``: it gets the checked ``profile``.
 
     It runs on the profile's control host, but with ``--machines``: those are this computer's.
     Not ``pinned``: also where the served model lacks its commit. ``attached``: MODULE:VERB for a
     cluster that others run, with the same parameters; true: the verb takes both kinds of profile;
-    without it, such a cluster is refused.
+    without it, such a cluster is refused. ``alone``: whether the other parameters say all, so that
+    without --profile the verb gets none.
     """
 
     @wraps(verb)
     def there(*, profile: str | None, **others: Any) -> Any:
         from orchestrator.profile.load import attached_profile
 
+        if profile is None and alone(others):
+            return verb(profile=None, **others)
         if attached and (theirs := attached_profile(profile)):
             module, _, name = str(attached).partition(":")
             instead = verb if attached is True else getattr(import_module(module), name)

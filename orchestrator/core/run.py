@@ -212,33 +212,102 @@ def with_lifeline(argv: Sequence[str], *, what: str = "") -> int:
 
 
 @contextmanager
-def streaming(argv: Sequence[str], line: Callable[[str], None]) -> Iterator[None]:
+def streaming(
+    argv: Sequence[str],
+    line: Callable[[str], None],
+    *,
+    stdin: bytes = b"",
+    errors: bool = False,
+    ended: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE,
+) -> Iterator[None]:
     """``argv`` runs for the body; each line that it prints is handed to ``line``, in a thread.
 
-    Its standard input ends with the body, by which it has to end; after PATIENCE seconds it is
-    killed.
+    Its standard input, which begins with ``stdin``, ends with the body, by which it has to end;
+    after ``patience`` seconds it is killed. Ctrl-C reaches it that way only. ``errors``: also lines
+    of its standard error; ``ended``: it prints nothing any more.
     """
     words = tuple(argv)
-    process = _command(words, words[0]).popen(stdin=PIPE, stderr=DEVNULL)
+    process = _command(words, words[0]).popen(
+        stdin=PIPE, stderr=STDOUT if errors else DEVNULL, start_new_session=True
+    )
 
     def read() -> None:
         # In pieces, if somebody sends a line without an end.
         while raw := process.stdout.readline(CHUNK):
             line(raw.decode(errors="replace").rstrip("\n"))
+        ended()
 
     reader = Thread(target=read, daemon=True)
     reader.start()
     try:
+        with suppress(OSError):  # it ended already: ``ended`` says so
+            process.stdin.write(stdin)
+            process.stdin.flush()
         yield
     finally:
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(PATIENCE)
-        except TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process, patience)
         reader.join()
+        process.stdout.close()
+
+
+def _end(process: Any, patience: float = PATIENCE) -> None:
+    """End a command's standard input, by which it has to end, or kill it after so long."""
+    with suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(patience)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Talk:
+    """A command that answers lines with lines."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self._rest = b""
+
+    def ask(self, line: str, mark: str, timeout: float) -> str | None:
+        """Send a line; the next one that begins with the mark, without it. None where there is
+        none in time, or the command has ended."""
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return None
+        end, output = time.monotonic() + timeout, self._process.stdout.fileno()
+        while (left := end - time.monotonic()) > 0:
+            line_, found, self._rest = self._rest.partition(b"\n")
+            if found:
+                if line_.startswith(mark.encode()):
+                    return line_[len(mark) :].decode(errors="replace").strip()
+                continue
+            self._rest = line_
+            if select.select([output], [], [], left)[0]:
+                chunk = os.read(output, CHUNK)
+                if not chunk or len(self._rest) > CHUNK:
+                    return None
+                self._rest += chunk
+        return None
+
+
+@contextmanager
+def talking(argv: Sequence[str]) -> Iterator[Talk]:
+    """``argv`` runs for the body, in a session of its own: Ctrl-C does not reach it.
+
+    Its standard input ends with the body, by which it has to end; after PATIENCE seconds it is
+    killed. Its errors are left out.
+    """
+    words = tuple(argv)
+    process = _command(words, words[0]).popen(
+        stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+    )
+    try:
+        yield Talk(process)
+    finally:
+        _end(process)
         process.stdout.close()
 
 

@@ -51,6 +51,13 @@ def given(args: Mapping[str, object], flag: str) -> tuple[str, object] | None:
     return next(((key, args[key]) for key in args if flag_name(key) == flag), None)
 
 
+def number_formats(args: Mapping[str, object]) -> tuple[str, str]:
+    """The values of --dtype and --kv-cache-dtype: "auto" where the model's own count."""
+    found = (given(args, flag) for flag in ("dtype", "kv-cache-dtype"))
+    dtype, cache = (str(each[1]) if each else "auto" for each in found)
+    return dtype, cache
+
+
 def trusts_code(args: Mapping[str, object]) -> bool:
     """Whether the model's own Python code may run on the nodes."""
     key, value = given(args, "trust-remote-code") or ("", False)

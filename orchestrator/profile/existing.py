@@ -32,6 +32,8 @@ from orchestrator.profile.verification import Verification
 EXISTING = "existing"
 #: The host that is this computer: no SSH.
 HERE = "localhost"
+#: What probes list the ranks' links under: each node has one address here.
+RANKS_NETWORK = "ranks"
 
 
 class Endpoint(Section):

@@ -32,7 +32,7 @@ class NotOurs(BadInput):
         super().__init__(
             f"{display(path)}: this cluster is not ours (machines: {EXISTING}): orchestrate has no "
             "power, image or root there",
-            "What works with it: orchestrate status, verify, ask, probe, bench, doctor.",
+            "What works: orchestrate status, verify, ask, probe, plan --serving, bench, doctor.",
         )
 
 

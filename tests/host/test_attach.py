@@ -79,6 +79,12 @@ def test_this_computer_needs_no_ssh(cluster: Strangers) -> None:
     assert node["facts"]["engines"][0]["argv"][2:4] == ["serve", "served/it"]
 
 
+def test_one_machine_by_two_names_is_said(cluster: Strangers, url: str) -> None:
+    found, _ = attach(cluster, url, "--node", "box", "--node", "localhost")
+    (line,) = (each for each in found["unknown"] if each.startswith("ranks:"))
+    assert line.startswith("ranks: box and localhost show the same processes")
+
+
 def test_what_another_account_runs_is_seen_and_what_is_hidden_is_said(
     cluster: Strangers, url: str
 ) -> None:
@@ -253,12 +259,14 @@ def test_a_hostile_node_is_one_message(cluster: Strangers, url: str, kind: str) 
 #: What runs on a node: of attach, and around a program of probe; each made to last.
 LASTING = """
 import sys, time
-from orchestrator.attach.find import source
-from orchestrator.attach.probe import AROUND
+from orchestrator.attach.reach import AROUND, WITH_MODULES, own_text
 last = "import time; print('waits', flush=True); time.sleep(600)"
 start = "facts() -> Facts:"
-facts = source("node_facts").replace(start, start + "\\n    exec(" + repr(last) + ")")
-print(AROUND.format(text=last) if sys.argv[1] == "probe" else facts)
+facts = own_text("node_facts").replace(start, start + "\\n    exec(" + repr(last) + ")")
+package = "orchestrator.attach."
+texts = [(package + name, own_text(name)) for name in ("node_hardware", "node_log")]
+facts = WITH_MODULES.format(texts=[*texts, ("", facts)])
+print(AROUND.format(text=last if sys.argv[1] == "probe" else facts))
 """
 
 

@@ -6,24 +6,7 @@ import re
 
 import pytest
 from support.account import until
-from support.strangers import FLAGS, VISITOR, Strangers, attach, left, names
-
-BRIEF = """
-bench:
-  repeats: 2
-  workloads:
-    brief: { prompt_tokens: 16, output_tokens: 41, requests: 3, concurrency: 2 }
-    steady: { prompt_tokens: 16, output_tokens: 4, requests: 3, rate: 50 }
-"""
-
-
-def loadable(cluster: Strangers, url: str, *words: str) -> str:
-    """A profile with brief loads, and no node whose ranks a stand-in does not have."""
-    found, text = attach(cluster, url, *words)
-    path = str(found["profile"])
-    script = 'printf %s "$2" >"$1" && chown "$3" "$1"'
-    cluster.machine.sh(script, path, text + BRIEF, VISITOR)
-    return path
+from support.strangers import FLAGS, Strangers, attach, left, loadable, names
 
 
 def test_bench_of_it(cluster: Strangers, url: str) -> None:
@@ -44,6 +27,14 @@ def test_bench_of_it(cluster: Strangers, url: str) -> None:
     assert {("box", "processors"), ("endpoint", "vLLM num_requests_running")} <= series
     assert run["provenance"]["machine"] == "existing"
     assert run["warnings"] == []
+    assert [each["workload"]["name"] for each in run["forecasts"]] == ["brief", "steady"]
+    for each in run["forecasts"]:
+        assert each["reason"] == "the engine was not measured. Run: orchestrate probe --only engine"
+        assert re.fullmatch("[0-9a-f]{64}", each["seal"])
+    none = cluster.ask("bench", "accuracy", "--profile", path)
+    assert none.returncode == 0, none.stderr
+    assert "can be scored yet. Run: orchestrate probe; orchestrate bench run" in none.stdout
+    assert "brief, steady: the engine was not measured" in none.stderr
     again = cluster.json("bench", "run", "--profile", path, *words)
     compared = cluster.json("bench", "compare", "--profile", path, run["id"], again["id"])
     assert {each["workload"] for each in compared["changes"]} == {"brief", "steady"}
@@ -67,8 +58,11 @@ def test_faults_under_load_are_one_message(cluster: Strangers, fault: str) -> No
         path = loadable(cluster, url)
         done = cluster.ask("bench", "run", "--profile", path, "--workload", "brief")
     assert done.returncode == 1, done.stdout
+    told = cluster.json("bench", "accuracy", "--profile", path)
     assert "\x1b" not in done.stdout + done.stderr
     assert re.search(UNDER_LOAD[fault], done.stderr), done.stderr
+    assert told["phases"] == []
+    assert [each["workload"] for each in told["not_scored"]] == ["brief"]  # counted, not scored
 
 
 def test_a_router_without_tokenize_gets_tokens_that_nearly_all_models_have(
@@ -142,3 +136,21 @@ def test_a_read_only_home_keeps_nothing_and_says_so(cluster: Strangers, url: str
     assert "warning: nothing is kept: /proc/state" in done.stderr
     assert "--profile" not in done.stdout
     assert cluster.machine.sh("ls -d /tmp/orchestrate-doctor-* 2>/dev/null || true") == ""
+
+
+def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(cluster: Strangers) -> None:
+    with cluster.serving(*FLAGS, "--max-num-seqs", "4") as url:
+        path = loadable(cluster, url, "--node", "box")
+        probed = cluster.ask("probe", "--profile", path, "--only", "engine", "--force")
+        assert probed.returncode == 0, probed.stderr
+        words = ("--workload", "brief", "--workload", "steady")
+        run = cluster.json("bench", "run", "--profile", path, *words)
+    told = cluster.json("bench", "accuracy", "--profile", path)
+    assert told["not_scored"] == []
+    assert {(each["workload"], each["phase"]) for each in told["phases"]} == {
+        (load, phase) for load in ("brief", "steady") for phase in ("first token", "further token")
+    }
+    assert {each["origin"] for each in told["phases"]} == {"measured here"}
+    assert {each["run"] for each in told["phases"]} == {run["id"]}
+    shown = cluster.ask("bench", "show", "--profile", path)
+    assert "forecast before it was measured:" in shown.stdout

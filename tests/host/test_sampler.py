@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from support.recorded import ACCELERATORS, laid_out
 
-from orchestrator.performance.bench.sample import series
+from orchestrator.performance.bench.sample import SAMPLER, series
 from orchestrator.provision.machines.cgroup import MOUNT
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -61,3 +62,31 @@ def test_a_services_quota_is_seen_in_control_groups_of_the_old_kind() -> None:
             wants.wait()
     found = {each.name: each.values for each in series({"a": lines}, {})}
     assert max(found["quota"]) > 50
+
+
+#: Reads what nvidia-smi prints again and again in the background: it comes some lines later.
+LINES = 20
+
+
+@pytest.mark.parametrize("path", ACCELERATORS, ids=lambda path: path.stem)
+def test_recorded_accelerators_are_sampled_by_the_table_that_attach_reads(
+    path: Path, tmp_path: Path
+) -> None:
+    case = laid_out(path, tmp_path)
+    wanted = case.get("sampled", {})
+    enter = 'mount --rbind "$0/root/sys" /sys; PATH="$0/bin:$PATH" exec "$@"'
+    words = [sys.executable, "-I", "-S", "-c", SAMPLER, ""]
+    argv = ["unshare", "--mount", "sh", "-c", enter, str(tmp_path), *words]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reads:
+        assert reads.stdin and reads.stdout
+        for _ in range(LINES):
+            told = json.loads(reads.stdout.readline())["hardware"]
+            found: dict[str, list[float]] = {}
+            for name, value in told.items():
+                unit = name.partition(" of ")[0]
+                if "GPU" in unit:
+                    found.setdefault(unit, []).append(value)
+            if set(wanted) <= set(found):
+                break
+        reads.stdin.close()
+    assert found == wanted

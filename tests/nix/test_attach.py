@@ -212,6 +212,17 @@ def test_bench_measures_and_vllms_own_clocks_are_read(cluster: Cluster) -> None:
     assert shown["run"]["warnings"] == []
 
 
+def test_the_engine_that_serves_is_measured(cluster: Cluster) -> None:
+    _, path = cluster.attach("served")
+    found = cluster.json("probe", "--profile", path, "--only", "engine", "--force")
+    assert (found["weights"], found["tensor"], found["known"]) == ("own", 2, False)
+    assert found["kv_tokens"] > 256 and found["versions"]["vllm"]
+    assert {each["concurrency"] for each in found["cells"]} == {1, 2, 4, 8}
+    assert all(each["ttft_s"]["n"] >= 3 and each["tpot_s"]["low"] > 0 for each in found["cells"])
+    again = cluster.json("probe", "--profile", path, "--only", "engine")
+    assert again["known"] and again["cells"] == found["cells"]
+
+
 def test_doctor_gives_a_verdict(cluster: Cluster) -> None:
     words = ("--node", "localhost", "--key-env", "K", "--name", "doctor")
     found = cluster.json("doctor", cluster.url, *words)

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sim import NAME, NODES, Sim, wait_for
@@ -38,6 +40,17 @@ def test_a_run_is_measured_explained_kept_and_reported(sim: Sim, tmp_path: Path)
         parts = sum(phase["parts_s"].values())
         assert phase["measured_s"] == pytest.approx(parts + phase["unexplained_s"])
         assert phase["cause"] and phase["why"]
+    assert {(each["phase"], each["cause"]) for each in shown["run"]["causes"]} == {
+        (each["phase"], each["cause"]) for each in shown["phases"]
+    }
+    forecasts = shown["forecasts"]
+    assert {each["phase"] for each in forecasts["phases"]} == {"first token", "further token"}
+    assert forecasts["not_scored"] == []
+    (sealed,) = shown["run"]["forecasts"]
+    started = min(window["start"] for window in measured["windows"])
+    assert datetime.fromisoformat(sealed["time"]).timestamp() <= started
+    told = sim.json("bench", "accuracy")
+    assert {each["run"] for each in told["phases"]} >= {done["id"]}
     file = tmp_path / "report.html"
     assert str(file) in sim.run("bench", "report", "last", "--out", str(file)).stdout
     assert "brief" in file.read_text()
@@ -73,11 +86,14 @@ def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     assert last["state"] == "interrupted" and last["workloads"] == 1
     for node in NODES:
         assert not re.search("sampler|bench serve", sim.shell(node, "ps", "axww", "-o", "args"))
+    first, second = sim.json("bench", "show", last["id"])["run"]["forecasts"]
+    assert [each["workload"]["name"] for each in (first, second)] == ["brief", "short"]
     done = sim.run("bench", "run", *two, "--resume", last["id"], ok=False)
     assert "leave out --workload" in done.stderr
     sim.run("bench", "run", "--resume", last["id"])
     (last,) = sim.json("bench", "ls")[-1:]
     assert last["state"] == "complete" and last["workloads"] == 2
+    assert sim.json("bench", "show", last["id"])["run"]["forecasts"][0] == first
 
 
 def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
@@ -89,3 +105,46 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
     finally:
         sim.run("up", "--node", "compute1", "--only", "base")
     assert len(sim.json("bench", "ls")) == before
+
+
+#: Of the cables while they are the bottleneck: a prompt's messages take most of its time then.
+SLOW = "2Mbit"
+
+
+def proved(sim: Sim, load: str, phase: str, cause: str, ok: bool = True) -> dict[str, Any]:
+    """What `bench prove` says of a phase of the last run. Not `ok`: it refutes a cause."""
+    words = ("--rounds", "2", "--workload", load, "--phase", phase, "--cause", cause)
+    (found,) = sim.json("bench", "prove", *words, ok=ok)["proofs"]
+    return dict(found)
+
+
+def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
+    """The bottleneck is built and tried. When it is gone, its run judges the cluster no more."""
+    sim.run("sim", "link", "--rate", SLOW)
+    try:
+        sim.run("probe")
+        sim.run("bench", "run", *BRIEF, "--no-rates")
+        before = sim.run("node", "status").stdout
+        proof = proved(sim, "brief", "prefill", "link bandwidth")
+        assert sim.run("node", "status").stdout == before
+    finally:
+        sim.run("sim", "link", "--reset")
+        sim.probed = None
+    assert proof["verdict"] == "confirmed", proof
+    assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 6
+    assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
+    assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
+    gone = proved(sim, "brief", "prefill", "link bandwidth")
+    assert gone["verdict"] == "cannot be tried here"
+    assert "the cluster is not as it was" in gone["why"]
+
+
+@pytest.mark.usefixtures("probes")  # what the link carries, unthrottled
+def test_a_free_link_is_refuted_and_what_cannot_be_tried_says_why(sim: Sim) -> None:
+    sim.run("bench", "run", "--workload", "short", "--repeats", "2", "--no-rates")
+    wrong = proved(sim, "short", "decode", "link bandwidth", ok=False)
+    assert wrong["verdict"] == "refuted", wrong
+    host = proved(sim, "short", "decode", "host")
+    assert host["verdict"] == "cannot be tried here" and "clock" in host["why"]
+    page = sim.run("bench", "report", "last", "--out", "-").stdout
+    assert "decode: link bandwidth is refuted" in page

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
-from support.sim import ANYHOW, Sim, failed
+from support.sim import ANYHOW, TIMEOUT, Sim, failed, wait_for
 
 pytestmark = pytest.mark.sim
 
@@ -15,6 +18,21 @@ def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
     compared = sim.run("bench", "compare", alone, together).stdout
     assert "layout tensor 1" in compared and "to tensor 2" in compared
     assert "Does clustering help? brief: " in sim.run("bench", "show", together).stdout
+    assert sim.json("verify")["ok"]
+
+
+@pytest.mark.usefixtures("serving")
+def test_the_engine_is_measured_with_dummy_weights_and_the_model_served_again(sim: Sim) -> None:
+    found = sim.json("probe", "--only", "engine", "--dummy")
+    assert (found["weights"], found["tensor"]) == ("dummy", 2)
+    assert found["layers"] == found["of_layers"] and found["kv_tokens"]
+    assert {each["concurrency"] for each in found["cells"]} >= {1, 2}
+    assert sim.json("verify")["ok"]
+    process = sim.start("probe", "--only", "engine", "--dummy", "--force")
+    wait_for(process, "engine", "...")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130 and "Traceback" not in said
     assert sim.json("verify")["ok"]
 
 

@@ -89,6 +89,18 @@ def test_a_node_without_ssh_is_said_and_the_others_are_probed(sim: Sim) -> None:
     assert [{link["a"], link["b"]} for link in found["links"]] == [{"control", "compute0"}]
 
 
+@pytest.mark.usefixtures("probes")
+def test_the_engine_that_serves_is_measured_once(sim: Sim) -> None:
+    found = sim.json("probe", "--only", "engine")
+    assert (found["weights"], found["known"], found["tensor"]) == ("own", False, 2)
+    assert found["nodes"] == ["compute0", "compute1"] and found["image_id"]
+    assert found["kv_tokens"] and found["link_bytes_per_s"] > 1e6
+    for each in found["cells"]:
+        assert each["ttft_s"]["n"] >= 3 and 0 < each["tpot_s"]["low"] <= each["tpot_s"]["high"]
+    again = sim.json("probe", "--only", "engine")
+    assert again["known"] and again["time"] == found["time"]
+
+
 def test_an_interrupted_probe_leaves_nothing_on_nodes(sim: Sim) -> None:
     before = set(measured(sim))
     process = sim.start("probe", "--only", "device")

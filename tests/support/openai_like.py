@@ -22,6 +22,8 @@ FAULT = GIVEN.get("--fault", "")
 KEY = GIVEN.get("--api-key", "")
 NAMES = GIVEN.get("--served-model-name", MODEL).split(",")
 START = time.time()
+#: Seconds between two events of a stream.
+PAUSE = 0.04
 #: Of a server with the fault "restarts": so many streams before it does.
 STREAMS = iter(range(4))
 METRICS = (
@@ -93,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"x" * (1 << 16))
         for _ in range(0, many, 2):
             self.wfile.write(b'data: {"choices": [{"text": "a b"}]}\n\n')
-            time.sleep(0.04)
+            time.sleep(PAUSE)
         usage = {"completion_tokens": many, "prompt_tokens": length}
         self.wfile.write(f'data: {{"choices": [], "usage": {json.dumps(usage)}}}\n\n'.encode())
         self.wfile.write(b"data: [DONE]\n\n")

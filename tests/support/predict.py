@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import (
     CollectiveRates,
     DeviceRates,
@@ -39,6 +42,7 @@ MISTRAL: dict[str, Any] = {
         "version": "gemm",
     },
 }
+ONE = Parallelism()
 #: Links between two computers, by what TCP gives over them: 1 GbE and 2.5 GbE by a switch, USB4.
 GBE = LinkRate(100e-6, 117.5e6)
 GBE_2_5 = LinkRate(30e-6, 294e6)
@@ -137,3 +141,24 @@ def probes(**parts: Any) -> Probes:
         "links": (link("left", "right", 50e-6, 100e6),),
     }
     return Probes(**values | parts)
+
+
+def engine_rates(
+    cells: Iterable[EngineCell], layout: Parallelism = ONE, **other: Any
+) -> EngineRates:
+    """The engine with these cells on as many nodes as it has ranks."""
+    values: dict[str, Any] = {
+        "key": "k",
+        "time": "2026-11-30T00:00:00Z",
+        "model": "m",
+        "nodes": ("left", "right")[: layout.ranks],
+        "devices": ("card",) * layout.ranks,
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "data": layout.data,
+        "args": {},
+        "versions": {},
+        "weights": EngineWeights.DUMMY,
+        "cells": tuple(cells),
+    }
+    return EngineRates(**values | other)

@@ -94,7 +94,7 @@ class Strangers:
         self, *words: str | Path, who: str = VISITOR, **env: str
     ) -> subprocess.CompletedProcess[str]:
         argv = self.argv(who, *words, **env)
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900)
 
     def ask(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ``orchestrate`` as the visitor."""
@@ -182,3 +182,22 @@ def left(cluster: Strangers) -> list[str]:
     files = cluster.machine.sh(f"find {places} -xdev {newer} -print 2>/dev/null || true")
     running = cluster.machine.sh(f"ps -u {OWNER} -o stat=,args= || true")
     return [*files.splitlines(), *(line for line in running.splitlines() if line[0] != "Z")]
+
+
+#: Loads that take a second.
+BRIEF = """
+bench:
+  repeats: 2
+  workloads:
+    brief: { prompt_tokens: 16, output_tokens: 41, requests: 3, concurrency: 2 }
+    steady: { prompt_tokens: 16, output_tokens: 4, requests: 3, rate: 50 }
+"""
+
+
+def loadable(cluster: Strangers, url: str, *words: str) -> str:
+    """A profile with brief loads, and no node whose ranks a stand-in does not have."""
+    found, text = attach(cluster, url, *words)
+    path = str(found["profile"])
+    script = 'printf %s "$2" >"$1" && chown "$3" "$1"'
+    cluster.machine.sh(script, path, text + BRIEF, VISITOR)
+    return path

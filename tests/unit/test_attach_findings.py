@@ -11,9 +11,20 @@ import pytest
 from orchestrator.attach.bench import kept_speeds, speeds
 from orchestrator.attach.doctor import standing, workloads
 from orchestrator.attach.explain import findings
-from orchestrator.attach.facts import Address, CardFacts, EngineProcess, MachineFacts
+from orchestrator.attach.facts import (
+    Address,
+    CardFacts,
+    EngineLog,
+    EngineProcess,
+    MachineFacts,
+    RdmaPort,
+)
 from orchestrator.attach.find import NodeFound
+from orchestrator.attach.prove import claims, ground
 from orchestrator.attach.verify import Looked
+from orchestrator.core.errors import BadInput
+from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.prove.claim import Claim
 from orchestrator.performance.results.bench import (
     Measured,
     Provenance,
@@ -29,13 +40,14 @@ from orchestrator.profile.existing import Attached, AttachedNode
 WINDOW = Window(100.0, 110.0)
 
 
-def profile(**serving: Any) -> Attached:
+def profile(*nodes: str, **serving: Any) -> Attached:
     return Attached.model_validate_json(
         json.dumps(
             {
                 "name": "it",
                 "machines": "existing",
                 "endpoint": {"url": "http://x:1"},
+                "nodes": [{"name": name, "host": name, "ranks": 1} for name in nodes],
                 "serving": {"model": "m", **serving},
             }
         )
@@ -102,6 +114,14 @@ def test_accelerators_by_how_busy_the_busiest_is(busy: float, what: str) -> None
     assert [each.removeprefix("the accelerators ") for each in found] == ([what] if what else [])
 
 
+def test_cards_that_may_wait_for_another_node_are_not_said_to_compute() -> None:
+    cards = [series("a", "NVIDIA 0", 96, "% GPU busy")]
+    (line,) = named(run(measured(8), counters=cards), profile("a", "b")).values()
+    assert "(possible)" in line and "Fewer ranks" in line
+    (line,) = named(run(measured(8), counters=cards), profile("a")).values()
+    assert "compute all the time (likely)" in line
+
+
 def test_eager_mode_is_named_where_cards_wait() -> None:
     cards = [series("a", "NVIDIA 0", 20, "% GPU busy")]
     eager = named(run(measured(), counters=cards), profile(args={"enforce-eager": True}))
@@ -135,15 +155,34 @@ def test_the_heaviest_is_first() -> None:
     assert next(iter(named(run(measured(16), counters=both)))) == "the processors of a are full"
 
 
-def node(name: str, ranks: int, speed: int | None, *cards: CardFacts, rdma: str = "") -> NodeFound:
+def node(
+    name: str, ranks: int, speed: int | None, *cards: CardFacts, rdma: str = "", log: str = ""
+) -> NodeFound:
     workers = [
         EngineProcess(n, [], "u", [f"VLLM::Worker_TP{n}"], "", None, None, "") for n in range(ranks)
     ]
     link = Address("eth0", "10.0.0.1", speed, 1500, "")
+    ports = [RdmaPort("mlx5_0", 1, "InfiniBand", rdma, 400.0, "")] if rdma else []
     facts = MachineFacts(
-        0.0, name, "u", "6", "3", 8, 1, [link], [rdma] if rdma else [], list(cards), workers, []
-    )
+        0.0, name, "u", "6", "3", 8, 1, [link], ports, list(cards), workers, [],
+        log=EngineLog("vllm.log", [log] if log else []),
+    )  # fmt: skip
     return NodeFound(AttachedNode(name=name, host=name), facts)
+
+
+def test_rdma_that_is_there_and_not_taken() -> None:
+    """NCCL falls back to sockets without an error."""
+    socket, ib = "NCCL INFO Using network Socket", "NCCL INFO Using network IB"
+    what = "a: the collectives do not take RDMA"
+    for state, log, wanted in (
+        ("ACTIVE", socket, [what]),
+        ("ACTIVE", ib, []),
+        ("ACTIVE", "", []),
+        ("DOWN", socket, []),
+    ):
+        nodes = (node("a", 1, 100000, rdma=state, log=log), node("b", 1, 100000))
+        found = standing_of(profile(tensor_parallel=2), *nodes)
+        assert [each for each in found if "RDMA" in each] == wanted, (state, log)
 
 
 def standing_of(of: Attached, *nodes: NodeFound) -> list[str]:
@@ -154,7 +193,7 @@ def test_what_limits_without_a_load() -> None:
     slow, two = "tensor parallelism over a slow link", profile(tensor_parallel=2)
     assert standing_of(two, node("a", 1, 1000), node("b", 1, 1000)) == [slow]
     assert standing_of(two, node("a", 1, 25000), node("b", 1, 25000)) == []
-    assert standing_of(two, node("a", 1, 1000, rdma="mlx5_0"), node("b", 1, 1000)) == []
+    assert standing_of(two, node("a", 1, 1000, rdma="ACTIVE"), node("b", 1, 1000)) == []
     assert standing_of(two, node("a", 2, 1000), node("b", 0, 1000)) == []
     assert standing_of(two, node("a", 1, None), node("b", 1, None)) == []  # not known
     assert standing_of(profile(), node("a", 1, 1000), node("b", 1, 1000)) == []
@@ -193,3 +232,45 @@ def test_kept_speeds_are_none_where_none_are_kept(
 def test_the_short_load_fits(args: dict[str, int], loads: list[tuple[int, int]]) -> None:
     found = workloads(profile(args=args))
     assert [(each.prompt_tokens, each.output_tokens) for each in found] == loads
+
+
+def tried(found: Run, *names: str, cause: str | None = None, **fast: float) -> list[Claim]:
+    speeds_ = {key.replace("_", " "): value for key, value in fast.items()}
+    return claims(found, profile(), speeds_, names, cause)
+
+
+def test_what_a_finding_says_that_bench_prove_can_change() -> None:
+    """The share of the time that it explains; of the queue, the time to the first token."""
+    full = [*WAITING, series("a", "eth0 sent", 110e6)]
+    link, queue = tried(run(measured(16), counters=full), a_eth0=125e6)
+    assert (link.cause, link.phase, link.found.workload.name) == (
+        Cause.LINK_BANDWIDTH, "decode", "16 at once",
+    )  # fmt: skip
+    assert link.seconds == pytest.approx(0.88 * 0.1)
+    assert (queue.cause, queue.phase) == (Cause.BATCH_LIMIT, "prefill")
+    asked = tried(run(measured(), measured(16), counters=[]), "16 at once", cause="host")
+    assert [(each.phase, each.cause, each.seconds) for each in asked] == [
+        ("prefill", Cause.HOST, 0.05), ("decode", Cause.HOST, 0.05),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="no workload 'x'"):
+        tried(run(measured(16), counters=full), "x")
+    with pytest.raises(BadInput, match="no limit that could be changed"):
+        tried(run(measured(16), counters=[]))
+
+
+def test_where_a_cluster_of_others_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks' links, if two nodes have one; and no card that may be somebody else's."""
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    card = CardFacts("NVIDIA", "x", "01:00.0", "")
+    two = [node("a", 1, 1000, card), node("b", 1, 1000, card, card)]
+    found = ground(profile(args={"max-num-seqs": 4, "max-model-len": 99}), two)
+    links = [(end.place.name, end.link, end.tc) for end in found.ends(Cause.LINK_BANDWIDTH)]
+    assert links == [("a", "eth0", ("tc",)), ("b", "eth0", ("tc",))]
+    assert [each.name for each in found.hosts] == ["a", "b"]
+    assert [each.name for each in found.cards] == ["a"]
+    assert (found.limit, found.context, found.bytes_per_s) == (4, 99, None)
+    silent = NodeFound(AttachedNode(name="c", host="c"), None, error="no answer")
+    assert ground(profile(), [two[0], silent]).ends(Cause.LINK_BANDWIDTH) == []
+    assert found.hosts[0].by_hand(["true"]).startswith("ssh ")

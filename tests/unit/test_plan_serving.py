@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
-from support.predict import MISTRAL, collective, device, exactly, link, probes
+from support.predict import (
+    MISTRAL,
+    collective,
+    device,
+    engine_rates,
+    exactly,
+    link,
+    probes,
+)
 from support.profiles import PROFILE, make_checkout
 
 from orchestrator.cli.plan import plan
@@ -22,6 +32,7 @@ from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.rates import rates, what_if
+from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.model import Profile
 
@@ -222,3 +233,164 @@ def test_the_cache_on_processors_is_in_gibibytes(
     profile = load(make_checkout(tmp_path, PROFILE.replace("  args: {dtype: half}", env)))
     assert limits(profile, synchronous=True).cache_bytes == 1.5 * 2**30
     assert limits(profile, synchronous=False).cache_bytes is None
+
+
+# The engine's own measurements
+
+
+CELLS = (
+    EngineCell(512, 128, 1, exactly(0.5), exactly(0.060), exactly(16.0)),
+    EngineCell(512, 128, 8, exactly(2.0), exactly(0.090), exactly(70.0)),
+)
+SEEN = engine_rates(CELLS, Parallelism(2), model="tiny")
+THEIR_ARGS = {"max-num-seqs": "8", "max-model-len": "4096"}
+
+
+def seen(profile: Profile, **other: Any) -> EngineRates:
+    """The engine with the profile's model and flags."""
+    args = {name: str(value) for name, value in profile.serving.args.items()}
+    known: dict[str, Any] = {"model": profile.serving.model, "args": args}
+    return replace(SEEN, **known | other)
+
+
+def keep(cluster: str, *found: EngineRates) -> None:
+    folder = paths.measured(cluster) / "engines"
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in found:
+        (folder / f"{each.key}.json").write_bytes(TypeAdapter(EngineRates).dump_json(each))
+
+
+def test_the_engine_counts_before_formulas(planned: Plan, profile: Profile) -> None:
+    mine = seen(profile)
+    late = "2027-01-01T00:00:00Z"
+    newer = seen(profile, key="another", time=late, model="another", cells=CELLS[1:])
+    eager = mine.args | {"enforce-eager": "True"}
+    flags = seen(profile, key="flags", time=late, args=eager, cells=CELLS[1:])
+    keep(profile.name, mine, newer, flags)
+    document = json.loads(planned("--json").stdout)
+    both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
+    assert both["single_tokens_per_s"] == pytest.approx(1 / 0.060, rel=1e-3)
+    assert both["tpot_s"]["value"] == pytest.approx(0.090, rel=1e-3)
+    assert both["tpot_s"]["origin"] == "measured here"
+    assert both["tpot_s"]["low"] < 0.090 < both["tpot_s"]["high"]
+    other = next(row for row in document["ranked"] if row["name"] == "pipeline 2")
+    assert other["tpot_s"]["origin"] == "measured elsewhere"
+    assert "serve as pipeline 2" in other["narrower"][0]
+    shown = planned().stdout
+    assert "measured here" in shown and "measured elsewhere" in shown
+    assert "assumed, not measured" not in shown
+
+
+def test_the_room_is_the_engines_word(planned: Plan, profile: Profile) -> None:
+    keep(profile.name, seen(profile, kv_tokens=3 * 4096))
+    document = json.loads(planned("--json").stdout)
+    both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
+    assert both["fit"]["sequences"] == 3 and not both["fit"]["fits"]
+
+
+# Hardware that is not there
+
+
+def test_more_nodes_and_another_link(planned: Plan) -> None:
+    now = json.loads(planned("--json").stdout)
+    document = json.loads(planned("--json", "--nodes", "4", "--link", "10Gbit:20us").stdout)
+    found = {row["name"]: row for row in document["ranked"]}
+    assert "tensor 4" in found
+    before = next(row for row in now["ranked"] if row["name"] == "tensor 2")
+    assert found["tensor 2"]["single_tokens_per_s"] > 1.5 * before["single_tokens_per_s"]
+    assert found["one device"]["single_tokens_per_s"] == pytest.approx(
+        next(row for row in now["ranked"] if row["name"] == "one device")["single_tokens_per_s"]
+    )
+
+
+def test_another_card_in_the_same_cluster(planned: Plan, profile: Profile) -> None:
+    """Its host was measured with the engine: the new card's memory counts, and that host."""
+    alone = seen(profile, tensor=1, nodes=("left",))
+    keep(profile.name, alone)
+    words = ("--json", "--device", "a770", "--load", "512,128,1")
+    slow = probes(devices=tuple(replace(card, memory_bytes_per_s=exactly(2e11)) for card in CARDS))
+    document = json.loads(planned(*words, measured=slow).stdout)
+    one = next(row for row in document["ranked"] if row["name"] == "one device")
+    assert one["tpot_s"]["origin"] == "measured elsewhere"
+    # 11.3 GiB at 410 instead of 200 GB/s: 30 ms less, where memory was most of it.
+    assert 0.025 < one["tpot_s"]["value"] < 0.045
+    assert document["sources"][0].startswith("Intel Arc A770, 16 GB: published: Memory: 410 GB/s")
+
+
+def test_without_any_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORCHESTRATE_PROFILE", raising=False)
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MISTRAL))
+    words = ["--serving", "--config", str(config), "--device", "a770"]
+    linked = [*words, "--nodes", "2", "--link", "1Gbit:100us"]
+    slow = CliRunner().invoke(plan, linked)
+    assert slow.exit_code == 0, slow.output
+    assert "Does clustering help?" in slow.stdout and "published: Memory: 410 GB/s" in slow.stdout
+    two = CliRunner().invoke(plan, [*words, "--nodes", "2"])
+    assert isinstance(two.exception, UserError)
+    assert two.exception.message == "no link between 2 nodes is known"
+
+
+# A cluster that others run
+
+THEIRS = """
+name: theirs
+machines: existing
+endpoint: {url: "http://127.0.0.1:1"}
+nodes:
+  - {name: box0, host: box0.example, ranks: 1}
+  - {name: box1, host: box1.example, ranks: 1}
+serving: {model: tiny, tensor_parallel: 2, args: {max-num-seqs: 8, max-model-len: 4096}}
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
+    file = tmp_path / "theirs.yml"
+    file.write_text(THEIRS)
+    return lambda *words: CliRunner().invoke(plan, ["--profile", str(file), *words])
+
+
+def test_an_attached_cluster_is_forecast_from_its_engine(theirs: Callable[..., Result]) -> None:
+    """Without its config.json: the layout that serves, at loads that were not measured."""
+    result = theirs("--serving")
+    assert isinstance(result.exception, UserError)
+    assert "orchestrate probe --only engine" in result.exception.hint
+    keep("theirs", replace(SEEN, args=THEIR_ARGS))
+    result = theirs("--serving", "--json", "--load", "512,128,4")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["ranked"]
+    assert row["name"] == "tensor 2" and row["tpot_s"]["origin"] == "measured here"
+    assert 0.060 < row["tpot_s"]["value"] < 0.090
+    assert row["fit"]["text"] == "not known"
+    assert "tensor 2 (the profile)" in theirs("--serving").stdout
+
+
+def test_an_attached_cluster_with_probes_and_config(
+    theirs: Callable[..., Result], tmp_path: Path
+) -> None:
+    keep("theirs", replace(SEEN, args=THEIR_ARGS))
+    cards = tuple(replace(each, node=f"box{i}") for i, each in enumerate(CARDS))
+    cable = link("box0", "box1", 100e-6, 117.5e6, network="ranks")
+    folder = paths.measured("theirs") / "probes"
+    folder.mkdir(parents=True)
+    found = probes(profile="theirs", devices=cards, links=(cable,))
+    (folder / "1.json").write_bytes(TypeAdapter(Probes).dump_json(found))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MISTRAL))
+    result = theirs("--serving", "--json", "--config", str(config))
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)["ranked"]}
+    assert set(rows) == {"tensor 2", "pipeline 2", "one device", "2 copies"}
+    assert rows["tensor 2"]["tpot_s"]["origin"] == "measured here"
+    assert rows["one device"]["tpot_s"]["origin"] == "measured elsewhere"
+
+
+def test_what_up_would_change_is_not_asked_of_an_attached_cluster(
+    theirs: Callable[..., Result],
+) -> None:
+    result = theirs()
+    assert isinstance(result.exception, UserError)
+    assert "not ours" in result.exception.message and "plan --serving" in result.exception.hint

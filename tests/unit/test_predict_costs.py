@@ -95,7 +95,7 @@ def test_calibration_finds_what_the_samples_were_made_with(
     assert found.per_sequence_s == pytest.approx(per_sequence_s, abs=1e-9)
     assert found.request_s == pytest.approx(request_s, abs=1e-9)
     assert found.per_token_s == pytest.approx(per_token_s, abs=1e-9)
-    assert found.assumed == ("per_layer_operations",)
+    assert found.assumed == ("per_layer_operations", "per_message_operations")
 
 
 @given(rates_)

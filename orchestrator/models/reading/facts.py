@@ -95,9 +95,14 @@ class Facts:
     def type(self) -> str:
         return str(self.part.get("model_type") or "")
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """All names under which models say the same, the most likely first."""
+        own = self.family.get("names", {}).get(key)
+        return (*((own,) if own else ()), key, *OTHER_NAMES.get(key, ()))
+
     def stated(self, key: str) -> Any:
         """What config.json itself says, by any of the key's names; None where it does not."""
-        for name in _names(key, self.family):
+        for name in self.names(key):
             if (value := _deep(self.part, name)) is not None:
                 return value
         return None
@@ -106,7 +111,7 @@ class Facts:
         """What config.json says, else transformers' default. A stated null is no default."""
         if (value := self.stated(key)) is not None:
             return value
-        names = _names(key, self.family)
+        names = self.names(key)
         if any(name in self.part for name in names):
             return None
         defaults = self.family.get("defaults") or {}
@@ -125,7 +130,9 @@ class Facts:
 
 def facts(config: Config) -> Facts:
     """The language model's part of a config.json, wherever it is nested."""
-    part = _text(config)
+    part = config
+    for key in text_path(config):
+        part = part[key]
     kind = str(part.get("model_type") or "")
     if part is not config:
         kind = kind or _nested_type(config)
@@ -148,13 +155,10 @@ def parts(config: Config) -> Iterator[tuple[str, Config]]:
             yield from parts(value)
 
 
-def _text(config: Config, depth: int = 0) -> Config:
-    """The part with the layers of the language model: the first below a name for it, else all."""
-    for key in TEXT_KEYS:
-        below = config.get(key)
-        if isinstance(below, Mapping) and depth < 4:
-            return _text(below, depth + 1)
-    return config
+def text_path(config: Config, depth: int = 0) -> tuple[str, ...]:
+    """The keys to the part with the layers of the language model; none where that is all of it."""
+    key = next((key for key in TEXT_KEYS if isinstance(config.get(key), Mapping)), None)
+    return (key, *text_path(config[key], depth + 1)) if key and depth < 4 else ()
 
 
 def _nested_type(config: Config) -> str:
@@ -164,11 +168,6 @@ def _nested_type(config: Config) -> str:
         if nested := family.get("parts", {}).get("text_config"):
             return str(nested)
     return ""
-
-
-def _names(key: str, family: Mapping[str, Any]) -> tuple[str, ...]:
-    own = family.get("names", {}).get(key)
-    return (*((own,) if own else ()), key, *OTHER_NAMES.get(key, ()))
 
 
 def _deep(part: Config, name: str) -> Any:

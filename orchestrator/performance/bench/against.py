@@ -20,15 +20,17 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
 from orchestrator.core.progress import Board
+from orchestrator.models.flags import number_formats
 from orchestrator.models.serving import Layout
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection
+from orchestrator.performance.bench.load import offered
 from orchestrator.performance.bench.run import bench
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.calibration import calibrate, sample
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism as Spread
-from orchestrator.performance.predict.load import OfferedLoad, limits
+from orchestrator.performance.predict.load import limits
 from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Asked, Run
@@ -46,7 +48,8 @@ class Against:
 
 def against_one_node(cluster: Cluster, board: Board, asked: Asked) -> Against:
     """Measure on one node, then on the profile's layout, which is restored in any case."""
-    with served_as(cluster, board, one(cluster.layout)) as single:
+    other = replace(cluster, layout=one(cluster.layout))
+    with served_as(cluster, board, other) as single:
         alone = bench(single, board, asked)
     engine = fit(cluster, alone)
     return Against(alone, bench(cluster, board, asked), engine)
@@ -58,9 +61,8 @@ def one(layout: Layout) -> Layout:
 
 
 @contextmanager
-def served_as(cluster: Cluster, board: Board, layout: Layout) -> Iterator[Cluster]:
-    """Serve the model with `layout` for the body, then with the profile's layout again."""
-    other = replace(cluster, layout=layout)
+def served_as(cluster: Cluster, board: Board, other: Cluster) -> Iterator[Cluster]:
+    """Serve as `other` says for the body, then as the profile says again, whatever happens."""
     try:
         _serve(other, board)
         yield other
@@ -96,7 +98,7 @@ def fitted(
 ) -> Engine | None:
     """The engine's constants that fit the workloads with a fixed concurrency; None if the model's
     shape is unknown."""
-    shape, _ = read(config)
+    shape, _ = read(config, *number_formats(cluster.profile.serving.args))
     if shape is None:
         return None
     known = rates(probes, cluster.profile, Spread())
@@ -106,11 +108,7 @@ def fitted(
             sample(
                 shape,
                 known,
-                OfferedLoad(
-                    each.workload.prompt_tokens,
-                    each.workload.output_tokens,
-                    each.workload.concurrency,
-                ),
+                offered(each.workload),
                 (each.ttft_s.median, each.tpot_s.median),
                 allowed,
             )

@@ -125,9 +125,15 @@ def load(cluster: str, name: str) -> Run:
     if len(found) != 1:
         problem = "no run" if not found else "more than one run"
         raise BadInput(f"there is {problem} {name!r} of {cluster}", nearest(name, known))
-    path = _home(cluster) / f"{found[0]}.json"
+    return read(_home(cluster) / f"{found[0]}.json")
+
+
+def read(path: Path) -> Run:
+    """The run in a file. Raises BadInput if it cannot be read, or does not contain one."""
     try:
         return TypeAdapter(Run).validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError:
         raise BadInput(f"{path}: does not hold a run", "Remove it, or restore it.") from None
 

@@ -17,6 +17,7 @@ from orchestrator.models.publish import published
 from orchestrator.node.paths import VENV
 from orchestrator.performance import metrics
 from orchestrator.performance.bench import history
+from orchestrator.performance.bench.basis import basis
 from orchestrator.performance.bench.load import (
     END,
     RESULT,
@@ -25,11 +26,13 @@ from orchestrator.performance.bench.load import (
     counters,
     differences,
     measured,
-    rate_workloads,
 )
+from orchestrator.performance.bench.loads import loads
 from orchestrator.performance.bench.lost_nodes import gone, told, watched
 from orchestrator.performance.bench.sample import clocks, sampling, series
+from orchestrator.performance.bench.seal import Basis
 from orchestrator.performance.predict import inputs
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.results.bench import (
     Asked,
     Measured,
@@ -56,9 +59,9 @@ VERSIONS = (
 def bench(cluster: Cluster, board: Board, asked: Asked, resumed: Run | None = None) -> Run:
     """Measure the requested workloads; with `resumed`, only those that it lacks.
 
-    The run is saved after each workload. A lost node marks the run. Raises BadInput for an invalid
-    workload, and UserError if the cluster fails its checks: figures of a cluster that may give
-    wrong answers are worthless.
+    The run is saved before each workload, with its forecast, and after it. A lost node marks the
+    run. Raises BadInput for an invalid workload, and UserError if the cluster fails its checks:
+    figures of a cluster that may give wrong answers are worthless.
     """
     for workload in asked.workloads:
         check(workload, cluster.profile)
@@ -74,7 +77,7 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
     skews = clocks(cluster, nodes)
     run = replace(begun, clocks_s=skews)
     history.store(run)
-    state, note, warnings = run.state, run.note, run.warnings
+    state, note = run.state, run.note
     with (
         sampling(cluster, nodes) as heard,
         watched(cluster, nodes, heard, lambda: _end_client(cluster)) as lost,
@@ -86,7 +89,8 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
                 if lost:
                     break
             else:
-                warnings += moved(skews, clocks(cluster, nodes))
+                warnings = (*run.warnings, *moved(skews, clocks(cluster, nodes)))
+                run = replace(run, warnings=warnings)
                 state, note = RunState.COMPLETE, ""
         except UserError as error:
             note = error.message.splitlines()[0]
@@ -97,7 +101,7 @@ def _sampled(cluster: Cluster, board: Board, begun: Run) -> Run:
             if lost:
                 state, note = RunState.MARKED, f"{told(lost)}; {note}"
             found = (*run.series, *series(heard.lines, skews))
-            run = replace(run, state=state, note=note, series=found, warnings=warnings)
+            run = replace(run, state=state, note=note, series=found)
             history.store(run)
     return run
 
@@ -113,26 +117,22 @@ def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str,
 
 
 def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
-    """Run one workload after the other; yield the run so far after each."""
+    """Forecast and run one workload after the other; yield the run so far after each step."""
     asked = run.asked or Asked(())
-    done = {each.workload.name for each in run.measured}
-    for workload in asked.workloads:
-        if workload.name not in done:
-            run = _with(cluster, board, asked, run, workload)
-            yield run
-    for workload in rate_workloads(run.measured) if asked.rates else ():
-        if workload.name not in done:
-            run = _with(cluster, board, asked, run, workload)
-            yield run
+    layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
 
+    def now() -> Basis:
+        return basis(cluster.profile, run.provenance, layout, cluster.model.config)
 
-def _with(cluster: Cluster, board: Board, asked: Asked, run: Run, workload: Workload) -> Run:
-    with board.step(CLUSTER, workload.name) as step:
-        found = loaded(cluster, asked, workload, int(time.time()))
-        step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
-        if found.failed:
-            step.detail += f", {found.failed} requests failed"
-    return replace(run, measured=(*run.measured, found))
+    def measure(workload: Workload) -> tuple[Measured, tuple[str, ...]]:
+        with board.step(CLUSTER, workload.name) as step:
+            found = loaded(cluster, asked, workload, int(time.time()))
+            step.detail = f"{found.output_tokens_per_s.median:.4g} tokens/s"
+            if found.failed:
+                step.detail += f", {found.failed} requests failed"
+        return found, ()
+
+    return loads(run, now, measure)
 
 
 def loaded(cluster: Cluster, asked: Asked, workload: Workload, seed: int) -> Measured:

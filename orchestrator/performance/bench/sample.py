@@ -18,11 +18,17 @@ from orchestrator.core.run import streaming
 from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Remote
 from orchestrator.performance import metrics
+from orchestrator.performance.bench.accelerators import TABLES
 from orchestrator.performance.results.bench import Series
 from orchestrator.profile import Node
 
-#: The sampler's source text, which is sent to the nodes.
-SAMPLER = Path(__file__).with_name("sampler.py").read_text(encoding="utf-8")
+#: The sampler's source text, which is sent to the nodes, with its tables.
+SAMPLER = (
+    Path(__file__)
+    .with_name("sampler.py")
+    .read_text(encoding="utf-8")
+    .replace("TABLES: Tables = {}", f"TABLES: Tables = {TABLES!r}")
+)
 #: A node's clock is read so often; the fastest answer counts.
 TRIES = 3
 

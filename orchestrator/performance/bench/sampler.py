@@ -25,6 +25,10 @@ from typing import Any
 PERIOD = 0.5
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
+Tables = dict[str, Any]
+#: accelerators.TABLES, once bench.sample put them here.
+TABLES: Tables = {}
+
 
 @functools.cache
 def opened(path: str) -> int:
@@ -106,32 +110,47 @@ def inputs(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(Path("/sys").glob(pattern))]
 
 
+Kinds = dict[str, tuple[float, list[Path]]]
+
+
+def of_cards() -> tuple[Kinds, list[Path]]:
+    """Files of accelerators by unit, and those that count milliseconds without work."""
+    gauges: Kinds = {}
+    idle: list[Path] = []
+    for card in sorted(Path("/sys/class/drm").glob("card*")):
+        device = card / "device"
+        table = TABLES.get("sysfs", {}).get(text(str(device / "vendor")).strip())
+        if not card.name[4:].isdigit() or not table:
+            continue
+        for fact, (patterns, factor) in table["facts"].items():
+            files = [path for each in patterns for path in sorted(device.glob(each))]
+            unit = TABLES["units"].get(fact)
+            if unit and files:
+                gauges.setdefault(unit, (factor, []))[1].append(files[0])
+        idle += [path for each in table.get("idle", ()) for path in sorted(device.glob(each))]
+    return gauges, idle
+
+
+CARDS, IDLE = of_cards()
 #: Sensors of the hardware: unit -> (value of one step in that unit, files). They are searched once,
 #: since they do not change during a workload. Containers have none of their own.
-GAUGES_OF = {
+GAUGES_OF: Kinds = {
     "W": (1e-6, inputs("class/hwmon/hwmon*/power*_input", "class/hwmon/hwmon*/power*_average")),
     "C": (1e-3, inputs("class/hwmon/hwmon*/temp*_input")),
-    "GPU MHz": (1.0, inputs("class/drm/card*/gt/gt*/rps_act_freq_mhz")),
-    "% GPU busy": (1.0, inputs("class/drm/card*/device/gpu_busy_percent")),
     "MHz": (1e-3, inputs("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")),
+    **CARDS,
 }
-#: i915's and xe's cards count the energy that they used and the time that they were idle.
-COUNTERS_OF = {
+#: Energy that is counted, and time without work.
+COUNTERS_OF: Kinds = {
     "J": (
         1e-6,
         inputs("class/hwmon/hwmon*/energy*_input", "class/powercap/intel-rapl:?/energy_uj"),
     ),
-    "s GPU idle": (
-        1e-3,
-        inputs(
-            "class/drm/card*/gt/gt*/rc6_residency_ms",
-            "class/drm/card*/device/tile*/gt*/gtidle/idle_residency_ms",
-        ),
-    ),
+    "s GPU idle": (1e-3, IDLE),
 }
 
 
-def hardware(kinds: dict[str, tuple[float, list[Path]]]) -> dict[str, float]:
+def hardware(kinds: Kinds) -> dict[str, float]:
     """The sensors' values by "UNIT of PLACE"; for processors' clocks, their mean."""
     found: dict[str, list[float]] = {}
     for unit, (scale, files) in kinds.items():
@@ -144,28 +163,23 @@ def hardware(kinds: dict[str, tuple[float, list[Path]]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-#: What nvidia-smi is asked, by unit: NVIDIA's driver has no files that say it.
-NVIDIA = {
-    "% GPU busy": "utilization.gpu",
-    "% GPU memory busy": "utilization.memory",
-    "GPU MHz": "clocks.sm",
-    "W": "power.draw",
-    "C": "temperature.gpu",
-}
+class Printing:
+    """A driver's program that prints a line for each card, again and again: starting it is slow."""
 
-
-class Nvidia:
-    """One nvidia-smi that prints a line for each card, again and again: starting it is slow."""
-
-    def __init__(self) -> None:
+    def __init__(self, table: Tables) -> None:
         self.found: dict[str, float] = {}
         self.rest = b""
         self.process = None
-        if shutil.which("nvidia-smi"):
-            asked = ",".join(["index", *NVIDIA.values()])
-            words = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+        self.vendor = table["vendor"]
+        units = TABLES["printed_units"]
+        #: Unit and factor of each column behind the card's number.
+        self.columns = [(units[k], f) for k, (_, f) in table["facts"].items() if k in units]
+        if shutil.which(table["program"]):
+            asked = [query for key, (query, _) in table["facts"].items() if key in units]
+            words = [table["program"], table["ask"] + ",".join(["index", *asked]), *table["words"]]
+            again = [word.replace("MS", str(int(PERIOD * 1000))) for word in table["loop"]]
             self.process = subprocess.Popen(
-                [*words, f"--loop-ms={int(PERIOD * 1000)}"],
+                [*words, *again],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             assert self.process.stdout is not None
@@ -188,9 +202,9 @@ class Nvidia:
             return b""
 
     def _line(self, words: list[str]) -> None:
-        for unit, word in zip(NVIDIA, words[1:]):  # noqa: B905 - Python 3.9
+        for (unit, factor), word in zip(self.columns, words[1:]):  # noqa: B905 - Python 3.9
             if word.strip().replace(".", "", 1).isdigit():
-                self.found[f"{unit} of NVIDIA {words[0]}"] = float(word)
+                self.found[f"{unit} of {self.vendor} {words[0]}"] = float(word) * factor
 
     def end(self) -> None:
         if self.process:
@@ -225,14 +239,15 @@ def gauges(url: str) -> dict[str, float]:
 
 
 def main(url: str, units: list[str]) -> None:
-    nvidia = Nvidia()
+    printing = [Printing(table) for table in TABLES.get("printed", ())]
     try:
-        sample(url, units, nvidia)
+        sample(url, units, printing)
     finally:
-        nvidia.end()
+        for each in printing:
+            each.end()
 
 
-def sample(url: str, units: list[str], nvidia: Nvidia) -> None:
+def sample(url: str, units: list[str], printing: list[Printing]) -> None:
     due = time.monotonic()
     while True:
         line = {
@@ -243,7 +258,10 @@ def sample(url: str, units: list[str], nvidia: Nvidia) -> None:
             "stalled": stalled(),
             "net": cards(),
             "memory": memory(),
-            "hardware": hardware(GAUGES_OF) | nvidia.gauges(),
+            "hardware": {
+                **hardware(GAUGES_OF),
+                **{k: v for p in printing for k, v in p.gauges().items()},
+            },
             "counters": hardware(COUNTERS_OF),
             "gauges": gauges(url) if url else {},
         }

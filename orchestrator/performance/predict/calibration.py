@@ -15,6 +15,9 @@ from orchestrator.performance.predict.load import Limits, LoadPrediction, Offere
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
 
+#: Operations of a smaller share of a token's time are hidden: what is left of them is rounding.
+HIDDEN = 1e-3
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -121,9 +124,9 @@ def _operations(samples: Sequence[Sample], engine: Engine) -> float:
     shares = [
         max(each.tpot_s - each.device_tpot_s, 0.0) / each.operations_s
         for each in samples
-        if each.operations_s > 0
+        if each.operations_s > HIDDEN * each.tpot_s
     ]
-    return engine.per_layer_operations * min(1.0, *shares) if shares else 0.0
+    return engine.per_layer_operations * min([1.0, *shares])
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

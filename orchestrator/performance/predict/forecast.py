@@ -1,24 +1,36 @@
-"""The forecast of a profile's model on its cluster, as one document."""
+"""The forecast of a model on machines, as one document: those of a profile, or others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.models import cards
+from orchestrator.models import cards, flags
 from orchestrator.models.config import context_of
 from orchestrator.performance.predict import rank
-from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Parallelism, accelerators, candidates
+from orchestrator.performance.predict.engine import Engine, assumed
+from orchestrator.performance.predict.layout import Parallelism, candidates
+from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import Limits, OfferedLoad, limits
+from orchestrator.performance.predict.outlook import Figure, Known
 from orchestrator.performance.predict.phase import Cause
-from orchestrator.performance.predict.rates import SYNCHRONOUS, Rates, rates
+from orchestrator.performance.predict.rates import (
+    SYNCHRONOUS,
+    Machines,
+    Rates,
+    is_eager,
+    machines,
+    rates_on,
+    what_if,
+)
 from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
+from orchestrator.profile.existing import Attached
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -33,12 +45,13 @@ class Forecast:
 
     ``warnings``: reasons against the profile's layout. ``counterfactuals``: tokens per second of a
     single request on the layout ``compared``, if one thing differed. ``unpredicted``: properties of
-    the model that could not be read. ``assumed``: constants that were not measured.
+    the model that could not be read. ``assumed``: constants that were not measured. ``sources``:
+    where the figures of devices that are not there come from.
     """
 
     model: str
     probes: str
-    chosen: Parallelism
+    chosen: Parallelism | None
     load: OfferedLoad
     limits: Limits
     ranked: tuple[rank.Ranked, ...]
@@ -48,6 +61,7 @@ class Forecast:
     counterfactuals: dict[str, float]
     unpredicted: tuple[str, ...]
     assumed: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The forecast as JSON types."""
@@ -62,14 +76,19 @@ class Forecast:
         """The rows of a table with the columns ``headings``."""
         for one in self.ranked:
             chosen = one.layout == self.chosen
+            token_s, tokens = one.single_tpot_s, one.output_tokens_per_s
+            figures = (
+                _range(1 / token_s.value, 1 / token_s.high, 1 / token_s.low),
+                _times(one.ttft_s),
+                _times(one.tpot_s),
+                _range(tokens.value, tokens.low, tokens.high),
+            )
             yield (
                 f"{one.layout}{' (the profile)' if chosen else ''}",
-                f"{one.single_tokens_per_s:.3g}" if one.fit.runs else "-",
-                _milliseconds(one.loaded.prefill.seconds) if one.fit.runs else "-",
-                _milliseconds(one.loaded.decode.seconds) if one.fit.runs else "-",
-                f"{one.loaded.output_tokens_per_s:.3g}" if one.fit.runs else "-",
+                *(figures if one.fit.runs else ("-",) * len(figures)),
                 str(one.single.decode.bound),
                 str(one.fit),
+                str(token_s.origin),
             )
 
 
@@ -84,70 +103,209 @@ def headings(load: OfferedLoad) -> tuple[str, ...]:
         "all, tokens/s",
         "bottleneck",
         "memory",
+        "origin",
+    )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be forecast. ``config``: the model's; ``machines``: what it is to run on;
+    ``then``: what the engines were measured on, where that is something else; ``link``: in place
+    of the probed one; ``misfit``: why a tensor size is impossible. Whatever is missing is left out
+    of the forecast."""
+
+    model: str
+    limits: Limits
+    chosen: Parallelism | None = None
+    config: dict[str, Any] | None = None
+    machines: Machines | None = None
+    then: Machines | None = None
+    link: LinkRate | None = None
+    engine: Engine | None = None
+    engines: tuple[EngineRates, ...] = ()
+    eager: bool = False
+    dtype: str = "auto"
+    cache: str = "auto"
+    load: OfferedLoad | None = None
+    sources: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    misfit: Callable[[int], str] = field(default=lambda _: "")
+
+    def rates(self, there: Machines, layout: Parallelism) -> Rates:
+        """As ``rates_on``."""
+        return rates_on(there, layout, self.engine, eager=self.eager)
+
+
+def asked(
+    profile: Profile | Attached,
+    config: dict[str, Any] | None,
+    chosen: Parallelism,
+    probes: Probes | None,
+    engine: Engine | None = None,
+    engines: Sequence[EngineRates] = (),
+) -> Question:
+    """What a profile asks for, on the machines that it has. ``engines``: also others, of other
+    models or with other flags."""
+    on_cpu = probes is not None and any(each.device == SYNCHRONOUS for each in probes.devices)
+    foreign = probes is not None and probes.profile != profile.name
+    dtype, cache = flags.number_formats(profile.serving.args)
+    text = f"the probes belong to the profile {probes.profile if probes else ''}, not to "
+    return Question(
+        model=profile.serving.model,
+        limits=limits(profile, on_cpu),
+        chosen=chosen,
+        config=config,
+        machines=machines(probes, profile) if probes else None,
+        engine=engine,
+        engines=tuple(
+            each for each in engines if each.of(profile.serving.model, profile.serving.args)
+        ),
+        eager=is_eager(profile),
+        dtype=dtype,
+        cache=cache,
+        warnings=(f"{text}{profile.name}",) if foreign else (),
+        misfit=lambda tensor: (
+            ""
+            if isinstance(profile, Attached)
+            else cards.rank_misfit(profile, config or {}, tensor)
+        ),
     )
 
 
 def forecast(
-    profile: Profile,
-    config: dict[str, Any],
+    profile: Profile | Attached,
+    config: dict[str, Any] | None,
     chosen: Parallelism,
-    probes: Probes,
+    probes: Probes | None,
     engine: Engine | None = None,
     load: OfferedLoad | None = None,
 ) -> Forecast:
-    """Rank all layouts that the probes suffice for.
+    """Rank all layouts that the probes suffice for, as ``rank_all``."""
+    return rank_all(replace(asked(profile, config, chosen, probes, engine), load=load))
 
-    Raises BadInput if the model's sizes are not in config.json, UserError if no device was probed.
+
+def rank_all(asked: Question) -> Forecast:
+    """Rank all layouts of which enough is known.
+
+    Raises BadInput if the model's sizes are not in config.json, UserError if nothing was measured.
     """
-    dtype = str(profile.serving.args.get("dtype", "auto"))
-    cache = str(profile.serving.args.get("kv-cache-dtype", "auto"))
-    shape, unpredicted = read(config, dtype, cache)
-    if shape is None:
-        where = profile.where("serving", "model")
-        raise BadInput(f"{where}: {profile.serving.model}: {'; '.join(unpredicted)}")
-    devices = accelerators(profile)
-    on_cpu = any(device.device == SYNCHRONOUS for device in probes.devices)
-    allowed = limits(profile, on_cpu)
-    if allowed.context is None:
-        allowed = replace(allowed, context=context_of(config))
-    asked = load or _cut(USUAL, allowed.context)
-    layouts = [
-        layout
-        for layout in candidates(config, len(devices))
-        if not cards.rank_misfit(profile, config, layout.tensor)
-    ]
-    known, missing = _known(probes, profile, layouts, engine)
-    ranked = rank.rank(shape, known, known.__getitem__, asked, allowed)
-    compared = chosen if chosen in known and not chosen.one else _widest(list(known))
+    shape, unread = read(asked.config, asked.dtype, asked.cache) if asked.config else (None, ())
+    if asked.config and shape is None:
+        raise BadInput(f"{asked.model}: {'; '.join(unread)}")
+    allowed = asked.limits
+    if allowed.context is None and asked.config:
+        allowed = replace(allowed, context=context_of(asked.config))
+    asked = replace(asked, limits=allowed)
+    load = asked.load or _cut(USUAL, allowed.context)
+    known, missing = _known(asked, shape)
+    ranked = rank.rank(known.values(), load)
+    widest = _widest(list(known))
+    chosen = asked.chosen
+    compared = chosen if chosen in known and chosen and not chosen.one else widest
+    rates = known[compared].rates
+    probes = asked.machines.probes if asked.machines else None
     return Forecast(
-        model=profile.serving.model,
-        probes=probes.time,
-        chosen=chosen,
-        load=asked,
+        model=asked.model,
+        probes=probes.time if probes else "",
+        chosen=asked.chosen,
+        load=load,
         limits=allowed,
         ranked=tuple(ranked),
-        answer=rank.does_clustering_help(ranked, asked),
-        warnings=(*missing, *_warnings(profile, ranked, chosen, probes)),
+        answer=rank.does_clustering_help(ranked, load),
+        warnings=(*asked.warnings, *missing, *_warnings(ranked, asked.chosen, probes)),
         compared=compared,
-        counterfactuals=rank.counterfactuals(shape, compared, known[compared], asked, allowed),
-        unpredicted=tuple(_unpredicted(shape, unpredicted, known[compared].flops_per_s)),
-        assumed=(engine or Engine()).assumed,
+        counterfactuals=rank.counterfactuals(known[compared], load),
+        unpredicted=tuple(_unpredicted(shape, unread, rates)),
+        assumed=_assumed(asked, known[compared]),
+        sources=asked.sources,
     )
 
 
+def _assumed(asked: Question, known: Known) -> tuple[str, ...]:
+    if known.engine:
+        return ()
+    return (asked.engine or assumed(synchronous=False, eager=asked.eager)).assumed
+
+
 def _known(
-    probes: Probes, profile: Profile, layouts: list[Parallelism], engine: Engine | None
-) -> tuple[dict[Parallelism, Rates], tuple[str, ...]]:
-    """The rates of each layout that the probes suffice for, and notes on what the others lack."""
-    found, missing = {}, {}
-    for layout in layouts:
+    asked: Question, shape: ModelShape | None
+) -> tuple[dict[Parallelism, Known], tuple[str, ...]]:
+    """What is known of each layout of which enough is, and notes on what the others lack."""
+    found: dict[Parallelism, Known] = {}
+    missing: dict[str, UserError] = {}
+    engines = {layout_of(each): each for each in reversed(asked.engines) if each.cells}
+    if shape is None or asked.machines is None:
+        if not engines:
+            lacks = "sizes of the model" if shape is None else "probes"
+            raise UserError(
+                f"nothing to forecast from: no {lacks}, and the engine was not measured",
+                "Run: orchestrate probe --only engine. Or give --config FILE, and run: probe",
+            )
+        return {
+            layout: Known(layout, asked.limits, engine=each) for layout, each in engines.items()
+        }, ()
+    for layout in _layouts(asked, asked.machines):
         try:
-            found[layout] = rates(probes, profile, layout, engine)
+            found[layout] = _with_rates(asked, asked.machines, layout, shape)
         except UserError as error:
             missing[f"not predicted: {layout}: {error.message}. {error.hint}"] = error
     if not found:
         raise next(iter(missing.values()))
-    return found, tuple(missing)
+    whole = {layout: _with_engine(asked, known, engines) for layout, known in found.items()}
+    return whole, tuple(missing)
+
+
+def _with_rates(asked: Question, there: Machines, layout: Parallelism, shape: ModelShape) -> Known:
+    rates = asked.rates(there, layout)
+    if asked.link:
+        rates = what_if(
+            rates,
+            link_bytes_per_s=asked.link.bytes_per_s,
+            link_latency_s=asked.link.latency_s,
+        )
+    return Known(layout, asked.limits, shape, rates)
+
+
+def known_of(asked: Question, layout: Parallelism, shape: ModelShape) -> Known:
+    """What is known of one layout. Raises UserError if its rates were not measured."""
+    if asked.machines is None:
+        raise UserError("no device was measured", "Run: orchestrate probe")
+    engines = {layout_of(each): each for each in reversed(asked.engines) if each.cells}
+    return _with_engine(asked, _with_rates(asked, asked.machines, layout, shape), engines)
+
+
+def layout_of(engine: EngineRates) -> Parallelism:
+    """The layout that an engine was measured with."""
+    return Parallelism(engine.tensor, engine.pipeline, engine.data)
+
+
+def _layouts(asked: Question, there: Machines) -> list[Parallelism]:
+    return [
+        layout
+        for layout in candidates(asked.config or {}, len(there.nodes))
+        if not asked.misfit(layout.tensor)
+    ]
+
+
+def _with_engine(asked: Question, known: Known, engines: dict[Parallelism, EngineRates]) -> Known:
+    """With the engine as it was measured with this layout, else with the most like it."""
+    there = asked.then or asked.machines
+    assert there is not None
+
+    def unlike(layout: Parallelism) -> tuple[int, ...]:
+        mine = known.layout
+        sizes = (mine.tensor - layout.tensor, mine.pipeline - layout.pipeline)
+        return (*map(abs, sizes), abs(mine.data - layout.data))
+
+    for layout in sorted(engines, key=unlike):
+        if layout == known.layout and asked.then is None and asked.link is None:
+            return replace(known, engine=engines[layout])
+        try:
+            then = asked.rates(there, layout)
+        except UserError:
+            continue
+        return replace(known, engine=engines[layout], then=then)
+    return known
 
 
 def _cut(load: OfferedLoad, context: int | None) -> OfferedLoad:
@@ -164,11 +322,9 @@ def _widest(layouts: list[Parallelism]) -> Parallelism:
 
 
 def _warnings(
-    profile: Profile, ranked: list[rank.Ranked], chosen: Parallelism, probes: Probes
+    ranked: Sequence[rank.Ranked], chosen: Parallelism | None, probes: Probes | None
 ) -> Iterator[str]:
-    if probes.profile != profile.name:
-        yield f"the probes belong to the profile {probes.profile}, not to {profile.name}"
-    if text := rank.loses(ranked, chosen):
+    if chosen and (text := rank.loses(ranked, chosen)):
         yield text
     mine = next((one for one in ranked if one.layout == chosen), None)
     if mine and not mine.fit.fits:
@@ -176,18 +332,25 @@ def _warnings(
     if mine and mine.fit.fits and mine.loaded.request.bound is Cause.BATCH_LIMIT:
         yield f"requests wait most of the time: max-num-seqs allows only {mine.loaded.running:g}"
     yield from mine.notes if mine else ()
-    for failed in probes.failed:
+    for failed in probes.failed if probes else ():
         yield f"the probe {failed.probe} of {failed.where} failed: {failed.reason}"
 
 
 def _unpredicted(
-    shape: ModelShape, unread: tuple[str, ...], flops: dict[str, float]
+    shape: ModelShape | None, unread: tuple[str, ...], rates: Rates | None
 ) -> Iterator[str]:
     yield from unread
-    if shape.dtype not in flops:
-        taken = ", ".join(sorted(flops))
+    if shape and rates and shape.dtype not in rates.flops_per_s:
+        taken = ", ".join(sorted(rates.flops_per_s))
         yield f"no matrix rate of {shape.dtype} was measured: using that of {taken}"
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+def _times(figure: Figure) -> str:
+    """A time with its interval, in one unit."""
+    if figure.high >= 1:
+        return f"{_range(figure.value, figure.low, figure.high)} s"
+    return f"{_range(*(each * 1e3 for each in (figure.value, figure.low, figure.high)))} ms"
+
+
+def _range(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"

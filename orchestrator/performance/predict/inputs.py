@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,14 @@ ENGINE = "engine.json"
 ENGINES = "engines"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engine as far as it is known: constants fitted to runs, and its own measurements."""
+
+    fitted: Engine | None = None
+    measured: tuple[EngineRates, ...] = ()
 
 
 def probes(cluster: str, named: Path | None = None) -> Probes:
@@ -45,6 +54,11 @@ def engines(cluster: str) -> tuple[EngineRates, ...]:
     """The engine as it was measured on this cluster, the newest first."""
     files = (paths.measured(cluster) / ENGINES).glob("*.json")
     return tuple(sorted((_read(f, EngineRates) for f in files), key=lambda e: e.time, reverse=True))
+
+
+def both(cluster: str) -> Engines:
+    """All that is known of the engine on this cluster."""
+    return Engines(engine(cluster), engines(cluster))
 
 
 def _read(file: Path, kind: type[T]) -> T:

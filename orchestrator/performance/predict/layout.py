@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.models.config import group_misfit, pipeline_misfit, tensor_misfit
+from orchestrator.profile.existing import RANKS_NETWORK, Attached
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
@@ -78,9 +79,17 @@ def candidates(config: Mapping[str, Any], accelerators: int) -> list[Parallelism
     return sorted(found, key=lambda layout: (layout.ranks, layout.data, layout.pipeline))
 
 
-def accelerators(profile: Profile) -> Ranks:
-    """The node of each accelerator, in vLLM's order: node by node, the server's first."""
+def accelerators(profile: Profile | Attached) -> Ranks:
+    """The node of each accelerator, in vLLM's order: node by node, the server's first. Where others
+    run the cluster, those with ranks count."""
+    if isinstance(profile, Attached):
+        return tuple(node.name for node in profile.nodes for _ in range(node.ranks))
     return tuple(node.name for node in profile.compute_nodes for _ in range(node.accelerators))
+
+
+def network(profile: Profile | Attached) -> str:
+    """The network of the ranks' messages, as probes name it."""
+    return RANKS_NETWORK if isinstance(profile, Attached) else profile.ray.network
 
 
 def place(devices: Sequence[str], layout: Parallelism) -> tuple[Placement, ...]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.phase import Cause, Parts, Work, step
+from orchestrator.performance.predict.phase import Cause, Parts, Work
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape
+from orchestrator.performance.predict.steps import Formulas, Steps
 
 if TYPE_CHECKING:
     from orchestrator.profile.existing import Attached
@@ -125,23 +126,30 @@ def forecast(
     load: OfferedLoad,
     limits: Limits | None = None,
 ) -> LoadPrediction:
-    """Predict a load on a layout. The layout's copies share the load evenly."""
+    """Predict a load on a layout by formulas."""
+    return under_load(Formulas(shape, layout, rates), layout.data, load, limits)
+
+
+def under_load(
+    steps: Steps, copies: int, load: OfferedLoad, limits: Limits | None = None
+) -> LoadPrediction:
+    """Predict a load on ``copies`` engines with such steps. They share the load evenly."""
     allowed = limits or Limits()
-    copies = layout.data if load.rate_per_s else min(layout.data, max(load.concurrency, 1.0))
-    at_once = max(load.concurrency / copies, 1.0)
+    used = copies if load.rate_per_s else min(copies, max(load.concurrency, 1.0))
+    at_once = max(load.concurrency / used, 1.0)
     most = min(at_once, float(allowed.sequences))
 
-    def at(running: float) -> _Round:
-        return _round(shape, layout, rates, replace(load, concurrency=running), allowed)
+    def at(running: float) -> LoadRound:
+        return one_round(steps, replace(load, concurrency=running), allowed)
 
     if load.rate_per_s is None:
         found = at(most)
         throughput = found.running / found.stay_s
         waiting = at_once - most
-        return _forecast(found, load, copies, throughput, waiting, False)
-    rate = load.rate_per_s / copies
+        return _forecast(found, load, used, throughput, waiting, False)
+    rate = load.rate_per_s / used
 
-    def among(running: float) -> _Round:
+    def among(running: float) -> LoadRound:
         """The round of a new request: it meets ``running`` requests, and is one more (Wolff,
         "Poisson arrivals see time averages", 1982)."""
         return at(min(running + 1, most))
@@ -150,20 +158,23 @@ def forecast(
     found = among(running)
     saturated = running >= most and rate > most / found.stay_s
     throughput = min(rate, most / found.stay_s)
-    return _forecast(replace(found, running=running), load, copies, throughput, 0.0, saturated)
+    return _forecast(replace(found, running=running), load, used, throughput, 0.0, saturated)
 
 
 @dataclass(frozen=True)
-class _Round:
-    """One copy with ``running`` requests and an empty queue."""
+class LoadRound:
+    """One copy with ``running`` requests and an empty queue. ``plain``: a step without prompts;
+    ``last``: a request's last step with them."""
 
     running: float
     first: Parts
     further: Parts
     stay_s: float
+    plain: Work
+    last: Work
 
 
-def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float:
+def _little(rate: float, most: float, among: Callable[[float], LoadRound]) -> float:
     """The number of running requests at a rate: the smallest r with r = rate x stay(r), at most
     ``most``."""
     low, high = 0.0, most
@@ -175,48 +186,45 @@ def _little(rate: float, most: float, among: Callable[[float], _Round]) -> float
     return high
 
 
-def _round(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
-) -> _Round:
+def one_round(steps: Steps, load: OfferedLoad, limits: Limits) -> LoadRound:
     """The stay of one request among ``load.concurrency`` running ones."""
     prompt, output = load.prompt_tokens, load.output_tokens
-    in_flight = min(float(layout.pipeline), load.concurrency)
-    together = max(load.concurrency / layout.pipeline, 1.0)  # of one batch in the stages
+    in_flight = min(float(steps.stages), load.concurrency)
+    together = max(load.concurrency / steps.stages, 1.0)  # of one batch in the stages
     own = max(1, math.ceil(prompt / limits.batched_tokens))
 
-    def prompts(count: float, steps: float) -> Parts:
-        """One of ``steps`` equal steps that compute ``count`` prompts."""
-        tokens = count * prompt / steps
-        found = step(shape, layout, rates, Work(tokens, count, prompt / 2), in_flight)
-        return found.plus(host_s=rates.engine.per_token_s * tokens)
+    def prompts(count: float, parts: float) -> Work:
+        """One of so many equal steps that compute ``count`` prompts."""
+        return Work(count * prompt / parts, count, prompt / 2, prompts=True)
 
     if load.rate_per_s is not None:
-        waits_s, steps = 0.0, together * own
-        mixed = prompts(together, steps)
+        waits_s, in_all, sent = 0.0, together * own, 1.0
+        last = prompts(together, in_all)
     else:
         # The engine computes the first prompt alone; the others share the following steps, as few
         # as the token budget allows. Of two requests one waits for the first prompt; of more, the
         # median one does. It waits until the first stage is free.
-        share = min((load.concurrency - 1) / 2, 1.0)
-        waits_s = share * own * prompts(1, own).seconds / layout.pipeline
+        share, sent = min((load.concurrency - 1) / 2, 1.0), load.concurrency
+        waits_s = share * own * steps.step(prompts(1, own), in_flight).seconds / steps.stages
         rest = max(load.concurrency - 1, 1.0)
-        steps = max(own, rest * prompt / limits.batched_tokens)
-        mixed = prompts(rest, steps)
-    plain = step(shape, layout, rates, Work(together, together, prompt + output / 2), in_flight)
-    others, further = steps - own, output - 1
+        in_all = max(own, rest * prompt / limits.batched_tokens)
+        last = prompts(rest, in_all)
+    mixed = steps.step(last, in_flight)
+    plain = Work(together, together, prompt + output / 2)
+    others, further = in_all - own, output - 1
     during = min(others, float(further))  # others' prompts while this one's tokens come
-    first = mixed.times(own).plus(
-        host_s=rates.engine.request_s, prefill_s=waits_s + (others - during) * mixed.seconds
-    )
-    each = plain
+    waited = mixed.times(own).plus(prefill_s=waits_s + (others - during) * mixed.seconds)
+    first = steps.first(waited, last, sent)
+    each = steps.step(plain, in_flight)
     if further:
-        each = plain.times((further - during) / further)
+        each = each.times((further - during) / further)
         each = each.plus(prefill_s=during / further * mixed.seconds)
-    return _Round(load.concurrency, first, each, first.seconds + further * each.seconds)
+    stay_s = first.seconds + further * each.seconds
+    return LoadRound(load.concurrency, first, each, stay_s, plain, last)
 
 
 def _forecast(
-    found: _Round,
+    found: LoadRound,
     load: OfferedLoad,
     copies: float,
     throughput: float,

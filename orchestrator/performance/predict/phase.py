@@ -33,6 +33,7 @@ class Cause(StrEnum):
     LINK_BANDWIDTH = "link bandwidth"
     SCHEDULING = "scheduling"
     HOST = "host"
+    ENGINE = "engine"
     LONG_PREFILL = "long prefill"
     BATCH_LIMIT = "batch limit"
     SLOW_NODE = "slow node"
@@ -45,7 +46,8 @@ class Parts:
 
     ``host_s``: host work that the device waits for, communication library included. ``prefill_s``:
     other requests' prompts, and for a whole request its own prompt too. ``queue_s``: waiting until
-    fewer than ``max-num-seqs`` requests run.
+    fewer than ``max-num-seqs`` requests run. ``engine_s``: measured with the engine itself, beyond
+    all that formulas say.
     """
 
     compute_s: float = 0.0
@@ -56,6 +58,7 @@ class Parts:
     host_s: float = 0.0
     prefill_s: float = 0.0
     queue_s: float = 0.0
+    engine_s: float = 0.0
 
     @property
     def device_s(self) -> float:
@@ -76,6 +79,7 @@ class Parts:
             Cause.HOST: self.host_s,
             Cause.LONG_PREFILL: self.prefill_s,
             Cause.BATCH_LIMIT: self.queue_s,
+            Cause.ENGINE: self.engine_s,
         }
 
     def shares(self) -> dict[Cause, float]:
@@ -101,28 +105,38 @@ class Parts:
 @dataclass(frozen=True)
 class Work:
     """A step's work: ``tokens`` new tokens in all, ``sequences`` sampled ones. A new token has
-    ``context`` tokens before it on average."""
+    ``context`` tokens before it on average. ``prompts``: whether the tokens are prompts'."""
 
     tokens: float
     sequences: float
     context: float
+    prompts: bool = False
 
 
 def step(
-    shape: ModelShape, layout: Parallelism, rates: Rates, work: Work, in_flight: float = 1.0
+    shape: ModelShape,
+    layout: Parallelism,
+    rates: Rates,
+    work: Work,
+    in_flight: float = 1.0,
+    launched: float = 1.0,
 ) -> Parts:
     """One step of one batch through all stages.
 
     ``in_flight``: the number of batches that share the engine. If scheduling all of them takes
-    longer than one batch's way through the stages, the scheduling time counts.
+    longer than one batch's way through the stages, the scheduling time counts. ``launched``: how
+    many steps the host launches until this one's result is back.
     """
     compute_s, memory_s = device(shape, layout, rates, work)
     messages = traffic(shape, layout, rates, work)
     operations = shape.layers * rates.engine.per_layer_operations
-    launches = (operations + rates.borders * BORDER_OPERATIONS) * rates.operation_s
+    if rates.tensor_nodes > 1:
+        operations += all_reduces(shape) * rates.engine.per_message_operations
+    launches = (operations + rates.borders * BORDER_OPERATIONS) * rates.operation_s * launched
     if not rates.synchronous:
-        # The host runs ahead of the device, which waits only for the excess over its own time.
-        launches = max(0.0, launches - max(compute_s, memory_s))
+        # The host runs ahead of the device and its messages, which are in the same queue: they wait
+        # only for the excess over their own time.
+        launches = max(0.0, launches - max(compute_s, memory_s) - messages.seconds)
     scheduling = rates.engine.step_s + rates.engine.per_sequence_s * work.sequences
     parts = Parts(
         compute_s=compute_s,

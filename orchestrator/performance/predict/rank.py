@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 
 from orchestrator.core.sizes import human_size
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import (
-    Limits,
-    LoadPrediction,
-    OfferedLoad,
-    Prediction,
-    forecast,
-)
+from orchestrator.performance.predict.load import Limits, LoadPrediction, OfferedLoad, Prediction
+from orchestrator.performance.predict.outlook import Figure, Known, Origin, Outlook, outlook
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.shape import ModelShape
@@ -37,7 +32,7 @@ class Fit:
     """The memory of the fullest rank's device, in bytes, and what it is used for.
 
     ``sequences``: requests of the longest context that have room at once, at most those allowed;
-    ``wanted``: those that the profile needs room for.
+    ``wanted``: those that the profile needs room for. ``known``: whether the sizes are.
     """
 
     weight_bytes: float
@@ -46,6 +41,7 @@ class Fit:
     cache_bytes: float
     sequences: int
     wanted: int
+    known: bool = True
 
     @property
     def runs(self) -> bool:
@@ -58,6 +54,8 @@ class Fit:
         return self.runs and self.sequences >= self.wanted
 
     def __str__(self) -> str:
+        if not self.known:
+            return "not known"
         held = f"weights {human_size(self.weight_bytes)} of {human_size(self.usable_bytes)}"
         if self.weight_bytes > self.usable_bytes:
             return f"does not fit: {held}"
@@ -68,13 +66,24 @@ class Fit:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A layout with its predictions: for a single request, and for the load."""
+    """A layout with its predictions: for a single request, and for the load.
+
+    ``single_tpot_s``, ``ttft_s``, ``tpot_s``, ``output_tokens_per_s``: their figures with
+    intervals; ``origins``: of the parts of a single request's token, by cause; ``narrower``: what
+    measurement would narrow them.
+    """
 
     layout: Parallelism
     fit: Fit
     single: LoadPrediction
     loaded: LoadPrediction
     notes: tuple[str, ...]
+    single_tpot_s: Figure
+    ttft_s: Figure
+    tpot_s: Figure
+    output_tokens_per_s: Figure
+    origins: dict[str, Origin]
+    narrower: tuple[str, ...] = ()
 
     @property
     def single_tokens_per_s(self) -> float:
@@ -82,13 +91,17 @@ class Ranked:
         return 1 / self.single.decode.seconds
 
 
-RatesOf = Callable[[Parallelism], Rates]
-
-
-def fit(shape: ModelShape, layout: Parallelism, memory_bytes: float, limits: Limits) -> Fit:
+def fit(
+    shape: ModelShape,
+    layout: Parallelism,
+    memory_bytes: float,
+    limits: Limits,
+    kv_tokens: int | None = None,
+) -> Fit:
     """Compare weights and KV cache with a device's memory.
 
     A step's buffers are not counted: vLLM measures them at start, and makes the cache smaller.
+    ``kv_tokens``: the room in the cache by the engine's word, where it was measured.
     """
     usable = memory_bytes * (1.0 if limits.cache_bytes else limits.memory_share)
     weights = shape.bytes_held(layout.tensor, layout.pipeline)
@@ -96,19 +109,16 @@ def fit(shape: ModelShape, layout: Parallelism, memory_bytes: float, limits: Lim
     cache = left if limits.cache_bytes is None else min(limits.cache_bytes, left)
     stage = -(-shape.layers // layout.pipeline) / shape.layers
     each = shape.kv_bytes_per_token(layout.tensor) * stage * (limits.context or 0)
-    room = min(int(cache / each) if each else limits.sequences, limits.sequences)
+    fitting = int(cache / each) if each else limits.sequences
+    if kv_tokens is not None and limits.context:
+        fitting = kv_tokens // limits.context
+    room = min(fitting, limits.sequences)
     return Fit(weights, each, usable, cache, room, limits.wanted)
 
 
-def rank(
-    shape: ModelShape,
-    layouts: Iterable[Parallelism],
-    rates_of: RatesOf,
-    load: OfferedLoad,
-    limits: Limits,
-) -> list[Ranked]:
+def rank(knowns: Iterable[Known], load: OfferedLoad) -> list[Ranked]:
     """Sort layouts by tokens per second of a single request; those that fit come first."""
-    found = [_ranked(shape, layout, rates_of(layout), load, limits) for layout in layouts]
+    found = [_ranked(known, load) for known in knowns]
     return sorted(found, key=lambda one: (not one.fit.fits, not one.fit.runs, -_speed(one)))
 
 
@@ -116,16 +126,43 @@ def _speed(one: Ranked) -> float:
     return one.single_tokens_per_s
 
 
-def _ranked(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
-) -> Ranked:
-    room = fit(shape, layout, rates.memory_bytes, limits)
+def _ranked(known: Known, load: OfferedLoad) -> Ranked:
+    room = room_of(known)
     # Requests without room wait. If not even one has room, predict the speed as if one had.
-    places = max(1, room.sequences)
-    allowed = replace(limits, sequences=places)
-    single = forecast(shape, layout, rates, replace(load, concurrency=1, rate_per_s=None), allowed)
-    loaded = forecast(shape, layout, rates, load, allowed)
-    return Ranked(layout, room, single, loaded, rates.notes)
+    allowed = replace(known, limits=replace(known.limits, sequences=max(1, room.sequences)))
+    single = outlook(allowed, replace(load, concurrency=1, rate_per_s=None))
+    loaded = outlook(allowed, load)
+    return Ranked(
+        known.layout,
+        room,
+        whole(single),
+        whole(loaded),
+        known.rates.notes if known.rates else (),
+        single.tpot_s,
+        loaded.ttft_s,
+        loaded.tpot_s,
+        loaded.output_tokens_per_s,
+        single.origins,
+        loaded.narrower,
+    )
+
+
+def room_of(known: Known) -> Fit:
+    """What a layout has room for; as much as is allowed where the sizes are not known."""
+    engine, limits = known.engine, known.limits
+    same = engine is not None and known.layout == Parallelism(
+        engine.tensor, engine.pipeline, engine.data
+    )
+    if known.shape and known.rates:
+        said = engine.kv_tokens if engine and same else None
+        return fit(known.shape, known.layout, known.rates.memory_bytes, limits, said)
+    return Fit(0.0, 0.0, 0.0, 0.0, limits.sequences, limits.wanted, known=False)
+
+
+def whole(found: Outlook) -> LoadPrediction:
+    """The load model's result."""
+    assert found.whole is not None
+    return found.whole
 
 
 def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | None:
@@ -168,7 +205,9 @@ def does_clustering_help(ranked: Sequence[Ranked], load: OfferedLoad) -> str:
     """The answer in one line, with figures. Only layouts with one copy are compared."""
     one = _of(ranked, Parallelism())
     several = [each for each in ranked if not each.layout.one and each.layout.data == 1]
-    if one is None or not several:
+    if one is None:
+        return "Does clustering help? Not known: one device cannot be predicted."
+    if not several:
         return "Does clustering help? Only one device can be predicted."
     if best(several, _speed) is None:
         return f"Does clustering help? No layout of several devices runs: {several[0].fit}"
@@ -189,16 +228,18 @@ def _answer(name: str, one: Ranked, other: Ranked | None, of: Callable[[Ranked],
     return f"{name}: {word}, {together:.3g} tokens/s ({other.layout}), alone {alone:.3g}"
 
 
-def counterfactuals(
-    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad, limits: Limits
-) -> dict[str, float]:
+def counterfactuals(known: Known, load: OfferedLoad) -> dict[str, float]:
     """Tokens per second of a single request if one thing differed, by that thing."""
     alone = replace(load, concurrency=1, rate_per_s=None)
+    rates = known.rates
 
-    def speed(changed: Rates) -> float:
-        return 1 / forecast(shape, layout, changed, alone, limits).decode.seconds
+    def speed(changed: Rates | None) -> float:
+        other = replace(known, rates=changed, then=known.then or rates)
+        return 1 / outlook(other, alone).tpot_s.value
 
     found = {AS_IT_IS: speed(rates)}
+    if rates is None or known.shape is None:
+        return found
     if rates.link is not None:
         found |= {
             f"with a {name} link": speed(what_if(rates, link_bytes_per_s=bytes_per_s))

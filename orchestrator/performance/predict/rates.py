@@ -8,8 +8,15 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
-from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Parallelism, Placement, accelerators, place
+from orchestrator.performance.predict.engine import Engine, assumed
+from orchestrator.performance.predict.layout import (
+    Parallelism,
+    Placement,
+    Ranks,
+    accelerators,
+    network,
+    place,
+)
 from orchestrator.performance.predict.links import Curve, LinkRate, curve
 from orchestrator.performance.results.probe import (
     CollectiveRates,
@@ -20,10 +27,13 @@ from orchestrator.performance.results.probe import (
 )
 
 if TYPE_CHECKING:
+    from orchestrator.profile.existing import Attached
     from orchestrator.profile.model import Profile
 
 #: torch's name of the device that computes synchronously; all others have a queue.
 SYNCHRONOUS = "cpu"
+#: The one on which vLLM captures graphs by default (CUDA, and ROCm under its name).
+GRAPHS = "cuda"
 
 
 @dataclass(frozen=True)
@@ -73,20 +83,49 @@ class Rates:
         return weight_bytes * (y0 + (rows - x0) * (y1 - y0) / (x1 - x0))
 
 
+@dataclass(frozen=True)
+class Machines:
+    """Probed machines. ``nodes``: the node of each accelerator; ``network``: the ranks' one."""
+
+    nodes: Ranks
+    network: str
+    probes: Probes
+
+
+def machines(probes: Probes, profile: Profile | Attached) -> Machines:
+    """A profile's machines."""
+    return Machines(accelerators(profile), network(profile), probes)
+
+
 def rates(
-    probes: Probes, profile: Profile, layout: Parallelism, engine: Engine | None = None
+    probes: Probes, profile: Profile | Attached, layout: Parallelism, engine: Engine | None = None
 ) -> Rates:
-    """The rates of a layout on the profile's accelerators.
+    """The rates of a layout on the profile's accelerators, as ``rates_on``."""
+    return rates_on(machines(probes, profile), layout, engine, eager=is_eager(profile))
+
+
+def is_eager(profile: Profile | Attached) -> bool:
+    """Whether the engine launches each operation: no graphs."""
+    args = {name.replace("_", "-"): value for name, value in profile.serving.args.items()}
+    return bool(args.get("enforce-eager", False))
+
+
+def rates_on(
+    there: Machines, layout: Parallelism, engine: Engine | None = None, *, eager: bool = False
+) -> Rates:
+    """The rates of a layout on machines.
 
     Raises UserError if no device was probed, or the layout needs a link and neither a link nor a
     collective was probed.
     """
-    copies = place(accelerators(profile), layout)
+    copies = place(there.nodes, layout)
     notes: list[str] = []
     names = dict.fromkeys(node for copy in copies for node in copy.nodes)
-    devices = _devices(probes, tuple(names), notes)
-    found = replace(of_devices(devices), engine=engine or Engine())
-    return replace(_linked(found, probes, profile, copies[0], notes), notes=tuple(notes))
+    found = of_devices(_devices(there.probes, tuple(names), notes))
+    graphs = all(each.device == GRAPHS for each in there.probes.devices)
+    constants = engine or assumed(synchronous=found.synchronous, eager=eager or not graphs)
+    found = _linked(replace(found, engine=constants), there, copies[0], notes)
+    return replace(found, notes=tuple(notes))
 
 
 def of_devices(devices: Sequence[DeviceRates]) -> Rates:
@@ -112,6 +151,7 @@ def what_if(
     rates: Rates,
     *,
     link_bytes_per_s: float | None = None,
+    link_latency_s: float | None = None,
     latency_factor: float = 1.0,
     memory_factor: float = 1.0,
     host_factor: float = 1.0,
@@ -121,7 +161,8 @@ def what_if(
     In measured collectives only the link's share changes; the library's share stays.
     """
     link = rates.link and LinkRate(
-        rates.link.latency_s * latency_factor, link_bytes_per_s or rates.link.bytes_per_s
+        (link_latency_s or rates.link.latency_s) * latency_factor,
+        link_bytes_per_s or rates.link.bytes_per_s,
     )
     engine = replace(
         rates.engine,
@@ -164,20 +205,18 @@ def _slowest(devices: Sequence[DeviceRates], of: Callable[[DeviceRates], Spread]
     return min(of(each).median for each in devices)
 
 
-def _linked(
-    found: Rates, probes: Probes, profile: Profile, copy: Placement, notes: list[str]
-) -> Rates:
+def _linked(found: Rates, there: Machines, copy: Placement, notes: list[str]) -> Rates:
     """The rates with the link between a copy's nodes. Messages within a node count as free."""
     ranks = max(len(stage) for stage in copy.stages)
     if ranks > len(copy.tensor_nodes):
         notes.append("messages between accelerators of one node are not counted")
     if len(copy.nodes) == 1:
         return found
-    link = _link(probes, profile.ray.network, copy.nodes)
-    group = _collective(probes.collectives, copy.tensor_nodes)
+    link = _link(there.probes, there.network, copy.nodes)
+    group = _collective(there.probes.collectives, copy.tensor_nodes)
     if link is None and group is None:
         raise UserError(
-            f"no link between {', '.join(copy.nodes)} was measured on {profile.ray.network}",
+            f"no link between {', '.join(copy.nodes)} was measured on {there.network}",
             "Run: orchestrate probe",
         )
     if link is None:

@@ -40,7 +40,19 @@ def with_torch(
     return _run(cluster, node, argv, program, timeout)
 
 
-def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeout: float) -> Any:
+def given(cluster: Cluster, node: Node, program: str, text: str, timeout: float) -> Any:
+    """Run a program's whole ``text``, which holds what it is given; return its output."""
+    return _run(cluster, node, [PYTHON, "-I", "-"], program, timeout, text)
+
+
+def _run(
+    cluster: Cluster,
+    node: Node,
+    argv: Sequence[str],
+    program: str,
+    timeout: float,
+    text: str | None = None,
+) -> Any:
     """Run a program from standard input; return the JSON in its last line of output.
 
     Raises UserError if it fails, prints no JSON, or exceeds the timeout. Then it has been killed
@@ -50,7 +62,7 @@ def _run(cluster: Cluster, node: Node, argv: Sequence[str], program: str, timeou
     result = cluster.remote(node).run(
         guarded(limit, argv),
         what=f"the probe {program}",
-        stdin=source(program),
+        stdin=text or source(program),
         timeout=timeout + GRACE,
         ok=None,
     )

@@ -267,6 +267,7 @@ def _collective(cluster: Cluster, nodes: Sequence[Node]) -> CollectiveRates:
         interfaces=tuple(each.interface for each in seen),
         all_reduce_s=by_size(found["all_reduce_s"]),
         send_s=by_size(found["send_s"]),
+        launch_s=by_size(found["launch_s"]),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes, Spread
 
 Rows = Iterator[tuple[str, ...]]
@@ -13,8 +14,7 @@ Rows = Iterator[tuple[str, ...]]
 
 def tables(found: Probes) -> Iterator[Table]:
     """Tables of devices, model files, links, and messages by size; empty ones are left out."""
-    groups = found.collectives
-    sending = [f"{kind}, {each.backend}" for each in groups for kind in ("all-reduce", "send")]
+    sending = _sending(found)
     for heads, rows in (
         (("node", "device", "memory", "matrix", "operation"), _devices(found)),
         (("node", "model's file", "read", "loaded"), _storage(found)),
@@ -26,6 +26,22 @@ def tables(found: Probes) -> Iterator[Table]:
             table.add_row(*row)
         if table.row_count:
             yield table
+
+
+def engine_table(found: EngineRates) -> Table:
+    """The engine's figures by load."""
+    heads = ("prompt", "at once", "first token", "further token", "step of all", "all, tokens/s")
+    table = Table(*heads, box=None, pad_edge=False)
+    for each in sorted(found.cells, key=lambda cell: (cell.prompt_tokens, cell.concurrency)):
+        table.add_row(
+            str(each.prompt_tokens),
+            str(each.concurrency),
+            _time(each.ttft_s),
+            _time(each.tpot_s),
+            _time(each.step_s),
+            f"{each.output_tokens_per_s.median:.4g}",
+        )
+    return table
 
 
 def _devices(found: Probes) -> Rows:
@@ -60,8 +76,17 @@ def _links(found: Probes) -> Rows:
         )
 
 
+def _sending(found: Probes) -> dict[str, Mapping[int, Spread]]:
+    """Times by size of what was measured of collectives, by their columns' heads."""
+    columns: dict[str, Mapping[int, Spread]] = {}
+    for each in found.collectives:
+        kinds = {"all-reduce": each.all_reduce_s, "send": each.send_s, "launch": each.launch_s}
+        columns |= {f"{kind}, {each.backend}": times for kind, times in kinds.items() if times}
+    return columns
+
+
 def _messages(found: Probes) -> Rows:
-    columns = [kind for each in found.collectives for kind in (each.all_reduce_s, each.send_s)]
+    columns = list(_sending(found).values())
     every = [each.by_size_s for each in found.links]
     for size in sorted({size for each in (*every, *columns) for size in each}):
         slowest = max((each[size] for each in every if size in each), key=_median, default=None)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import UserError
+from orchestrator.models.flags import number_formats
 from orchestrator.performance.bench.history import (
     Earlier,
     changes,
@@ -15,11 +16,13 @@ from orchestrator.performance.bench.history import (
     differences,
     regressions,
 )
-from orchestrator.performance.predict.engine import Engine
+from orchestrator.performance.bench.load import offered
 from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
+from orchestrator.performance.predict.forecast import asked, known_of
+from orchestrator.performance.predict.inputs import Engines
 from orchestrator.performance.predict.layout import Parallelism
-from orchestrator.performance.predict.load import Limits, OfferedLoad, limits, predict
-from orchestrator.performance.predict.rates import Rates, rates
+from orchestrator.performance.predict.load import Limits
+from orchestrator.performance.predict.outlook import Known, outlook
 from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.report.plots import Point
 from orchestrator.performance.report.story import Phase, Story
@@ -29,8 +32,6 @@ from orchestrator.performance.results.probe import Probes
 if TYPE_CHECKING:
     from orchestrator.profile import Profile
 
-#: The most requests at once that are assumed for a workload with a rate.
-MANY = 256
 #: Parts that no counter shows.
 MODELLED = ("compute", "memory")
 
@@ -41,7 +42,7 @@ def story(
     config: dict[str, Any],
     layout: Parallelism,
     probes: Probes | None,
-    engine: Engine | None,
+    engines: Engines | None,
     earlier: Earlier,
 ) -> Story:
     """The content of a run's report. Without probes, nothing is explained, and a line says so."""
@@ -54,18 +55,17 @@ def story(
     if probes is None:
         text = "Not explained: there are no probes. Run: orchestrate probe"
         return replace(plain, verdict=(*plain.verdict, text))
-    shape, unread = read(config)
+    shape, unread = read(config, *number_formats(profile.serving.args))
     if shape is None:
         return replace(plain, verdict=(*plain.verdict, *unread))
     try:
-        found = rates(probes, profile, layout, engine)
+        about = engines or Engines()
+        question = asked(profile, config, layout, probes, about.fitted, about.measured)
+        known = known_of(question, layout, shape)
     except UserError as error:
         return replace(plain, verdict=(*plain.verdict, f"Not explained: {error.message}"))
-    allowed = limits(profile, found.synchronous)
     phases = tuple(
-        phase
-        for each in run.measured
-        for phase in _phases(each, run.series, shape, layout, found, allowed, probes)
+        phase for each in run.measured for phase in _phases(each, run.series, shape, known, probes)
     )
     told = [*first, *_causes(phases)]
     told += [f"Not predicted: {', '.join(unread)}"] if unread else []
@@ -112,22 +112,18 @@ def _phases(
     found: Measured,
     series: Sequence[Series],
     shape: ModelShape,
-    layout: Parallelism,
-    known: Rates,
-    allowed: Limits,
+    known: Known,
     probes: Probes,
 ) -> Iterator[Phase]:
     workload = found.workload
-    load = OfferedLoad(
-        workload.prompt_tokens,
-        workload.output_tokens,
-        workload.concurrency or MANY,
-        workload.rate,
-    )
-    predictions = predict(shape, layout, known, load, allowed)
-    seen = evidence(found, series, allowed, probes)
-    for name, measured in (("prefill", found.ttft_s), ("decode", found.tpot_s)):
-        told = explain(measured.median, predictions[name], seen)
+    expected = outlook(known, offered(workload))
+    seen = evidence(found, series, known.limits, probes)
+    for prediction, measured in (
+        (expected.prefill, found.ttft_s),
+        (expected.decode, found.tpot_s),
+    ):
+        name = prediction.phase
+        told = explain(measured.median, prediction, seen)
         yield Phase(
             workload=workload.name,
             name=name,
@@ -138,6 +134,7 @@ def _phases(
             why=f"{told.why[:1].upper()}{told.why[1:]} ({told.basis}).",
             modelled=MODELLED,
             point=_point(told, shape, workload.prompt_tokens),
+            counted=told.basis == "measured",
         )
 
 

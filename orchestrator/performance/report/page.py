@@ -12,7 +12,9 @@ from plotly.offline import get_plotlyjs
 from orchestrator.core.templating import render
 from orchestrator.performance.report import plots
 from orchestrator.performance.report.plots import Cable, Lane, PlotCurve, Point, Roof, Span
+from orchestrator.performance.report.score import score
 from orchestrator.performance.report.story import Phase, Story
+from orchestrator.performance.report.tables import phase_row, reasons
 from orchestrator.performance.results.bench import Measured, Run, RunState, Series
 from orchestrator.performance.results.probe import LinkRates, Probes, Spread
 
@@ -37,6 +39,7 @@ def page(story: Story) -> str:
     drawn = list(_drawn(story))
     figures = {each.id: json.loads(each.figure.to_json()) for each in drawn}
     # Escape "</": it could end the <script> element.
+    scores = score(story.run)
     embedded = json.dumps(figures, separators=(",", ":")).replace("</", "<\\/")
     return render(
         "report.html",
@@ -46,6 +49,8 @@ def page(story: Story) -> str:
         compared=story.compared,
         phases=story.phases,
         drawn=drawn,
+        forecasts=[phase_row(each) for each in scores.scored],
+        not_scored=reasons(scores.unscored) if story.run.forecasts else [],
         rows=[_row(each) for each in story.run.measured],
         links=[_link(each) for each in story.probes.links] if story.probes else [],
         failed=story.probes.failed if story.probes else (),
@@ -148,8 +153,8 @@ def _one_size(measured: Sequence[Measured], key: str) -> list[Measured]:
     return sorted(chosen, key=lambda each: float(getattr(each.workload, key) or 0))
 
 
-def _figure(spread: Spread) -> plots.Figure:
-    return plots.Figure(spread.median, spread.low, spread.high)
+def _figure(spread: Spread) -> plots.Bar:
+    return plots.Bar(spread.median, spread.low, spread.high)
 
 
 def _timeline(run: Run) -> go.Figure:

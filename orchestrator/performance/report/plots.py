@@ -29,7 +29,7 @@ MS = 1e3
 
 
 @dataclass(frozen=True)
-class Figure:
+class Bar:
     """A figure with the spread of its repeats."""
 
     value: float
@@ -43,7 +43,7 @@ class PlotCurve:
 
     name: str
     x: Sequence[float]
-    y: Sequence[Figure]
+    y: Sequence[Bar]
 
 
 @dataclass(frozen=True)

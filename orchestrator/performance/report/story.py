@@ -15,7 +15,8 @@ class Phase:
     """A phase of a workload compared with its prediction.
 
     ``parts``: predicted seconds by part; ``unexplained_s``: measured minus all parts, negative if
-    the prediction is too long. ``modelled``: parts that no counter shows.
+    the prediction is too long. ``modelled``: parts that no counter shows. ``counted``: a counter
+    named the cause.
     """
 
     workload: str
@@ -27,6 +28,7 @@ class Phase:
     why: str
     modelled: tuple[str, ...] = ()
     point: Point | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,48 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Foreseen:
+    """A figure of a forecast. Nine of ten measured ones are to lie from ``low`` to ``high``; no
+    interval if both are equal. ``origin``: where it comes from; ``cause``: its largest part."""
+
+    value: float
+    low: float
+    high: float
+    origin: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A workload's forecast, stored before the workload was measured.
+
+    Either the figures are there, or ``reason``: why there is no forecast. ``made_from``: sha256 of
+    the probes, of the engine's measurements and of its fitted constants, as far as there were any.
+    ``form``: of what ``seal`` is made of; another field is another form. ``seal``: see bench/seal.
+    """
+
+    workload: Workload
+    time: str
+    ttft_s: Foreseen | None = None
+    tpot_s: Foreseen | None = None
+    output_tokens_per_s: Foreseen | None = None
+    saturated: bool = False
+    reason: str = ""
+    made_from: dict[str, str] = field(default_factory=dict)
+    form: int = 1
+    seal: str = ""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The cause that was named for a phase when the run ended."""
+
+    workload: str
+    phase: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class Series:
     """A quantity of one node over time, on the control node's clock."""
 
@@ -130,3 +172,5 @@ class Run:
     asked: Asked | None = None
     #: Problems that leave the figures valid: a clock that moved, samples that ended early.
     warnings: tuple[str, ...] = ()
+    forecasts: tuple[Sealed, ...] = ()
+    causes: tuple[Named, ...] = ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.performance.results.probe import Spread
 
 
-class Weights(StrEnum):
+class EngineWeights(StrEnum):
     """What the engine computed with. Its speed depends on shapes, not on values."""
 
     OWN = "own"
@@ -21,7 +22,8 @@ class EngineCell:
 
     Latencies are medians over requests; their spread is over repeats, which were taken in turns
     with the other cells. ``output_tokens_per_s``: of all of
-    them together.
+    them together. ``step_s``: between two tokens of one while all of them decode and none waits for
+    another one's prompt; None where they never did so for long enough.
     """
 
     prompt_tokens: int
@@ -30,6 +32,7 @@ class EngineCell:
     ttft_s: Spread
     tpot_s: Spread
     output_tokens_per_s: Spread
+    step_s: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class EngineRates:
     data: int
     args: dict[str, str]
     versions: dict[str, str]
-    weights: Weights
+    weights: EngineWeights
     cells: tuple[EngineCell, ...]
     layers: int | None = None
     of_layers: int | None = None
@@ -62,3 +65,12 @@ class EngineRates:
     link_latency_s: float | None = None
     image_id: str = ""
     notes: tuple[str, ...] = field(default=())
+
+    def of(self, model: str, args: Mapping[str, object]) -> bool:
+        """Whether it was this model with these flags: without graphs an engine is another one."""
+        return self.model == model and _plain(self.args) == _plain(args)
+
+
+def _plain(args: Mapping[str, object]) -> dict[str, str]:
+    """Flags as text: a profile may write them with lines below."""
+    return {name.replace("_", "-"): str(value) for name, value in args.items()}

@@ -76,7 +76,8 @@ class LinkRates:
 class CollectiveRates:
     """The communication library of vLLM's ranks between these nodes; times by bytes of a message.
 
-    ``send_s``: point to point, from the first node to the second.
+    ``send_s``: point to point, from the first node to the second. ``launch_s``: the host's own time
+    to launch an all-reduce, without waiting for it; empty on a CPU.
     """
 
     nodes: tuple[str, ...]
@@ -84,6 +85,7 @@ class CollectiveRates:
     interfaces: tuple[str, ...]
     all_reduce_s: dict[int, Spread]
     send_s: dict[int, Spread]
+    launch_s: dict[int, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

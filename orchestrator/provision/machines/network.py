@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,11 @@ class Cables(ABC):
             "only cables of containers can be throttled",
             "Start them: orchestrate up --machines nspawn",
         )
+
+    def ends(self, node: Node, network: str) -> Sequence[tuple[str, str]]:
+        """Namespace and interface of both ends of a container's link; each end limits what it
+        sends. None of a machine that is no container."""
+        return ()
 
     def throttled(self, node: Node) -> Mapping[str, int]:
         """The limits of the node's links in bits per second, by network."""

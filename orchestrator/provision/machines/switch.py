@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,7 @@ class Switch(Cables):
 
         It uses tc's token bucket filter, which most kernels have. Idempotent.
         """
-        for space, end in self._ends(node, network):
+        for space, end in self.ends(node, network):
             queue = ["tc", "-n", space, "qdisc"]
             if bits_per_s:
                 bucket = ["tbf", "rate", f"{bits_per_s}bit", "burst", BURST, "latency", "50ms"]
@@ -106,7 +107,7 @@ class Switch(Cables):
         found = {}
         spaces = netns.names()
         for network in node.links:
-            for space, end in self._ends(node, network):
+            for space, end in self.ends(node, network):
                 asked = ["tc", "-n", space, "-json", "qdisc", "show", "dev", end]
                 shown = run(asked, ok=None).out if space in spaces else ""
                 for queue in json.loads(shown or "[]"):
@@ -114,9 +115,7 @@ class Switch(Cables):
                         found[network] = int(queue["options"]["rate"]) * 8  # tc prints bytes
         return found
 
-    def _ends(self, node: Node, network: str) -> list[tuple[str, str]]:
-        """Namespace and interface of both ends of a container's link; each end limits what it
-        sends."""
+    def ends(self, node: Node, network: str) -> Sequence[tuple[str, str]]:
         own = (self.named(node.name), node.links[network].interface)
         return [(self.space, self._port("port", node, network)), own]
 

@@ -1,0 +1,121 @@
+"""Scores of what benchmarks/real_cards.py measured: forecasts of the loads that were held out.
+
+A server's cells are what its forecast is made from, by the product's own outlook; the plan said
+which loads are held out before anything was measured. No device was probed there, so a layout over
+another link than the cells' has no forecast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.errors import UserError
+from orchestrator.performance.bench.load import offered
+from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.load import Limits
+from orchestrator.performance.predict.outlook import Known, Outlook, outlook
+from orchestrator.performance.predict.shape import read
+from orchestrator.performance.report.score import (
+    FIRST,
+    FURTHER,
+    Scored,
+    Scores,
+    Seal,
+    Unscored,
+    kind,
+)
+from orchestrator.performance.results.bench import Workload, layout_text
+from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
+from orchestrator.performance.results.probe import spread
+
+Row = Mapping[str, Any]
+HOME = Path(__file__).resolve().parent / "real_cards"
+PLAN = "plan.json"
+
+
+def files() -> list[Path]:
+    return sorted(path for path in HOME.glob("*.json") if path.name != PLAN)
+
+
+def scores(path: Path) -> Scores:
+    """The scores of every server of a file."""
+    plan, document = json.loads((HOME / PLAN).read_text()), json.loads(path.read_text())
+    found = Scores()
+    for server in plan["servers"]:
+        rows = [row for row in document["rows"] if row["server"] == server["tag"]]
+        held = [row for row in rows if row["kind"] == "held out"]
+        if not held:
+            continue
+        cells = [row for row in rows if row["kind"] == "cell"]
+        known = _known(plan, server, cells, document["about"])
+        links = {row["link"] for row in cells}
+        for row in held:
+            found = found.plus(_scored(path.stem, known, row, links))
+    return found
+
+
+def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
+    """What a forecast may know of a server: its cells."""
+    layout = Parallelism(server.get("tensor", 1), server.get("pipeline", 1))
+    flags = dict(zip(plan["flags"], [*plan["flags"][1:], ""], strict=True))
+    allowed = Limits(
+        sequences=int(flags["--max-num-seqs"]),
+        batched_tokens=int(flags["--max-num-batched-tokens"]),
+        context=int(flags["--max-model-len"]),
+    )
+    engine = EngineRates(
+        key=server["tag"], time=about["when"], model=server["model"], nodes=("a",),
+        devices=(about["machine"],), tensor=layout.tensor, pipeline=layout.pipeline, data=1,
+        args={}, versions=about["versions"], weights=EngineWeights.DUMMY,
+        cells=tuple(_cells(cells)),
+    )  # fmt: skip
+    shape, _ = read(plan["models"][server["model"]])
+    return Known(layout, allowed, shape, None, engine)
+
+
+def _cells(rows: Iterable[Row]) -> Iterator[EngineCell]:
+    """The first of several rounds warms up, since kernels are compiled then: it does not count, as
+    in the product's own probe."""
+    by_load: dict[tuple[int, int, int], list[Row]] = {}
+    for row in rows:
+        by_load.setdefault(tuple(row["load"][:3]), []).append(row)
+    for (prompt, output, many), taken in by_load.items():
+        rounds = taken[1:] or taken
+        stays = [row["ttft_s"] + (output - 1) * row["tpot_s"] for row in rounds]
+        yield EngineCell(
+            prompt, output, many,
+            spread([row["ttft_s"] for row in rounds]),
+            spread([row["tpot_s"] for row in rounds]),
+            spread([many * output / stay for stay in stays]),
+        )  # fmt: skip
+
+
+def _scored(run: str, known: Known, row: Row, links: set[str]) -> Scores:
+    prompt, output, many, requests = row["load"]
+    cable = "" if row["link"] == "none" else f", link {row['link']}"
+    name = f"{row['server']}{cable}, {prompt} + {output} tokens, {many} at once"
+    workload = Workload(name, prompt, output, requests, many)
+    if row["link"] not in links:
+        return Scores(unscored=(Unscored(run, name, "no device was probed, for another link"),))
+    try:
+        found = outlook(known, offered(workload))
+    except UserError as error:
+        return Scores(unscored=(Unscored(run, name, error.message),))
+    return Scores(tuple(_phases(run, known, workload, found, row)))
+
+
+def _phases(
+    run: str, known: Known, workload: Workload, found: Outlook, row: Row
+) -> Iterator[Scored]:
+    layout = layout_text(known.layout.tensor, known.layout.pipeline)
+    for phase, figure, measured in (
+        (FIRST, found.ttft_s, row["ttft_s"]),
+        (FURTHER, found.tpot_s, row["tpot_s"]),
+    ):
+        yield Scored(
+            run, workload.name, phase, kind(workload), layout, str(figure.origin), figure.value,
+            measured, figure.low, figure.high, Seal.HELD_OUT,
+        )  # fmt: skip
