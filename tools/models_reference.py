@@ -33,6 +33,10 @@ Each row is read from `config.json` alone, as for a model whose files are not at
 - **exact**: within {exact:g} % of the published count, and nothing unread.
 - **estimated**: something was not understood, and `unread` says what.
 - **refused**: vLLM {vllm} does not serve it; `refused` says why.
+- **not checked**: nothing is unread, but the published count was not checked against a public copy.
+
+A published count is what the hub counts in the model's files, as a public copy has it. The last
+column names the copy with its date, and what the hub counts that is no weight of its own.
 
 Defaults of sparse files come from transformers {transformers}. {types} model types are in the table
 (`orchestrator/models/reading/families.json`); {agree} of them agree with transformers' own model
@@ -48,8 +52,15 @@ def rows() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
     for entry in json.loads(PUBLISHED.read_text()):
         found = inspect(ModelFiles(entry["name"], "", entry["config"])).document()
         off = abs(found["parameters"] / entry["published"] - 1)
-        verdict = "exact" if off <= EXACT and not found["unread"] else "estimated"
+        exact = "exact" if entry.get("checked", True) else "not checked"
+        verdict = exact if off <= EXACT and not found["unread"] else "estimated"
         yield entry, "refused" if found["refused"] else verdict, found
+
+
+def _source(entry: dict[str, Any]) -> str:
+    """Where the published count is from."""
+    return str(entry["source"]) if entry.get("checked", True) else (
+        f"{entry['source']}; not checked against a public copy")  # fmt: skip
 
 
 def page() -> str:
@@ -61,16 +72,17 @@ def page() -> str:
     )  # fmt: skip
     all_rows = list(rows())
     count = Counter(verdict for _, verdict, _ in all_rows)
-    text += ", ".join(f"{count[each]} {each}" for each in ("exact", "estimated", "refused"))
+    verdicts = ("exact", "estimated", "refused", "not checked")
+    text += ", ".join(f"{count[each]} {each}" for each in verdicts)
     text += f", of {len(all_rows)}.\n\n"
-    text += "| Model | | Published | Read | Active | Cache a token | Why |\n"
-    text += "|---|---|---:|---:|---:|---:|---|\n"
+    text += "| Model | | Published | Read | Active | Cache a token | Why | Source |\n"
+    text += "|---|---|---:|---:|---:|---:|---|---|\n"
     for entry, verdict, found in all_rows:
         why = "; ".join(found["refused"] or found["unread"])
         cells = (
             f"`{entry['name']}`", verdict, f"{entry['published'] / 1e9:.3f} B",
             f"{found['parameters'] / 1e9:.3f} B", f"{found['active_parameters'] / 1e9:.2f} B",
-            f"{found['kv_bytes_per_token']:,}", why.replace("|", "/"),
+            f"{found['kv_bytes_per_token']:,}", why.replace("|", "/"), _source(entry),
         )  # fmt: skip
         text += "| " + " | ".join(cells) + " |\n"
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,16 @@ def test_published_counts_are_met_or_refused(entry: dict[str, Any]) -> None:
         assert found.active_parameters == pytest.approx(active, rel=0.04)
     if active := entry.get("active_without_embedding"):
         assert found.active_parameters - found.head == pytest.approx(active, rel=0.05)
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: str(entry["name"]))
+def test_published_counts_name_a_dated_copy_or_say_that_they_are_not_checked(
+    entry: dict[str, Any],
+) -> None:
+    dated = re.search(
+        r"^[\w.-]+/[\w.-]+, \S+, 20\d\d-\d\d-\d\d \([0-9a-f]{8}\)|seen on 20\d\d-", entry["source"]
+    )
+    assert bool(dated) == entry.get("checked", True)
 
 
 def test_the_reference_is_current_and_has_sixty_models() -> None:
