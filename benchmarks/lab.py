@@ -119,7 +119,7 @@ class Lab:
         """The engine's constants, from one node alone."""
         with self.laid(ONE_NODE) as cluster:
             engine = fitted(
-                self.run(cluster, *FITTING), self.cluster.model.config, probes, self.cluster
+                self.run(cluster, *FITTING), self.cluster.model.config, probes, self.profile
             )
         if engine is None:
             raise UserError("nothing could be fitted")

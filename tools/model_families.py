@@ -43,20 +43,10 @@ READING = PROJECT / "orchestrator" / "models" / "reading"
 #: Percent that a reading may differ from transformers' own count.
 ALLOWED = 1.0
 SECONDS = 240
-#: What no key of a configuration says, seen in transformers' and vLLM's models.
+#: What no key of a configuration says, with where the locked transformers or vLLM says it.
 STRUCTURE: dict[str, dict[str, Any]] = {
-    "afmoe": {"output_gate": 1},
-    "falcon_h1": {"both": True},
-    "gemma4_text": {"beside": True, "defaults": {"global_head_dim": 512}},
-    "granitemoehybrid": {"mamba2": True},
-    "llama4_text": {"shared": 1},
-    "longcat_flash": {"twice": True},
-    "mamba2": {"mamba2": True},
-    "minicpm3": {"expands": True},
-    "nemotron_h": {"single": True, "mamba2": True},
-    "qwen3_5_moe_text": {"output_gate": 1},
-    "qwen3_5_text": {"output_gate": 1},
-    "qwen3_next": {"output_gate": 1},
+    kind: each["is"]
+    for kind, each in json.loads((PROJECT / "tools" / "model_structure.json").read_text()).items()
 }
 #: What is tried, in this order, until a reading agrees.
 Choice = tuple[dict[str, Any], str, tuple[Any, ...]]

@@ -49,7 +49,7 @@ def show(document: dict[str, Any]) -> None:
         ("weights", f"{_size(document['weight_bytes'])} in memory,"
                     f" {_size(document['weight_bytes_on_disk'])} on disk"),
         ("format", f"{document['dtype']}, " + (
-            f"{quantized['method']}: {quantized['bits']:g} bits a weight with its scales"
+            f"{quantized['method']}: {_bits(quantized)} bits a weight with its scales"
             if quantized["method"] else "not quantized")),
         ("cache", f"{_size(document['kv_bytes_per_token'])} a token" + _bounded(kv)),
         ("context", f"{document['context']:,} tokens" if document["context"] else "not known"),
@@ -61,6 +61,11 @@ def show(document: dict[str, Any]) -> None:
         rows.append(("layout", f"{where}: {row['why_not'] or 'possible'}"))
     for key, text in rows:
         out.print(f"{key:<13} {text}", markup=False, soft_wrap=True)
+
+
+def _bits(quantized: dict[str, Any]) -> str:
+    """The usual bits, then those of layers with formats of their own."""
+    return " or ".join(f"{bits:g}" for bits in quantized["formats"])
 
 
 def _bounded(kv: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from orchestrator.models.config import group_misfit, tensor_misfit
 from orchestrator.models.reading import served
 from orchestrator.models.reading.description import IN_FLIGHT, ModelDescription, describe
 from orchestrator.models.reading.facts import facts
+from orchestrator.models.reading.tensors import summed
+from orchestrator.performance.predict.shape import read
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT / "tests" / "data" / "models"
@@ -173,6 +175,107 @@ def test_what_a_method_leaves_alone_stays_in_16_bits() -> None:
     assert plain.weight_bytes == 2 * plain.parameters
     assert kept.weight_bytes == 32 * mlp + 2 * (attention + plain.ends)
     assert one.weight_bytes == 33 * mlp + attention + 2 * plain.ends
+
+
+def fp8(*targets: str) -> dict[str, Any]:
+    return {"weights": {"num_bits": 8, "type": "float"}, "targets": list(targets)}
+
+
+def four(*targets: str) -> dict[str, Any]:
+    return {"weights": {"num_bits": 4, "group_size": 128, "type": "int"}, "targets": list(targets)}
+
+
+#: Attention in 8 bits and MLPs in 4.125, as each method says it.
+MIXED: dict[str, dict[str, Any]] = {
+    "compressed-tensors, two patterns": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": four("re:.*mlp.*"), "b": fp8("re:.*self_attn.*")},
+    },
+    "compressed-tensors, a pattern and the rest": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": fp8("Linear"), "b": four("re:.*(gate|up|down)_proj$")},
+    },
+    "compressed-tensors, each by its name": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "a": four(*(f"model.language_model.layers.{i}.mlp.{part}_proj"
+                        for i in range(32) for part in ("gate", "up", "down"))),
+            "b": fp8("Linear"),
+        },
+    },
+    "modelopt": {
+        "quant_method": "modelopt", "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": {
+            **{f"model.layers.{i}.self_attn.{part}_proj": {"quant_algo": "FP8"}
+               for i in range(32) for part in "qkvo"},
+            **{f"model.layers.{i}.mlp.{part}_proj": {"quant_algo": "W4A16_AWQ", "group_size": 128}
+               for i in range(32) for part in ("gate", "up", "down")},
+        },
+    },
+    "quark": {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": {"dtype": "int4", "group_size": 128}},
+        "layer_quant_config": {"*self_attn*": {"weight": {"dtype": "fp8_e4m3"}}},
+    },
+    "gptq": {
+        "quant_method": "gptq", "bits": 4, "group_size": 128,
+        "dynamic": {r"+:.*\.self_attn\..*": {"bits": 8, "group_size": -1}},
+    },
+    "auto-round": {
+        "quant_method": "auto-round", "bits": 4, "group_size": 128,
+        "extra_config": {r".*self_attn.*": {"bits": 8, "group_size": -1}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_layers_with_formats_of_their_own(name: str) -> None:
+    config = LLAMA | {"quantization_config": MIXED[name]}
+    found = describe(config)
+    attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
+    mlp = 32 * 3 * 4096 * 14336
+    four = 4.125 if name not in ("gptq", "auto-round", "modelopt") else 4.15625
+    assert found.layer_bytes() == attention + mlp * four / 8 and not found.unread
+    assert sorted(found.quantization.formats.all) == [four, 8.0]
+    shape, _ = read(config)
+    assert shape and shape.bytes_read() == found.layer_bytes() + 2 * found.head
+
+
+def test_what_a_group_does_not_name_stays_in_16_bits() -> None:
+    group = {"quant_method": "compressed-tensors", "config_groups": {"a": fp8("re:.*mlp.*")}}
+    found = describe(LLAMA | {"quantization_config": group})
+    attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
+    assert found.layer_bytes() == 2 * attention + 32 * 3 * 4096 * 14336
+
+
+def test_one_layer_in_16_bits_among_others() -> None:
+    rules = {"model.layers.3.mlp.down_proj": {"bits": 16, "data_type": "fp"}}
+    settings = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "extra_config": rules}
+    usual = describe(LLAMA | {"quantization_config": {**settings, "extra_config": {}}})
+    one = describe(LLAMA | {"quantization_config": settings})
+    assert one.layer_bytes() - usual.layer_bytes() == 4096 * 14336 * (16 - 4.15625) / 8
+
+
+def test_classes_and_parts_that_cannot_be_told_apart_are_said() -> None:
+    odd = {"quant_method": "compressed-tensors", "config_groups": {"a": fp8("Linear", "MoEGate")}}
+    assert "layers of the class MoEGate are read as the others" in "\n".join(
+        describe(LLAMA | {"quantization_config": odd}).unread
+    )
+    next_80b = next(each["config"] for each in PUBLISHED if "Qwen3-Next" in each["name"])
+    part = {"quant_method": "compressed-tensors", "config_groups": {"a": fp8("re:.*out_proj$")}}
+    assert "the parts of linear_attn have formats of their own" in "\n".join(
+        describe(next_80b | {"quantization_config": part}).unread
+    )
+
+
+def test_packed_weights_are_counted_by_the_bits_of_their_layer() -> None:
+    rows = [("model.layers.0.self_attn.q_proj.weight_packed", "I32", [8, 2]),
+            ("model.layers.0.mlp.up_proj.weight_packed", "I32", [8, 2])]  # fmt: skip
+    eight = {"weights": {"num_bits": 8, "group_size": 128}, "targets": ["re:.*self_attn.*"]}
+    groups = {"quant_method": "compressed-tensors", "format": "pack-quantized",
+              "config_groups": {"a": four("re:.*mlp.*"), "b": eight}}  # fmt: skip
+    found = describe(LLAMA | {"quantization_config": groups})
+    assert summed(rows, found.quantization.stored, 32, 2).parameters == 8 * 2 * 4 + 8 * 2 * 8
 
 
 def test_a_language_model_is_found_at_any_depth() -> None:

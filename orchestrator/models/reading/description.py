@@ -66,15 +66,14 @@ class ModelDescription:
 
     def layer_bytes(self, touched: float | None = None) -> float:
         """Bytes of the layers' weights, of their experts only ``touched`` in each layer."""
-        kept, bits = self.quantization.keeps, self.quantization.bits or 8 * self.dtype_bytes
+        plain = 8.0 * self.dtype_bytes
         total = 0.0
         for index, layer in enumerate(self.layers):
             for name, size in layer.modules.items():
                 part = 1.0
                 if touched is not None and name == "mlp.experts" and layer.experts:
                     part = min(touched / layer.experts, 1.0)
-                plain = not self.quantization.method or kept(name, index)
-                total += size * part * (8 * self.dtype_bytes if plain else bits) / 8
+                total += size * part * self.quantization.of(name, index, plain) / 8
         return total
 
     def cached(self, tensor: int = 1) -> tuple[float, dict[int, float]]:
@@ -134,6 +133,11 @@ def describe(
     outer = family_of(str(config.get("model_type")))
     others = {**_extra(f, hidden), **towers(config, outer, hidden)} if found else {}
     unread += _doubts(config, f, others)
+    unread += [
+        f"quantization: the parts of {name} have formats of their own, and their mean is read"
+        for name in ("linear_attn", "mamba")
+        if any(name in each.modules and quantized.differs(name, i) for i, each in enumerate(found))
+    ]
     return ModelDescription(
         f, tuple(found), vocabulary, _tied(config, f), name, size, quantized, wanted, others,
         tuple(dict.fromkeys(unread)),

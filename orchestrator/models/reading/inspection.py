@@ -91,6 +91,7 @@ class Inspection:
             "quantization": {
                 "method": quantized.method or None,
                 "bits": quantized.bits,
+                "formats": list(quantized.formats.all) or [quantized.bits],
                 "group_size": quantized.group,
                 "kept_in_16_bits": list(quantized.kept),
                 "cache_bits": quantized.cache_bits,
@@ -107,8 +108,8 @@ def inspect(source: ModelFiles, trusted: bool = False, cache: str = "auto") -> I
     read = describe(config, cache=cache)
     found = None
     if source.headers:
-        bits = read.quantization.bits if read.quantization.method else 16.0
-        found = tensors.summed(source.headers, bits or 16.0, len(read.layers), read.dtype_bytes)
+        bits = read.quantization.stored
+        found = tensors.summed(source.headers, bits, len(read.layers), read.dtype_bytes)
     refused = list(served.refused(config, trusted))
     if source.names is not None and (why := served.no_weights(source.names)):
         refused.append(why)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -67,9 +67,12 @@ def entries(found: Mapping[str, Any]) -> Iterable[tuple[str, str, list[int]]]:
 
 
 def summed(
-    found: Iterable[tuple[str, str, list[int]]], bits: float, layers: int, dtype_bytes: int
+    found: Iterable[tuple[str, str, list[int]]],
+    bits: Callable[[str], float],
+    layers: int,
+    dtype_bytes: int,
 ) -> Tensors:
-    """``bits``: of a quantized weight; ``layers``: as many as config.json has."""
+    """``bits``: of a tensor's weights if quantized; ``layers``: as many as config.json has."""
     parameters = experts = further = 0
     disk = memory = 0.0
     for name, dtype, shape in found:
@@ -77,9 +80,9 @@ def summed(
         size = stored * SIZES.get(dtype, 2)
         disk += size
         if beyond := _beyond(name, layers):
-            further += _weights(name, dtype, stored, bits)
+            further += _weights(name, dtype, stored, bits(name))
             continue
-        weight = _weights(name, dtype, stored, bits)
+        weight = _weights(name, dtype, stored, bits(name))
         parameters += weight
         experts += weight if "experts." in name and "shared_expert" not in name else 0
         plain = dtype == "F32" and weight and not beyond

@@ -35,6 +35,7 @@ from orchestrator.performance.predict.rates import rates
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Asked, Run
 from orchestrator.performance.results.probe import Probes
+from orchestrator.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def fit(cluster: Cluster, alone: Run) -> Engine | None:
     profile = cluster.profile
     try:
         probes = inputs.probes(profile.name)
-        engine = fitted(alone, cluster.model.config, probes, cluster)
+        engine = fitted(alone, cluster.model.config, probes, profile)
     except UserError:
         return None
     if engine:
@@ -94,15 +95,15 @@ def fit(cluster: Cluster, alone: Run) -> Engine | None:
 
 
 def fitted(
-    alone: Run, config: dict[str, object], probes: Probes, cluster: Cluster
+    alone: Run, config: dict[str, object], probes: Probes, profile: Profile
 ) -> Engine | None:
     """The engine's constants that fit the workloads with a fixed concurrency; None if the model's
     shape is unknown."""
-    shape, _ = read(config, *number_formats(cluster.profile.serving.args))
+    shape, _ = read(config, *number_formats(profile.serving.args))
     if shape is None:
         return None
-    known = rates(probes, cluster.profile, Spread())
-    allowed = limits(cluster.profile, known.synchronous)
+    known = rates(probes, profile, Spread())
+    allowed = limits(profile, known.synchronous)
     return calibrate(
         [
             sample(

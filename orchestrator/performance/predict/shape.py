@@ -7,6 +7,7 @@ multiplies each new token twice with each token of its context.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -167,8 +168,10 @@ def _alike(shape: ModelShape, found: ModelDescription) -> bool:
     """Whether the shape's few sizes say all that the description does."""
     router = sum(layer.modules.get("mlp.gate", 0) for layer in found.layers)
     counted = shape.layers * shape.attention_weights() + shape.mlp_weights(shape.experts)
+    size = counted * shape.weight_bytes + router * shape.dtype_bytes
     return (
         counted + router == sum(layer.weights for layer in found.layers)
+        and math.isclose(size, found.layer_bytes())
         and shape.kv_bytes_per_token() == found.kv_bytes_per_token
-        and not (found.others or found.state_bytes or found.quantization.only_experts)
+        and not (found.others or found.state_bytes)
     )
