@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.console import out
 from orchestrator.core.errors import BadInput
+from orchestrator.core.nodeset import fold
 from orchestrator.core.sizes import human_size
 
 if TYPE_CHECKING:
@@ -21,20 +23,46 @@ def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
 
     chosen = _profile(profile)
     args = chosen.serving.args if chosen else {}
-    cache = str((flags.given(args, "kv-cache-dtype") or ("", "auto"))[1])
+    formats = flags.number_formats(args)
     source = _source(chosen, name, revision)
-    document = inspect(source, flags.trusts_code(args), cache).document()
+    document = inspect(source, flags.trusts_code(args), formats).document()
     document["profile"] = chosen.name if chosen else None
-    document["layouts"] = []
+    document |= {"layouts": [], "memory_not_known": []}
     if chosen and source.config:
-        fits = layouts.fits(chosen, source.config)
-        document["layouts"] = [
-            {"tensor": each.tensor, "pipeline": each.pipeline, "possible": not each.why,
-             "why_not": each.why or None}
-            for each in fits
-        ]  # fmt: skip
+        document |= _layouts(chosen, name, source.config, document["weight_bytes_on_disk"] or 0)
         document["refused"] += layouts.refused(chosen, name, source.config)
     return document
+
+
+def _layouts(profile: Profile, name: str, config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Every layout, with what it takes of each accelerator's memory; and of which nobody knows it.
+    ``size``: bytes of the model's files."""
+    from orchestrator.image import store
+    from orchestrator.models import capacity, flags, layouts
+    from orchestrator.performance.predict.layout import Parallelism
+    from orchestrator.performance.predict.room import memories, rooms
+    from orchestrator.performance.predict.shape import read
+
+    shape, _ = read(config, *flags.number_formats(profile.serving.args))
+    known = memories(profile)
+    image = capacity.of_image(store.built(profile.image))
+    files = [
+        *capacity.misfits(
+            layouts.serving(profile, name), size, image, capacity.of_nodes(profile, {})
+        )
+    ]
+    rows = []
+    for each in layouts.fits(profile, config):
+        layout = Parallelism(each.tensor, each.pipeline)
+        found = [*rooms(profile, known, shape, config, layout)] if shape else []
+        short = [room.why_not for room in found if room.why_not]
+        why = "; ".join(filter(None, (each.why, *short, *files)))
+        rows.append(
+            {"tensor": each.tensor, "pipeline": each.pipeline, "possible": not why,
+             "why_not": why or None, "memory": [room.document() for room in found]}
+        )  # fmt: skip
+    unknown = [node for node, memory in known.items() if memory is None]
+    return {"layouts": rows, "memory_not_known": unknown}
 
 
 def show(document: dict[str, Any]) -> None:
@@ -58,7 +86,11 @@ def show(document: dict[str, Any]) -> None:
     rows += [("refused", text) for text in document["refused"]]
     for row in document["layouts"]:
         where = f"tensor {row['tensor']}, pipeline {row['pipeline']}"
-        rows.append(("layout", f"{where}: {row['why_not'] or 'possible'}"))
+        least = min((each["requests"] for each in row["memory"]), default=0)
+        room = f"possible, with room for {least} requests" if least else "possible"
+        rows.append(("layout", f"{where}: {row['why_not'] or room}"))
+    if unknown := document["memory_not_known"]:
+        rows.append(("memory", f"not known of {fold(unknown)}; to measure it: orchestrate probe"))
     for key, text in rows:
         out.print(f"{key:<13} {text}", markup=False, soft_wrap=True)
 

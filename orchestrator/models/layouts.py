@@ -36,6 +36,10 @@ def fits(profile: Profile, config: Mapping[str, Any]) -> Iterator[LayoutFit]:
 
 def refused(profile: Profile, name: str, config: Mapping[str, Any]) -> Iterator[str]:
     """What the profile's accelerators cannot compute of a model, served under ``name``."""
-    serving = profile.serving.model_copy(update={"model": name})
-    with_it = profile.model_copy(update={"serving": serving})
-    yield from (text for _, text in cards.problems(with_it, config))
+    yield from (text for _, text in cards.problems(serving(profile, name), config))
+
+
+def serving(profile: Profile, name: str) -> Profile:
+    """The profile with another model in place of its own."""
+    changed = profile.serving.model_copy(update={"model": name})
+    return profile.model_copy(update={"serving": changed})

@@ -238,7 +238,9 @@ def test_a_branch_is_one_question_and_a_model_of_a_profile_its_pin(box: Box) -> 
     found = box.json("inspect", "big", "--profile", box.root / "profiles/small.yml")
     assert (found["model"], found["revision"]) == (REPOSITORY, REVISION)
     layouts = {(each["tensor"], each["pipeline"]): each for each in found["layouts"]}
-    assert layouts[1, 1] == {"tensor": 1, "pipeline": 1, "possible": True, "why_not": None}
+    assert layouts[1, 1] == {"tensor": 1, "pipeline": 1, "possible": True, "why_not": None,
+                              "memory": []}  # fmt: skip
+    assert found["memory_not_known"] == ["left", "right"]
 
 
 def test_a_repository_that_is_not_there_is_explained(box: Box) -> None:

@@ -102,10 +102,12 @@ class Inspection:
         }
 
 
-def inspect(source: ModelFiles, trusted: bool = False, cache: str = "auto") -> Inspection:
-    """``trusted``: its own code may run; ``cache``: vLLM's --kv-cache-dtype."""
+def inspect(
+    source: ModelFiles, trusted: bool = False, formats: tuple[str, str] = ("auto", "auto")
+) -> Inspection:
+    """``trusted``: its own code may run; ``formats``: vLLM's --dtype and --kv-cache-dtype."""
     config = source.config
-    read = describe(config, cache=cache)
+    read = describe(config, *formats)
     found = None
     if source.headers:
         bits = read.quantization.stored
