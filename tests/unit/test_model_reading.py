@@ -338,5 +338,14 @@ def test_all_quantizations_that_vllm_lists_have_bits_or_are_said() -> None:
         assert found.quantization.bits != 16.0 or found.unread, method
 
 
+def test_mamba_under_transformers_newer_word() -> None:
+    old = {"model_type": "nemotron_h", "num_hidden_layers": 3, "hybrid_override_pattern": "M-*"}
+    words = ["linear_attention", "mlp", "full_attention"]
+    new = {"model_type": "nemotron_h", "num_hidden_layers": 3, "layers_block_type": words}
+    found, again = describe(old), describe(new)
+    assert again.layers == found.layers and found.state_bytes
+    assert not [text for text in again.unread if "linear attention" in text]
+
+
 def test_one_type_of_two_names() -> None:
     assert facts({"model_type": "kimi_k2"}).family == facts({"model_type": "deepseek_v3"}).family

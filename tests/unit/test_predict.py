@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
 
+from orchestrator.models.reading.description import IN_FLIGHT
 from orchestrator.performance.predict.layout import Parallelism, candidates, place
 from orchestrator.performance.predict.load import Limits, OfferedLoad, forecast, predict
 from orchestrator.performance.predict.phase import Cause, Parts, Work, step
@@ -331,6 +332,29 @@ def test_a_rank_holds_its_share_of_what_can_be_shared() -> None:
     head = shape.head_weights * shape.dtype_bytes
     decoder = shape.bytes_held() - 2 * head
     assert shape.bytes_held(stages=3) == pytest.approx(decoder * 19 / 56 + head)
+
+
+def test_a_window_bounds_what_is_read_and_held_but_not_of_shorter_requests() -> None:
+    """Five layers of six with a window, as in Gemma 3; config.json states 131,072 tokens."""
+    kinds = (["sliding_attention"] * 5 + ["full_attention"]) * 10
+    gemma = MISTRAL | {"num_hidden_layers": 60, "layer_types": kinds, "sliding_window": 1024,
+                       "max_position_embeddings": 131_072}  # fmt: skip
+    shape, each = shape_of(gemma), 2 * 8 * 128 * 2
+    assert shape.cache_read(512) == shape.cache_held(512) == 60 * each * 512
+    assert shape.cache_read(8192, 8) == each / 8 * (10 * 8192 + 50 * 1024)
+    assert shape.cache_held(8192) == each * (10 * 8192 + 50 * (1023 + IN_FLIGHT))
+    room = fit(shape, ONE, 64e9, Limits(context=512))
+    assert room.cache_bytes_per_sequence == 60 * each * 512
+    plain = shape_of(MISTRAL | {"num_hidden_layers": 60})
+    short, same = (step(one, ONE, a770(1), Work(1, 1, 512)) for one in (shape, plain))
+    assert short.memory_s == pytest.approx(same.memory_s, rel=1e-3)
+
+
+def test_state_is_held_however_short_a_request_is() -> None:
+    mamba = {"model_type": "mamba2", "hidden_size": 1024, "num_hidden_layers": 4,
+                "num_heads": 32, "head_dim": 64, "expand": 2, "vocab_size": 512}  # fmt: skip
+    shape = shape_of(mamba)
+    assert shape.cache_held(1) == shape.cache_held(4096) > 0
 
 
 def test_two_devices_share_the_arithmetic_of_a_prompt() -> None:

@@ -100,13 +100,16 @@ class ModelDescription:
         """Bytes of cache for each token, in one of ``tensor`` ranks' cache: of a request as long as
         the context that config.json states, as vLLM reserves them. Without a stated context every
         layer keeps every token."""
-        growing, windows = self.cached(tensor)
         stated = self.facts.stated("max_position_embeddings")
-        context = stated if isinstance(stated, int) and stated > 0 else None
-        for window, size in windows.items():
-            held = min(window - 1 + IN_FLIGHT, context) if context else 1
-            growing += size * held / (context or 1)
-        return growing
+        context = stated if isinstance(stated, int) and stated > 0 else 1
+        return self.held(context, tensor) / context
+
+    def held(self, tokens: float, tensor: int = 1, beside: int = IN_FLIGHT) -> float:
+        """Bytes of cache of a request of so many tokens in one of ``tensor`` ranks' cache.
+        ``beside``: tokens in flight that layers with a window keep beside the tokens before."""
+        growing, windows = self.cached(tensor)
+        seen = {window: min(window - 1 + beside, tokens) for window in windows}
+        return growing * tokens + sum(size * seen[window] for window, size in windows.items())
 
     @property
     def state_bytes(self) -> int:

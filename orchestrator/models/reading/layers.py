@@ -122,6 +122,8 @@ def _turn(f: Facts, word: str, unread: list[str]) -> tuple[str, str | None]:
         kind = "full"
     if kind in ("sliding", "chunked") and not _window(f, kind):
         kind = "full"
+    if kind == "linear" and f.family.get("mamba2"):  # transformers' newer word for it
+        kind = "mamba"
     single = bool(f.family.get("single"))
     return kind, SINGLE.get(word, "" if single else None)
 

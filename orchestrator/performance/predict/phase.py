@@ -159,7 +159,7 @@ def device(shape: ModelShape, layout: Parallelism, rates: Rates, work: Work) -> 
     flops, read = rates.flops(shape.dtype), rates.memory_bytes_per_s
     compute_s = shape.flops(work.tokens, work.context, work.sequences) / layout.tensor / flops
     weights = shape.bytes_read(work.tokens, layout.tensor)
-    cache_s = work.sequences * work.context * shape.kv_bytes_per_token(layout.tensor) / read
+    cache_s = work.sequences * shape.cache_read(work.context, layout.tensor) / read
     head = shape.head_weights * shape.dtype_bytes / layout.tensor
     layers_s = rates.product_s(weights - head, work.tokens)
     head_s = rates.product_s(head, work.sequences)

@@ -108,7 +108,7 @@ def fit(
     left = max(usable - weights, 0.0)
     cache = left if limits.cache_bytes is None else min(limits.cache_bytes, left)
     stage = -(-shape.layers // layout.pipeline) / shape.layers
-    each = shape.kv_bytes_per_token(layout.tensor) * stage * (limits.context or 0)
+    each = shape.cache_held(limits.context or 0, layout.tensor) * stage
     fitting = int(cache / each) if each else limits.sequences
     if kv_tokens is not None and limits.context:
         fitting = kv_tokens // limits.context

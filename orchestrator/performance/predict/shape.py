@@ -128,6 +128,18 @@ class ModelShape:
         heads = max(self.kv_heads / tensor, 1.0)
         return 2 * self.layers * heads * self.head_dim * self.dtype_bytes
 
+    def cache_held(self, tokens: float, tensor: int = 1) -> float:
+        """Bytes that a request of so many tokens takes in one of ``tensor`` ranks' cache."""
+        if self.unlike:
+            return self.unlike.held(tokens, tensor) + self.unlike.state_bytes / tensor
+        return tokens * self.kv_bytes_per_token(tensor)
+
+    def cache_read(self, tokens: float, tensor: int = 1) -> float:
+        """Bytes of it that each further token reads: of a window, no more than the window."""
+        if self.unlike:
+            return self.unlike.held(tokens, tensor, 1) + self.unlike.state_bytes / tensor
+        return tokens * self.kv_bytes_per_token(tensor)
+
 
 def read(
     config: Mapping[str, Any], dtype: str = "auto", cache: str = "auto"
