@@ -23,6 +23,7 @@ from orchestrator.attach.probe import LOOK_S, link_rates, with_torch
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.visible import one_line
+from orchestrator.models.reading.shorter import shorter
 from orchestrator.performance.bench.load import workloads
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits
@@ -150,7 +151,7 @@ def dummy(
             board.note(CLUSTER, f"not all layers fit: {asked[0]} and {asked[1]} of them instead")
     assert whole is not None
     measure = partial(_measured, profile, replace(begun, seconds=begun.seconds / 2), board)
-    low, high = (measure(cut.cut(config, depth)) for depth in asked)
+    low, high = (measure(shorter(config, depth)) for depth in asked)
     return _extended(low, high, asked, whole.layers), False
 
 

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
+from orchestrator.models.reading.shorter import shorter
 from orchestrator.models.serving import flags
 from orchestrator.node.guard import LATE
 from orchestrator.node.paths import PYTHON, WITH_ENVIRONMENT
@@ -177,7 +178,7 @@ class Ascent:
             case "pressure":
                 asked |= {"share": own.pressure, "most": own.pressure_limit, "seconds": limit / 3}
             case "layer":
-                asked |= {"config": one_layer(self.context.config), "argv": flags(args)}
+                asked |= {"config": shorter(self.context.config, 1), "argv": flags(args)}
             case "model":
                 assert isinstance(self.context.first_model, FirstModel)
                 asked |= {
@@ -301,20 +302,6 @@ def limit_of(profile: Profile, node: Node, layer: Layer) -> float:
     kind = profile.hardware.get(node.hardware or "")
     named = sum(each.timeout_s for each in kind.commands) if kind else 0.0
     return own or (layer.limit_s + named if layer.name == hardware.COMMANDS else layer.limit_s)
-
-
-def one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's config.json with one layer: what has an entry for each layer, too."""
-    found = dict(config)
-    if isinstance(found.get("text_config"), Mapping):
-        found["text_config"] = one_layer(found["text_config"])
-    layers = found.get("num_hidden_layers")
-    if isinstance(layers, int):
-        for name, value in found.items():
-            if isinstance(value, list) and len(value) == layers:
-                found[name] = value[:1]
-        found["num_hidden_layers"] = 1
-    return found
 
 
 def answer(code: int, out: str, said: str, limit: float) -> Verdict:

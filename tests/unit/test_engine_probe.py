@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.reading.facts import text_path
+from orchestrator.models.reading.shorter import shorter
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.probe import cut, engine
 from orchestrator.performance.probe.cells import cells
@@ -224,11 +225,11 @@ def test_a_cut_keeps_the_pattern(name: str) -> None:
     assert low < high < found.layers
     for depth in depths:
         assert (depth - found.first) % found.period == 0 and depth > found.first
-        shorter = cut.cut(config, depth)
-        again = cut.pattern(shorter)
+        made = shorter(config, depth)
+        again = cut.pattern(made)
         assert again is not None and (again.layers, again.first) == (depth, found.first)
-        text = shorter
-        for key in text_path(shorter):
+        text = made
+        for key in text_path(made):
             text = text[key]
         assert len(text.get("layer_types", range(depth))) == depth
 

@@ -21,6 +21,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import Board
 from orchestrator.core.run import Result
 from orchestrator.models.profiles import load
+from orchestrator.models.reading.shorter import shorter
 from orchestrator.node.paths import PYTHON
 from orchestrator.profile import Node, Profile
 from orchestrator.verify import first_run_steps
@@ -30,7 +31,6 @@ from orchestrator.verify.first_run import (
     FirstRunContext,
     answer,
     first_run,
-    one_layer,
     source,
 )
 from orchestrator.verify.layers import LAYERS
@@ -244,10 +244,14 @@ def test_one_layer_of_a_model_has_one_entry_for_each_list_of_layers() -> None:
         "layer_types": ["a", "b", "c"],
         "architectures": ["X"],
         "quantization_config": {"bits": 4},
+        "torch_dtype": "abc",  # as many letters as layers
     }
-    assert one_layer(config) == config | {"num_hidden_layers": 1, "layer_types": ["a"]}
-    assert one_layer({"text_config": config})["text_config"]["num_hidden_layers"] == 1
+    assert shorter(config, 1) == config | {"num_hidden_layers": 1, "layer_types": ["a"]}
+    assert shorter({"text_config": config}, 1)["text_config"]["num_hidden_layers"] == 1
     assert config["num_hidden_layers"] == 3
+    assert shorter({"llm_config": {"n_layer": 3}}, 1) == {"llm_config": {"n_layer": 1}}
+    mamba = {"num_hidden_layers": 4, "hybrid_override_pattern": "M-M*", "hidden_act": "silu"}
+    assert shorter(mamba, 1) == mamba | {"num_hidden_layers": 1, "hybrid_override_pattern": "M"}
 
 
 def test_names_of_the_profile_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.core.errors import BadInput
-from orchestrator.models.reading.facts import Config, facts, text_path
+from orchestrator.models.reading.facts import Config, facts
 from orchestrator.models.reading.layers import depth, layers
+from orchestrator.models.reading.shorter import is_by_layer, names_layers
 from orchestrator.performance.results.engine import EngineCell
 from orchestrator.performance.results.probe import Spread
 
-#: Ends of keys whose lists name layers by their numbers.
-NUMBERED = ("_layers", "_layer_ids", "_layer_idx", "_layer_indices", "_layers_idx")
 #: The share of the layers that may come first, before the rest repeats.
 MOST_FIRST = 0.25
 
@@ -61,19 +60,10 @@ def pattern(config: Config) -> Pattern | None:
 def _kinds(text: Config, count: int) -> Iterator[Sequence[Any]]:
     """Each layer's kind, in every way in which config.json lists it."""
     for key, value in text.items():
-        if isinstance(value, list | str) and len(value) == count and count > 1:
+        if is_by_layer(key, value, count):
             yield value
-        elif _names_layers(key, value, count):
+        elif names_layers(key, value, count):
             yield [each in value for each in range(count)]
-
-
-def _names_layers(key: str, value: object, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and key.endswith(NUMBERED)
-        and all(isinstance(each, int) and 0 <= each < count for each in value)
-    )
 
 
 def _repeats(kinds: Sequence[Any]) -> tuple[int, int]:
@@ -99,30 +89,6 @@ def checked(depths: Sequence[int], found: Pattern) -> tuple[int, int]:
                 f"The nearest that keep it: {found.nearest(each)}.",
             )
     return low, high
-
-
-def cut(config: Config, wanted: int) -> dict[str, Any]:
-    """The same config.json with fewer layers, all else as it was."""
-    found = facts(config)
-    count, names = depth(found), found.names("num_hidden_layers")
-
-    def shorter(text: Config) -> dict[str, Any]:
-        made = dict(text)
-        for key, value in text.items():
-            if key in names:
-                made[key] = wanted
-            elif isinstance(value, list | str) and len(value) == count and count > 1:
-                made[key] = value[:wanted]
-            elif _names_layers(key, value, count):
-                made[key] = [each for each in value if each < wanted]
-        return made if any(key in names for key in made) else {**made, names[0]: wanted}
-
-    def within(part: Config, path: tuple[str, ...]) -> dict[str, Any]:
-        if not path:
-            return shorter(part)
-        return {**part, path[0]: within(part[path[0]], path[1:])}
-
-    return within(config, text_path(config))
 
 
 def extrapolated(
