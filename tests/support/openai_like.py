@@ -141,8 +141,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(json.dumps({"choices": [choice]}))
 
 
+class Listening(ThreadingHTTPServer):
+    """Many connections may wait, as in vLLM: with Python's five, more at once are reset."""
+
+    request_queue_size = 2048
+
+
 def main() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", int(GIVEN.get("--port", "0"))), Handler)
+    server = Listening(("127.0.0.1", int(GIVEN.get("--port", "0"))), Handler)
     if "--tls" in GIVEN:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(GIVEN["--tls"])
