@@ -35,8 +35,9 @@ Each row is read from `config.json` alone, as for a model whose files are not at
 - **refused**: vLLM {vllm} does not serve it; `refused` says why.
 - **not checked**: nothing is unread, but the published count was not checked against a public copy.
 
-A published count is what the hub counts in the model's files, as a public copy has it. The last
-column names the copy with its date, and what the hub counts that is no weight of its own.
+A published count is what the hub counts in the model's files or its publisher names, as a public
+copy has it. The last column has that copy with its date, and what of the hub's count is no weight
+of the model.
 
 Defaults of sparse files come from transformers {transformers}. {types} model types are in the table
 (`orchestrator/models/reading/families.json`); {agree} of them agree with transformers' own model

@@ -338,6 +338,15 @@ def test_all_quantizations_that_vllm_lists_have_bits_or_are_said() -> None:
         assert found.quantization.bits != 16.0 or found.unread, method
 
 
+@pytest.mark.parametrize("key", ["block_configs", "moe_layer_freq", "layer_types", "attn_type_list",
+                                 "mlp_layer_types", "hybrid_layer_pattern"])  # fmt: skip
+def test_lists_that_are_shorter_than_the_layers_break_nothing(key: str) -> None:
+    odd = [1] * (LLAMA["num_hidden_layers"] if key == "block_configs" else 1)
+    short: dict[str, Any] = {key: odd, "num_local_experts": 4, "num_experts_per_tok": 1}
+    found = describe(LLAMA | short)
+    assert len(found.layers) == LLAMA["num_hidden_layers"]
+
+
 def test_mamba_under_transformers_newer_word() -> None:
     old = {"model_type": "nemotron_h", "num_hidden_layers": 3, "hybrid_override_pattern": "M-*"}
     words = ["linear_attention", "mlp", "full_attention"]

@@ -69,10 +69,18 @@ def layers(f: Facts, unread: list[str]) -> list[DecoderLayer]:
         return []
     turns = _turns(f, count, unread)
     sparse = _sparse(f, count)
+    blocks = f.get("block_configs")
+    if blocks and not (
+        isinstance(blocks, list)
+        and len(blocks) >= count
+        and all(isinstance(each, dict) for each in blocks)
+    ):
+        unread.append("block_configs: not one for each layer, so not read")
+        blocks = None
     found = []
     for index, (kind, mlp) in enumerate(turns):
         layer = DecoderLayer()
-        if blocks := f.get("block_configs"):
+        if blocks:
             _block(f, layer, hidden, blocks[index])
         else:
             _mix(f, layer, hidden, index, kind, count, unread)
@@ -173,7 +181,7 @@ def _sparse(f: Facts, count: int) -> list[bool]:
         return [False] * count
     if isinstance(named := f.stated("mlp_layer_types"), list) and len(named) >= count:
         return [word == "sparse" for word in named[:count]]
-    if isinstance(marks := f.get("moe_layer_freq"), list):
+    if isinstance(marks := f.get("moe_layer_freq"), list) and len(marks) >= count:
         return [bool(mark) for mark in marks]
     named = f.stated("moe_layers")
     if isinstance(words := f.get("moe_layers_enum"), str) and words:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """An accelerator's memory in bytes. ``by``: who says so; ``cpu``: it is the node's own."""
 
     size: int
@@ -38,7 +38,7 @@ class Room:
     """What a layout takes of accelerators alike, and of how many tokens a request may be."""
 
     nodes: tuple[str, ...]
-    memory: Memory
+    memory: DeviceMemory
     fit: Fit
     context: int | None
 
@@ -71,25 +71,25 @@ class Room:
         }
 
 
-def memories(profile: Profile) -> dict[str, Memory | None]:
+def memories(profile: Profile) -> dict[str, DeviceMemory | None]:
     """The memory of each node's accelerators, the smallest counts; None where nobody says it."""
     try:
         found = inputs.probes(profile.name)
     except UserError:
         found = None
-    known: dict[str, Memory | None] = {}
+    known: dict[str, DeviceMemory | None] = {}
     for node in profile.compute_nodes:
         devices = [each for each in found.devices if each.node == node.name] if found else []
         if found and devices:
             size = min(each.memory_total_bytes for each in devices)
             on_cpu = any(each.device == SYNCHRONOUS for each in devices)
-            known[node.name] = Memory(size, f"by the probes of {found.time}", on_cpu)
+            known[node.name] = DeviceMemory(size, f"by the probes of {found.time}", on_cpu)
         elif node.accelerators:
             known[node.name] = _demanded(profile, node)
     return known
 
 
-def _demanded(profile: Profile, node: Node) -> Memory | None:
+def _demanded(profile: Profile, node: Node) -> DeviceMemory | None:
     """The least that the profile wants: of a card, its largest memory region (BAR), which is all of
     its memory where the profile demands that; of a processor, the node's memory."""
     kind = profile.hardware.get(node.hardware or "")
@@ -97,20 +97,20 @@ def _demanded(profile: Profile, node: Node) -> Memory | None:
         return None
     of = f"hardware.{node.hardware}"
     if CPU_CACHE in profile.serving_env() or (kind.torch and kind.torch.device == SYNCHRONOUS):
-        return Memory(kind.memory, f"{of}.memory, the least", True) if kind.memory else None
+        return DeviceMemory(kind.memory, f"{of}.memory, the least", True) if kind.memory else None
     regions = [size for card in kind.pci for size in card.bars.values()]
-    return Memory(max(regions), f"{of}.pci.bars, the least", False) if regions else None
+    return DeviceMemory(max(regions), f"{of}.pci.bars, the least", False) if regions else None
 
 
 def rooms(
     profile: Profile,
-    known: Mapping[str, Memory | None],
+    known: Mapping[str, DeviceMemory | None],
     shape: ModelShape,
     config: Mapping[str, Any],
     layout: Parallelism,
 ) -> Iterator[Room]:
     """What a layout takes of all accelerators whose memory is known. Any may hold a rank."""
-    alike: dict[Memory, list[str]] = {}
+    alike: dict[DeviceMemory, list[str]] = {}
     for node, memory in known.items():
         if memory is not None:
             alike.setdefault(memory, []).append(node)
