@@ -148,7 +148,18 @@ def _accelerators(counted: Counted, profile: Attached) -> Iterator[Bottleneck]:
     if not cards:
         return
     busy = max(cards)
-    if busy >= FULL:
+    if busy >= FULL and sum(node.ranks > 0 for node in profile.nodes) > 1:
+        # Measured on two cards, tensor parallel over TCP: 92 % busy, at half of one card's speed.
+        yield Bottleneck(
+            "the accelerators compute, or wait in each other's messages, all the time",
+            POSSIBLE,
+            f"{name}: the busiest is busy {busy:.0%} of the time, and a kernel that waits for "
+            "another node's message counts as busy",
+            "See what messages cost: 'probe'. Fewer ranks, pipeline parallelism or a faster link; "
+            "only then a faster card",
+            busy,
+        )
+    elif busy >= FULL:
         yield Bottleneck(
             "the accelerators compute all the time",
             LIKELY,

@@ -29,13 +29,14 @@ from orchestrator.profile.existing import Attached, AttachedNode
 WINDOW = Window(100.0, 110.0)
 
 
-def profile(**serving: Any) -> Attached:
+def profile(*nodes: str, **serving: Any) -> Attached:
     return Attached.model_validate_json(
         json.dumps(
             {
                 "name": "it",
                 "machines": "existing",
                 "endpoint": {"url": "http://x:1"},
+                "nodes": [{"name": name, "host": name, "ranks": 1} for name in nodes],
                 "serving": {"model": "m", **serving},
             }
         )
@@ -100,6 +101,14 @@ def test_accelerators_by_how_busy_the_busiest_is(busy: float, what: str) -> None
     ]
     found = named(run(measured(), counters=cards))
     assert [each.removeprefix("the accelerators ") for each in found] == ([what] if what else [])
+
+
+def test_cards_that_may_wait_for_another_node_are_not_said_to_compute() -> None:
+    cards = [series("a", "NVIDIA 0", 96, "% GPU busy")]
+    (line,) = named(run(measured(8), counters=cards), profile("a", "b")).values()
+    assert "(possible)" in line and "Fewer ranks" in line
+    (line,) = named(run(measured(8), counters=cards), profile("a")).values()
+    assert "compute all the time (likely)" in line
 
 
 def test_eager_mode_is_named_where_cards_wait() -> None:
