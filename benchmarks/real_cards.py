@@ -3,8 +3,8 @@
 
     benchmarks/real_cards.py OUT SECONDS [TOOLS [COMMAND...]]
 
-Standard library only; wants `vllm` importable by this Python, two NVIDIA cards, and root. Without
-network: models by their config.json alone (real_cards.json), with dummy weights. Two cards of one
+Standard library only; wants `vllm` for this Python, two NVIDIA cards, and root. No network:
+models by config.json alone (real_cards/plan.json), with dummy weights. Two cards of one
 host stand for two hosts: a network namespace each, joined by a veth pair; NCCL has host ids of
 their own, peer-to-peer and shared memory are off, so it goes over TCP; tc throttles. All servers
 start at once, and one at a time is measured (two while each has a card alone).
@@ -27,9 +27,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-PLAN = json.loads((HERE / "real_cards.json").read_text())
+PLAN = json.loads((HERE / "real_cards" / "plan.json").read_text())
 OUT, SECONDS = Path(sys.argv[1]), float(sys.argv[2])
 TOOLS = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 COMMAND = sys.argv[4:]
@@ -76,7 +77,7 @@ threads = [threading.Thread(target=work) for _ in range(at_once)]
 [each.start() for each in threads]; [each.join() for each in threads]
 print(json.dumps(found))
 """
-rows: list[dict[str, object]] = []
+rows: list[dict[str, Any]] = []
 running: dict[str, list[subprocess.Popen[bytes]]] = {}
 lock = threading.Lock()
 
@@ -125,7 +126,7 @@ def throttle(rate: str) -> None:
                  "burst", burst, "latency", "100ms")  # fmt: skip
 
 
-def start(server: dict[str, object], number: int) -> None:
+def start(server: dict[str, Any], number: int) -> None:
     home = OUT / "models" / str(server["model"])
     home.mkdir(parents=True, exist_ok=True)
     (home / "config.json").write_text(json.dumps(PLAN["models"][server["model"]]))
@@ -157,7 +158,7 @@ def start(server: dict[str, object], number: int) -> None:
         )
 
 
-def health(server: dict[str, object]) -> bool:
+def health(server: dict[str, Any]) -> bool:
     url = f"http://127.0.0.1:{server['port']}/health"
     ask = f"import urllib.request as u; u.urlopen('{url}', timeout=2)"
     before = [] if "card" in server else inside(SPACES[0])
@@ -166,7 +167,7 @@ def health(server: dict[str, object]) -> bool:
     ).returncode
 
 
-def up(servers: list[dict[str, object]], until: float) -> list[dict[str, object]]:
+def up(servers: list[dict[str, Any]], until: float) -> list[dict[str, Any]]:
     """Those that answer before so many seconds are left."""
     waiting, ready = list(servers), []
     while waiting and left() > until:
@@ -189,7 +190,7 @@ def up(servers: list[dict[str, object]], until: float) -> list[dict[str, object]
     return ready
 
 
-def load(server: dict[str, object], kind: str, link: str, shape: list[int], round_: int) -> None:
+def load(server: dict[str, Any], kind: str, link: str, shape: list[int], round_: int) -> None:
     if left() < 8:
         return
     before = [] if "card" in server else inside(SPACES[0])
@@ -250,7 +251,7 @@ def together(name: str, programs: list[list[str]]) -> None:
     said("probed:", name)
 
 
-def alone(servers: list[dict[str, object]]) -> None:
+def alone(servers: list[dict[str, Any]]) -> None:
     """Each on its card: cells in two rounds, then what is held out."""
     for server in servers:
         load(server, "warm", "none", [128, 8, 8, 8], 0)
@@ -262,7 +263,7 @@ def alone(servers: list[dict[str, object]]) -> None:
         said("measured:", server["tag"])
 
 
-def over_links(servers: list[dict[str, object]]) -> None:
+def over_links(servers: list[dict[str, Any]]) -> None:
     for server in servers:
         load(server, "warm", "free", [128, 8, 8, 8], 0)
     for shape in PLAN["cells_over_links"]:
@@ -292,12 +293,21 @@ def end() -> None:
         tool("ip", "netns", "delete", space, ok=False)
 
 
-def table() -> None:
-    for row in rows:
-        if row["kind"] == "held out":
-            first = statistics.median(each[1] for each in row["requests"]) * 1e3  # type: ignore[attr-defined]
-            further = statistics.median(each[2] for each in row["requests"]) * 1e3  # type: ignore[attr-defined]
-            print(row["server"], row["link"], row["load"], f"{first:.1f} {further:.2f} ms")
+def medians(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its requests' medians for them."""
+    first, further = (statistics.median(each[at] for each in row["requests"]) for at in (1, 2))
+    told = {key: value for key, value in row.items() if key != "requests"}
+    return told | {"ttft_s": round(first, 5), "tpot_s": round(further, 6)}
+
+
+def told() -> None:
+    """OUT/results.json: medians, with the link and the collective."""
+    probed = {name: OUT / f"{name}.json" for name in ("link", "collective")}
+    found = {name: json.loads(file.read_text()) for name, file in probed.items() if file.is_file()}
+    lines = ",\n".join(json.dumps(medians(row)) for row in rows)
+    text = f'{{"probed": {json.dumps(found)},\n"rows": [\n{lines}\n]}}\n'
+    (OUT / "results.json").write_text(text)
+    print(lines)
 
 
 def main() -> None:
@@ -321,7 +331,7 @@ def main() -> None:
         over_links([each for each in ready if "card" not in each])
     finally:
         end()
-        table()
+        told()
 
 
 if __name__ == "__main__":
