@@ -8,8 +8,6 @@ MAKEFLAGS += --no-print-directory
 PROFILE ?= sim
 PYTEST := .venv/bin/pytest
 E2E := tests/sim tests/nix tests/netboot
-# One more than there are processors: a worker waits for machines half of its time.
-WORKERS := $(shell expr $$(nproc) + 1)
 LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
@@ -52,7 +50,7 @@ image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) -n $(WORKERS) --maxprocesses 4 --dist loadfile --durations 60 $(E2E)
+	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadfile --durations 60 $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py

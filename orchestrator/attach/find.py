@@ -18,7 +18,15 @@ from orchestrator.attach import collectives
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach import ray as rays
 from orchestrator.attach.endpoint import EndpointFacts
-from orchestrator.attach.facts import EngineProcess, MachineFacts, apart, of_model, of_ranks, public
+from orchestrator.attach.facts import (
+    WORKER,
+    EngineProcess,
+    MachineFacts,
+    apart,
+    of_model,
+    of_ranks,
+    public,
+)
 from orchestrator.attach.flags import Flags
 from orchestrator.attach.ray import RayCluster
 from orchestrator.attach.reach import NodeShell, NotReached, source
@@ -143,7 +151,12 @@ def find(
 
 
 def of_ray(nodes: Sequence[NodeFound]) -> RayCluster | None:
-    """What Ray says of these nodes; None without Ray."""
+    """What Ray says of these nodes; None without Ray, or where the ranks are not Ray's: what else
+    runs on a machine is nobody's business here."""
+    workers = [e.title for each in nodes for e in (each.facts.engines if each.facts else ())]
+    workers = [title for title in workers if WORKER.match(title)]
+    if workers and not any(title.startswith("ray::") for title in workers):
+        return None
     return rays.ask((each.node, each.facts) for each in nodes if each.facts)
 
 

@@ -24,8 +24,8 @@ ADDRESS = re.compile(r"[\w.\[\]:-]{3,100}")
 MOST_HEADS = 4
 #: Of an engine that Ray starts for data parallelism; it holds a rank where it has no workers.
 ENGINE = "EngineCoreActor"
-#: Words of an error about Ray's token.
-NO_TOKEN = re.compile(r"token|unauthenticated|authentication", re.IGNORECASE)
+#: Words of an error about Ray's token; without one, Ray 2.60 only fails to connect.
+NO_TOKEN = re.compile(r"token|unauthenticated|authentication|connect to GCS", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def why(found: RayCluster) -> str:
     text = one_line(found.error)
     if NO_TOKEN.search(text):
         return (
-            f"Ray at {found.address} wants a token (RAY_AUTH_MODE) that this user cannot read; log "
-            f"in as the user whose processes Ray's are: {text}"
+            f"Ray at {found.address} did not let this user in; if it wants a token "
+            f"(RAY_AUTH_MODE), log in as the user whose processes Ray's are: {text}"
         )
     return f"Ray at {found.address} could not be asked: {text}"
 

@@ -242,6 +242,7 @@ def _show(found: Forecast, as_json: bool) -> None:
     from orchestrator.performance.predict.rank import AS_IT_IS
 
     table = Table(*headings(found.load), box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     rows = list(found.rows())
     for row in rows[:SHOWN] + [row for row in rows[SHOWN:] if "profile" in row[0]]:
         table.add_row(*row)

@@ -237,12 +237,14 @@ def test_one_model_over_two_machines_by_ray_with_its_token(cluster: Cluster) -> 
         assert ("Ray's nodes", "nodes") in passed
 
         # Somebody whom Ray's token is closed to.
-        guest = text.replace('host: "one"', 'host: "guest-one"')
-        assert guest != text
+        guest = text
+        for name in ("one", "two"):
+            guest = guest.replace(f'host: "{name}"', f'host: "guest-{name}"')
+            assert f'"guest-{name}"' in guest
         script = 'printf %s "$2" >"$1" && chown "$3" "$1"'
         cluster.desk.machine.sh(script, "/home/guest.yml", guest, VISITOR)
         shown = cluster.desk.ask("status", "--profile", "/home/guest.yml", K=SECRET).stdout
-        assert f"Ray  Ray at {address} wants a token" in shown, shown
+        assert f"Ray  Ray at {address} did not let this user in" in shown, shown
 
         cluster.two.run("sh", "-c", "kill $(pgrep -x raylet)")
         dead = f"{cluster.two.address} (two): dead"

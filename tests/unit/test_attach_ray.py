@@ -66,8 +66,11 @@ def test_a_node_that_was_not_named_is_told_with_what_to_add() -> None:
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
-        ("AuthenticationError: Token authentication is enabled but no token", "wants a token"),
-        ("RaySystemError: Failed to connect to GCS", "could not be asked"),
+        (
+            "AuthenticationError: Token authentication is enabled but no token",
+            "did not let this user in",
+        ),
+        ("RaySystemError: Failed to connect to GCS", "did not let this user in"),
         ("box: the Python of vLLM is not known", "could not be asked: box: the Python"),
         ("evil \x1b[2J", r"evil \x1b[2J"),
     ],
@@ -135,4 +138,4 @@ def test_verify_of_ray() -> None:
     assert moved["ranks by Ray", "b2"] == (False, "0")
     closed = judged(RayCluster(HEAD, error="no token"))
     assert list(closed) == [("Ray's nodes", "nodes")]
-    assert "wants a token" in closed["Ray's nodes", "nodes"][1]
+    assert "did not let this user in" in closed["Ray's nodes", "nodes"][1]
