@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.cluster.cluster import Cluster
@@ -73,7 +74,10 @@ def undo(cluster: Cluster, started: list[Node], *, shared: bool) -> None:
 
 def end_children() -> None:
     """Terminate child processes in this process's session (ssh, nix)."""
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if os.getsid(int(pid)) == os.getsid(0):
-                os.kill(int(pid), signal.SIGTERM)
+    ours = [str(os.getpid()), str(os.getsid(0))]
+    # By the parent, not by each thread's children: threads end meanwhile, and theirs move on.
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            _, parent, _, session = status.read_text().rpartition(")")[2].split()[:4]
+            if [parent, session] == ours:
+                os.kill(int(status.parent.name), signal.SIGTERM)
