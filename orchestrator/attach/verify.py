@@ -235,9 +235,12 @@ def _ray(seen: Looked, ray: RayCluster) -> Iterator[Check]:
     job = rays.job_of(ray, seen.facts)
     ranks = ray.of_job(job) if job else []
     for each in seen.nodes:
-        if each.facts is None or not each.facts.ray:
+        if each.facts is None:
             continue
         lives = any(rays.is_same(node, each.facts) for node in ray.living)
+        # One that died has no process of Ray's left, and a restarted head does not know it.
+        if not (lives or each.facts.ray or each.node.ranks):
+            continue
         yield IN_RAY.check(
             each.node.name, Verdict(lives, "Ray has it, alive", "alive" if lives else "it has not")
         )

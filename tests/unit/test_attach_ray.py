@@ -109,15 +109,17 @@ def test_ranks_that_no_process_shows_are_rays() -> None:
     assert [replace(cluster, ray=None).ranks(each) for each in nodes] == [0, 0]
 
 
-def judged(ray: RayCluster) -> dict[tuple[str, str], tuple[bool, str]]:
-    """The checks of Ray, for a profile of a rank on each of two nodes."""
+def judged(ray: RayCluster, gone: int | None = None) -> dict[tuple[str, str], tuple[bool, str]]:
+    """The checks of Ray, for a profile of a rank on each of two nodes; on ``gone`` nothing of
+    Ray's runs."""
     named = [AttachedNode(name=f"b{n}", host=f"b{n}", ranks=1) for n in (1, 2)]
     profile = Attached(
         name="it", machines="existing", endpoint=Endpoint(url="http://x:1"), nodes=tuple(named),
         serving=AttachedServing(model="m"),
     )  # fmt: skip
     seen = tuple(
-        NodeFound(each, facts(n), Clock(0.0, 0.1)) for n, each in enumerate(named, start=1)
+        NodeFound(each, replace(facts(n), ray=[]) if n == gone else facts(n), Clock(0.0, 0.1))
+        for n, each in enumerate(named, start=1)
     )
     every = checks(profile, Looked(None, "nothing", seen, ray), whole=True)
     return {(c.name, c.node): (c.ok, c.seen) for c in every if "Ray" in c.name}
@@ -130,9 +132,12 @@ def test_verify_of_ray() -> None:
         *((name, each) for name in ("alive in Ray", "ranks by Ray") for each in ("b1", "b2")),
     }
     assert all(ok for ok, _ in good.values()), good
-    dead = judged(found(node(1), node(2, alive=False), ranks=[rank(1)]))
-    assert dead["Ray's nodes", "nodes"] == (False, "1 alive; dead: 10.0.0.2 (box2)")
-    assert not dead["alive in Ray", "b2"][0] and dead["alive in Ray", "b1"][0]
+    for gone in (None, 2):
+        dead = judged(found(node(1), node(2, alive=False), ranks=[rank(1)]), gone)
+        assert dead["Ray's nodes", "nodes"] == (False, "1 alive; dead: 10.0.0.2 (box2)")
+        assert not dead["alive in Ray", "b2"][0] and dead["alive in Ray", "b1"][0]
+    unknown = judged(found(node(1), ranks=[rank(1)]), gone=2)
+    assert unknown["alive in Ray", "b2"] == (False, "it has not")
     moved = judged(found(node(1), node(2), ranks=[rank(1), rank(1)]))
     assert moved["ranks by Ray", "b1"] == (False, "2")
     assert moved["ranks by Ray", "b2"] == (False, "0")
