@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli.where import go
 from orchestrator.core.console import out
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nodeset import fold
@@ -22,6 +23,8 @@ def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
     from orchestrator.models.reading.inspection import inspect
 
     chosen = _profile(profile)
+    if chosen and not Path(name).exists():
+        go(chosen)  # what its nodes hold was measured from there; files of this computer stay here
     args = chosen.serving.args if chosen else {}
     formats = flags.number_formats(args)
     source = _source(chosen, name, revision)

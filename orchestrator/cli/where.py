@@ -66,7 +66,7 @@ def on_cluster(
 
         chosen = active(profile, pinned=pinned)
         if others.get("machines") is None:
-            _go(chosen)
+            go(chosen)
         return verb(profile=chosen, **others)
 
     return profile_name_option(there)
@@ -86,13 +86,13 @@ def on_clusters_computer(verb: _Verb) -> _Verb:
             chosen = active()
         except BadInput:
             return verb(**parameters)
-        _go(chosen)
+        go(chosen)
         return verb(**parameters)
 
     return there  # type: ignore[return-value]
 
 
-def _go(profile: Profile) -> None:
+def go(profile: Profile) -> None:
     """Run this command on the control host and end with its exit code, if there is another one."""
     if not profile.control_host:
         return

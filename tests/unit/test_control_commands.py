@@ -80,6 +80,14 @@ def test_an_image_is_built_here_where_the_profile_is_wrong(laptop: Path) -> None
         orchestrate.main(args=["image", "build", "pxe-sim"], standalone_mode=False)
 
 
+def test_a_model_of_this_computer_is_looked_at_here(laptop: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        orchestrate.main(
+            args=["model", "inspect", str(tmp_path / "config.json")], standalone_mode=False
+        )
+
+
 def test_what_came_by_a_sync_runs_where_it_is(
     laptop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
