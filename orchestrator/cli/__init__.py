@@ -13,7 +13,7 @@ COMMANDS = {
     "image": ("orchestrator.cli.image", "Lock, fetch, build and list images."),
     "profile": ("orchestrator.cli.profile", "Check, choose and list cluster profiles."),
     "netboot": ("orchestrator.cli.netboot", "Options that machines need to boot."),
-    "model": ("orchestrator.cli.model", "Models of the hub: pull, list, remove."),
+    "model": ("orchestrator.cli.model", "Models: inspect, pull, list, remove."),
     "node": ("orchestrator.cli.node", "Single nodes: power, wait, shell, status."),
     "control": ("orchestrator.cli.control", "The control host, from your laptop."),
     "trust": ("orchestrator.cli.trust", "The cluster's keys: status, rotate, renew."),

@@ -143,16 +143,23 @@ def _forecast(
     from orchestrator.performance.predict import whatif
     from orchestrator.performance.predict.forecast import Question, rank_all
     from orchestrator.performance.predict.load import Limits
+    from orchestrator.performance.predict.rates import machines
+    from orchestrator.performance.results.probe import Probes
 
     given = read_json(config) if config else None
     if profile is None:
         asked = Question(str(config), Limits(), config=given)
     else:
-        asked = _asked(profile, given, probes)
+        asked = _asked(profile, given, probes, wanted=not device)
     devices = [whatif.device(named) for named in device]
+    if config:
+        asked = replace(asked, model=str(config))
+    there = asked.machines
+    if profile and devices and not there:
+        there = machines(Probes("", "", "", {}, ""), profile)
     if devices or count or link:
         rates = [found for found, _ in devices]
-        other = whatif.changed(asked.machines, count, rates, wanted=link is not None)
+        other = whatif.changed(there, count, rates, wanted=link is not None)
         sources = tuple(dict.fromkeys(f"{found.name}: {source}" for found, source in devices))
         asked = replace(
             asked,
@@ -165,10 +172,10 @@ def _forecast(
 
 
 def _asked(
-    profile: Profile | Attached, config: dict[str, Any] | None, probes: Path | None
+    profile: Profile | Attached, config: dict[str, Any] | None, probes: Path | None, wanted: bool
 ) -> Question:
-    """What is known of a cluster."""
-    from orchestrator.core.errors import UserError
+    """What is known of a cluster. ``wanted``: measurements of it, for no device is named."""
+    from orchestrator.core.errors import BadInput, UserError
     from orchestrator.performance.predict import inputs
     from orchestrator.performance.predict.forecast import asked
     from orchestrator.performance.predict.layout import Parallelism
@@ -177,9 +184,13 @@ def _asked(
     engines = inputs.engines(profile.name)
     try:
         measured = inputs.probes(profile.name, probes)
-    except UserError:
-        if probes or not (engines or isinstance(profile, Attached)):
-            raise
+    except BadInput:
+        raise
+    except UserError as error:
+        if wanted and not (engines or isinstance(profile, Attached)):
+            raise UserError(
+                error.message, f"{error.hint}. Or say what the nodes have: --device NAME_OR_FILE"
+            ) from None
         measured = None
     if isinstance(profile, Attached):
         sizes = profile.serving

@@ -76,7 +76,10 @@ def test_without_probes_it_says_what_to_run(planned: Plan) -> None:
     result = planned(measured=None)
     assert isinstance(result.exception, UserError)
     assert result.exception.message == "no measurements of small yet"
-    assert result.exception.hint == "Run: orchestrate probe"
+    assert (
+        result.exception.hint
+        == "Run: orchestrate probe. Or say what the nodes have: --device NAME_OR_FILE"
+    )
 
 
 def test_a_slow_link_is_warned_of(planned: Plan) -> None:
@@ -315,6 +318,23 @@ def test_another_card_in_the_same_cluster(planned: Plan, profile: Profile) -> No
     # 11.3 GiB at 410 instead of 200 GB/s: 30 ms less, where memory was most of it.
     assert 0.025 < one["tpot_s"]["value"] < 0.045
     assert document["sources"][0].startswith("Intel Arc A770, 16 GB: published: Memory: 410 GB/s")
+
+
+def test_the_profiles_own_nodes_before_they_are_bought(planned: Plan, tmp_path: Path) -> None:
+    """What they will have is said; nothing was measured."""
+    words = ("--json", "--device", "a770", "--link", "10Gbit")
+    document = json.loads(planned(*words, measured=None).stdout)
+    assert {"one device", "tensor 2"} <= {row["name"] for row in document["ranked"]}
+    assert not [row for row in document["ranked"] if row["name"] == "tensor 3"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(MISTRAL))
+    named = json.loads(planned(*words, "--config", str(other), measured=None).stdout)
+    assert named["model"] == str(other)
+    unlinked = planned("--device", "a770", measured=None).exception
+    assert isinstance(unlinked, UserError)
+    assert unlinked.message == "no link between 2 nodes is known"
+    unknown = planned(measured=None).exception
+    assert isinstance(unknown, UserError) and "--device" in str(unknown.hint)
 
 
 def test_without_any_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
