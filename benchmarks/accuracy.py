@@ -6,7 +6,7 @@ Each RUN.json, a run that `orchestrate bench run` stored in the state directory,
 that directory, without its series: they are large, and no score depends on them. Then the page is
 written. Forecasts that were made after their measurement are in files of their own, each with
 ``what``, ``how`` and ``phases`` (report/score.py: Scored). What real_cards.py measured is scored
-too: its held-out loads, by the product as it is.
+too, by the product as it is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def sources() -> list[Source]:
 def _cards(path: Path) -> Source:
     about = json.loads(path.read_text())["about"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    how = f"`benchmarks/real_cards.py`; {versions}. Not measured: {about['not measured']}."
+    how = f"`benchmarks/real_cards.py`, by the product as it is; {versions}."
+    how += f" Not measured: {about['not measured']}."
     return Source(f"{about['machine']}, {about['when']}", how, held_out.scores(path))
 
 

@@ -33,7 +33,7 @@ from orchestrator.performance.results.probe import Spread
 FORMULAS_LOW, FORMULAS_HIGH = 0.6, 1.8
 #: At a cell, and at one that was measured less than three times; for each factor of two to the
 #: nearest one; for the whole of what only formulas say.
-AT_A_CELL, ONCE, FOR_TWICE, MODELLED_OFF = 0.1, 0.3, 0.08, 0.5
+AT_A_CELL, ONCE, FOR_TWICE, MODELLED_OFF = 0.1, 0.6, 0.08, 0.5
 #: Without formulas between them, cells count as so much farther apart.
 ALONE = 1.5
 #: The first token of requests that are sent together depends on how they arrive.
