@@ -157,6 +157,19 @@ def _variable(value: object) -> object:
     return value
 
 
+#: Whole words of a variable's name that say that it holds a secret: HF_TOKEN, not TOKENIZERS_X.
+_SECRET = re.compile(r"(?:^|_)(?:API_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)(?:_KEY)?$")
+
+
+def _open_name(name: str) -> str:
+    if _SECRET.search(name.upper()):
+        raise ValueError(
+            "cannot be set here: it holds a secret, which a profile would put into units"
+            " and process lists; allowed: variables that everybody may read"
+        )
+    return name
+
+
 def _sysctl_value(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{quoted(value)} is invalid; allowed: a whole number, or text")
@@ -305,5 +318,5 @@ WholeOrAuto = Annotated[
 BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 FlagValue = Annotated[str | int | float | bool, BeforeValidator(_flag_value)]
 Variable = Annotated[str, BeforeValidator(_variable)]
-Environment = dict[VariableName, Variable]
+Environment = dict[Annotated[VariableName, AfterValidator(_open_name)], Variable]
 SysctlValue = Annotated[str | int, BeforeValidator(_sysctl_value)]
