@@ -40,8 +40,8 @@ class Hub:
     first: dict[str, list[int]] = field(default_factory=dict)
     #: What these answers say of when to ask again.
     later: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
-    #: Files that the listing names and the hub does not give: their status.
-    withheld: dict[str, int] = field(default_factory=dict)
+    #: Files that the listing names and the hub does not give: their status, or as in ``refuse``.
+    withheld: dict[str, int | tuple[int, str, str]] = field(default_factory=dict)
     #: The same, by the other host that large files lie on.
     withheld_elsewhere: dict[str, int] = field(default_factory=dict)
     #: Whether the repository has another name now, to which the hub redirects.
@@ -120,7 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name: str, body: bool) -> None:
         if name in self.hub.withheld:
-            self.refuse(self.hub.withheld[name], "", body)
+            why = self.hub.withheld[name]
+            self.refuse(*((why, "") if isinstance(why, int) else why), body)
         elif name in self.hub.large:
             where = {"Location": f"{self.hub.elsewhere}/blobs/{name}?signature=secret"}
             self.reply(302, b"", self.described(name) | where, body)
