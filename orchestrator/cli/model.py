@@ -61,8 +61,9 @@ def pull(
 ) -> None:
     """Download a model's files, at the commit that the profile pins (default: the served model).
 
-    Downloads only the files that vLLM reads, and checks the hub's hashes. The model's own Python
-    files come only if serving.args has trust-remote-code: true. An interrupted pull
+    Downloads only the files that vLLM reads, the weights in one format and precision, and checks
+    the hub's hashes. What vLLM does not serve is refused before the weights come. The model's own
+    Python files come only if serving.args has trust-remote-code: true. An interrupted pull
     resumes. The token for a gated repository is read from HF_TOKEN, or from where 'hf auth login'
     put it.
 
