@@ -12,13 +12,16 @@ import click
 from orchestrator.cli import complete
 from orchestrator.cli.choice import json_option
 from orchestrator.cli.where import on_cluster, on_clusters_computer, profile_name_option
-from orchestrator.core.console import out, print_json
+from orchestrator.core.console import out, print_json, print_warning
 from orchestrator.core.sizes import human_size
 
 if TYPE_CHECKING:
-    from orchestrator.models.hub import Held
+    from orchestrator.models.hub import Held, Pulled
     from orchestrator.profile import Profile
     from orchestrator.profile.serving import HubModel
+
+#: How many of the files that were not needed a line names.
+SHOWN = 4
 
 
 @click.group()
@@ -58,8 +61,9 @@ def pull(
 ) -> None:
     """Download a model's files, at the commit that the profile pins (default: the served model).
 
-    Downloads only the files that vLLM reads, and checks the hub's hashes. The model's own Python
-    files come only if serving.args has trust-remote-code: true. An interrupted pull
+    Downloads only the files that vLLM reads, the weights in one format and precision, and checks
+    the hub's hashes. What vLLM does not serve is refused before the weights come. The model's own
+    Python files come only if serving.args has trust-remote-code: true. An interrupted pull
     resumes. The token for a gated repository is read from HF_TOKEN, or from where 'hf auth login'
     put it.
 
@@ -73,28 +77,45 @@ def pull(
     """
     from orchestrator.core.errors import BadInput
     from orchestrator.models import flags, hub
+    from orchestrator.models.hub_choice import Wish
 
     name = name or profile.serving.model
     entry = profile.models.get(name)
     if entry is None:
         raise BadInput(f"the profile {profile.name!r} has no hub model {name!r}", _known(profile))
     commit = _commit(profile, name, entry, revision, source)
+    args = profile.serving.args if name == profile.serving.model else {}
+    wish = Wish(flags.trusts_code(args), flags.wants_native(args))
     if source:
-        pulled = hub.take(entry.repository, commit, source)
+        pulled = hub.take(entry.repository, commit, source, wish)
     else:
-        trusted = name == profile.serving.model and flags.trusts_code(profile.serving.args)
-        pulled = hub.pull(entry.repository, commit, check, code=trusted)
+        pulled = hub.pull(entry.repository, commit, check, wish)
     if as_json:
         print_json({"name": name, "revision": commit, "pinned": commit == entry.revision,
                     "directory": pulled.directory, "files": pulled.files,
-                    "size": pulled.size, "present": pulled.present})  # fmt: skip
+                    "size": pulled.size, "present": pulled.present,
+                    "left": [path for path, _ in pulled.left], "code": pulled.code,
+                    "notes": pulled.notes})  # fmt: skip
         return
+    _show(name, pulled)
+    if commit != entry.revision:
+        _tell_how_to_pin(profile, name, commit)
+
+
+def _show(name: str, pulled: Pulled) -> None:
     if pulled.files:
         out.print(f"{name}: {pulled.files} files, {human_size(pulled.size)}, checked", markup=False)
     else:
         out.print(f"{name}: nothing to do, all files are here and checked", markup=False)
-    if commit != entry.revision:
-        _tell_how_to_pin(profile, name, commit)
+    if pulled.left:
+        size = human_size(sum(size for _, size in pulled.left))
+        names = ", ".join(path for path, _ in pulled.left[:SHOWN])
+        more = f" and {len(pulled.left) - SHOWN} more" if len(pulled.left) > SHOWN else ""
+        out.print(f"{name}: not needed beside these weights, {size}: {names}{more}", markup=False)
+    for path, digest in pulled.code.items():
+        out.print(f"{name}: code that will run on the nodes: {path} sha256 {digest}", markup=False)
+    for note in pulled.notes:
+        print_warning(f"{name}: {note}")
 
 
 def _commit(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from io import BufferedReader
 from ipaddress import ip_address
@@ -21,12 +25,15 @@ from orchestrator.core.errors import UserError
 
 #: Seconds to wait before each further attempt.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-#: The most seconds that a server's wish to be asked later is heeded.
-PATIENCE = 60.0
+#: The most seconds that one file waits altogether because servers wish to be asked later. Hugging
+#: Face counts questions by windows of 5 minutes.
+PATIENCE = 330.0
 #: Seconds without a byte before a connection counts as broken: it is then taken up again where it
 #: stopped, so a short time costs little. Ctrl-C may have to wait for it.
 TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
+#: Of the header RateLimit: `"api";r=0;t=55`.
+RATE_LIMIT = re.compile(r"\br\s*=\s*(\d{1,9})\s*;\s*t\s*=\s*(\d{1,9})")
 MOST_REDIRECTS = 20
 #: The most bytes of a file whose size nobody told beforehand: more than any wheel has.
 MOST = 16 << 30
@@ -45,11 +52,20 @@ class TooLong(WrongHash):
 
 
 class Unavailable(UserError):
-    """This source does not have the file, or not after several attempts. ``status``: HTTP's."""
+    """This source does not have the file, or not after several attempts. ``status``, ``headers``
+    and ``host`` (with its port): of the answer, where there was one."""
 
-    def __init__(self, message: str, hint: str = "", status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        status: int | None = None,
+        answer: httpx.Response | None = None,
+    ) -> None:
         super().__init__(message, hint)
         self.status = status
+        self.headers: Mapping[str, str] = answer.headers if answer else {}
+        self.host = answer.url.netloc.decode() if answer else ""
 
 
 class Incomplete(Exception):
@@ -64,12 +80,14 @@ def client() -> httpx.Client:
 @dataclass(frozen=True)
 class Downloader:
     """Brings files. ``advance`` gets the bytes gained (negative where some were thrown away);
-    setting ``stop`` ends all downloads soon; ``pauses`` are the seconds before further attempts."""
+    setting ``stop`` ends all downloads soon; ``pauses`` are the seconds before further attempts;
+    ``tell`` gets a line where a server wishes to be asked later."""
 
     web: httpx.Client
     advance: Callable[[int], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     pauses: Sequence[float] = PAUSES
+    tell: Callable[[str], None] = lambda _: None
 
     def fetch(
         self,
@@ -90,8 +108,9 @@ class Downloader:
         """
         part = _part(target)
         self.advance(_size(part))
+        patience = PATIENCE
         for pause in (*self.pauses, None):
-            wished = 0.0
+            later = 0.0
             try:
                 with disk_errors(part):
                     self._attempt(url, part, size, opened)
@@ -101,17 +120,20 @@ class Downloader:
                 part.unlink()
                 raise
             except httpx.HTTPStatusError as error:
-                code = error.response.status_code
-                if pause is None or (code < 500 and code != 429):
+                answer = error.response
+                code, later = answer.status_code, wished(answer.headers)
+                if pause is None or (code < 500 and code != 429) or later > patience:
                     self.advance(-_size(part))
-                    said = f"HTTP {code} {error.response.reason_phrase}"
-                    raise Unavailable(f"{url}: {said}", status=code) from None
-                wished = _retry_after(error.response)
+                    said = f"{url}: HTTP {code} {answer.reason_phrase}"
+                    raise Unavailable(said, status=code, answer=answer) from None
+                if later:
+                    patience -= later
+                    self.tell(f"{target.name}: HTTP {code}: {waits(later)}")
             except (httpx.TransportError, Incomplete) as error:
                 if pause is None:
                     self.advance(-_size(part))
                     raise Unavailable(f"{url}: {error or type(error).__name__}") from None
-            if self.stop.wait(max(pause, wished)):
+            if self.stop.wait(max(pause, later)):
                 raise DownloadStopped
         self._accept(part, target, expected, (hashed or digest)(part), url)
 
@@ -229,10 +251,26 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
 
 
-def _retry_after(reply: httpx.Response) -> float:
-    """Seconds that a busy server wants to be left alone; 0 where it does not say a number."""
-    told = reply.headers.get("retry-after", "")
-    return min(float(told), PATIENCE) if told.isdigit() else 0.0
+def wished(headers: Mapping[str, str]) -> float:
+    """Seconds that a busy server wants to be left alone; 0 where it does not say it.
+
+    ``Retry-After`` is a number or a date. Hugging Face says it by ``RateLimit``: requests that
+    remain, and seconds until there are more.
+    """
+    told = headers.get("retry-after", "").strip()
+    if told.isdecimal():
+        return float(told[:9])
+    limit = RATE_LIMIT.search(headers.get("ratelimit", ""))
+    if limit and int(limit[1]) == 0:
+        return float(limit[2])
+    with suppress(ValueError, TypeError):  # no date, or one of no time zone
+        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+    return 0.0
+
+
+def waits(seconds: float) -> str:
+    """What to say while a server's wish is heeded."""
+    return f"the server wishes to be asked again in {math.ceil(seconds)} s; waiting"
 
 
 def _open(path: Path) -> BufferedReader:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,14 @@ from orchestrator.core import paths
 from orchestrator.core.document import load, read_json
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
+from orchestrator.models import wanted
+from orchestrator.models.reading import sources
 
 if TYPE_CHECKING:
     from orchestrator.profile.model import Profile
 
 DESCRIPTION = "model.json"
 CONFIG = "config.json"
-#: Weights that vLLM reads -> which of them is in which file, where they are in more than one.
-INDEXES = {"*.safetensors": "model.safetensors.index.json", "*.bin": "pytorch_model.bin.index.json"}
-#: Where models carry their quantization when it is not in config.json -> its method.
-QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 HINT = "Keys: description, image (what Nix makes it with), training."
@@ -97,7 +94,7 @@ def named(profile: Profile, name: str) -> Model:
         name=name,
         description=f"{hub.repository} at {revision}",
         directory=directory,
-        config=_hub_config(directory),
+        config=hub_config(directory),
         answers=prompts,
         repository=hub.repository,
         revision=revision,
@@ -106,21 +103,23 @@ def named(profile: Profile, name: str) -> Model:
 
 def missing_files(model: Model) -> list[str]:
     """What a model of the hub lacks on this machine, to be served; empty where all is there."""
-    if not (model.directory / CONFIG).is_file():
+    if not any((model.directory / name).is_file() for name in (CONFIG, wanted.NATIVE_CONFIG)):
         return [CONFIG]
     names = {path.name for path in model.directory.iterdir() if path.is_file()}
     return lacking_weights(model.directory, names)
 
 
 def lacking_weights(directory: Path, names: Collection[str]) -> list[str]:
-    """Which weights are not among ``names``, by the directory's index of them; of a model without
-    an index, those that vLLM would look for first, where there are none at all."""
-    formats = [pattern for pattern in INDEXES if any(fnmatch(name, pattern) for name in names)]
-    pattern = formats[0] if formats else next(iter(INDEXES))
-    index = directory / INDEXES[pattern]
-    if index.name in names and index.is_file():
-        return sorted(set(_object(index).get("weight_map", {}).values()) - set(names))
-    return [] if formats else [pattern]
+    """Which weights are not among ``names``, by the directory's index of them, else by the names;
+    of a model without any, those that vLLM would look for first."""
+    form = wanted.format_of(names)
+    if form is None:
+        form = next((each for each in wanted.FORMATS if each.index in names), None)
+    if form is None:
+        return [wanted.FORMATS[0].pattern]
+    if (directory / form.index).is_file():
+        return wanted.indexed(directory / form.index, names, form)[1]
+    return wanted.lacking_parts(wanted.weights(names, form))
 
 
 def how_to_pin(name: str) -> str:
@@ -150,15 +149,10 @@ def find(name: str) -> Model:
     )
 
 
-def _hub_config(directory: Path) -> dict[str, Any]:
-    """config.json with the quantization, which older models have in a file of its own."""
-    if not (directory / CONFIG).is_file():
-        return {}
-    config = _object(directory / CONFIG)
-    for name, method in QUANTIZATION_FILES.items():
-        if "quantization_config" not in config and (directory / name).is_file():
-            config["quantization_config"] = {"quant_method": method, **_object(directory / name)}
-    return config
+def hub_config(directory: Path) -> dict[str, Any]:
+    """config.json, or Mistral's params.json in its words, with the quantization, which may be in a
+    file of its own; empty where there is neither."""
+    return dict(sources.configuration(directory))
 
 
 def _answers(path: Path) -> list[Answer]:

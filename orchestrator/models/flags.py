@@ -62,3 +62,9 @@ def trusts_code(args: Mapping[str, object]) -> bool:
     """Whether the model's own Python code may run on the nodes."""
     key, value = given(args, "trust-remote-code") or ("", False)
     return value is True and not key.startswith("no")
+
+
+def wants_native(args: Mapping[str, object]) -> bool:
+    """Whether vLLM is told to read Mistral's own format."""
+    found = (given(args, flag) for flag in ("load-format", "config-format"))
+    return any(each and str(each[1]).lower() == "mistral" for each in found)

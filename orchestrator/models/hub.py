@@ -11,29 +11,23 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core import download, paths
+from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import locked, write_json
 from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
-from orchestrator.models import catalog
-from orchestrator.models.hub_listing import (
-    MANIFEST,
-    RemoteFile,
-    chosen,
-    in_directory,
-    listed,
-    must_be_a_model,
-    refused,
-)
-from orchestrator.models.reading.served import foreign
+from orchestrator.models import hub_choice, wanted
+from orchestrator.models.hub_choice import NO_WISH, Refused, Wish
+from orchestrator.models.hub_errors import refused
+from orchestrator.models.hub_listing import MANIFEST, RemoteFile, in_directory, listed
 
 #: Where parts of downloads lie until they are whole; gone when all are.
 SCRATCH = ".download"
@@ -44,12 +38,17 @@ JOBS = 4
 
 @dataclass(frozen=True)
 class Pulled:
-    """``files`` were brought, ``size`` bytes; ``present`` were there before."""
+    """``files`` were brought, ``size`` bytes; ``present`` were there before. ``left``: weights that
+    stayed where they are, and their bytes; ``code``: files of the model's own code and their
+    sha256; ``notes``: what a person has to know."""
 
     directory: Path
     files: int
     size: int
     present: int
+    left: tuple[tuple[str, int], ...] = ()
+    code: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,43 +67,45 @@ def directory(repository: str, revision: str) -> Path:
     return paths.hub() / repository / revision
 
 
-def pull(repository: str, revision: str, check: bool = False, code: bool = False) -> Pulled:
+def pull(repository: str, revision: str, check: bool = False, wish: Wish = NO_WISH) -> Pulled:
     """Bring what vLLM needs of a commit and check every byte of it.
 
     What is complete is left alone; with ``check`` it is read again, and what is damaged brought
-    anew. ``code``: bring the model's own Python files too. Raises UserError where the hub does not
-    give it, the disk is too small, another pull is at it, or a file is not what the hub says that
-    it is (such a file is removed).
+    anew. Raises UserError where the hub does not give it, vLLM does not serve it, the disk is too
+    small, another pull is at it, or a file is not what the hub says that it is (such a file is
+    removed).
     """
     home = directory(repository, revision)
     known = manifest(home)
-    if code and not any(path.endswith(".py") for path in known):
-        known = {}  # it was pulled without
+    if not _suffices(home, known, wish):
+        known = {}
     if known and not check:
-        return Pulled(home, 0, 0, len(known))
-    there = _written_down(repository, revision, known) or listed(repository, revision)
-    what = f"{repository} at {revision[:12]}"
-    if why := foreign([file.path for file in there]):
-        raise UserError(f"{what}: {why}", "Use the model's original repository.")
-    files = chosen(there, code)
-    must_be_a_model(
-        files,
-        what,
-        "Formats such as GGUF are for other programs; use the model's original repository.",
-    )
-    return _bring(repository, revision, files)
+        return _told(home, Pulled(home, 0, 0, len(known)), wish)
+    if known:
+        return _bring(repository, revision, _written_down(repository, revision, known), wish, "")
+    there = listed(repository, revision)
+    instead = f"Use another repository: its page names {there.original} as the original."
+    pulled = _bring(
+        repository, revision, there.files, wish,
+        instead if there.original else "Use the model's original repository.",
+    )  # fmt: skip
+    if there.repository == repository:
+        return pulled
+    moved = f"{repository} is {there.repository} now: change 'repository' in the profile"
+    return replace(pulled, notes=(moved, *pulled.notes))
 
 
-def take(repository: str, revision: str, source: Path) -> Pulled:
+def take(repository: str, revision: str, source: Path, wish: Wish = NO_WISH) -> Pulled:
     """The same from a directory, for a machine without network. Files are compared with the hashes
     that whoever brought them wrote down; of files by hand, the hashes are written down as they are.
 
     Raises UserError where it holds no model or another commit, the disk is too small, or a file is
     damaged.
     """
-    files = chosen(in_directory(source, repository, revision))
-    must_be_a_model(files, str(source), "Name the directory that has config.json and the weights.")
-    return _bring(repository, revision, files)
+    files = in_directory(source, repository, revision, wish.code)
+    hub_choice.must_be_files(files, source)
+    hint = "Name the directory that has config.json and the weights."
+    return _bring(repository, revision, files, wish, hint, str(source))
 
 
 def held() -> list[Held]:
@@ -165,54 +166,94 @@ def _written_down(
     ]  # fmt: skip
 
 
-def _bring(repository: str, revision: str, files: Sequence[RemoteFile]) -> Pulled:
-    """Bring what is not there or not right, then write the manifest."""
+def _bring(
+    repository: str,
+    revision: str,
+    there: Sequence[RemoteFile],
+    wish: Wish,
+    hint: str,
+    what: str = "",
+) -> Pulled:
+    """Bring what is not there or not right, then write the manifest. ``hint``: what to do where
+    these files are no model for vLLM."""
     home = directory(repository, revision)
-    with _alone(home):
+    what = what or f"{repository} at {revision[:12]}"
+    by_name = {file.path: file for file in there}
+    form = hub_choice.format_of(list(by_name), what, wish, hint)
+    index = [by_name[form.index]] if form.index in by_name else []
+    with _alone(home), _removed_if_refused(home):
+        _check_space(home, index)
+        brought = _fetched(repository, home, index)
+        weights = hub_choice.weights_of(home, by_name, form, what)
+        beside = [by_name[name] for name in wanted.beside(by_name, form, wish.code)]
+        files = [*beside, *(by_name[name] for name in weights)]
         _check_space(home, files)
-        (home / SCRATCH).mkdir(exist_ok=True)
-        # What is small first, so that a model which lacks weights is known before they are brought.
-        small = [file for file in files if file.path.endswith(".json")]
-        rest = [file for file in files if file not in small]
-        with Progress(sum(file.size for file in files), len(files)) as progress:
-            brought = _fetched(repository, home, small, progress)
-            _must_have_all_weights(home, files, f"{repository} at {revision[:12]}")
+        # What is small first, so that what vLLM does not serve is known before the weights come.
+        small = [file for file in beside if file.path.endswith(".json") and file not in index]
+        rest = [file for file in files if file not in (*small, *index)]
+        with Progress(sum(file.size for file in [*small, *rest]), len(small + rest)) as progress:
+            brought += _fetched(repository, home, small, progress)
+            hub_choice.must_be_served(home, [file.path for file in files], what, wish, hint)
+            if form.pickle:
+                hub_choice.must_be_torchs(by_name[weights[0]], what, hint)
             brought += _fetched(repository, home, rest, progress)
-        _finish(home, repository, revision, files)
+        _finish(home, repository, revision, files, wish)
     size = sum(file.size for file in brought)
-    return Pulled(home, len(brought), size, len(files) - len(brought))
+    left = [(each.path, each.size) for each in there
+            if each not in files and wanted.are_weights(each.path, by_name)]  # fmt: skip
+    pulled = Pulled(home, len(brought), size, len(files) - len(brought), tuple(left))
+    return _told(home, pulled, wish)
+
+
+def _told(home: Path, pulled: Pulled, wish: Wish) -> Pulled:
+    """With what a person has to know of the files that are there now."""
+    known = manifest(home)
+    own = [name for name in known if name.endswith(".py") and wish.code]
+    code = {name: str(known[name]["sha256"]) for name in own}
+    return replace(pulled, code=code, notes=tuple(hub_choice.notes(home, known, wish)))
+
+
+def _suffices(home: Path, known: Mapping[str, Any], wish: Wish) -> bool:
+    """Whether what was brought before has what is wished now."""
+    if wish.native and wanted.format_of(known, native=True) is not wanted.NATIVE:
+        return False
+    if not wish.code or any(path.endswith(".py") for path in known):
+        return True
+    with suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((home / MANIFEST).read_text()).get("code"))
+    return False
 
 
 def _fetched(
-    repository: str, home: Path, files: Sequence[RemoteFile], progress: Progress
+    repository: str, home: Path, files: Sequence[RemoteFile], progress: Progress | None = None
 ) -> list[RemoteFile]:
     """Several at a time; returns those that were not there."""
-    from huggingface_hub import get_token
-
+    if not files:
+        return []
+    (home / SCRATCH).mkdir(exist_ok=True)
     stop = threading.Event()
+    advance = progress.advance if progress else lambda _: None
+    finish = progress.finish if progress else lambda: None
 
     def one(file: RemoteFile) -> bool:
         target, part = home / file.path, home / SCRATCH / file.path
         hashed, expected = _hash(file)
         if _is_there(target, file) and hashed(target) == expected:
-            progress.advance(file.size)
-            progress.finish()
+            advance(file.size)
+            finish()
             return False
         target.unlink(missing_ok=True)
         try:
             loader.fetch(file.url, part, file.size, expected, hashed, file.opened)
         except download.Unavailable as error:
-            raise refused(repository, file.path, error.status, error.message) from None
+            raise refused(repository, file.path, error) from None
         part.chmod(0o644)  # the web server is nobody in particular
         part.replace(target)
-        progress.finish()
+        finish()
         return True
 
-    # A redirect to another host does not take the token along: httpx leaves it out.
-    with download.client() as web, ThreadPoolExecutor(JOBS) as pool:
-        if token := get_token():
-            web.headers["Authorization"] = f"Bearer {token}"
-        loader = download.Downloader(web, progress.advance, stop)
+    with hub_choice.web_client() as web, ThreadPoolExecutor(JOBS) as pool:
+        loader = download.Downloader(web, advance, stop, tell=err.print)
         # The largest first: else the last minutes wait for one file.
         order = sorted(files, key=lambda each: -each.size)
         jobs = [(file, pool.submit(one, file)) for file in order]
@@ -236,8 +277,10 @@ def _hash(file: RemoteFile) -> tuple[Any, str]:
         return download.digest, hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _finish(home: Path, repository: str, revision: str, files: Sequence[RemoteFile]) -> None:
-    """Write down what is there, once all of it is."""
+def _finish(
+    home: Path, repository: str, revision: str, files: Sequence[RemoteFile], wish: Wish
+) -> None:
+    """Write down what is there, once all of it is; what an earlier pull brought beside it goes."""
     entries = {
         file.path: {
             "size": file.size,
@@ -247,7 +290,10 @@ def _finish(home: Path, repository: str, revision: str, files: Sequence[RemoteFi
         for file in files
     }
     shutil.rmtree(home / SCRATCH, ignore_errors=True)
-    write_json(home / MANIFEST, {"repository": repository, "revision": revision, "files": entries})
+    for gone in manifest(home).keys() - entries.keys():
+        (home / gone).unlink()
+    document = {"repository": repository, "revision": revision, "code": wish.code, "files": entries}
+    write_json(home / MANIFEST, document)
 
 
 def _is_there(path: Path, file: RemoteFile) -> bool:
@@ -261,16 +307,6 @@ def _blob(path: Path) -> str:
         while chunk := stream.read(download.CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _must_have_all_weights(home: Path, files: Sequence[RemoteFile], what: str) -> None:
-    lacking = catalog.lacking_weights(home, {file.path for file in files})
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise UserError(
-            f"{what} is incomplete: its index names {lacking[0]}{more}, which is missing",
-            "In a directory: copy the missing files too. On the hub: pin another revision.",
-        )
 
 
 def _check_space(home: Path, files: Sequence[RemoteFile]) -> None:
@@ -304,3 +340,15 @@ def _alone(home: Path) -> Iterator[None]:
     finally:
         if made and home.is_dir() and not any(home.iterdir()):
             home.rmdir()  # nothing came
+
+
+@contextmanager
+def _removed_if_refused(home: Path) -> Iterator[None]:
+    """Small files of a model that vLLM does not serve are not left for one that is begun."""
+    fresh = not any(home.iterdir())
+    try:
+        yield
+    except Refused:
+        if fresh:
+            shutil.rmtree(home)
+        raise

@@ -1,65 +1,39 @@
-"""What a commit of a model holds, by the hub or by a directory, and which of it vLLM needs."""
+"""What a commit of a model holds, by the hub or by a directory."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.core.console import VisibleFormatter
+from orchestrator.core import download
+from orchestrator.core.console import VisibleFormatter, err
 from orchestrator.core.download import is_secure
 from orchestrator.core.errors import UserError
 from orchestrator.core.foreign import ForeignDirectory
+from orchestrator.models import wanted
+from orchestrator.models.hub_errors import TOO_BUSY, explained
 
 _Answer = TypeVar("_Answer")
 
-#: What is brought of a repository beside the weights -> what it is for. Nothing else is: no code,
-#: no pictures, and only files at its root, since directories hold other formats (onnx/, original/).
-WANTED = {
-    "*.json": "the model's shape, its tokenizer, which weights are in which file",
-    "*.model": "SentencePiece's vocabulary",
-    "*.tiktoken": "tiktoken's vocabulary",
-    "*.txt": "vocabulary and merges of older tokenizers",
-    "*.jinja": "the chat template",
-}
-#: What a model's own code is; brought only where the profile trusts it.
-CODE = "*.py"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A format of the weights: files of ``pattern``, but not of ``other``, which are ``why``."""
-
-    pattern: str
-    other: tuple[str, ...] = ()
-    why: str = ""
-
-
-#: One format is brought: the first that there is. Each would be all of the model once more.
-FORMATS = (
-    Weights("*.safetensors", ("consolidated*",), "the same weights, for Mistral's own programs"),
-    Weights("consolidated*.safetensors"),
-    Weights("*.bin", ("training_args.bin", "optimizer.bin", "scheduler.bin"), "of its training"),
-)
-
 #: Hidden, so that it is not handed out to nodes: what `hub` writes beside the files.
 MANIFEST = ".orchestrate.json"
-#: Seconds before the hub is asked once more, where it has too much to do.
+#: Seconds before the hub is asked once more, where it has too much to do and says no time.
 PAUSES = (1.0, 3.0)
-TOO_BUSY = (429, 500, 502, 503, 504)
 #: What the hub names contents by: sha256 of a large file, git's SHA-1 of others.
 SHA256, BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 #: The most bytes of a listing or a manifest, of a compressed one, and of a note on one file.
 LISTING, COMPRESSED, NOTE = 64 << 20, 1 << 20, 4096
-TOKEN = "set HF_TOKEN to a token with read access"
+#: A name of a repository, as far as a message may repeat it.
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+#: The most bytes of a file's name: a part has a suffix.
+NAME_BYTES = 240
 
 
 @dataclass(frozen=True)
@@ -75,29 +49,14 @@ class RemoteFile:
     opened: Callable[[], BufferedReader] | None = None
 
 
-def chosen(files: Iterable[RemoteFile], code: bool = False) -> list[RemoteFile]:
-    """Those that vLLM needs; no weights among them where there are none that it reads. With
-    ``code``, also what the model runs of its own."""
-    root = [file for file in files if "/" not in file.path and not file.path.startswith(".")]
-    for weights in FORMATS:
-        found = [
-            file
-            for file in root
-            if fnmatch(file.path, weights.pattern)
-            and not any(fnmatch(file.path, each) for each in weights.other)
-        ]
-        if found:
-            break
-    wanted = [*WANTED, *([CODE] if code else [])]
-    return found + [file for file in root if any(fnmatch(file.path, each) for each in wanted)]
+@dataclass(frozen=True)
+class Listing:
+    """What a commit holds. ``repository``: its name today, which a renamed one is still found by;
+    ``original``: of which model the hub's page says that it was made, where it says so."""
 
-
-def must_be_a_model(files: Sequence[RemoteFile], what: str, hint: str) -> None:
-    """Raises UserError where the chosen files are none that vLLM can serve."""
-    if not any(file.path == "config.json" for file in files):
-        raise UserError(f"{what} holds no model for vLLM: there is no config.json", hint)
-    if not any(fnmatch(file.path, each.pattern) for file in files for each in FORMATS):
-        raise UserError(f"{what} holds no weights that vLLM reads (*.safetensors or *.bin)", hint)
+    files: list[RemoteFile]
+    repository: str
+    original: str = ""
 
 
 def require_secure_hub() -> None:
@@ -112,7 +71,7 @@ def require_secure_hub() -> None:
         )
 
 
-def listed(repository: str, revision: str) -> list[RemoteFile]:
+def listed(repository: str, revision: str) -> Listing:
     """What the hub says that a commit holds, all of it. Raises UserError where it does not say."""
     from huggingface_hub import HfApi, hf_hub_url
 
@@ -127,7 +86,7 @@ def listed(repository: str, revision: str) -> list[RemoteFile]:
             "A revision must be a full commit hash of 40 digits.",
         )
     with explained(repository, revision):
-        return [
+        files = [
             RemoteFile(
                 _file_name(each.rfilename),
                 _file_size(each.size),
@@ -137,12 +96,27 @@ def listed(repository: str, revision: str) -> list[RemoteFile]:
             )
             for each in info.siblings or ()
         ]
+        if len({file.path for file in files}) < len(files):
+            raise ValueError("it lists a file twice")
+        return Listing(files, _name(info.id) or repository, _original(info.card_data))
+
+
+def _original(card: Any) -> str:
+    """The model that this one was made of; empty where there are several, or nobody says."""
+    found = card.get("base_model") if card else None
+    return _name(found[0] if isinstance(found, list) and len(found) == 1 else found)
+
+
+def _name(given: object) -> str:
+    return given if isinstance(given, str) and NAME.fullmatch(given) else ""
 
 
 def _file_name(given: object) -> str:
     """Raises ValueError for what is no name of a file that anybody has."""
     if not isinstance(given, str) or not given.isprintable() or not given:
         raise ValueError(f"it lists a file named {given!r:.100}")
+    if "/" not in given and len(given.encode()) > NAME_BYTES:
+        raise ValueError(f"it lists a file with a name of {len(given.encode())} bytes")
     return given
 
 
@@ -190,7 +164,9 @@ def tensors_of(repository: str, file: str, commit: str) -> list[tuple[str, str, 
     return [(name, str(each.dtype), list(each.shape)) for name, each in found.tensors.items()]
 
 
-def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFile]:
+def in_directory(
+    source: Path, repository: str, revision: str, code: bool = False
+) -> list[RemoteFile]:
     """The files of a commit in a directory: one that `model pull` made, the hub's own cache, what
     `hf download --local-dir` made, or files by hand. Of all but the last the hashes are known.
 
@@ -199,7 +175,7 @@ def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFil
     there = ForeignDirectory(source)
     home = _home(there, repository, revision)
     promised = _promised(there, home, revision)
-    names = [name for name in there.names(home) if _may_be_chosen(name)]
+    names = [name for name in there.names(home) if wanted.may_be_wanted(name, code)]
     found = {name: f"{home}/{name}" for name in names if there.is_file(f"{home}/{name}")}
     return [
         RemoteFile(
@@ -213,11 +189,6 @@ def in_directory(source: Path, repository: str, revision: str) -> list[RemoteFil
     ]
 
 
-def _may_be_chosen(name: str) -> bool:
-    patterns = [*WANTED, *(each.pattern for each in FORMATS)]
-    return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)
-
-
 def _home(source: ForeignDirectory, repository: str, revision: str) -> str:
     """Where the files are: in ``source``, or where one of the hub's layouts has them below it."""
     cached = f"models--{repository.replace('/', '--')}/snapshots/{revision}"
@@ -228,7 +199,10 @@ def _home(source: ForeignDirectory, repository: str, revision: str) -> str:
         f"hub/{cached}",
         f"{repository}/{revision}",
     )
-    return next((home for home in below if source.is_file(f"{home}/config.json")), ".")
+    configs = (wanted.CONFIG, wanted.NATIVE_CONFIG)
+    return next(
+        (home for home in below if any(source.is_file(f"{home}/{name}") for name in configs)), "."
+    )
 
 
 def _promised(source: ForeignDirectory, home: str, revision: str) -> dict[str, str]:
@@ -286,7 +260,7 @@ def _hashes(
 
 
 def _asked(question: Callable[[], _Answer]) -> _Answer:
-    """Ask the hub, and once more where it has too much to do."""
+    """Ask the hub, and again where it has too much to do: at the time that it says, if any."""
     from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import logging
@@ -297,13 +271,18 @@ def _asked(question: Callable[[], _Answer]) -> _Answer:
     answered = web.event_hooks["response"]
     if _bounded not in answered:
         web.event_hooks = {**web.event_hooks, "response": [*answered, _bounded]}
+    patience = download.PATIENCE
     for pause in PAUSES:
         try:
             return question()
         except HfHubHTTPError as error:
-            if error.response.status_code not in TOO_BUSY:
+            status, later = error.response.status_code, download.wished(error.response.headers)
+            if status not in TOO_BUSY or later > patience:
                 raise
-        time.sleep(pause)
+        if later:
+            patience -= later
+            err.print(f"the hub: HTTP {status}: {download.waits(later)}")
+        time.sleep(max(pause, later))
     return question()
 
 
@@ -327,64 +306,3 @@ def _bounded(answer: Any) -> None:
             chunks.close()
 
     answer.stream = Bounded()
-
-
-def refused(repository: str, file: str, status: int | None, said: str) -> UserError:
-    """Why a file of a listed commit does not come."""
-    what = f"{repository}: cannot download {file} from the hub: {said}"
-    if status in (401, 403):
-        return UserError(what, f"Accept the terms on its hub page, if it has any, and {TOKEN}.")
-    if status in (404, 410):
-        return UserError(what, "The hub no longer has it: pin another revision in the profile.")
-    return UserError(what, "Run it again: it resumes where it stopped.")
-
-
-@contextmanager
-def explained(repository: str, revision: str) -> Iterator[None]:
-    """The library's errors as one message each."""
-    from huggingface_hub import errors
-
-    web_error = errors.HTTPError  # type: ignore[attr-defined]  # of the client that it uses
-    what = f"{repository} at {revision[:12]}"
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{what}: the hub requires that its terms are accepted first",
-            f"Accept them on its hub page, then {TOKEN}.",
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(
-            f"{what}: the repository has no such commit, branch or tag",
-            "It may have been rewritten: see its history on the hub, and use another revision.",
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{what}: the hub has no such repository, or it is private",
-            f"Check the name; for a private repository, {TOKEN}.",
-        ) from None
-    except (KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{what}: the hub's answer is not what a hub says",
-            "Check HF_ENDPOINT, or take the files from a directory: --from DIRECTORY.",
-        ) from None
-    except (web_error, OSError, ValueError) as error:
-        reply = getattr(error, "response", None)
-        if reply is None:
-            said = [*str(error).strip().splitlines(), type(error).__name__][0]
-            raise UserError(
-                f"{what}: the hub does not answer: {said}",
-                "Without network, take the files from a directory: --from DIRECTORY.",
-            ) from None
-        if reply.status_code == 401:
-            raise UserError(
-                f"{what}: Hugging Face rejected the token (401)",
-                "It comes from HF_TOKEN, else from 'hf auth login'. Renew or remove it.",
-            ) from None
-        said = reply.headers.get("X-Error-Message") or reply.reason_phrase
-        raise UserError(
-            f"{what}: the hub refused it: HTTP {reply.status_code} {said}",
-            "Try again later."
-            if reply.status_code in TOO_BUSY
-            else f"If it needs permission, {TOKEN}.",
-        ) from None

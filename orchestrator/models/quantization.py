@@ -112,8 +112,8 @@ def _gptq_rules(quantized: Mapping[str, Any]) -> Iterator[tuple[str, object, obj
     """(which layers, group size, desc_act): of all, then of those with rules of their own."""
     group_size, desc_act = quantized.get("group_size"), quantized.get("desc_act", False)
     yield "", group_size, desc_act
-    for pattern, rule in (quantized.get("dynamic") or {}).items():
-        if isinstance(rule, Mapping) and not str(pattern).startswith("-:"):
+    for pattern, rule in _mappings(quantized.get("dynamic")):
+        if not pattern.startswith("-:"):
             size, act = rule.get("group_size", group_size), rule.get("desc_act", desc_act)
             yield f" (in the layers {pattern!r})", size, act
 

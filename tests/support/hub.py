@@ -11,8 +11,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 REPOSITORY = "owner/big"
+RENAMED = "owner/small"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 NEWEST = "89abcdef0123456789abcdef0123456789abcdef"
 LISTING = "listing"
@@ -32,12 +34,20 @@ class Hub:
     cut: dict[str, int] = field(default_factory=dict)
     #: What is sent in place of a file.
     wrong: dict[str, bytes] = field(default_factory=dict)
-    #: HTTP status and hub's error code of every answer.
-    refuse: tuple[int, str] | None = None
+    #: HTTP status and hub's error code of every answer, and its words (else the code).
+    refuse: tuple[int, str] | tuple[int, str, str] | None = None
     #: Statuses of the next answers to a file's GET (or to a question, LISTING), before it is sent.
     first: dict[str, list[int]] = field(default_factory=dict)
-    #: Files that the listing names and the hub does not give: their status.
-    withheld: dict[str, int] = field(default_factory=dict)
+    #: What these answers say of when to ask again.
+    later: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
+    #: Files that the listing names and the hub does not give: their status, or as in ``refuse``.
+    withheld: dict[str, int | tuple[int, str, str]] = field(default_factory=dict)
+    #: The same, by the other host that large files lie on.
+    withheld_elsewhere: dict[str, int] = field(default_factory=dict)
+    #: Whether the repository has another name now, to which the hub redirects.
+    renamed: bool = False
+    #: What its page says in its head.
+    card: dict[str, object] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=lambda: {"main": NEWEST, "older": REVISION})
     gets: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -56,7 +66,9 @@ class Hub:
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        return {"id": REPOSITORY, "sha": revision, "siblings": siblings, "private": False}
+        name = RENAMED if self.renamed else REPOSITORY
+        return {"id": name, "sha": revision, "siblings": siblings, "private": False,
+                "cardData": self.card}  # fmt: skip
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -79,8 +91,12 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "")
         if match := re.fullmatch(r"/blobs/(.+)", path):
             self.hub.tokens_elsewhere.add(token)
-            self.file(match.group(1), body)
+            self.blob(match.group(1), body)
             return
+        if self.hub.renamed and REPOSITORY in path:
+            self.reply(307, b"", {"Location": path.replace(REPOSITORY, RENAMED)}, body)
+            return
+        path = path.replace(RENAMED, REPOSITORY)
         if REPOSITORY in path:  # the library asks the hub for other things too
             self.hub.tokens.add(token)
         if self.hub.refuse:
@@ -104,16 +120,27 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name: str, body: bool) -> None:
         if name in self.hub.withheld:
-            self.refuse(self.hub.withheld[name], "", body)
+            why = self.hub.withheld[name]
+            self.refuse(*((why, "") if isinstance(why, int) else why), body)
         elif name in self.hub.large:
             where = {"Location": f"{self.hub.elsewhere}/blobs/{name}?signature=secret"}
             self.reply(302, b"", self.described(name) | where, body)
         else:
             self.file(name, body)
 
-    def refuse(self, status: int, code: str, body: bool) -> None:
-        headers = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
-        self.reply(status, b"{}", headers, body)
+    def blob(self, name: str, body: bool) -> None:
+        if name in self.hub.withheld_elsewhere:
+            self.reply(self.hub.withheld_elsewhere[name], b"<Error/>", {}, body)
+        else:
+            self.file(name, body)
+
+    def refuse(self, status: int, code: str, *rest: Any) -> None:
+        *words, body = rest
+        said = words[0] if words else code
+        headers = {"X-Error-Code": code} if code else {}
+        headers |= {"X-Error-Message": said} if said else {}
+        later = self.hub.later if status in (429, 503) else {}
+        self.reply(status, b"{}", headers | later, body)
 
     def described(self, name: str) -> dict[str, str]:
         content = self.hub.files[name]
@@ -130,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.hub.files:
             return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
         if body and self.hub.first.get(name):
-            return self.reply(self.hub.first[name].pop(0), b"{}", {"Retry-After": "0"}, body)
+            return self.reply(self.hub.first[name].pop(0), b"{}", self.hub.later, body)
         headers = self.described(name)
         content = self.hub.wrong.get(name, self.hub.files[name])
         if not body:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import httpx
@@ -26,6 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cut, self.ranges = 0, True
         self.codes: list[int] = []
+        self.later = ""  # when to ask again, by these answers
         self.asked: list[str] = []
 
     @property
@@ -42,6 +45,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.codes:
             self.send_response(self.server.codes.pop(0))
             self.send_header("Content-Length", "0")
+            if self.server.later:
+                self.send_header("Retry-After", self.server.later)
             self.end_headers()
             return
         heeded = asked if self.server.ranges else ""
@@ -65,11 +70,16 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def fetched(server: Server, target: Path, sha256: str = SHA256) -> int:
+def fetched(
+    server: Server,
+    target: Path,
+    sha256: str = SHA256,
+    tell: Callable[[str], None] = lambda _: None,
+) -> int:
     """Bring the file; the bytes that were told as gained."""
     gained: list[int] = []
     with download.client() as web:
-        loader = Downloader(web, gained.append, pauses=(0.0, 0.0))
+        loader = Downloader(web, gained.append, pauses=(0.0, 0.0), tell=tell)
         loader.fetch(server.url, target, len(CONTENT), sha256)
     assert target.read_bytes() == CONTENT
     return sum(gained)
@@ -106,6 +116,39 @@ def test_wrong_bytes_leave_nothing(server: Server, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("told", "seconds"), [("7", 7.0), ("99999", 60.0), ("Friday", 0.0)])
-def test_a_server_cannot_send_us_away_for_long(told: str, seconds: float) -> None:
-    assert download._retry_after(httpx.Response(503, headers={"retry-after": told})) == seconds
+WISHES = {
+    "seconds": ({"retry-after": "7"}, 7.0),
+    "no number": ({"retry-after": "Friday"}, 0.0),
+    "a date that is past": ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    "a date of no time zone": ({"retry-after": "Wed, 21 Oct 2015 07:28:00 -0000"}, 0.0),
+    "the hub's own": ({"ratelimit": '"api";r=0;t=55'}, 55.0),
+    "some remain": ({"ratelimit": '"api";r=12;t=55'}, 0.0),
+    "both": ({"retry-after": "3", "ratelimit": '"api";r=0;t=55'}, 3.0),
+    "none": ({}, 0.0),
+}
+
+
+@pytest.mark.parametrize(("headers", "seconds"), WISHES.values(), ids=WISHES)
+def test_when_a_server_wishes_to_be_asked_again(headers: dict[str, str], seconds: float) -> None:
+    assert download.wished(httpx.Headers(headers)) == seconds
+
+
+def test_a_date_to_ask_again_at_is_heeded() -> None:
+    at = datetime.now(UTC) + timedelta(hours=1)
+    wait = download.wished({"retry-after": format_datetime(at, usegmt=True)})
+    assert 3000 < wait <= 3600
+
+
+def test_a_server_cannot_send_us_away_for_long(server: Server, tmp_path: Path) -> None:
+    """Asking earlier than it says would only be refused again."""
+    server.codes, server.later = [429], "99999"
+    with pytest.raises(Unavailable, match="HTTP 429") as gone:
+        fetched(server, tmp_path / "file")
+    assert len(server.asked) == 1 and download.wished(gone.value.headers) == 99999.0
+
+
+def test_a_wish_that_is_heeded_is_said(server: Server, tmp_path: Path) -> None:
+    server.codes, server.later = [429], "1"
+    told: list[str] = []
+    fetched(server, tmp_path / "file", tell=told.append)
+    assert told == ["file: HTTP 429: the server wishes to be asked again in 1 s; waiting"]

@@ -25,7 +25,7 @@ from orchestrator.core.document import read_json
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.source import read
 from orchestrator.image import lockfile
-from orchestrator.models import hub_listing
+from orchestrator.models import hub_listing, wanted
 from orchestrator.models.profiles import load
 from orchestrator.provision.netboot import sources, timeline
 from orchestrator.provision.netboot.boot_service import Files, Service
@@ -226,8 +226,10 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Odd]:
 def test_listings_of_a_hub(odd: Odd, listed: object, commit: object) -> None:
     odd.said = (listed, commit)
     try:
-        files = hub_listing.listed(REPOSITORY, REVISION)
-        hub_listing.chosen(files)
+        files = hub_listing.listed(REPOSITORY, REVISION).files
+        names = [file.path for file in files]
+        if form := wanted.format_of(names):
+            assert set(wanted.weights(names, form)) <= set(names)
         assert sum(file.size for file in files) >= 0
     except UserError as error:
         assert "hub" in error.message

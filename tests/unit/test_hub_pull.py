@@ -16,7 +16,7 @@ from support.hub import LISTING, NEWEST, REPOSITORY, REVISION
 from support.hub_box import WEIGHTS, Box, boxed
 
 from orchestrator.models import hub as hubs
-from orchestrator.models.hub_listing import MANIFEST, RemoteFile, chosen
+from orchestrator.models.hub_listing import MANIFEST
 from orchestrator.models.publish import handed_out, publish, published
 
 
@@ -262,31 +262,6 @@ def test_a_second_pull_of_the_same_is_refused(box: Box) -> None:
     finally:
         os.close(handle)
     assert box.pull().returncode == 0
-
-
-FORMATS = {
-    "no second format": (
-        ["config.json", "a.safetensors", "b.bin", "x.gguf", "onnx/a.json", "m.py", "vocab.txt"],
-        {"config.json", "a.safetensors", "vocab.txt"},
-    ),
-    "bin where there is nothing else, none of training": (
-        ["config.json", "b.bin", "training_args.bin", "x.gguf"],
-        {"config.json", "b.bin"},
-    ),
-    "not the same once more": (
-        ["config.json", "consolidated.safetensors", "model-1-of-1.safetensors"],
-        {"config.json", "model-1-of-1.safetensors"},
-    ),
-    "unless that is all there is": (
-        ["params.json", "consolidated.safetensors"],
-        {"params.json", "consolidated.safetensors"},
-    ),
-}
-
-
-@pytest.mark.parametrize(("there", "brought"), FORMATS.values(), ids=FORMATS)
-def test_one_format_is_brought(there: list[str], brought: set[str]) -> None:
-    assert {file.path for file in chosen([RemoteFile(name, 1) for name in there])} == brought
 
 
 def test_two_pulls_exclude_each_other(box: Box) -> None:

@@ -96,7 +96,7 @@ class Inspection:
                 "kept_in_16_bits": list(quantized.kept),
                 "cache_bits": quantized.cache_bits,
             },
-            "remote_code": sorted(set(served.remote_code(self.source.config).values())),
+            "remote_code": served.remote_code(self.source.config),
             "unread": list(self.unread),
             "refused": list(self.refused),
         }
@@ -133,7 +133,7 @@ def _beside(config: Mapping[str, Any], trusted: bool) -> Iterator[str]:
     code = served.remote_code(config)
     known = str(config.get("model_type") or "") in served.engine()["configs"]
     if code and trusted:
-        yield f"its own code runs on the nodes: {', '.join(sorted(set(code.values())))}"
+        yield f"its own code runs on the nodes: {', '.join(code)}"
     elif code and known:
         yield "it has code of its own, which vLLM does not need and which is not brought"
 

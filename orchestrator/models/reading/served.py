@@ -6,20 +6,23 @@ Known before anything is downloaded or started.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.models import quantization
+from orchestrator.models import quantization, wanted
 from orchestrator.models.reading.facts import facts
 
 #: Files of formats that are no weights for vLLM -> what they are, the most telling first.
 FOREIGN = {
-    "openvino_model.*": "OpenVINO's format",
-    "openvino_*.xml": "OpenVINO's format",
+    "openvino_*": "OpenVINO's format",
+    "*.xml": "OpenVINO's format",
     "*.gguf": "GGUF, llama.cpp's format",
+    "ggml-*.bin": "GGML, llama.cpp's older format",
+    "*vocabulary.*": "CTranslate2's format",
+    "mlc-chat-config.json": "MLC's format",
     "adapter_config.json": "an adapter (LoRA), which needs the model that it was trained on",
     "*.onnx": "ONNX",
     "weights.npz": "MLX's format",
@@ -27,12 +30,16 @@ FOREIGN = {
     "flax_model.msgpack": "Flax's format",
     "model_index.json": "a diffusers pipeline",
     "*.mlmodelc": "Core ML's format",
+    "*.mlpackage": "Core ML's format",
     "*.pte": "ExecuTorch's format",
+    "*.tflite": "LiteRT's format",
+    "*.task": "LiteRT's format",
+    "*.litertlm": "LiteRT's format",
+    "*.engine": "TensorRT's format",
+    "*.nemo": "NeMo's format",
+    "*.llamafile": "llamafile's format",
     "*.pth": "PyTorch's own format without a configuration",
 }
-CTRANSLATE2 = {"model.bin", "vocabulary.json", "vocabulary.txt", "shared_vocabulary.json",
-               "shared_vocabulary.txt", "source_vocabulary.json"}  # fmt: skip
-WEIGHTS = (".safetensors", ".bin", ".pt")
 ALLOW = (
     "read that code, then set serving.args: trust-remote-code: true; 'orchestrate model pull'"
     " brings the code of the pinned revision and keeps its hashes"
@@ -61,10 +68,16 @@ def refused(config: Mapping[str, Any], trusted: bool = False) -> Iterator[str]:
         elif not code:
             yield f"{name}: not among the architectures that vLLM {version} serves"
     kind = str(config.get("model_type") or "")
-    if code and not trusted and kind not in engine()["configs"]:
-        what = ", ".join(sorted(set(code.values())))
+    needed = code if kind not in engine()["configs"] else []
+    if needed and not trusted:
         yield (
-            f"it needs code of its own ({what}), which is never run unasked; to allow it: {ALLOW}"
+            f"it needs code of its own ({', '.join(needed)}), which is never run unasked;"
+            f" to allow it: {ALLOW}"
+        )
+    if trusted and (others := [file for file in code if "--" in file]):
+        yield (
+            f"it names code of another repository ({', '.join(others)}), at no fixed revision; copy"
+            " that code into a repository with the model, and name it in auto_map without 'OWNER/'"
         )
     yield from quantization.refused(quantization.settings(config))
 
@@ -77,14 +90,13 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def remote_code(config: Mapping[str, Any]) -> dict[str, str]:
-    """What config.json wants to run of its repository: class -> file."""
+def remote_code(config: Mapping[str, Any]) -> list[str]:
+    """The files that a configuration wants to run, of its repository or (with its name and two
+    dashes) of another."""
     found = config.get("auto_map")
-    pairs = found.items() if isinstance(found, Mapping) else ()
-    return {
-        str(name): f"{str(value[0] if isinstance(value, list) else value).rsplit('.', 1)[0]}.py"
-        for name, value in pairs
-    }
+    named = found.values() if isinstance(found, Mapping) else ()
+    classes = [one for each in named for one in (each if isinstance(each, list) else [each])]
+    return sorted({f"{one.rpartition('.')[0]}.py" for one in classes if isinstance(one, str)})
 
 
 def unsure(config: Mapping[str, Any]) -> Iterator[str]:
@@ -100,19 +112,17 @@ def unsure(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{named[0]}: vLLM has no class of its own for it, and tries transformers' own"
 
 
-def foreign(names: Sequence[str]) -> str:
+def foreign(names: Collection[str]) -> str:
     """Of which format the files are that vLLM does not read; empty where it may read some."""
-    if len(CTRANSLATE2 & set(names)) >= 2:
-        return "its weights are in CTranslate2's format, which vLLM does not read"
-    beside = ("openvino_", "training_args", "adapter_")
-    if any(name.endswith(WEIGHTS) and not name.startswith(beside) for name in names):
+    if wanted.format_of(names):
         return ""
+    parts = {part for name in names for part in name.split("/")}
     what = next((what for pattern, what in FOREIGN.items()
-                 if any(fnmatch(name, pattern) for name in names)), "")  # fmt: skip
+                 if any(fnmatch(part, pattern) for part in parts)), "")  # fmt: skip
     return f"its weights are in a format that vLLM does not read: {what}" if what else ""
 
 
-def no_weights(names: Sequence[str]) -> str:
+def no_weights(names: Collection[str]) -> str:
     """Why none of the files are weights for vLLM; empty where there are some."""
-    none = not any(name.endswith(WEIGHTS) for name in names)
+    none = wanted.format_of(names) is None
     return foreign(names) or ("it has no weights (*.safetensors or *.bin)" if none else "")

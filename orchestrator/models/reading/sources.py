@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from orchestrator.core import paths
 from orchestrator.core.document import read_json
 from orchestrator.core.errors import BadInput
 from orchestrator.core.files import write_json
-from orchestrator.models import hub_listing
+from orchestrator.models import hub_listing, wanted
+from orchestrator.models.hub_errors import explained
 from orchestrator.models.reading import tensors
 
-CONFIG, NATIVE = "config.json", "params.json"
+CONFIG, NATIVE = wanted.CONFIG, wanted.NATIVE_CONFIG
 #: Where quantization is when it is not in config.json -> its method; ModelOpt's names its own.
 QUANTIZATION = {
     "hf_quant_config.json": "modelopt",
@@ -63,6 +63,13 @@ def of_directory(home: Path) -> ModelFiles:
     return ModelFiles(str(home), "", _config(small, str(home), names), names, found, _total(small))
 
 
+def configuration(home: Path) -> Mapping[str, Any]:
+    """What a directory's small files say of the model; empty where it has no configuration."""
+    names = (CONFIG, NATIVE, *QUANTIZATION)
+    small = {name: _object(home / name) for name in names if (home / name).is_file()}
+    return _config(small, str(home), ()) if CONFIG in small or NATIVE in small else {}
+
+
 def of_hub(repository: str, revision: str) -> ModelFiles:
     """A repository of the hub at a branch, tag or commit: what is small, and headers by ranges.
 
@@ -85,11 +92,11 @@ def of_hub(repository: str, revision: str) -> ModelFiles:
 
 
 def _asked(repository: str, commit: str) -> tuple[tuple[str, ...], dict[str, Any], Header]:
-    files = {file.path for file in hub_listing.listed(repository, commit)}
+    files = {file.path for file in hub_listing.listed(repository, commit).files}
     names = tuple(sorted(name for name in files if "/" not in name))
 
     def read(name: str) -> Any:
-        with hub_listing.explained(repository, commit):
+        with explained(repository, commit):
             return json.loads(hub_listing.content(repository, name, commit))
 
     def tensors_of(name: str) -> Header:
@@ -105,13 +112,13 @@ def _asked(repository: str, commit: str) -> tuple[tuple[str, ...], dict[str, Any
 
 def _weights(names: tuple[str, ...], small: Mapping[str, Any]) -> list[str]:
     """The safetensors files that are the model: by its index, else by their names."""
-    for index in INDEXES[:2]:
-        weights = small.get(index, {}).get("weight_map")
-        if isinstance(weights, Mapping):
-            return sorted(set(map(str, weights.values())))
-    found = [file for file in hub_listing.chosen(hub_listing.RemoteFile(name, 0) for name in names)
-             if fnmatch(file.path, "*.safetensors")]  # fmt: skip
-    return [file.path for file in found]
+    form = wanted.format_of(names)
+    if form is None or form.pickle:
+        return []
+    weights = small.get(form.index, {}).get("weight_map")
+    if isinstance(weights, Mapping):
+        return sorted(set(map(str, weights.values())))
+    return wanted.weights(names, form)
 
 
 def _total(small: Mapping[str, Any]) -> int | None:
