@@ -179,7 +179,7 @@ class Source(_Part):
     """A distribution whose wheel is built from the index's source archive.
 
     ``requires``: the file in the archive with the wheel's requirements; by default they are read
-    from PKG-INFO. ``environment``: variables for the build.
+    from its metadata, if no build can change them. ``environment``: variables for the build.
     """
 
     version: PythonVersion

@@ -158,7 +158,7 @@ def source(directory: Path, files: dict[str, str]) -> Path:
 
 
 SOURCE = {
-    "PKG-INFO": "Metadata-Version: 2.1\nName: made\nVersion: 1.0\nRequires-Dist: for_others\n",
+    "PKG-INFO": "Metadata-Version: 2.2\nName: made\nVersion: 1.0\nRequires-Dist: for_others\n",
     "requirements/ours.txt": "-r all.txt\nkernels==1.0 # fast\n",
     "requirements/all.txt": "basic\n--extra-index-url https://example.org\nbuilds_it\n",
 }
@@ -202,6 +202,16 @@ def test_a_list_that_the_archive_lacks_is_named(box: Box, archive: Archive, link
     made = {"version": "2.0"}
     failed = lock_python(box, archive, "made", sources={"made": made})
     assert "no source archive of made 2.0" in failed.stderr
+
+
+def test_requirements_that_only_a_build_knows_are_asked_for(
+    box: Box, archive: Archive, links: Path
+) -> None:
+    source(links, SOURCE | {"PKG-INFO": "Metadata-Version: 2.1\nName: made\nVersion: 1.0\n"})
+    failed = lock_python(box, archive, "made", sources={"made": {"version": "1.0"}})
+    assert failed.returncode == 2
+    assert "made-1.0.tar.gz: its metadata do not say what its wheel will require" in failed.stderr
+    assert "python.sources.made.requires" in failed.stderr
 
 
 @pytest.fixture
