@@ -84,7 +84,8 @@ def _trusted_url(text: str) -> str:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Address = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S+$")]
-DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+#: As dpkg and apt know it: vendors use "_" too; capitals count as small letters.
+DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+._-]+$")]
 DebVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
 #: A field of a Debian control file, on one line.
 Relation = Annotated[str, Field(pattern=r"^[^\n]*$")]

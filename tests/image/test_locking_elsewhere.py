@@ -76,6 +76,17 @@ def test_what_a_declared_package_needs_has_to_be_there(box: Box, archive: Archiv
     assert "driver : Depends: loader (>= 1.2) but it is not" in failed.stderr
 
 
+def test_a_vendors_names_and_old_operators_are_resolved(box: Box, archive: Archive) -> None:
+    archive.publish("one", "loader 1.2")
+    elsewhere = {
+        "xrt_base": driver(depends="loader (> 1.2), xrt_plugin-npu (>= 2)"),
+        "xrt_plugin-npu": driver(depends="xrt_base (< 2.0-0)"),
+    }
+    box.write("demo", debian=DEBIAN | {"packages": ["xrt_base"], "elsewhere": elsewhere})
+    box.json("lock", "demo")
+    assert set(rows(box, "debs")) == {"xrt_base", "xrt_plugin-npu", "loader"}
+
+
 def test_a_declared_package_that_nothing_needs_is_an_error(box: Box, archive: Archive) -> None:
     archive.publish("one", "hello 1")
     box.write("demo", debian=DEBIAN | {"packages": ["hello"], "elsewhere": {"driver": driver()}})
