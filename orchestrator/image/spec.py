@@ -84,7 +84,8 @@ def _trusted_url(text: str) -> str:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Address = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S+$")]
-DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+#: As dpkg and apt know it: vendors use "_" too; capitals count as small letters.
+DebName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+._-]+$")]
 DebVersion = Annotated[str, Field(pattern=r"^[A-Za-z0-9.+~:-]+$")]
 #: A field of a Debian control file, on one line.
 Relation = Annotated[str, Field(pattern=r"^[^\n]*$")]
@@ -179,7 +180,7 @@ class Source(_Part):
     """A distribution whose wheel is built from the index's source archive.
 
     ``requires``: the file in the archive with the wheel's requirements; by default they are read
-    from PKG-INFO. ``environment``: variables for the build.
+    from its metadata, if no build can change them. ``environment``: variables for the build.
     """
 
     version: PythonVersion

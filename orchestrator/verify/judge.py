@@ -179,11 +179,14 @@ def ray_accelerators(profile: Profile, facts: RayFacts) -> Verdict:
 
 
 def ray_status(profile: Profile, text: str) -> Verdict:
-    """Judge what ``ray status`` prints: under "Active:", lines of a number and a node's id."""
-    active = re.search(r"^Active:\n((?: .*\n)*)", text, re.MULTILINE)
-    count = sum(int(n) for n in re.findall(r"^ +(\d+) ", active[1], re.MULTILINE)) if active else 0
+    """Judge what ``ray status`` prints: sections of nodes that live, a count and a name a line.
+
+    "Healthy" is an old word for "Active", and nodes without work are "Idle" in newer ones.
+    """
+    parts = re.findall(r"^(?:Active|Healthy|Idle):\n((?: .*\n?)*)", text, re.MULTILINE)
+    count = sum(int(n) for part in parts for n in re.findall(r"^ +(\d+) ", part, re.MULTILINE))
     wanted = f"{len(profile.nodes)} active nodes"
-    if not active:
+    if not parts:
         return Verdict(False, wanted, text.strip()[:200] or "no output")
     return same(wanted, f"{count} active nodes")
 

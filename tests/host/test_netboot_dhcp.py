@@ -332,6 +332,20 @@ def test_an_unknown_machine_gets_no_address_and_is_written_down(tmp_path: Path) 
         assert f"{STRANGER} no address available" in client.log.read_text()
 
 
+def test_a_proxy_offers_nothing_to_an_unknown_machine(tmp_path: Path) -> None:
+    """So that it goes on to its disk; its address is in the log."""
+    kinds = [(kind, ipxe) for kind in (BIOS, UEFI, UEFI_OLD) for ipxe in (False, True)]
+    with served(tmp_path, dhcp="proxy") as client:
+        for kind, ipxe in kinds:
+            for at in (EVERYBODY, BOOT_SERVER):
+                assert client.boots(STRANGER, kind, ipxe=ipxe, at=at) is None
+        deadline = time.monotonic() + 30
+        # Each request came: that none was answered is no accident.
+        while client.log.read_text().count(f"{STRANGER} proxy-ignored") < 2 * len(kinds):
+            assert time.monotonic() < deadline, client.log.read_text()
+            time.sleep(0.1)
+
+
 def test_a_proxy_adds_to_another_servers_answer_and_gives_no_address(tmp_path: Path) -> None:
     with served(tmp_path, {"compute1": "snponly.efi"}, dhcp="proxy") as client:
         assert client.ask(NODE) is None  # an ordinary client is the other server's

@@ -76,6 +76,17 @@ def test_what_a_declared_package_needs_has_to_be_there(box: Box, archive: Archiv
     assert "driver : Depends: loader (>= 1.2) but it is not" in failed.stderr
 
 
+def test_a_vendors_names_and_old_operators_are_resolved(box: Box, archive: Archive) -> None:
+    archive.publish("one", "loader 1.2")
+    elsewhere = {
+        "xrt_base": driver(depends="loader (> 1.2), xrt_plugin-npu (>= 2)"),
+        "xrt_plugin-npu": driver(depends="xrt_base (< 2.0-0)"),
+    }
+    box.write("demo", debian=DEBIAN | {"packages": ["xrt_base"], "elsewhere": elsewhere})
+    box.json("lock", "demo")
+    assert set(rows(box, "debs")) == {"xrt_base", "xrt_plugin-npu", "loader"}
+
+
 def test_a_declared_package_that_nothing_needs_is_an_error(box: Box, archive: Archive) -> None:
     archive.publish("one", "hello 1")
     box.write("demo", debian=DEBIAN | {"packages": ["hello"], "elsewhere": {"driver": driver()}})
@@ -158,7 +169,7 @@ def source(directory: Path, files: dict[str, str]) -> Path:
 
 
 SOURCE = {
-    "PKG-INFO": "Metadata-Version: 2.1\nName: made\nVersion: 1.0\nRequires-Dist: for_others\n",
+    "PKG-INFO": "Metadata-Version: 2.2\nName: made\nVersion: 1.0\nRequires-Dist: for_others\n",
     "requirements/ours.txt": "-r all.txt\nkernels==1.0 # fast\n",
     "requirements/all.txt": "basic\n--extra-index-url https://example.org\nbuilds_it\n",
 }
@@ -202,6 +213,16 @@ def test_a_list_that_the_archive_lacks_is_named(box: Box, archive: Archive, link
     made = {"version": "2.0"}
     failed = lock_python(box, archive, "made", sources={"made": made})
     assert "no source archive of made 2.0" in failed.stderr
+
+
+def test_requirements_that_only_a_build_knows_are_asked_for(
+    box: Box, archive: Archive, links: Path
+) -> None:
+    source(links, SOURCE | {"PKG-INFO": "Metadata-Version: 2.1\nName: made\nVersion: 1.0\n"})
+    failed = lock_python(box, archive, "made", sources={"made": {"version": "1.0"}})
+    assert failed.returncode == 2
+    assert "made-1.0.tar.gz: its metadata do not say what its wheel will require" in failed.stderr
+    assert "python.sources.made.requires" in failed.stderr
 
 
 @pytest.fixture

@@ -57,6 +57,46 @@ def test_versions_have_debians_order(version: str, relation: str, met: bool) -> 
     assert (found == []) == met
 
 
+@pytest.mark.parametrize(
+    ("relation", "version", "met"),
+    [
+        ("< 2", "2", True),  # of old packages: or equal
+        ("< 2", "2.1", False),
+        ("> 2", "2", True),
+        ("> 2", "1.9", False),
+    ],
+)
+def test_old_operators_mean_or_equal(relation: str, version: str, met: bool) -> None:
+    found = of_debian(package("a", f"b ({relation})"), package("b", version=version))
+    assert (found == []) == met
+
+
+@pytest.mark.parametrize("name", ["xrt_plugin-amdxdna", "Big_Name", "x__y", "lib+_.z", "a_"])
+def test_names_that_only_dpkg_takes_are_read(name: str) -> None:
+    needs = package("a", f"{name} (>= 2.18), {name}:any [amd64],")
+    assert of_debian(needs, package(name, version="2.19.0")) == []
+    assert of_debian(needs, package("c", provides=f"{name} (= 2.18)")) == []
+    assert of_debian(needs, package(name.lower(), version="2.19.0")) == []
+    assert of_debian(needs, package(name, version="2.17")) == [
+        ("a", f"{name} (>= 2.18)", f"the lock has {name} 2.17")
+    ]
+    assert of_debian(package("a", f"{name} | b")) == [("a", f"{name} | b", "not in the lock")]
+    assert of_debian(package("a", name), **{name: "a reason"}) == []
+    assert dependencies.normalized(f"{name}(>=2)") == [f"{name} (>= 2)"]
+
+
+@pytest.mark.parametrize("wrong", ["b (== 1)", "b (~ 1)", "b (>= 1_0)", "b c", "_b", "b (>= 1"])
+def test_a_relation_that_cannot_be_read_is_named(wrong: str) -> None:
+    found = of_debian(package("a", f"c, {wrong}"), package("b"), package("c"), package("_b"))
+    assert found == [("a", wrong, "not a relation that dpkg reads")]
+
+
+def test_a_version_that_is_none_breaks_nothing() -> None:
+    there = package("b", version="1_0")
+    assert of_debian(package("a", "b"), there) == []
+    assert len(of_debian(package("a", "b (>= 1)"), there)) == 1
+
+
 def test_one_alternative_is_enough() -> None:
     assert of_debian(package("a", "b | c"), package("c")) == []
     assert of_debian(package("a", "b (>= 1) | c")) == [("a", "b (>= 1) | c", "not in the lock")]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from plumbum import local
 
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.image import lockfile, spec, tags
@@ -125,9 +129,54 @@ def test_control_paragraphs_are_read_without_folded_lines() -> None:
     ]
 
 
-def test_the_environment_wins_in_pips_settings() -> None:
-    said = "global.find-links='/a /b'\n:env:.find-links='/c'\ninstall.index-url='u'\n"
-    assert index.parse_config(said) == {"find-links": "/c", "index-url": "u"}
+A, B, C = "https://a.example/simple", "https://b.example/simple", "https://c.example/simple"
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "indexes"),
+    [
+        (f"[global]\nno-index = false\nindex-url = {A}\n", {}, (A,)),
+        (f"[global]\nno-index = true\nindex-url = {A}\n", {}, ()),
+        (f"[global]\nno-index = yes\nindex-url = {A}\n", {"PIP_NO_INDEX": "0"}, (A,)),
+        (f"[global]\nindex-url = {A}\n[install]\nindex-url = {B}\n", {}, (B,)),
+        (f"[global]\nindex-url = {A}\n[install]\nindex-url = {B}\n", {"PIP_INDEX_URL": C}, (C,)),
+        (f"[global]\nindex-url = {A}\n[download]\nindex-url = {B}\n", {}, (A,)),
+        (f"[global]\nindex-url = {A}\nextra-index-url =\n  {B}\n  {C}\n", {}, (A, B, C)),
+        (f"[global]\nindex_url = {A}\n", {"PIP_EXTRA_INDEX_URL": f"{B} {C}"}, (A, B, C)),
+        ("[global]\nindex-url = https://u:p'q@a.example/\n", {}, ("https://u:p'q@a.example/",)),
+    ],
+)
+def test_pips_settings_are_what_pip_reads(
+    text: str,
+    variables: dict[str, str],
+    indexes: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    assert settings_of(text, tmp_path, variables).index_urls == indexes
+
+
+def test_directories_of_pips_settings(tmp_path: Path) -> None:
+    links = tmp_path / "wheels"
+    links.mkdir()
+    text = f"[global]\nno-index = 1\nfind-links =\n  {links}\n  {A}\n"
+    assert settings_of(text, tmp_path, {}) == index.Settings((), (str(links), A))
+
+
+def test_a_setting_that_pip_refuses_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="perhaps is not a valid value for no-index"):
+        settings_of("[global]\nno-index = perhaps\n", tmp_path, {})
+
+
+def settings_of(text: str, home: Path, variables: Mapping[str, str]) -> index.Settings:
+    """With this file and these variables; an empty value is none, and hides this machine's."""
+    file, parser = home / "pip.conf", ConfigParser(interpolation=None)
+    parser.read_string(text)
+    for key in ("extra-index-url", "find-links"):
+        parser["global"].setdefault(key, "")
+    with file.open("w") as stream:
+        parser.write(stream)
+    with local.env(PIP_CONFIG_FILE=str(file), PIP_FIND_LINKS="", **variables):
+        return index.settings.__wrapped__()
 
 
 def test_platforms_begin_with_the_newest_library() -> None:
@@ -246,6 +295,68 @@ def test_a_requirements_file_is_read_as_pip_reads_it() -> None:
     }
     lines = list(sdist._lines(files.__getitem__, "requirements/xpu.txt"))
     assert lines == ["a ==1; python_version > '3'", "b >= 2"]
+
+
+NEW, OLD = "Metadata-Version: 2.4\nName: x\nVersion: 1\n", "Metadata-Version: 2.1\nName: x\n"
+HERE = '[project]\nname = "x"\ndependencies = ["b>=2", "c; python_version < \'4\'"]\n'
+
+
+@pytest.mark.parametrize(
+    ("metadata", "project", "requires"),
+    [
+        (NEW, None, []),
+        (
+            NEW + "Requires-Dist: a\nRequires-Dist: b; extra == 'c'\n",
+            None,
+            ["a", "b; extra == 'c'"],
+        ),
+        (NEW + "Dynamic: License\nRequires-Dist: a\n", HERE, ["a"]),
+        (NEW + "Dynamic: requires-dist\n", HERE, ["b>=2", 'c; python_version < "4"']),
+        (OLD, HERE, ["b>=2", 'c; python_version < "4"']),
+        (OLD, "[project]\nname = 'x'\n", []),
+        (
+            OLD,
+            "[project]\noptional-dependencies = { Fast_Path = ['d', 'e; os_name == \"nt\"'] }\n",
+            ['d; extra == "fast-path"', 'e; os_name == "nt" and extra == "fast-path"'],
+        ),
+    ],
+)
+def test_a_source_archive_says_what_its_wheel_requires(
+    metadata: str, project: str | None, requires: list[str], tmp_path: Path
+) -> None:
+    assert sdist.requirements(archived(tmp_path, metadata, project), None) == requires
+
+
+@pytest.mark.parametrize(
+    ("metadata", "project"),
+    [
+        (NEW + "Dynamic: Requires-Dist\nRequires-Dist: a\n", None),
+        (OLD + "Requires-Dist: a\n", None),  # of its publisher's own build
+        (OLD, "[build-system]\nrequires = ['setuptools']\n"),
+        (OLD, "[project]\nname = 'x'\ndynamic = ['dependencies']\n"),
+        (NEW + "Dynamic: Requires-Dist\n", "[project]\ndynamic = ['optional-dependencies']\n"),
+        ("", None),
+        (OLD, "this is no TOML"),
+    ],
+)
+def test_what_only_a_build_decides_is_not_taken_for_nothing(
+    metadata: str, project: str | None, tmp_path: Path
+) -> None:
+    archive = archived(tmp_path, metadata, project)
+    with pytest.raises(sdist.DecidedByBuild, match="only a build does"):
+        sdist.requirements(archive, None)
+    assert sdist.requirements(archive, "own.txt") == ["z"]
+
+
+def archived(directory: Path, metadata: str, project: str | None) -> Path:
+    """A source archive."""
+    path = directory / "x-1.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x-1/PKG-INFO", metadata)
+        archive.writestr("x-1/own.txt", "z\n")
+        if project is not None:
+            archive.writestr("x-1/pyproject.toml", project)
+    return path
 
 
 def test_pip_names_the_kept_versions_that_block() -> None:

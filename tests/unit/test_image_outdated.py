@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from orchestrator.core.download import Unavailable
+from orchestrator.core.errors import UserError
 from orchestrator.image.build import fetch
 from orchestrator.image.build.sources import Sources
+from orchestrator.image.lock import mirrors as places
 from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lock.outdated import Newer, Outdated, newer
 from orchestrator.image.lockfile import Deb
@@ -113,3 +119,49 @@ def test_debians_history_is_asked_only_for_what_every_mirror_says_is_gone(
     assert len(tried) == 2 + asked
     unlisted = Sources(mirrors=sources.mirrors)
     assert len(list(fetch.places(package, unlisted, [Unavailable("", status=404)]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("https://a/debian\n", "https://a/debian"),
+        ("# a comment\n\nhttp://a/debian/\nhttp://b/debian/\n", "http://a/debian"),
+        ("http://a/d\tpriority:9\nhttp://b/d\tpriority:10\n", "http://a/d"),
+        ("http://a/d\nhttp://b/d\tpriority:1 arch:amd64\n", "http://b/d"),  # without one: last
+        ("http://a/d\tarch:i386\nhttp://b/d\tarch:arm64 arch:amd64\n", "http://b/d"),
+        ("http://a/d\ttype:index\nhttp://b/d\tcomponent:main\nfile:/srv/d\n", "file:/srv/d"),
+        ("tor+http://a/d\nftp://b/d\n", None),
+        ("", None),
+    ],
+)
+def test_a_list_of_mirrors_gives_the_one_that_apt_tries_first(text: str, first: str | None) -> None:
+    assert places.first_in(text) == first
+
+
+def test_lists_of_mirrors_are_read_where_apt_reads_them(tmp_path: Path) -> None:
+    lists = tmp_path / "mirrors"
+    lists.mkdir()
+    (lists / "debian.list").write_text("https://a/debian\n")
+    (lists / "tor").write_text("tor+http://a/debian\n")
+    # As apt-get indextargets prints it.
+    assert places.first_of([f"mirror+file:{lists}/debian.list/"]) == "https://a/debian"
+    assert places.first_of([f"mirror+file:{lists}/tor/", "http://b/debian/"]) == "http://b/debian"
+    assert places.first_of(["cdrom://Debian/", "tor+https://a/debian/"]) is None
+    with pytest.raises(UserError, match=rf"file:{lists}/gone: .* cannot be read") as caught:
+        places.first_of([f"mirror+file:{lists}/gone/"])
+    assert "--mirror" in caught.value.hint
+
+
+def test_a_list_of_mirrors_comes_over_http(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("http://a/debian/\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        at = f"127.0.0.1:{server.server_port}"
+        try:
+            assert places.first_of([f"mirror+http://{at}/list/"]) == "http://a/debian"
+            assert places.first_of([f"mirror://{at}/list/"]) == "http://a/debian"
+            with pytest.raises(UserError, match="404"):
+                places.first_of([f"mirror+http://{at}/none/"])
+        finally:
+            server.shutdown()

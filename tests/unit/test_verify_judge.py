@@ -148,6 +148,37 @@ def test_ray_counts_an_accelerator_too_many() -> None:
     assert verdict.seen == "control 1, compute0 1, compute1 1"
 
 
+NOBODY = "Pending:\n (no pending nodes)\nRecent failures:\n (no failures)\n"
+
+
+@pytest.mark.parametrize(
+    "living",
+    [
+        "Active:\n (no active nodes)\nIdle:\n 1 headgroup\n 2 workergroup\n",
+        "Active:\n 2 workergroup\nIdle:\n 1 headgroup\n",
+        "Active:\n 3 node_a\nIdle:\n (no idle nodes)\n",
+        "Healthy:\n 1 ray.head.default\n 2 ray.worker.default\n",
+    ],
+)
+def test_ray_status_in_other_words(living: str) -> None:
+    head = "======== Autoscaler status: 2026-01-01 00:00:00 ========\nNode status\n-----\n"
+    assert judge.ray_status(PROFILE, head + living + NOBODY).ok
+    assert judge.ray_status(PROFILE, head + living.strip()).ok
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        "Pending:\n workergroup, 1 launching\n 10.0.0.9: workergroup, setting-up\n",
+        "Pending:\n 1 workergroup\nRecent failures:\n 1 workergroup: NodeTerminated\n",
+    ],
+)
+def test_what_does_not_live_is_not_counted(others: str) -> None:
+    text = f"Active:\n 1 workergroup\nIdle:\n 1 headgroup\n{others}"
+    verdict = judge.ray_status(PROFILE, text)
+    assert (verdict.ok, verdict.seen) == (False, "2 active nodes")
+
+
 @pytest.mark.parametrize(
     ("text", "seen"),
     [

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 #: The name of the dependent of the packages that image.yml lists.
 ROOTS = "image.yml"
 MISSING = "not in the lock"
+UNREADABLE = "not a relation that dpkg reads"
+
+#: A package's name as dpkg takes it: with "_" too, which Debian's policy forbids and vendors use.
+DEB_NAME = r"[A-Za-z0-9][A-Za-z0-9+._-]*"
+#: python-debian leaves a relation with "_" unread, so this stands for it meanwhile.
+_UNDERSCORE = "+-5f-+"
+#: Operators of old packages, which dpkg and apt read so.
+_OLD_OPERATORS = {"<": "<=", ">": ">="}
 
 #: Architectures in a relation that include this one.
 ARCHITECTURES = ("amd64", "any", "linux-any", "any-amd64", "linux-amd64")
@@ -65,7 +73,32 @@ class Distribution:
 
 def relations(text: str) -> list[list[Relation]]:
     """Parse a field such as Depends: a list of dependencies, each a list of alternatives."""
-    return PkgRelation.parse_relations(text) if text.strip() else []
+    text = text.strip().strip(",").replace("_", _UNDERSCORE)
+    groups = PkgRelation.parse_relations(text) if text else []
+    return [[_as_dpkg_reads(relation) for relation in group] for group in groups]
+
+
+def _as_dpkg_reads(relation: Relation) -> Relation:
+    relation["name"] = relation["name"].replace(_UNDERSCORE, "_")
+    if relation["version"]:
+        operator, version = relation["version"]
+        version = version.replace(_UNDERSCORE, "_")
+        relation["version"] = (_OLD_OPERATORS.get(operator, operator), version)
+    return relation
+
+
+def _is_readable(relation: Relation) -> bool:
+    operator, version = relation["version"] or ("=", "1")
+    named = re.fullmatch(DEB_NAME, relation["name"]) is not None
+    return named and operator in COMPARE and _version(version) is not None
+
+
+def _version(text: str) -> DebianVersion | None:
+    """None for what is no version."""
+    try:
+        return DebianVersion(text)
+    except ValueError:
+        return None
 
 
 def normalized(text: str) -> list[str]:
@@ -87,7 +120,9 @@ def debian(
     for who, groups in asked:
         for group in groups:
             here = [relation for relation in group if _is_for_us(relation)]
-            if here and not any(_met(relation, offers) for relation in here):
+            if not all(map(_is_readable, here)):
+                found.append(Finding(who, PkgRelation.str([here]), UNREADABLE))
+            elif here and not any(_met(relation, offers) for relation in here):
                 names = [relation["name"] for relation in here]
                 lacking = Finding(who, PkgRelation.str([here]), _instead(names, offers))
                 exception = next((allowed[name] for name in names if name in allowed), None)
@@ -108,14 +143,17 @@ def _root(text: str) -> Relation:
 
 
 def _offers(packages: Iterable[Package]) -> dict[str, list[DebianVersion | None]]:
-    """The versions of each package name; None: a name that is provided without a version."""
+    """The versions of each package name; None: a name that is provided without a version.
+
+    To dpkg, capitals in a name are small letters.
+    """
     offers: dict[str, list[DebianVersion | None]] = defaultdict(list)
     for package in packages:
-        offers[package.name].append(DebianVersion(package.version))
+        offers[package.name.lower()].append(_version(package.version))
         for group in relations(package.provides):
             for relation in group:
                 version = relation["version"]
-                offers[relation["name"]].append(DebianVersion(version[1]) if version else None)
+                offers[relation["name"].lower()].append(_version(version[1]) if version else None)
     return offers
 
 
@@ -131,7 +169,7 @@ def _is_for_us(relation: Relation) -> bool:
 def _met(relation: Relation, offers: Mapping[str, Sequence[DebianVersion | None]]) -> bool:
     if relation["archqual"] not in QUALIFIERS:
         return False
-    have = offers.get(relation["name"], ())
+    have = offers.get(relation["name"].lower(), ())
     if relation["version"] is None:
         return bool(have)
     operator, version = relation["version"]
@@ -144,7 +182,7 @@ def _instead(names: Iterable[str], offers: Mapping[str, Sequence[object]]) -> st
     found = [
         f"{name} {each}" if each else f"{name} without a version"
         for name in names
-        for each in offers.get(name, ())
+        for each in offers.get(name.lower(), ())
     ]
     return f"the lock has {', '.join(found)}" if found else MISSING
 

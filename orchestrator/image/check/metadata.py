@@ -63,6 +63,11 @@ def of_source(source: LockedSource, requires: str | None, path: Path) -> Distrib
     """The metadata of the wheel of a source archive. Raises UserError if it cannot be read."""
     try:
         lines = sdist.requirements(path, requires)
+    except sdist.DecidedByBuild as error:
+        raise UserError(
+            f"{source.file}: {error}",
+            f"In image.yml: python.sources.{source.name}.requires; then lock again.",
+        ) from None
     except (KeyError, InvalidRequirement, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"{source.file}: its requirements cannot be read: {error}") from None
     return Distribution(source.name, source.version, tuple(lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +10,24 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import parse_sdist_filename, parse_wheel_filename
 
-from orchestrator.core.run import run
+from orchestrator.core.errors import UserError
+from orchestrator.core.run import CommandFailed, run
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
+
+
+#: Prints the places that 'pip install' takes files from. In a process of its own: pip ends it for a
+#: setting that it does not take.
+ASK = """
+import json
+from pip._internal.commands import create_command
+from pip._internal.index.collector import LinkCollector
+from pip._internal.network.session import PipSession
+options, _ = create_command("install").parse_args([])
+scope = LinkCollector.create(PipSession(), options).search_scope
+print(json.dumps({"index_urls": scope.index_urls, "find_links": scope.find_links}))
+"""
 
 
 @dataclass(frozen=True)
@@ -26,28 +40,19 @@ class Settings:
 
 @cache
 def settings() -> Settings:
-    """Ask pip: 'pip config list' merges its files; its environment variables win."""
-    listed = run([sys.executable, "-m", "pip", "config", "list"], what="reading pip's settings").out
-    values = parse_config(listed)
-    if "no-index" in values:
-        index: list[str] = []
-    else:
-        index = values.get("index-url", "").split() or [_default_index()]
-        index += values.get("extra-index-url", "").split()
-    return Settings(tuple(index), tuple(values.get("find-links", "").split()))
+    """Ask pip itself: what its files, sections and variables mean, only pip knows.
 
-
-def parse_config(text: str) -> dict[str, str]:
-    """Keys and values of 'pip config list'; later sections win: global, install, environment."""
-    rank = {"global": 0, "install": 1, ":env:": 2}
-    found = re.findall(r"^(global|install|:env:)\.([\w-]+)='(.*)'$", text, re.MULTILINE)
-    return {key: value for _, key, value in sorted(found, key=lambda row: rank[row[0]])}
-
-
-def _default_index() -> str:
-    from pip._internal.models.index import PyPI
-
-    return PyPI.simple_url
+    Raises UserError with pip's own words for a setting that it does not take.
+    """
+    try:
+        told = run([sys.executable, "-c", ASK], what="reading pip's settings").out
+    except CommandFailed as error:
+        said = error.result.err.strip().splitlines()[-1:] or ["no output"]
+        raise UserError(
+            f"pip does not take its own settings: {said[0]}", "Look at: pip config debug"
+        ) from None
+    found = json.loads(told)
+    return Settings(tuple(found["index_urls"]), tuple(found["find_links"]))
 
 
 def finder() -> PackageFinder:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import posixpath
 import re
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from pathlib import Path
 
+from packaging.markers import Marker
+from packaging.metadata import parse_email
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput
@@ -20,11 +23,20 @@ from orchestrator.image import lockfile, store
 from orchestrator.image.lock import index
 from orchestrator.image.spec import Source
 
-#: The file of every source archive that says what the distribution is.
-METADATA = "PKG-INFO"
+#: The file of every source archive that says what the distribution is, and what it is made from.
+METADATA, PROJECT = "PKG-INFO", "pyproject.toml"
+#: From this version on METADATA says which of its fields a build may still change (PEP 643).
+SAYS_WHAT_IS_DYNAMIC = Version("2.2")
 
 #: Gives the text of a file by its path below the archive's directory.
 Reader = Callable[[str], str]
+
+
+class DecidedByBuild(Exception):
+    """Only a build says what the wheel of a source archive will require."""
+
+    def __str__(self) -> str:
+        return "its metadata do not say what its wheel will require; only a build does"
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,8 @@ class Archive:
 def bring(image: str, name: str, source: Source) -> Archive:
     """Find the archive of ``source`` on the index, download it, read its requirements.
 
-    Raises BadInput where the index has none or it lacks the file that ``requires`` names,
-    UserError where it cannot be downloaded.
+    Raises BadInput where the index has none, it lacks the file that ``requires`` names, or names
+    none and only a build knows the requirements; UserError where it cannot be downloaded.
     """
     where = f"images/{image}/image.yml: python.sources.{name}"
     found = index.source_of(name, source.version, index.finder())
@@ -63,6 +75,11 @@ def bring(image: str, name: str, source: Source) -> Archive:
         raise BadInput(f"{where}.requires: {found.file} has no file {error.args[0]!r}") from None
     except InvalidRequirement as error:
         raise BadInput(f"{where}.requires: {found.file}: {error}") from None
+    except DecidedByBuild as error:
+        raise BadInput(
+            f"{where}: {found.file}: {error}",
+            f"Name the file of the archive that lists them: python.sources.{name}.requires",
+        ) from None
 
 
 def _download(found: index.IndexArchive) -> Path:
@@ -89,12 +106,38 @@ def requirements(path: Path, file: str | None) -> list[str]:
     without ``file``, those of the archive's own metadata.
 
     Raises KeyError with the name of a file that the archive lacks, InvalidRequirement for a line
-    that is none.
+    that is none, DecidedByBuild where nothing in the archive says them for sure.
     """
     read = _reader(path)
     if file is None:
-        return HeaderParser().parsestr(read(METADATA)).get_all("Requires-Dist", [])
+        return _static(read)
     return [str(Requirement(line)) for line in _lines(read, file)]
+
+
+def _static(read: Reader) -> list[str]:
+    """The requirements that no build can change: by PEP 643, else by PEP 621."""
+    metadata, _ = parse_email(read(METADATA))
+    dynamic = {field.lower() for field in metadata.get("dynamic", ())}
+    says = Version(metadata.get("metadata_version", "1.0")) >= SAYS_WHAT_IS_DYNAMIC
+    if says and "requires-dist" not in dynamic:
+        return metadata.get("requires_dist", [])
+    try:
+        project = tomllib.loads(read(PROJECT))["project"]
+    except (KeyError, tomllib.TOMLDecodeError):
+        raise DecidedByBuild from None
+    if {"dependencies", "optional-dependencies"} & {*project.get("dynamic", ())}:
+        raise DecidedByBuild
+    found = [str(Requirement(line)) for line in project.get("dependencies", ())]
+    for extra, lines in project.get("optional-dependencies", {}).items():
+        found += [_of_extra(Requirement(line), extra) for line in lines]
+    return found
+
+
+def _of_extra(requirement: Requirement, extra: str) -> str:
+    """A requirement as Requires-Dist has it, for those only who ask for the extra."""
+    marker = f"({requirement.marker}) and " if requirement.marker else ""
+    requirement.marker = Marker(f"{marker}extra == '{canonicalize_name(extra)}'")
+    return str(requirement)
 
 
 def _reader(path: Path) -> Reader:
@@ -115,7 +158,7 @@ def _read(tarred: tarfile.TarFile, name: str) -> bytes:
 
 def _texts(names: Iterable[str]) -> list[str]:
     """Of an archive's members those that can list requirements."""
-    return [name for name in names if name.endswith((METADATA, ".txt", ".in"))]
+    return [name for name in names if name.endswith((METADATA, PROJECT, ".txt", ".in"))]
 
 
 def _members(contents: dict[str, bytes]) -> Reader:

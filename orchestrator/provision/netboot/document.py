@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
     from orchestrator.provision.netboot.images import Image, ImageChoice
 
-#: Placeholders in a script for the boot's nonce and for an unknown machine's hardware address.
-NONCE, MAC = "@boot@", "@mac@"
+#: Placeholder in a script for the boot's nonce; "@mac@" is an unknown machine's hardware address.
+NONCE = "@boot@"
 
 
 def document(profile: Profile, choice: ImageChoice, user_ca_public: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def document(profile: Profile, choice: ImageChoice, user_ca_public: str) -> dict
             profile.boot_link(node).mac: _node(profile, node, choice.current, user_ca_public)
             for node in profile.compute_nodes
         },
-        "unknown": {boot_parameters.IPXE: render("unknown.ipxe", again=_script(profile, MAC))},
+        "unknown": {boot_parameters.IPXE: render("unknown.ipxe")},
     }
 
 

@@ -62,6 +62,8 @@ _TFTP = re.compile(rf"sent \S*/(\S+) to {_ADDRESS}")
 _TFTP_MISSING = re.compile(rf"file \S*/(\S+) not found for {_ADDRESS}")
 #: How dnsmasq's messages begin for a machine that gets no address.
 _NO_PLACE = ("no address available", "ignored", "no address range available")
+#: What it says of one that a proxy offers nothing to.
+_IGNORED = "proxy-ignored"
 #: Matches the messages of dnsmasq that are read here.
 DNSMASQ_WORDS = r"available DHCP subnet|class: |DHCP[A-Z]+\(|PXE\(|sent /|file /"
 #: Files that shim and GRUB request but do not need.
@@ -78,7 +80,9 @@ def from_dnsmasq(lines: Iterable[tuple[float, str]]) -> Iterable[BootEvent]:
             sender = _sender(sender, *found.groups())
         elif found := _DHCP.match(message):
             yield _dhcp(time, sender, *found.groups())
-        elif found := _PXE.match(message):
+        elif (found := _PXE.match(message)) and found[3] == _IGNORED:
+            yield BootEvent(time, UNKNOWN, FAILED, mac=found[2], text=found[3])
+        elif found:
             text = f"PXE {found[3]}"
             yield BootEvent(time, "dhcp", mac=found[2], text=text, sender=sender)
         elif found := _TFTP.match(message):
