@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from orchestrator.cluster.cluster import Cluster
 from orchestrator.node.paths import PYTHON
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Cluster
-    from orchestrator.profile import Profile
+from orchestrator.profile import Profile
 
 #: Seconds to fetch the metrics.
 TIMEOUT = 30.0
