@@ -22,7 +22,6 @@ LINE = re.compile(rf"^{PREFIX}(\w+)(?:{{[^}}]*}})? (\S+)$", re.MULTILINE)
 
 
 def url(profile: Profile) -> str:
-    """The URL of vLLM's metrics."""
     return f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
 
 

@@ -208,7 +208,6 @@ REPEATED = Rule("same answer again", _SERVER_LOOK)
 
 
 def answer_rule(answer: Answer) -> Rule:
-    """Each known answer is a check of its own."""
     return Rule(f"answer: {answer.question}", _SERVER_LOOK)
 
 

@@ -31,7 +31,6 @@ class Parallelism:
 
     @property
     def one(self) -> bool:
-        """Whether the model is on a single accelerator."""
         return self.ranks == 1
 
     def __str__(self) -> str:
