@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
+from orchestrator.cluster.cluster import Cluster
 from orchestrator.node.paths import PYTHON
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Cluster
-    from orchestrator.profile import Profile
+from orchestrator.profile import Profile
 
 #: Seconds to fetch the metrics.
 TIMEOUT = 30.0
@@ -19,11 +16,12 @@ FETCH = (
     " print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode())"
 )
 PREFIX = "vllm:"
+#: vLLM's gauges of running and of waiting requests.
+IN_WORK = ("num_requests_running", "num_requests_waiting")
 LINE = re.compile(rf"^{PREFIX}(\w+)(?:{{[^}}]*}})? (\S+)$", re.MULTILINE)
 
 
 def url(profile: Profile) -> str:
-    """The URL of vLLM's metrics."""
     return f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
 
 
@@ -44,3 +42,9 @@ def values(text: str) -> dict[str, float]:
         if not name.endswith("_bucket"):
             found[name] = found.get(name, 0.0) + float(value)
     return found
+
+
+def in_work(text: str) -> float | None:
+    """The requests that the model works on, or that wait; None where the metrics do not say."""
+    found = values(text)
+    return sum(found[name] for name in IN_WORK) if found.keys() >= set(IN_WORK) else None

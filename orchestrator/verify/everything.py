@@ -8,23 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import httpx
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.slots import JOBS, Slots
 from orchestrator.core.waiting import as_long_as
+from orchestrator.models.catalog import Answer
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection, everything
+from orchestrator.profile import Node, Profile
 from orchestrator.verify import gather, hardware, judge
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.report import Check, Report
-
-if TYPE_CHECKING:
-    from orchestrator.models.catalog import Answer
-    from orchestrator.profile import Node, Profile
 
 #: What a model without known answers is asked again and again.
 ANY_QUESTION = "What is the capital of France?"

@@ -8,23 +8,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
+from orchestrator.models.catalog import Answer
+from orchestrator.models.serving import Layout
 from orchestrator.node.paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.existing import Attached
 from orchestrator.profile.hardware import Hardware
 from orchestrator.provision.identity import HOST_KEY
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
-
-if TYPE_CHECKING:
-    from orchestrator.models.catalog import Answer
-    from orchestrator.models.serving import Layout
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.existing import Attached
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"
@@ -124,14 +122,12 @@ def ray(context: VerifyContext, profile: Profile) -> RayFacts:
 
 
 def ray_status(context: VerifyContext, profile: Profile) -> str:
-    """What ``ray status`` prints on the control node."""
     head = f"{profile.ray_address(profile.control)}:{profile.ray.port}"
     argv = _in_ray_environment([f"{VENV}/bin/ray", "status", "--address", head])
     return _output(context, profile.control, argv, None, RAY_TIMEOUT)
 
 
 def models(client: httpx.Client) -> list[str]:
-    """The names of the models that the endpoint serves."""
     document = _json(client.get("/v1/models", timeout=ANSWER_TIMEOUT))
     return [str(model["id"]) for model in document["data"]]
 
@@ -191,5 +187,4 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _source(probe: str) -> str:
-    """The text of a program that runs on a node."""
     return Path(__file__).with_name(f"{probe}.py").read_text(encoding="utf-8")

@@ -10,16 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from orchestrator.models.catalog import Answer
+from orchestrator.models.serving import Layout
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.existing import Attached
 from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
 from orchestrator.verify.report import Check, Severity
-
-if TYPE_CHECKING:
-    from orchestrator.models.catalog import Answer
-    from orchestrator.models.serving import Layout
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.existing import Attached
 
 #: The name that a compute node's own loopback address has.
 LOOPBACK_NAME = "compute-node"
@@ -214,7 +211,6 @@ REPEATED = Rule("same answer again", _SERVER_LOOK)
 
 
 def answer_rule(answer: Answer) -> Rule:
-    """Each known answer is a check of its own."""
     return Rule(f"answer: {answer.question}", _SERVER_LOOK)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.core.errors import BadInput
 from orchestrator.node.paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
@@ -13,11 +13,9 @@ from orchestrator.performance import metrics
 from orchestrator.performance.predict.load import OfferedLoad, limits
 from orchestrator.performance.results.bench import Measured, Window, Workload
 from orchestrator.performance.results.probe import spread
+from orchestrator.profile import Profile
 from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUESTS
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Profile
-    from orchestrator.profile.existing import Attached
+from orchestrator.profile.existing import Attached
 
 #: The context in tokens to measure with, if the profile allows more or sets no limit.
 CONTEXT = 2048
@@ -66,7 +64,6 @@ def workloads(profile: Profile | Attached) -> list[Workload]:
 
 
 def offered(workload: Workload) -> OfferedLoad:
-    """The workload as predictions take it."""
     return OfferedLoad(
         workload.prompt_tokens,
         workload.output_tokens,
@@ -214,7 +211,6 @@ def measured(
 
 
 def _good(first: float, rest: float, count: int, targets_ms: Mapping[str, float]) -> bool:
-    """Whether a request meets every latency target."""
     seen = {"ttft": first, "tpot": rest / (count - 1) if count > 1 else 0.0, "e2el": first + rest}
     return all(seen[name] * 1e3 <= most for name, most in targets_ms.items())
 

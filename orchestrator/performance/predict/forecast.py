@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -12,7 +12,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models import cards, flags
 from orchestrator.models.config import context_of
 from orchestrator.performance.predict import rank
-from orchestrator.performance.predict.engine import Engine, assumed
+from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, candidates
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import Limits, OfferedLoad, limits
@@ -31,9 +31,7 @@ from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.existing import Attached
-
-if TYPE_CHECKING:
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.model import Profile
 
 #: The default load to rank by; its lengths are cut to the profile's context.
 USUAL = OfferedLoad(prompt_tokens=512, output_tokens=128, concurrency=8)
@@ -64,7 +62,6 @@ class Forecast:
     sources: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The forecast as JSON types."""
         found: dict[str, Any] = TypeAdapter(Forecast).dump_python(self, mode="json")
         for row, one in zip(found["ranked"], self.ranked, strict=True):
             row["name"] = str(one.layout)
@@ -121,7 +118,6 @@ class Question:
     machines: Machines | None = None
     then: Machines | None = None
     link: LinkRate | None = None
-    engine: Engine | None = None
     engines: tuple[EngineRates, ...] = ()
     eager: bool = False
     dtype: str = "auto"
@@ -133,7 +129,7 @@ class Question:
 
     def rates(self, there: Machines, layout: Parallelism) -> Rates:
         """As ``rates_on``."""
-        return rates_on(there, layout, self.engine, eager=self.eager)
+        return rates_on(there, layout, eager=self.eager)
 
 
 def asked(
@@ -141,7 +137,6 @@ def asked(
     config: dict[str, Any] | None,
     chosen: Parallelism,
     probes: Probes | None,
-    engine: Engine | None = None,
     engines: Sequence[EngineRates] = (),
 ) -> Question:
     """What a profile asks for, on the machines that it has. ``engines``: also others, of other
@@ -156,7 +151,6 @@ def asked(
         chosen=chosen,
         config=config,
         machines=machines(probes, profile) if probes else None,
-        engine=engine,
         engines=tuple(
             each for each in engines if each.of(profile.serving.model, profile.serving.args)
         ),
@@ -170,18 +164,6 @@ def asked(
             else cards.rank_misfit(profile, config or {}, tensor)
         ),
     )
-
-
-def forecast(
-    profile: Profile | Attached,
-    config: dict[str, Any] | None,
-    chosen: Parallelism,
-    probes: Probes | None,
-    engine: Engine | None = None,
-    load: OfferedLoad | None = None,
-) -> Forecast:
-    """Rank all layouts that the probes suffice for, as ``rank_all``."""
-    return rank_all(replace(asked(profile, config, chosen, probes, engine), load=load))
 
 
 def rank_all(asked: Question) -> Forecast:
@@ -216,15 +198,9 @@ def rank_all(asked: Question) -> Forecast:
         compared=compared,
         counterfactuals=rank.counterfactuals(known[compared], load),
         unpredicted=tuple(_unpredicted(shape, unread, rates)),
-        assumed=_assumed(asked, known[compared]),
+        assumed=() if known[compared].engine else tuple(each.name for each in fields(Engine)),
         sources=asked.sources,
     )
-
-
-def _assumed(asked: Question, known: Known) -> tuple[str, ...]:
-    if known.engine:
-        return ()
-    return (asked.engine or assumed(synchronous=False, eager=asked.eager)).assumed
 
 
 def _known(
@@ -275,7 +251,6 @@ def known_of(asked: Question, layout: Parallelism, shape: ModelShape) -> Known:
 
 
 def layout_of(engine: EngineRates) -> Parallelism:
-    """The layout that an engine was measured with."""
     return Parallelism(engine.tensor, engine.pipeline, engine.data)
 
 

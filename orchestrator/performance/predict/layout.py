@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.models.config import group_misfit, pipeline_misfit, tensor_misfit
 from orchestrator.profile.existing import RANKS_NETWORK, Attached
-
-if TYPE_CHECKING:
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.model import Profile
 
 #: The node of each rank of a group.
 Ranks = tuple[str, ...]
@@ -33,7 +31,6 @@ class Parallelism:
 
     @property
     def one(self) -> bool:
-        """Whether the model is on a single accelerator."""
         return self.ranks == 1
 
     def __str__(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine, assumed
@@ -25,10 +24,8 @@ from orchestrator.performance.results.probe import (
     Probes,
     Spread,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.profile.existing import Attached
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.existing import Attached
+from orchestrator.profile.model import Profile
 
 #: torch's name of the device that computes synchronously; all others have a queue.
 SYNCHRONOUS = "cpu"
@@ -93,15 +90,12 @@ class Machines:
 
 
 def machines(probes: Probes, profile: Profile | Attached) -> Machines:
-    """A profile's machines."""
     return Machines(accelerators(profile), network(profile), probes)
 
 
-def rates(
-    probes: Probes, profile: Profile | Attached, layout: Parallelism, engine: Engine | None = None
-) -> Rates:
+def rates(probes: Probes, profile: Profile | Attached, layout: Parallelism) -> Rates:
     """The rates of a layout on the profile's accelerators, as ``rates_on``."""
-    return rates_on(machines(probes, profile), layout, engine, eager=is_eager(profile))
+    return rates_on(machines(probes, profile), layout, eager=is_eager(profile))
 
 
 def is_eager(profile: Profile | Attached) -> bool:
@@ -110,9 +104,7 @@ def is_eager(profile: Profile | Attached) -> bool:
     return bool(args.get("enforce-eager", False))
 
 
-def rates_on(
-    there: Machines, layout: Parallelism, engine: Engine | None = None, *, eager: bool = False
-) -> Rates:
+def rates_on(there: Machines, layout: Parallelism, *, eager: bool) -> Rates:
     """The rates of a layout on machines.
 
     Raises UserError if no device was probed, or the layout needs a link and neither a link nor a
@@ -123,7 +115,7 @@ def rates_on(
     names = dict.fromkeys(node for copy in copies for node in copy.nodes)
     found = of_devices(_devices(there.probes, tuple(names), notes))
     graphs = all(each.device == GRAPHS for each in there.probes.devices)
-    constants = engine or assumed(synchronous=found.synchronous, eager=eager or not graphs)
+    constants = assumed(synchronous=found.synchronous, eager=eager or not graphs)
     found = _linked(replace(found, engine=constants), there, copies[0], notes)
     return replace(found, notes=tuple(notes))
 
@@ -169,7 +161,6 @@ def what_if(
         step_s=rates.engine.step_s * host_factor,
         per_sequence_s=rates.engine.per_sequence_s * host_factor,
         request_s=rates.engine.request_s * host_factor,
-        per_token_s=rates.engine.per_token_s * host_factor,
     )
     return replace(
         rates,

@@ -39,7 +39,6 @@ class Workload:
 
     @property
     def load(self) -> str:
-        """The load in words."""
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         return f"{self.concurrency} at once"
@@ -103,7 +102,7 @@ class Sealed:
     """A workload's forecast, stored before the workload was measured.
 
     Either the figures are there, or ``reason``: why there is no forecast. ``made_from``: sha256 of
-    the probes, of the engine's measurements and of its fitted constants, as far as there were any.
+    the probes and of the engine's measurements, as far as there were any.
     ``form``: of what ``seal`` is made of; another field is another form. ``seal``: see bench/seal.
     """
 

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import store
 from orchestrator.image.layers import Layers
+from orchestrator.profile import Node, Profile
 from orchestrator.provision import secure_boot
 from orchestrator.provision.boot_parameters import OWN
+from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
-from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine, home
+from orchestrator.provision.machines.composed import Driver, Machine, SeparateMachine, home
 from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import firmware
 from orchestrator.provision.machines.network import prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.netboot import images
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.provision.identity import BootFile
 
 #: The initrd keeps layers for later boots on the file system with this label.
 CACHE_LABEL = "orchestrate-cache"
@@ -101,7 +98,6 @@ class Guest(Emulator):
 
 
 def advice(decision: Decision) -> str:
-    """The hint for a machine that stopped."""
     if decision.way.name != KVM.name:
         return "'orchestrate up' restarts it."
     by = f" KVM was chosen by {decision.by}." if decision.by else ""
@@ -202,14 +198,14 @@ def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
     return QemuMachine(node, home, switch)
 
 
-def cluster(profile: Profile, accel: str | None = None) -> Composed:
+def cluster(profile: Profile, accel: str | None = None) -> Driver:
     """The driver `qemu`. `accel` overrides the profile's `simulation.accel`."""
 
     def remember() -> None:
         if accel:
             accel_record(profile).write_text(accel)
 
-    return Composed("qemu", profile, Switch(profile, prefix(profile)), machine, remember)
+    return Driver("qemu", profile, Switch(profile, prefix(profile)), machine, remember)
 
 
 def accel_record(profile: Profile) -> Path:
