@@ -69,6 +69,44 @@ def resolve(profile: Profile) -> Layout:
     return found
 
 
+def as_chosen(
+    profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]
+) -> Layout | None:
+    """The layout that was chosen for ``layout: auto``; None where none was, or where it is not
+    possible any more."""
+    if profile.serving.layout != "auto":
+        return None
+    found = chosen.read(profile.name)
+    if found is None or found.model != profile.serving.model:
+        return None
+    return with_sizes(profile, config, capabilities, found.sizes)
+
+
+def with_sizes(
+    profile: Profile,
+    config: Mapping[str, Any],
+    capabilities: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> Layout | None:
+    """The layout with these sizes in place of the profile's; None where it is not possible."""
+    changed = profile.serving.model_copy(update=dict(sizes))
+    try:
+        return layout(profile.model_copy(update={"serving": changed}), config, capabilities)
+    except DocumentError:
+        return None
+
+
+def must_be_chosen(profile: Profile) -> None:
+    """Raises UserError before a model is served in a layout that nobody chose."""
+    config, cannot = catalog.served(profile).config, capabilities(profile.image)
+    if profile.serving.layout == "auto" and as_chosen(profile, config, cannot) is None:
+        raise UserError(
+            f"{profile.name}: serving.layout is auto, and no layout is chosen that this profile"
+            " allows. Nothing was changed.",
+            "Run: orchestrate up",
+        )
+
+
 def capabilities(image: str) -> dict[str, str]:
     """What serving cannot do on an image: name -> reason, from its ``image.yml``."""
     file = paths.checkout() / "images" / image / "image.yml"
@@ -115,44 +153,6 @@ def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[st
     tensor, pipeline = max(pairs, key=lambda pair: (pair[0] * pair[1], pair[0]))
     expert = _expert(profile, config, capabilities, tensor)
     return Layout(tensor, pipeline, expert, total)
-
-
-def as_chosen(
-    profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]
-) -> Layout | None:
-    """The layout that was chosen for ``layout: auto``; None where none was, or where it is not
-    possible any more."""
-    if profile.serving.layout != "auto":
-        return None
-    found = chosen.read(profile.name)
-    if found is None or found.model != profile.serving.model:
-        return None
-    return with_sizes(profile, config, capabilities, found.sizes)
-
-
-def with_sizes(
-    profile: Profile,
-    config: Mapping[str, Any],
-    capabilities: Mapping[str, str],
-    sizes: Mapping[str, int],
-) -> Layout | None:
-    """The layout with these sizes in place of the profile's; None where it is not possible."""
-    changed = profile.serving.model_copy(update=dict(sizes))
-    try:
-        return layout(profile.model_copy(update={"serving": changed}), config, capabilities)
-    except DocumentError:
-        return None
-
-
-def must_be_chosen(profile: Profile) -> None:
-    """Raises UserError before a model is served in a layout that nobody chose."""
-    config, cannot = catalog.served(profile).config, capabilities(profile.image)
-    if profile.serving.layout == "auto" and as_chosen(profile, config, cannot) is None:
-        raise UserError(
-            f"{profile.name}: serving.layout is auto, and no layout is chosen that this profile"
-            " allows. Nothing was changed.",
-            "Run: orchestrate up",
-        )
 
 
 def vllm_argv(profile: Profile, model_dir: str | Path, layout: Layout) -> list[str]:
