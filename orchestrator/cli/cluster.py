@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.choice import NodeChoice, choice_options, json_option
+from orchestrator.cli.layout import change_layout_option, settled_layout, tell_layout
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_error, print_json
 
 if TYPE_CHECKING:
+    from orchestrator.cluster.cluster import Cluster
+    from orchestrator.cluster.up import Bringup
+    from orchestrator.node.selection import Selection
+    from orchestrator.performance.predict.auto import Settled
     from orchestrator.profile import Profile
     from orchestrator.verify.facts import Generated
 
@@ -53,21 +58,25 @@ STEPS = ("control", "ssh", "base", "ray", "serving")
     metavar="SHA256",
     help="Refuse unless the profile is the planned one: 'profile_sha256' of 'plan --json'.",
 )
+@change_layout_option
 @choice_options
 def up(
     profile: Profile,
     as_json: bool,
-    machines: str | None,
-    accel: str | None,
     until: str,
     if_profile: str | None,
+    change_layout: bool,
     choice: NodeChoice,
+    **driver: str | None,
 ) -> None:
     """Bring the cluster up, from power to a verified answer.
 
     Changes only what differs; a second 'up' changes nothing and says so. Exit code 0 only if every
     node came up and every check passed. With part of the nodes, only these nodes are checked, not
     the endpoint. With --only, nodes are powered on, then only that step runs.
+
+    With 'serving.layout: auto', the first 'up' chooses the layout by forecasts. Later ones keep it,
+    and say if another one would be better; --change-layout takes that.
 
     \b
     Example: orchestrate up --profile sim
@@ -76,56 +85,75 @@ def up(
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.up import up as bring_up
     from orchestrator.core.errors import UserError
-    from orchestrator.core.nodeset import fold
     from orchestrator.core.progress import Board
-    from orchestrator.node.plan import outcomes_told
 
     only = choice.only
     if only and until not in (STEPS[-1], only):
         raise click.UsageError("--only and --until cannot be combined")
     until = only or until
-    cluster = open_cluster(profile, machines, accel)
+    selection, serves = choice.of(profile), until == STEPS[-1]
+    if change_layout and not (serves and selection.whole):
+        raise click.UsageError("--change-layout needs all nodes, and all steps")
+    cluster = open_cluster(profile, **driver)
     if if_profile and if_profile != cluster.profile.sha256:
         raise UserError(
             f"{cluster.profile.path} was changed since that plan: its sha256 is now"
             f" {cluster.profile.sha256}",
             "Nothing was changed. See the current plan: orchestrate plan",
         )
-    selection = choice.of(cluster.profile)
-    with cluster.locked("up"), Board(quiet=as_json) as board:
-        result = bring_up(cluster, board, until, selection, choice.jobs)
+    with cluster.locked("up"):
+        settled = None
+        if serves:
+            cluster, settled = settled_layout(cluster, change=change_layout, write=True)
+            if not as_json:
+                tell_layout(settled)
+        with Board(quiet=as_json) as board:
+            result = bring_up(cluster, board, until, selection, choice.jobs)
     if as_json:
-        print_json(
-            {
-                "ok": result.ok,
-                "until": until,
-                "seconds": round(board.seconds, 2),
-                "changed": result.changed,
-                "failures": {name: str(error) for name, error in result.failures.items()},
-                "steps": board.document(),
-                "first_run": result.first_run.document() if result.first_run else None,
-                "verify": result.report.document() if result.report else None,
-            }
-        )
+        print_json(_document(result, settled))
     else:
-        for report in (result.first_run, result.report):
-            if report:
-                out.print(report.table())
-        changed, failures = outcomes_told(result.changed, result.failures)
-        for line in changed:
-            out.print(line, markup=False)
-        for line in failures:
-            print_error(line)
-        if result.ok:
-            said = "nothing changed" if result.nothing_changed else f"up in {board.seconds:.0f} s"
-            if not selection.whole:
-                reached = f"{fold(selection.names)}{f', only {only}' if only else ''}"
-            elif result.report:
-                reached = f"the model answers at {cluster.endpoint}/v1"
-            else:
-                reached = f"stopped after '{until}'"
-            out.print(f"{cluster.profile.name}: {said}; {reached}")
+        _tell(result, cluster, selection, only)
     sys.exit(0 if result.ok else 1)
+
+
+def _document(result: Bringup, settled: Settled | None) -> dict[str, Any]:
+    """What `up` came to, as JSON types."""
+    return {
+        "ok": result.ok,
+        "until": result.until,
+        "seconds": round(result.board.seconds, 2),
+        "changed": result.changed,
+        "failures": {name: str(error) for name, error in result.failures.items()},
+        "steps": result.board.document(),
+        "first_run": result.first_run.document() if result.first_run else None,
+        "verify": result.report.document() if result.report else None,
+        **({"layout": settled.document()} if settled else {}),
+    }
+
+
+def _tell(result: Bringup, cluster: Cluster, selection: Selection, only: str | None) -> None:
+    """What `up` came to, for people."""
+    from orchestrator.core.nodeset import fold
+    from orchestrator.node.plan import outcomes_told
+
+    for report in (result.first_run, result.report):
+        if report:
+            out.print(report.table())
+    changed, failures = outcomes_told(result.changed, result.failures)
+    for line in changed:
+        out.print(line, markup=False)
+    for line in failures:
+        print_error(line)
+    if not result.ok:
+        return
+    said = "nothing changed" if result.nothing_changed else f"up in {result.board.seconds:.0f} s"
+    if not selection.whole:
+        reached = f"{fold(selection.names)}{f', only {only}' if only else ''}"
+    elif result.report:
+        reached = f"the model answers at {cluster.endpoint}/v1"
+    else:
+        reached = f"stopped after '{result.until}'"
+    out.print(f"{cluster.profile.name}: {said}; {reached}")
 
 
 @click.command()

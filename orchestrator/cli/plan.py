@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.choice import Looking, NodeChoice, choice_options, json_option
+from orchestrator.cli.layout import change_layout_option, settled_layout, tell_layout
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json, print_warning
 
 if TYPE_CHECKING:
+    from orchestrator.performance.predict.auto import Settled
     from orchestrator.performance.predict.forecast import Forecast, Question
     from orchestrator.performance.predict.load import OfferedLoad
     from orchestrator.performance.results.engine import EngineRates
@@ -67,11 +69,13 @@ def _alone(given: dict[str, Any]) -> bool:
     metavar="BITS[:LATENCY]",
     help="With --serving: with this link between nodes, like 10Gbit:20us.",
 )
+@change_layout_option
 @choice_options
 def plan(
     profile: Profile | Attached | None,
     as_json: bool,
     serving: bool,
+    change_layout: bool,
     choice: NodeChoice,
     **what_if: Any,
 ) -> None:
@@ -86,6 +90,8 @@ def plan(
     Each figure has the range in which nine of ten measured ones should be. --device, --nodes and
     --link answer for hardware that is not there; with --config and --device, no cluster is needed.
 
+    With 'serving.layout: auto', also which layout 'up' takes and why, and one that would be better.
+
     \b
     Example: orchestrate plan --node 'compute[0-7]' --only base
     Example: orchestrate plan --serving --load 512,128,8
@@ -95,14 +101,19 @@ def plan(
     if serving:
         if choice.nodes or choice.excluded or choice.only:
             raise click.UsageError("--serving cannot be combined with --node, --exclude or --only")
-        return _show(_forecast(profile, **what_if), as_json)
+        if change_layout:
+            raise click.UsageError("--serving and --change-layout cannot be combined")
+        settled = _served(profile, **what_if)
+        return _show(_forecast(profile, settled, **what_if), as_json, settled)
     if given := [name for name, value in what_if.items() if value]:
         words = ", ".join(f"--{'nodes' if name == 'count' else name}" for name in given)
         raise click.UsageError(f"these options require --serving: {words}")
-    return _differences(profile, as_json, choice)
+    return _differences(profile, as_json, choice, change=change_layout)
 
 
-def _differences(profile: Profile | Attached | None, as_json: bool, choice: NodeChoice) -> None:
+def _differences(
+    profile: Profile | Attached | None, as_json: bool, choice: NodeChoice, *, change: bool
+) -> None:
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.targets import plan
     from orchestrator.models.capacity import ADVICE
@@ -114,13 +125,15 @@ def _differences(profile: Profile | Attached | None, as_json: bool, choice: Node
     assert profile is not None  # only --serving works without a profile
     if isinstance(profile, Attached):
         raise NotOurs(profile.path)
-    cluster = open_cluster(profile)
+    cluster, settled = settled_layout(open_cluster(profile), change=change)
     selection = choice.of(cluster.profile)
     files = published(cluster.profile.name, cluster.profile.serving.model)
     found = plan(cluster, files, selection, choice.jobs)
     if as_json:
-        print_json({"profile_sha256": cluster.profile.sha256, **found.document()})
+        document = {"profile_sha256": cluster.profile.sha256, **found.document()}
+        print_json(document | ({"layout": settled.document()} if settled else {}))
     else:
+        tell_layout(settled)
         for line in rendered(found):
             out.print(line)
         for text in found.warnings:
@@ -128,47 +141,75 @@ def _differences(profile: Profile | Attached | None, as_json: bool, choice: Node
     sys.exit(found.code)
 
 
+def _served(profile: Profile | Attached | None, **what_if: Any) -> Settled | None:
+    """What is served of the cluster as it is and was measured, by ``layout: auto``."""
+    from orchestrator.cli.layout import settled_profile
+    from orchestrator.profile.existing import Attached
+
+    if profile is None or isinstance(profile, Attached) or any(what_if.values()):
+        return None
+    return settled_profile(profile)
+
+
 def _forecast(
     profile: Profile | Attached | None,
+    settled: Settled | None,
     probes: Path | None,
     load: str | None,
     config: Path | None,
-    device: Sequence[str],
-    count: int | None,
-    link: str | None,
+    **elsewhere: Any,
 ) -> Forecast:
     from dataclasses import replace
 
     from orchestrator.core.document import read_json
-    from orchestrator.performance.predict import whatif
     from orchestrator.performance.predict.forecast import Question, rank_all
-    from orchestrator.performance.predict.load import Limits
-    from orchestrator.performance.predict.rates import machines
-    from orchestrator.performance.results.probe import Probes
+    from orchestrator.performance.predict.load import Limits, stated
+    from orchestrator.profile.existing import Attached
 
     given = read_json(config) if config else None
     if profile is None:
         asked = Question(str(config), Limits(), config=given)
     else:
-        asked = _asked(profile, given, probes, wanted=not device)
-    devices = [whatif.device(named) for named in device]
+        asked = _asked(profile, given, probes, wanted=not elsewhere["device"])
+        asked = replace(asked, chosen=settled.took) if settled else asked
     if config:
         asked = replace(asked, model=str(config))
+    if profile and not isinstance(profile, Attached):
+        asked = replace(asked, load=stated(profile))
+    asked = replace(asked, load=_load(load)) if load else asked
+    return rank_all(_elsewhere(asked, profile, **elsewhere))
+
+
+def _elsewhere(
+    asked: Question,
+    profile: Profile | Attached | None,
+    device: Sequence[str],
+    count: int | None,
+    link: str | None,
+) -> Question:
+    """The question on the hardware that is given by hand, if any."""
+    from dataclasses import replace
+
+    from orchestrator.performance.predict import whatif
+    from orchestrator.performance.predict.rates import machines
+    from orchestrator.performance.results.probe import Probes
+
+    devices = [whatif.device(named) for named in device]
+    if not (devices or count or link):
+        return asked
     there = asked.machines
     if profile and devices and not there:
         there = machines(Probes("", "", "", {}, ""), profile)
-    if devices or count or link:
-        rates = [found for found, _ in devices]
-        other = whatif.changed(there, count, rates, wanted=link is not None)
-        sources = tuple(dict.fromkeys(f"{found.name}: {source}" for found, source in devices))
-        asked = replace(
-            asked,
-            machines=other,
-            then=asked.machines,
-            link=whatif.link(link) if link else None,
-            sources=sources,
-        )
-    return rank_all(replace(asked, load=_load(load) if load else None))
+    rates = [found for found, _ in devices]
+    other = whatif.changed(there, count, rates, wanted=link is not None)
+    sources = tuple(dict.fromkeys(f"{found.name}: {source}" for found, source in devices))
+    return replace(
+        asked,
+        machines=other,
+        then=asked.machines,
+        link=whatif.link(link) if link else None,
+        sources=sources,
+    )
 
 
 def _asked(
@@ -206,21 +247,15 @@ def _ours(
     measured: Probes | None,
     engines: Sequence[EngineRates],
 ) -> Question:
-    from orchestrator.core.errors import BadInput
-    from orchestrator.models import catalog, serving
-    from orchestrator.models.profiles import how_to_pull
+    from orchestrator.models import serving
+    from orchestrator.models.profiles import config_of
     from orchestrator.performance.predict.forecast import asked
     from orchestrator.performance.predict.layout import Parallelism
 
-    model = catalog.served(profile)
-    if model.repository and not model.config and not config:
-        raise BadInput(
-            f"{profile.where('serving', 'model')}: {model.name} is not on this machine yet",
-            f"Run: {how_to_pull(profile)}",
-        )
+    own = config or config_of(profile)
     sizes = serving.resolve(profile)
     chosen = Parallelism(sizes.tensor, sizes.pipeline)
-    return asked(profile, config or model.config, chosen, measured, engines)
+    return asked(profile, own, chosen, measured, engines)
 
 
 def _own_config(profile: Attached) -> dict[str, Any] | None:
@@ -242,9 +277,10 @@ def _load(text: str) -> OfferedLoad:
     return OfferedLoad(*map(int, words))
 
 
-def _show(found: Forecast, as_json: bool) -> None:
+def _show(found: Forecast, as_json: bool, settled: Settled | None) -> None:
     if as_json:
-        return print_json(found.document())
+        auto = {"auto": settled.document()} if settled else {}
+        return print_json(found.document() | auto)
     from rich.table import Table
 
     from orchestrator.performance.predict.forecast import headings
@@ -262,6 +298,7 @@ def _show(found: Forecast, as_json: bool) -> None:
         f" {asked.prompt_tokens} tokens, answers of {asked.output_tokens}"
     )
     out.print(table)
+    tell_layout(settled)
     out.print(found.answer)
     now = found.counterfactuals[AS_IT_IS]
     for what, tokens_per_s in found.counterfactuals.items():

@@ -121,6 +121,15 @@ def open_cluster(
     )
 
 
+def image_of(profile: Profile) -> str:
+    """The id of the image that nodes should boot; empty where it is not built."""
+    choice = images.read(profile.name)
+    if choice.held and choice.current:
+        return choice.current.id
+    image = store.built(profile.image)
+    return ident(image) if image else ""
+
+
 def built(name: str) -> Path:
     """The store path of the built image `name`. Raises UserError if it is not built."""
     image = store.built(name)

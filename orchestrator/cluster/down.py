@@ -15,6 +15,7 @@ from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
+from orchestrator.models import chosen
 from orchestrator.models.publish import withdraw
 from orchestrator.node.paths import RAY_TABLES
 from orchestrator.profile import Node
@@ -55,6 +56,7 @@ def down(cluster: Cluster, board: Board) -> bool:
     withdraw(cluster.profile.name)
     # Ray's tables describe workers that do not run any more.
     shutil.rmtree(paths.lasting(cluster.profile.name) / RAY_TABLES, ignore_errors=True)
+    chosen.forget(cluster.profile.name)
     keep_off(cluster.profile.name, [node.name for node in nodes])
     return bool(running)
 

@@ -21,6 +21,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.foreign import ForeignDirectory
 from orchestrator.core.run import run
 from orchestrator.image import MANIFEST, ident, lockfile, store
+from orchestrator.models import chosen
 from orchestrator.node.remote import Remote
 from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Node, Profile
@@ -63,6 +64,7 @@ def here(profile: Profile, bundle: BundleFiles) -> None:
     _document(bundle, "versions.json", lambda: versions(profile))
     _document(bundle, "image/packages.json", lambda: packages(profile.image))
     _document(bundle, "image/choice.json", lambda: vars(images.read(profile.name)))
+    _document(bundle, "layout.json", lambda: chosen.read(profile.name))
     _document(bundle, "kernels.json", lambda: list(stored(profile.name)))
     built = store.built(profile.image)
     if built:

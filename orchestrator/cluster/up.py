@@ -24,6 +24,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS, Slots
 from orchestrator.models.catalog import ModelFile
+from orchestrator.models.serving import must_be_chosen
 from orchestrator.node import configure
 from orchestrator.node.configure import Target
 from orchestrator.node.remote import PROBE_TIMEOUT
@@ -87,6 +88,8 @@ def bring(
 ) -> Bringup:
     """Like `up`, but nodes that the user switched off stay off."""
     cluster.driver.check_rights()  # fail before minutes of work
+    if until == Step.SERVING:
+        must_be_chosen(cluster.profile)
     forget_others(cluster.profile.name, [node.name for node in cluster.profile.nodes])
     members.give(cluster.profile.name, chosen.names)
     whole = chosen.nodes == cluster.profile.nodes

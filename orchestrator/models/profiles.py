@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 from orchestrator.image import spec
 from orchestrator.models import catalog, flags
@@ -44,6 +45,17 @@ def how_to_pull(profile: Profile) -> str:
     named = shlex.quote(choose.named(profile.path))
     words = f"orchestrate model pull {profile.serving.model}"
     return words if choose.is_active(profile.path) else f"{words} --profile {named}"
+
+
+def config_of(profile: Profile) -> dict[str, Any]:
+    """The served model's config.json. Raises BadInput where the model is not on this machine."""
+    model = catalog.served(profile)
+    if model.repository and not model.config:
+        raise BadInput(
+            f"{profile.where('serving', 'model')}: {model.name} is not on this machine yet",
+            f"Run: {how_to_pull(profile)}",
+        )
+    return dict(model.config)
 
 
 def image_is_known(image: str) -> Found:

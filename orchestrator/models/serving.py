@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.core import paths
 from orchestrator.core.document import DocumentError, read_yaml
-from orchestrator.models import cards, catalog, quantization
+from orchestrator.core.errors import UserError
+from orchestrator.models import cards, catalog, chosen, quantization
 from orchestrator.models import flags as flags_of
 from orchestrator.models.config import group_misfit, has_experts, pipeline_misfit, tensor_misfit
 from orchestrator.models.reading import served
@@ -60,12 +61,50 @@ def resolve(profile: Profile) -> Layout:
     ]
     problems = [profile.problem(loc, text) for loc, text in wrong]
     try:
-        found = layout(profile, config, cannot)
+        found = as_chosen(profile, config, cannot) or layout(profile, config, cannot)
     except DocumentError as error:
         problems += error.problems
     if problems:
         raise DocumentError(profile.path, sorted(set(problems)), "")
     return found
+
+
+def as_chosen(
+    profile: Profile, config: Mapping[str, Any], capabilities: Mapping[str, str]
+) -> Layout | None:
+    """The layout that was chosen for ``layout: auto``; None where none was, or where it is not
+    possible any more."""
+    if profile.serving.layout != "auto":
+        return None
+    found = chosen.read(profile.name)
+    if found is None or found.model != profile.serving.model:
+        return None
+    return with_sizes(profile, config, capabilities, found.sizes)
+
+
+def with_sizes(
+    profile: Profile,
+    config: Mapping[str, Any],
+    capabilities: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> Layout | None:
+    """The layout with these sizes in place of the profile's; None where it is not possible."""
+    changed = profile.serving.model_copy(update=dict(sizes))
+    try:
+        return layout(profile.model_copy(update={"serving": changed}), config, capabilities)
+    except DocumentError:
+        return None
+
+
+def must_be_chosen(profile: Profile) -> None:
+    """Raises UserError before a model is served in a layout that nobody chose."""
+    config, cannot = catalog.served(profile).config, capabilities(profile.image)
+    if profile.serving.layout == "auto" and as_chosen(profile, config, cannot) is None:
+        raise UserError(
+            f"{profile.name}: serving.layout is auto, and no layout is chosen that this profile"
+            " allows. Nothing was changed.",
+            "Run: orchestrate up",
+        )
 
 
 def capabilities(image: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from orchestrator.core import paths
 from orchestrator.core.nearest import nearest
 from orchestrator.core.source import Loc
 from orchestrator.profile import power as power_keys
-from orchestrator.profile.bench import workloads_are_possible
+from orchestrator.profile.bench import Bench, workloads_are_possible
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.model import (
     LINK_KEYS,
@@ -319,6 +319,25 @@ def caches_have_their_own_variables(ray: Ray, serving: Serving) -> Found:
             owners[name] = f"serving.compile_cache.directories.{index}"
 
 
+def layout_has_a_workload(serving: Serving, bench: Bench) -> Found:
+    """``layout: auto`` chooses all sizes, for something."""
+    known, named = list(bench.workloads), serving.workload
+    if named is not None and named not in known:
+        text = f"there is no bench.workloads.{named}; {nearest(named, known)}"
+        yield ("serving", "workload"), text
+    if serving.layout != "auto":
+        return
+    if named is None:
+        allowed = f"allowed: {', '.join(known)}" if known else "add one to bench.workloads"
+        text = f"auto needs serving.workload, the workload to choose for; {allowed}"
+        yield ("serving", "layout"), text
+    for key in ("tensor_parallel", "pipeline_parallel"):
+        size = getattr(serving, key)
+        if key in serving.model_fields_set and size != "auto":
+            text = f"{size} contradicts serving.layout: auto, which chooses it; remove one of both"
+            yield ("serving", key), text
+
+
 CHECKS: tuple[Check, ...] = (
     name_is_the_files,
     networks_are_apart,
@@ -340,6 +359,7 @@ CHECKS: tuple[Check, ...] = (
     placeholders_are_known,
     caches_have_their_own_variables,
     workloads_are_possible,
+    layout_has_a_workload,
 )
 
 

@@ -16,6 +16,7 @@ from orchestrator.profile.types import (
     HubName,
     Line,
     ModelName,
+    Name,
     Port,
     Revision,
     Size,
@@ -64,6 +65,17 @@ class Serving(Section):
     model: ModelName = Field(
         description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
         "for the model by this name."
+    )
+    layout: Literal["auto"] | None = Field(
+        default=None,
+        description="`auto`: `up` takes the layout that the forecasts rank first for `workload`"
+        " within `bench.targets`, writes it down, and keeps it until told otherwise. Default: the"
+        " sizes below.",
+    )
+    workload: Name | None = Field(
+        default=None,
+        description="The workload that the model is served for, a key of `bench.workloads`."
+        " `layout: auto` needs it, and `plan --serving` ranks by it.",
     )
     tensor_parallel: WholeOrAuto = Field(
         default="auto",

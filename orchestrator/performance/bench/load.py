@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.errors import BadInput
 from orchestrator.node.paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
 from orchestrator.performance import metrics
-from orchestrator.performance.predict.load import OfferedLoad, limits
+from orchestrator.performance.predict.load import AT_A_RATE, OfferedLoad, limits
 from orchestrator.performance.results.bench import Measured, Window, Workload
 from orchestrator.performance.results.probe import spread
 from orchestrator.profile import Profile
@@ -23,8 +23,6 @@ CONTEXT = 2048
 MOST = 32
 #: The rate sweep's rates, as shares of the throughput at the largest concurrency.
 RATE_SHARES = (0.25, 0.5, 0.75)
-#: The most requests at once that are assumed for a workload with a rate.
-AT_A_RATE = 256
 #: Suffixes of the metrics that only grow.
 COUNTED = ("_total", "_sum", "_count")
 #: The client's result file on the control node.

@@ -16,7 +16,7 @@ from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, candidates
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import Limits, OfferedLoad, limits
-from orchestrator.performance.predict.outlook import Figure, Known
+from orchestrator.performance.predict.outlook import Known, ranged, timed
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import (
     SYNCHRONOUS,
@@ -75,10 +75,10 @@ class Forecast:
             chosen = one.layout == self.chosen
             token_s, tokens = one.single_tpot_s, one.output_tokens_per_s
             figures = (
-                _range(1 / token_s.value, 1 / token_s.high, 1 / token_s.low),
-                _times(one.ttft_s),
-                _times(one.tpot_s),
-                _range(tokens.value, tokens.low, tokens.high),
+                ranged(1 / token_s.value, 1 / token_s.high, 1 / token_s.low),
+                timed(one.ttft_s),
+                timed(one.tpot_s),
+                ranged(tokens.value, tokens.low, tokens.high),
             )
             yield (
                 f"{one.layout}{' (the profile)' if chosen else ''}",
@@ -318,14 +318,3 @@ def _unpredicted(
     if shape and rates and shape.dtype not in rates.flops_per_s:
         taken = ", ".join(sorted(rates.flops_per_s))
         yield f"no matrix rate of {shape.dtype} was measured: using that of {taken}"
-
-
-def _times(figure: Figure) -> str:
-    """A time with its interval, in one unit."""
-    if figure.high >= 1:
-        return f"{_range(figure.value, figure.low, figure.high)} s"
-    return f"{_range(*(each * 1e3 for each in (figure.value, figure.low, figure.high)))} ms"
-
-
-def _range(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"

@@ -28,6 +28,8 @@ DEFAULT_MEMORY_SHARE = 0.92
 #: The variable with vLLM's cache size on CPU, in GiB; it replaces the share above.
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 ROUNDS = 60
+#: The most requests at once that are assumed for a workload with a rate.
+AT_A_RATE = 256
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,15 @@ class LoadPrediction:
     requests_per_s: float
     output_tokens_per_s: float
     saturated: bool = False
+
+
+def stated(profile: Profile) -> OfferedLoad | None:
+    """The load that the profile is served for; None where it does not say."""
+    found = profile.bench.workloads.get(profile.serving.workload or "")
+    if found is None:
+        return None
+    at_once = found.concurrency or AT_A_RATE
+    return OfferedLoad(found.prompt_tokens, found.output_tokens, at_once, found.rate)
 
 
 def limits(profile: Profile | Attached, synchronous: bool = False) -> Limits:

@@ -24,6 +24,8 @@ TRIES, MOST = 40, 64.0
 #: A step with more requests takes at least this share of one with the fewest: noise of the others'
 #: prompts must not make it free.
 LEAST = 0.25
+#: No step takes less than this share of what formulas say, however wrong they are: none is free.
+NO_LESS = 0.01
 
 #: (of what, seconds) in ascending order.
 Points = tuple[tuple[float, float], ...]
@@ -78,7 +80,8 @@ class MeasuredSteps:
         """More is the engine's; less makes all parts smaller, since none is known to be wrong."""
         if beyond >= 0 or not found.seconds:
             return found.plus(engine_s=max(beyond, 0.0))
-        whole = max(found.seconds + beyond, self.floor * found.device_s, 0.0)
+        least_s = max(self.floor * found.device_s, NO_LESS * found.seconds)
+        whole = max(found.seconds + beyond, least_s)
         return found.times(whole / found.seconds)
 
 

@@ -64,6 +64,19 @@ class Figure:
     origin: Origin
 
 
+def timed(figure: Figure) -> str:
+    """A time with its interval, in one unit."""
+    times = (figure.value, figure.low, figure.high)
+    if figure.high >= 1:
+        return f"{ranged(*times)} s"
+    return f"{ranged(*(each * 1e3 for each in times))} ms"
+
+
+def ranged(value: float, low: float, high: float) -> str:
+    """A figure with its interval."""
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
 @dataclass(frozen=True)
 class Known:
     """What a forecast is made from. ``engine``: the engine, measured with this layout; ``shape``
