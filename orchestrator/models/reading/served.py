@@ -60,13 +60,17 @@ def refused(config: Mapping[str, Any], trusted: bool = False) -> Iterator[str]:
             yield f"{name}: only with a plugin of vLLM: {engine()['elsewhere'][name]}"
         elif not code:
             yield f"{name}: not among the architectures that vLLM {version} serves"
-    kind = str(config.get("model_type") or "")
-    if code and not trusted and kind not in engine()["configs"]:
+    if needs_code(config) and not trusted:
         what = ", ".join(sorted(set(code.values())))
         yield (
             f"it needs code of its own ({what}), which is never run unasked; to allow it: {ALLOW}"
         )
     yield from quantization.refused(quantization.settings(config))
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether vLLM has no configuration of its own for it, so that its repository's code runs."""
+    return bool(remote_code(config)) and str(config.get("model_type")) not in engine()["configs"]
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:

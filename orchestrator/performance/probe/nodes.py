@@ -40,6 +40,18 @@ def with_torch(
     return _run(cluster, node, argv, program, timeout)
 
 
+def as_service(
+    cluster: Cluster, node: Node, program: str, asked: Mapping[str, Any], timeout: float
+) -> Any:
+    """The same as the account that vLLM has there, with its groups and no further rights."""
+    user = cluster.profile.users.service
+    variables = (f"{k}={v}" for k, v in environment(cluster.profile, node).items())
+    argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--no-new-privs"]
+    argv += ["env", "-C", "/", *variables, WITH_ENVIRONMENT, PYTHON, "-", json.dumps(asked)]
+    with cluster.driver.network():
+        return _run(cluster, node, argv, program, timeout)
+
+
 def given(cluster: Cluster, node: Node, program: str, text: str, timeout: float) -> Any:
     """Run a program's whole ``text``, which holds what it is given; return its output."""
     return _run(cluster, node, [PYTHON, "-I", "-"], program, timeout, text)
