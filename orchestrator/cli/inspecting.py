@@ -13,28 +13,50 @@ from orchestrator.core.nodeset import fold
 from orchestrator.core.sizes import human_size
 
 if TYPE_CHECKING:
+    from orchestrator.models.reading.classes import EngineSays
     from orchestrator.models.reading.sources import ModelFiles
     from orchestrator.profile import Profile
+    from orchestrator.profile.existing import Attached
 
 
-def inspected(profile: str | None, name: str, revision: str) -> dict[str, Any]:
-    """All that is known of a model. Raises UserError where it is not there."""
+def inspected(profile: str | None, name: str, revision: str, engine: bool) -> dict[str, Any]:
+    """All that is known of a model. ``engine``: vLLM's classes may be asked. Raises UserError
+    where it is not there."""
     from orchestrator.models import flags, layouts
     from orchestrator.models.reading.inspection import inspect
 
-    chosen = _profile(profile)
+    theirs = _attached(profile)
+    chosen = None if theirs else _profile(profile)
     if chosen and not Path(name).exists():
         go(chosen)  # what its nodes hold was measured from there; files of this computer stay here
-    args = chosen.serving.args if chosen else {}
+    asked = theirs or chosen
+    args = asked.serving.args if asked else {}
     formats = flags.number_formats(args)
     source = _source(chosen, name, revision)
-    document = inspect(source, flags.trusts_code(args), formats).document()
-    document["profile"] = chosen.name if chosen else None
+    says, silent = _engine(asked, source.config, formats) if engine else (None, [])
+    document = inspect(source, flags.trusts_code(args), formats, says).document()
+    document["engine_not_asked"] = silent
+    document["profile"] = asked.name if asked else None
     document |= {"layouts": [], "memory_not_known": []}
     if chosen and source.config:
         document |= _layouts(chosen, name, source.config, document["weight_bytes_on_disk"] or 0)
         document["refused"] += layouts.refused(chosen, name, source.config)
     return document
+
+
+def _engine(
+    profile: Profile | Attached | None, config: Mapping[str, Any], formats: tuple[str, str]
+) -> tuple[EngineSays | None, list[str]]:
+    """What vLLM's own classes say, and why who is at hand was not asked."""
+    from orchestrator.attach.classes import answered
+    from orchestrator.core.console import err
+    from orchestrator.models.reading import served
+
+    if profile is None or not config:
+        return None, []
+    if served.needs_code(config):
+        return None, ["the model needs code of its own, which is never run to inspect it"]
+    return answered(profile, config, formats, lambda text: err.print(text, markup=False))
 
 
 def _layouts(profile: Profile, name: str, config: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -76,15 +98,18 @@ def show(document: dict[str, Any]) -> None:
                                        else "")),
         ("architecture", f"{named}; {document['layers']} layers"),
         ("parameters", f"{_count(document['parameters'])}, {_count(document['active_parameters'])}"
-                       f" active for each token (from {document['source']})"),
-        ("weights", f"{_size(document['weight_bytes'])} in memory,"
-                    f" {_size(document['weight_bytes_on_disk'])} on disk"),
+                       f" active for each token{_by(document, 'parameters')}"),
+        ("weights", f"{_size(document['weight_bytes'])} in memory{_by(document, 'weight_bytes')},"
+                    f" {_size(document['weight_bytes_on_disk'])} on disk"
+                    + _by(document, "weight_bytes_on_disk")),
         ("format", f"{document['dtype']}, " + (
             f"{quantized['method']}: {_bits(quantized)} bits a weight with its scales"
             if quantized["method"] else "not quantized")),
-        ("cache", f"{_size(document['kv_bytes_per_token'])} a token" + _bounded(kv)),
+        ("cache", f"{_size(document['kv_bytes_per_token'])} a token" + _bounded(kv)
+                  + _by(document, "kv_bytes_per_token")),
         ("context", f"{document['context']:,} tokens" if document["context"] else "not known"),
     ]  # fmt: skip
+    rows += [("engine", f"not asked: {text}") for text in document["engine_not_asked"]]
     rows += [("unread", text) for text in document["unread"]]
     rows += [("refused", text) for text in document["refused"]]
     for row in document["layouts"]:
@@ -96,6 +121,12 @@ def show(document: dict[str, Any]) -> None:
         rows.append(("memory", f"not known of {fold(unknown)}; to measure it: orchestrate probe"))
     for key, text in rows:
         out.print(f"{key:<13} {text}", markup=False, soft_wrap=True)
+
+
+def _by(document: dict[str, Any], figure: str) -> str:
+    """Where a figure is from."""
+    origin = document["origins"][figure]
+    return f" (from {origin})" if origin else ""
 
 
 def _bits(quantized: dict[str, Any]) -> str:
@@ -121,6 +152,18 @@ def _count(number: int | None) -> str:
 
 def _size(size: float | None) -> str:
     return "not known" if size is None else human_size(size)
+
+
+def _attached(name: str | None) -> Attached | None:
+    """The named or active profile, where it is of a cluster that others run."""
+    from orchestrator.profile.load import attached_profile
+
+    try:
+        return attached_profile(name)
+    except BadInput:
+        if name:
+            raise
+        return None
 
 
 def _profile(name: str | None) -> Profile | None:

@@ -160,13 +160,26 @@ def _tell_how_to_pin(profile: Profile, name: str, commit: str) -> None:
     show_default=True,
     help="The repository's commit, branch or tag.",
 )
+@click.option(
+    "--engine/--no-engine",
+    default=True,
+    show_default=True,
+    help="Ask vLLM's own classes where its Python is at hand.",
+)
 @click.argument("name", metavar="MODEL", shell_complete=complete.models)
-def inspect(profile: str | None, as_json: bool, revision: str, name: str) -> None:
+def inspect(profile: str | None, as_json: bool, revision: str, engine: bool, name: str) -> None:
     """Say what MODEL is and needs, and whether vLLM serves it. Downloads no weights.
 
     MODEL is a repository of the hub (OWNER/NAME), a directory, a config.json, or a model that the
-    profile names. Sizes come from the headers of its safetensors files, else from its index, else
-    from config.json. With a profile, also which layouts its accelerators can hold.
+    profile names. Sizes come from the headers of its safetensors files, else from vLLM's own
+    classes, else from its index, else from config.json: each says from where, and sources that
+    differ by more than 2 % are listed. With a profile, also which layouts its accelerators can
+    hold.
+
+    vLLM's classes make the model without memory and accelerators, on a running node of the profile
+    (machines: existing: the first with 'engine'), else in the built image on this computer, as
+    root. That takes up to a minute the first time, then the answer is kept. The model's own code is
+    never run.
 
     \b
     unread    what was not understood: figures may be wrong there
@@ -178,7 +191,7 @@ def inspect(profile: str | None, as_json: bool, revision: str, name: str) -> Non
     """  # fmt: skip
     from orchestrator.cli.inspecting import inspected, show
 
-    document = inspected(profile, name, revision)
+    document = inspected(profile, name, revision, engine)
     if as_json:
         print_json(document)
     else:

@@ -98,15 +98,16 @@ def test_headers_count_and_agree_with_config_json(tmp_path: Path) -> None:
 def test_float32_in_files_is_half_in_memory(tmp_path: Path) -> None:
     home = directory(tmp_path / "model", files(safetensors(tensors("F32")), torch_dtype="float32"))
     found = inspect(sources.of_directory(home))
-    assert (found.disk_bytes, found.weight_bytes) == (4 * TOTAL, 2 * TOTAL)
+    assert found.figure("weight_bytes_on_disk") == 4 * TOTAL
+    assert found.figure("weight_bytes") == 2 * TOTAL
 
 
 def test_layers_of_multi_token_prediction_are_on_disk_only(tmp_path: Path) -> None:
     home = directory(tmp_path / "model", files(safetensors(tensors(layers=3))))
     found = inspect(sources.of_directory(home))
     layer = (TOTAL - 2 * 128 * 64) // 2
-    assert found.parameters == TOTAL
-    assert found.disk_bytes == 2 * (TOTAL + layer)
+    assert found.figure("parameters") == TOTAL
+    assert found.figure("weight_bytes_on_disk") == 2 * (TOTAL + layer)
     assert f"{layer:,} weights are in layers for multi-token prediction" in found.unread[0]
 
 
@@ -121,13 +122,20 @@ def test_packed_weights_are_counted_without_their_scales(tmp_path: Path) -> None
     }
     awq = {"quant_method": "awq", "bits": 4, "group_size": 32}
     home = directory(tmp_path / "model", files(safetensors(packed), quantization_config=awq))
-    assert inspect(sources.of_directory(home)).parameters == 4 * 8 * 64 + 32 * 32 * 2
+    assert inspect(sources.of_directory(home)).figure("parameters") == 4 * 8 * 64 + 32 * 32 * 2
 
 
 def test_sources_that_differ_are_said(tmp_path: Path) -> None:
     home = directory(tmp_path / "model", files(vocab_size=1280))
-    (text,) = inspect(sources.of_directory(home)).unread
-    assert text.startswith("the files' headers and config.json differ: ")
+    code, document = told(str(home))
+    headers = "headers of its safetensors files"
+    assert [each["figure"] for each in document["differences"]] == ["parameters", "weight_bytes"]
+    wider = TOTAL + 2 * 64 * (1280 - 128)
+    assert document["differences"][0]["sources"] == {headers: TOTAL, "config.json": wider}
+    text = f"parameters differ: {TOTAL:,} by {headers}, {wider:,} by config.json"
+    assert (code, document["unread"][0]) == (0, f"{text}; the first counts here")
+    assert document["origins"]["parameters"] == headers
+    assert document["origins"]["kv_bytes_per_token"] == "config.json"
     index = {"metadata": {"total_size": 1000}, "weight_map": {"a": "pytorch_model-1.bin"}}
     other = directory(
         tmp_path / "bin",
@@ -138,8 +146,13 @@ def test_sources_that_differ_are_said(tmp_path: Path) -> None:
         },
     )
     found = inspect(sources.of_directory(other))
-    assert found.disk_bytes == 1000
-    assert found.unread[-1].startswith("the index and config.json differ: 1,000 and ")
+    assert found.figure("weight_bytes_on_disk") == 1000
+    (difference,) = found.document()["differences"]
+    assert (difference["figure"], difference["sources"]["its index"]) == (
+        "weight_bytes_on_disk",
+        1000,
+    )
+    assert "differ: 1,000 by its index, " in found.document()["unread"][-1]
 
 
 @pytest.mark.parametrize(

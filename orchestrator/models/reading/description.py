@@ -100,21 +100,30 @@ class ModelDescription:
         """Bytes of cache for each token, in one of ``tensor`` ranks' cache: of a request as long as
         the context that config.json states, as vLLM reserves them. Without a stated context every
         layer keeps every token."""
+        return self.held(self.stated_context, tensor) / self.stated_context
+
+    @property
+    def stated_context(self) -> int:
         stated = self.facts.stated("max_position_embeddings")
-        context = stated if isinstance(stated, int) and stated > 0 else 1
-        return self.held(context, tensor) / context
+        return stated if isinstance(stated, int) and stated > 0 else 1
 
     def held(self, tokens: float, tensor: int = 1, beside: int = IN_FLIGHT) -> float:
         """Bytes of cache of a request of so many tokens in one of ``tensor`` ranks' cache.
         ``beside``: tokens in flight that layers with a window keep beside the tokens before."""
-        growing, windows = self.cached(tensor)
-        seen = {window: min(window - 1 + beside, tokens) for window in windows}
-        return growing * tokens + sum(size * seen[window] for window, size in windows.items())
+        return held(*self.cached(tensor), tokens, beside)
 
     @property
     def state_bytes(self) -> int:
         """Bytes that a request takes however long it is: of Mamba and linear attention."""
         return round(sum(layer.state for layer in self.layers) * self.dtype_bytes)
+
+
+def held(
+    growing: float, windows: Mapping[int, float], tokens: float, beside: int = IN_FLIGHT
+) -> float:
+    """Bytes of cache of so many tokens, by what each takes, for ever or in a window."""
+    seen = {window: min(window - 1 + beside, tokens) for window in windows}
+    return growing * tokens + sum(size * seen[window] for window, size in windows.items())
 
 
 def describe(

@@ -1,5 +1,5 @@
-"""A model as `orchestrate model inspect` tells it: by its tensors where they are known, else by its
-index, else by its config.json; and whether these agree."""
+"""A model as `orchestrate model inspect` tells it: by its tensors where they are known, else by
+vLLM's own classes, by its index, by its config.json; and whether these agree."""
 
 from __future__ import annotations
 
@@ -9,81 +9,122 @@ from typing import Any
 
 from orchestrator.models import quantization
 from orchestrator.models.reading import served, tensors
-from orchestrator.models.reading.description import ModelDescription, describe
+from orchestrator.models.reading.classes import EngineSays
+from orchestrator.models.reading.description import ModelDescription, describe, held
 from orchestrator.models.reading.sources import ModelFiles
 
 #: What two sources may differ by before it is said.
 AGREES = 0.02
+#: The figures that more than one source may have.
+FIGURES = ("parameters", "weight_bytes", "weight_bytes_on_disk", "kv_bytes_per_token",
+           "state_bytes_per_request")  # fmt: skip
+
+
+#: The sources of figures beside vLLM's classes.
+HEADERS, INDEX, CONFIG = "headers of its safetensors files", "its index", "config.json"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """``found``: the tensors of its safetensors files, where there are any."""
+    """``found``: the tensors of its safetensors files; ``engine``: what vLLM's classes say; where
+    there are any."""
 
     source: ModelFiles
     read: ModelDescription
     found: tensors.Tensors | None
+    engine: EngineSays | None
     refused: tuple[str, ...]
     unread: tuple[str, ...]
 
-    @property
-    def by(self) -> str:
-        """What the figures are of."""
-        if self.found:
-            return "headers of its safetensors files"
-        return "config.json and its index" if self.source.total else "config.json"
+    def sources(self, figure: str) -> dict[str, float]:
+        """A figure by each source that has it, those who know best first."""
+        read, found, engine = self.read, self.found, self.engine
+        by: dict[str, float | None] = {}
+        if found:
+            by[HEADERS] = {
+                "parameters": found.parameters, "weight_bytes": found.memory_bytes,
+                "weight_bytes_on_disk": found.disk_bytes,
+            }.get(figure)  # fmt: skip
+        elif figure == "weight_bytes_on_disk":
+            by[INDEX] = self.source.total
+        if engine:
+            known = engine.growing is not None
+            tokens = read.stated_context
+            by[engine.name] = {
+                "parameters": engine.parameters, "weight_bytes": engine.weight_bytes,
+                "kv_bytes_per_token":
+                    held(engine.growing or 0.0, engine.windows, tokens) / tokens if known else None,
+                "state_bytes_per_request": engine.state if known else None,
+            }.get(figure)  # fmt: skip
+        if read.layers and not (found and figure == "weight_bytes_on_disk"):
+            by[CONFIG] = {
+                "parameters": read.parameters, "weight_bytes": read.weight_bytes,
+                "weight_bytes_on_disk": _on_disk(self.source.config, read),
+                "kv_bytes_per_token": read.kv_bytes_per_token,
+                "state_bytes_per_request": read.state_bytes,
+            }[figure]  # fmt: skip
+        return {who: value for who, value in by.items() if value is not None}
 
-    @property
-    def parameters(self) -> int | None:
-        if self.found:
-            return self.found.parameters
-        return self.read.parameters if self.read.layers else None
+    def origin(self, figure: str) -> str | None:
+        """Who says the figure that counts."""
+        return next(iter(self.sources(figure)), None)
+
+    def figure(self, name: str) -> int | None:
+        value = next(iter(self.sources(name).values()), None)
+        return None if value is None else round(value)
+
+    def differences(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """Figures of which a source says another one than the source that counts."""
+        for name in FIGURES:
+            by = {who: round(value) for who, value in self.sources(name).items()}
+            counts = next(iter(by.values()), 0)
+            if any(abs(each - counts) > AGREES * counts for each in by.values()):
+                yield name, by
 
     @property
     def active_parameters(self) -> int | None:
-        if self.found is None:
+        """Without the experts that a token does not choose."""
+        counted = self.found
+        every, experts = (counted.parameters, counted.experts) if counted else (None, 0)
+        if every is None and self.engine:
+            every, experts = self.engine.parameters, self.engine.experts
+        if every is None:
             return self.read.active_parameters if self.read.layers else None
+        if experts and not self.read.layers:
+            return None
         layer = next((each for each in self.read.layers if each.experts), None)
         idle = 1 - layer.chosen / layer.experts if layer else 0.0
-        return round(self.found.parameters - idle * self.found.experts)
-
-    @property
-    def weight_bytes(self) -> int | None:
-        """In memory: without layers that are not loaded, numbers of 32 bits as 16."""
-        if self.found:
-            return self.found.memory_bytes
-        return self.read.weight_bytes if self.read.layers else None
-
-    @property
-    def disk_bytes(self) -> int | None:
-        if self.found:
-            return self.found.disk_bytes
-        return self.source.total or (_on_disk(self.source.config, self.read) or None)
+        return round(every - idle * experts)
 
     def document(self) -> dict[str, Any]:
         """All of it for a program."""
         read = self.read
-        growing, windows = read.cached()
-        known = bool(read.layers)
+        engine = self.engine
+        if engine and engine.growing is not None:
+            growing, windows = engine.growing, engine.windows
+        else:
+            growing, windows = read.cached()
         quantized = read.quantization
         return {
             "model": self.source.name,
             "revision": self.source.revision or None,
-            "source": self.by,
+            "source": self.origin("parameters"),
+            "origins": {name: self.origin(name) for name in FIGURES},
+            "differences": [{"figure": name, "sources": by} for name, by in self.differences()],
             "architectures": served.architectures(self.source.config),
             "model_type": read.facts.type or None,
             "engine": f"vLLM {served.engine()['vllm']}",
-            "parameters": self.parameters,
+            "parameters": self.figure("parameters"),
             "active_parameters": self.active_parameters,
             "parameters_beside_decoder": dict(read.others),
-            "weight_bytes": self.weight_bytes,
-            "weight_bytes_on_disk": self.disk_bytes,
-            "kv_bytes_per_token": round(read.kv_bytes_per_token) if known else None,
+            "weight_bytes": self.figure("weight_bytes"),
+            "weight_bytes_on_disk": self.figure("weight_bytes_on_disk"),
+            "kv_bytes_per_token": self.figure("kv_bytes_per_token"),
             "kv_cache": {
                 "bytes_per_number": read.cache_bytes,
                 "growing_bytes_per_token": round(growing),
                 "windows": {str(size): round(each) for size, each in windows.items()},
-                "state_bytes_per_request": read.state_bytes,
+                "state_bytes_per_request": self.figure("state_bytes_per_request") or 0,
             },
             "layers": len(read.layers),
             "context": read.context,
@@ -97,13 +138,17 @@ class Inspection:
                 "cache_bits": quantized.cache_bits,
             },
             "remote_code": served.remote_code(self.source.config),
-            "unread": list(self.unread),
+            "engine_classes": engine.document() if engine else None,
+            "unread": [*self.unread, *map(_told, self.differences())],
             "refused": list(self.refused),
         }
 
 
 def inspect(
-    source: ModelFiles, trusted: bool = False, formats: tuple[str, str] = ("auto", "auto")
+    source: ModelFiles,
+    trusted: bool = False,
+    formats: tuple[str, str] = ("auto", "auto"),
+    engine: EngineSays | None = None,
 ) -> Inspection:
     """``trusted``: its own code may run; ``formats``: vLLM's --dtype and --kv-cache-dtype."""
     config = source.config
@@ -116,6 +161,9 @@ def inspect(
     if source.names is not None and (why := served.no_weights(source.names)):
         refused.append(why)
     unread = [*read.unread, *served.unsure(config), *_beside(config, trusted)]
+    if engine:
+        refused += filter(None, [engine.refused])
+        unread += filter(None, [engine.unread])
     if not read.layers:
         unread.insert(0, "config.json does not say the layers' number and width")
     if found and found.further:
@@ -123,9 +171,7 @@ def inspect(
             f"{found.further:,} weights are in layers for multi-token prediction, which are on disk"
             " and not in these figures"
         )
-    return Inspection(
-        source, read, found, tuple(refused), (*unread, *_differences(source, read, found))
-    )
+    return Inspection(source, read, found, engine, tuple(refused), tuple(unread))
 
 
 def _beside(config: Mapping[str, Any], trusted: bool) -> Iterator[str]:
@@ -138,20 +184,10 @@ def _beside(config: Mapping[str, Any], trusted: bool) -> Iterator[str]:
         yield "it has code of its own, which vLLM does not need and which is not brought"
 
 
-def _differences(
-    source: ModelFiles, read: ModelDescription, found: tensors.Tensors | None
-) -> Iterator[str]:  # fmt: skip
-    if not read.layers:
-        return
-    if found:
-        pair = ("parameters", found.parameters, read.parameters, "the files' headers")
-    elif source.total:
-        pair = ("bytes", source.total, _on_disk(source.config, read), "the index")
-    else:
-        return
-    what, one, other, who = pair
-    if abs(other - one) > AGREES * one:
-        yield f"{who} and config.json differ: {one:,} and {other:,} {what}; the former count here"
+def _told(difference: tuple[str, dict[str, int]]) -> str:
+    name, by = difference
+    said = ", ".join(f"{value:,} by {who}" for who, value in by.items())
+    return f"{name.replace('_', ' ')} differ: {said}; the first counts here"
 
 
 def _on_disk(config: Mapping[str, Any], read: ModelDescription) -> int:

@@ -67,11 +67,9 @@ def refused(config: Mapping[str, Any], trusted: bool = False) -> Iterator[str]:
             yield f"{name}: only with a plugin of vLLM: {engine()['elsewhere'][name]}"
         elif not code:
             yield f"{name}: not among the architectures that vLLM {version} serves"
-    kind = str(config.get("model_type") or "")
-    needed = code if kind not in engine()["configs"] else []
-    if needed and not trusted:
+    if needs_code(config) and not trusted:
         yield (
-            f"it needs code of its own ({', '.join(needed)}), which is never run unasked;"
+            f"it needs code of its own ({', '.join(code)}), which is never run unasked;"
             f" to allow it: {ALLOW}"
         )
     if trusted and (others := [file for file in code if "--" in file]):
@@ -80,6 +78,11 @@ def refused(config: Mapping[str, Any], trusted: bool = False) -> Iterator[str]:
             " that code into a repository with the model, and name it in auto_map without 'OWNER/'"
         )
     yield from quantization.refused(quantization.settings(config))
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether vLLM has no configuration of its own for it, so that its repository's code runs."""
+    return bool(remote_code(config)) and str(config.get("model_type")) not in engine()["configs"]
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:
