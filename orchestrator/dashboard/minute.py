@@ -29,6 +29,8 @@ PERIOD = 2.0
 #: Seconds that count as now: of a sample's age, and for rates that are shown.
 FRESH, NOW = 3 * PERIOD + 1, 10.0
 MINUTE = 60.0
+#: Sensors of a node that are shown.
+SENSORS = 12
 #: vLLM's metrics that are read beside its gauges: sums over requests, by what they are about.
 PER_REQUEST = (
     "time_to_first_token_seconds",
@@ -38,6 +40,8 @@ PER_REQUEST = (
     "request_queue_time_seconds",
     "request_generation_tokens",
 )
+#: What a line that something else printed there may raise.
+NO_SAMPLE = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 NAMES = (
     *GAUGES,
     "prompt_tokens_total",
@@ -49,22 +53,24 @@ NAMES = (
 
 
 class Minute:
-    """Samples of nodes, and of vLLM's metrics, for a minute."""
+    """Samples of nodes, and of vLLM's metrics, for a minute. ``server``: the node whose sampler
+    reads them, if one does."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: str = "") -> None:
+        self.server = server
         self.lines: dict[str, deque[dict[str, Any]]] = {}
         self.metrics: deque[tuple[float, dict[str, float]]] = deque()
 
     def take(self, node: str, text: str) -> None:
         """A line of a node's sampler."""
-        with suppress(ValueError, TypeError):  # something else that was printed there
+        with suppress(*NO_SAMPLE):
             line = json.loads(text, parse_constant=_finite, parse_float=_finite)
             now = time.time()
             kept = self.lines.setdefault(node, deque())
             kept.append({**line, "time": now})
             while kept and kept[0]["time"] < now - MINUTE:
                 kept.popleft()
-            if gauges := line.get("gauges"):
+            if (gauges := line.get("gauges")) and node == self.server:
                 self.metered({str(name): float(value) for name, value in gauges.items()})
 
     def metered(self, values: Mapping[str, float]) -> None:
@@ -203,6 +209,6 @@ def by_node(series: tuple[Series, ...]) -> dict[str, dict[str, Any]]:
             ]
             rate = statistics.fmean(recent) if recent else None
             node["cards"].setdefault(card, {})[way] = rate
-        elif "GPU" in each.unit or each.unit in ("W", "C"):
+        elif ("GPU" in each.unit or each.unit in ("W", "C")) and len(node["sensors"]) < SENSORS:
             node["sensors"].append({"name": each.name, "unit": each.unit, "value": each.values[-1]})
     return found

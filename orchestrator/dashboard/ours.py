@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +40,7 @@ class Ours:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.minute = Minute()
+        self.minute = Minute(profile.server.name)
         self.changes = view.Changes()
         self.opened = Source("cluster", self._open, 30.0)
         self.power = Source("power", self._power, OFTEN, after=self.opened)
@@ -235,7 +236,7 @@ class Ours:
             "heard_s": None if age is None else round(age, 1),
             "system": seen.system,
             "ray": seen.ray,
-            "lines": list(status.told(seen)),
+            "lines": [re.sub(r"^(\d+) active$", r"\1 units active", x) for x in status.told(seen)],
             "boot": status.boot_of(node.name),
             "steps": [
                 {"step": s.step, "status": s.status, "at_s": round(s.start - boot.began, 1),

@@ -141,12 +141,12 @@ class Handler(BaseHTTPRequestHandler):
         if not NAMES.fullmatch(self.headers.get("Host", "")):
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "Open it as http://127.0.0.1.")
             return
-        _, secret, *rest = self.path.encode().split(b"/")
+        _, secret, *rest = [*self.path.encode().split(b"/"), b""]
         if not hmac.compare_digest(secret, self.server.secret.encode()):
             self._refuse(HTTPStatus.NOT_FOUND, "Not the address that was printed.")
-        elif rest == [b""]:
+        elif rest == [b"", b""]:
             self._send(HTTPStatus.OK, "text/html; charset=utf-8", page())
-        elif rest == [b"data"]:
+        elif rest == [b"data", b""]:
             text = json.dumps(self.server.document(), default=str, allow_nan=False)
             self._send(HTTPStatus.OK, "application/json", text.encode())
         else:

@@ -118,8 +118,8 @@ def browser(home: Path) -> Iterator[Browser]:
         pytest.skip("needs chromium (Debian: chromium)")
     there, to = os.pipe()
     back, here = os.pipe()
-    # The browser takes commands on its descriptor 3, and answers on 4.
-    start = ["sh", "-c", f'exec "$0" "$@" 3<&{there} 4>&{here}', CHROMIUM]
+    # The browser takes commands on its descriptor 3, and answers on 4. Not sh: dash knows nine.
+    start = ["bash", "-c", f'exec "$0" "$@" 3<&{there} 4>&{here}', CHROMIUM]
     process = subprocess.Popen(
         [*start, *FLAGS.split(), f"--user-data-dir={home}"],
         pass_fds=(there, here), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
