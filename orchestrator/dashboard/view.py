@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from orchestrator.dashboard.gather import Source
 from orchestrator.dashboard.kept import Kept
-from orchestrator.dashboard.minute import Minute
+from orchestrator.dashboard.minute import Minute, phases
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import Profile
 from orchestrator.profile.choose import is_active, named
@@ -53,8 +53,6 @@ class Changes:
 
 def limits(minute: Minute, kept: Kept | None) -> dict[str, Any]:
     """What limits now: the last minute, explained as a report explains a load."""
-    from orchestrator.dashboard.minute import phases
-
     found = minute.measured()
     if found is None:
         return {"text": "No token was computed in the last minute.", "phases": []}
@@ -138,8 +136,3 @@ def document(
         "bench": command(profile, "bench run"),
         **made,
     }
-
-
-def problems(sources: Sequence[Source]) -> Iterator[str]:
-    """What sources say is wrong, each text once."""
-    yield from dict.fromkeys(source.error for source in sources if source.error)
