@@ -35,5 +35,7 @@ The cluster '$profile' runs: from nothing to an answer in $SECONDS s. Go on with
   orchestrate sim shell compute0     look into a machine
   orchestrate down                   machines off, networks and mounts removed
 
-docs/tutorial/first-cluster.md explains each step.
+docs/tutorial/first-cluster.md explains each step. Next, see it live, then load it in another terminal:
+  orchestrate dashboard              prints an address for your browser: nodes, links, load, what limits
+  orchestrate probe && orchestrate bench run    measures; the page names the cause meanwhile
 END

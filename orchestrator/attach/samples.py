@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.reach import NodeShell
@@ -39,10 +40,6 @@ class Watched(Heard):
 
     def series(self, clocks_s: Mapping[str, float]) -> tuple[Series, ...]:
         """All of it; lines that are not a sampler's are left out."""
-        whole = {
-            name: [each for each in lines if isinstance(each, dict) and "cpu" in each]
-            for name, lines in self.lines.items()
-        }
         times = tuple(when for when, _ in self.gauges)
         told = [
             Series(
@@ -51,13 +48,25 @@ class Watched(Heard):
             for name in GAUGES
             if self.gauges
         ]
-        found: list[Series] = []
-        for name, lines in whole.items():
-            try:
-                found += series({name: lines}, clocks_s)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                continue  # a node that sends something else has no series
-        return (*found, *told)
+        return (*understood(self.lines, clocks_s), *told)
+
+
+def understood(
+    lines: Mapping[str, Sequence[Mapping[str, Any]]], clocks_s: Mapping[str, float]
+) -> tuple[Series, ...]:
+    """The series of those nodes whose lines are a sampler's: a node may send anything."""
+    found: list[Series] = []
+    for name, said in lines.items():
+        whole = [each for each in said if isinstance(each, dict) and "cpu" in each]
+        with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+            found += series({name: whole}, clocks_s)
+    return tuple(found)
+
+
+def sampler_argv(node: AttachedNode, text: str = SAMPLER) -> list[str]:
+    """The local command that runs a sampler on a node."""
+    # The machine's own /proc and /sys: a container shows no more of them.
+    return NodeShell(node).python("-S", "-c", text, "", inside=False)
 
 
 @contextmanager
@@ -76,8 +85,7 @@ def watching(profile: Attached, nodes: Sequence[AttachedNode]) -> Iterator[Watch
     looking = threading.Thread(target=look, daemon=True)
     with ExitStack() as running:
         for node in nodes:
-            # The machine's own /proc and /sys: a container shows no more of them.
-            argv = NodeShell(node).python("-S", "-c", SAMPLER, "", inside=False)
+            argv = sampler_argv(node)
             running.enter_context(streaming(argv, partial(watched.take, node.name)))
         looking.start()
         try:

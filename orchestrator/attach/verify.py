@@ -88,10 +88,13 @@ def verify(profile: Attached, nodes: Sequence[AttachedNode]) -> Report:
     return Report(tuple(checks(profile, look(profile, nodes), whole=whole)))
 
 
-def checks(profile: Attached, seen: Looked, *, whole: bool) -> Iterator[Check]:
+def checks(
+    profile: Attached, seen: Looked, *, whole: bool, questions: bool = True
+) -> Iterator[Check]:
     """All checks of what was seen; questions are asked now. ``whole``: all nodes were looked at."""
     yield from _endpoint(profile, seen)
-    yield from _questions(profile, seen)
+    if questions:
+        yield from _questions(profile, seen)
     for found in seen.nodes:
         yield from _node(profile, found)
     if seen.ray:

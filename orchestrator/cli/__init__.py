@@ -24,6 +24,10 @@ COMMANDS = {
     "plan": ("orchestrator.cli.plan", "Show what 'up' would change (dry run)."),
     "down": ("orchestrator.cli.cluster", "Undo 'up'."),
     "status": ("orchestrator.cli.cluster", "Show nodes, image, Ray, model and endpoint."),
+    "dashboard": (
+        "orchestrator.cli.dashboard",
+        "Serve a live page of the cluster, on this machine.",
+    ),
     "probe": ("orchestrator.cli.probe", "Measure what machines and cables can do."),
     "bench": ("orchestrator.cli.bench", "Load the model, and find the bottleneck."),
     "watch": ("orchestrator.cli.watch", "Keep reconciling the cluster with its profile."),

@@ -169,12 +169,19 @@ class RemoteCheckout:
         if not _is_terminal():
             piped = reads_input and not sys.stdin.isatty()
             mode = on_control.INPUT if piped else on_control.LIFELINE
+        if mode == on_control.LIFELINE:
+            return run.with_lifeline(self.lifeline_argv(words))
+        there = self._sent(mode, words)
+        return run.attached(self._ssh(there, terminal=mode == on_control.TERMINAL))
+
+    def lifeline_argv(self, words: Sequence[str]) -> list[str]:
+        """The local command that runs an orchestrate command there, until its input ends."""
+        return self._ssh(self._sent(on_control.LIFELINE, words))
+
+    def _sent(self, mode: str, words: Sequence[str]) -> str:
         env = [f"{HERE}=1", f"{PROFILE_VARIABLE}={self.profile_there}"]
         python = [".venv/bin/python", "-m", on_control.__name__, mode]
-        there = self._as_root(["env", *env, *python, *words])
-        if mode == on_control.LIFELINE:
-            return run.with_lifeline(self._ssh(there))
-        return run.attached(self._ssh(there, terminal=mode == on_control.TERMINAL))
+        return self._as_root(["env", *env, *python, *words])
 
     def shell_argv(self, words: Sequence[str] = ()) -> list[str]:
         """The local command that opens a shell in the checkout there, or runs ``words``."""

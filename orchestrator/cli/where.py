@@ -42,6 +42,7 @@ def on_cluster(
     pinned: bool = True,
     attached: str | bool = False,
     alone: Callable[[dict[str, Any]], bool] = lambda _: False,
+    here: Callable[[dict[str, Any]], bool] = lambda _: False,
 ) -> Callable[..., Any]:
     """A verb about a cluster, with ``--profile``: it gets the checked ``profile``.
 
@@ -49,7 +50,8 @@ def on_cluster(
     Not ``pinned``: also where the served model lacks its commit. ``attached``: MODULE:VERB for a
     cluster that others run, with the same parameters; true: the verb takes both kinds of profile;
     without it, such a cluster is refused. ``alone``: whether the other parameters say all, so that
-    without --profile the verb gets none.
+    without --profile the verb gets none. ``here``: whether, by the other parameters, the verb runs
+    here although the control host is another computer.
     """
 
     @wraps(verb)
@@ -65,7 +67,7 @@ def on_cluster(
         from orchestrator.models.profiles import active
 
         chosen = active(profile, pinned=pinned)
-        if others.get("machines") is None:
+        if others.get("machines") is None and not here(others):
             go(chosen)
         return verb(profile=chosen, **others)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +25,7 @@ from orchestrator.provision.netboot.look import Seen
 from orchestrator.provision.netboot.sources import DONE, FAILED
 from orchestrator.provision.netboot.timeline import BootTimeline, Refusal
 from orchestrator.verify import gather
+from orchestrator.verify.facts import NodeFacts
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import runs
 
@@ -76,7 +77,7 @@ class Status:
         )
         for node in self.nodes:
             cells = [node.address, node.power, self.boot_of(node.name), node.system, node.ray]
-            nodes.add_row(*map(Text, [node.name, *cells, "\n".join(self._told(node))]))
+            nodes.add_row(*map(Text, [node.name, *cells, "\n".join(self.told(node))]))
         cluster = Table.grid(padding=(0, 2))
         cluster.add_row("image", Text(f"{self.image} {self.image_id[:12]}{self.told_of_choice()}"))
         cluster.add_row("model", Text(self.model))
@@ -87,7 +88,7 @@ class Status:
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
 
-    def _told(self, node: NodeStatus) -> Iterator[str]:
+    def told(self, node: NodeStatus) -> Iterator[str]:
         """The lines of a node's last column: problems, the number of active units, other units."""
         if node.note:
             yield node.note
@@ -186,6 +187,21 @@ def status(cluster: Cluster) -> Status:
             models, note = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(profile, cluster.remote(profile.control))
+    return assembled(cluster, states, seen, alive, models, note, logs)
+
+
+def assembled(
+    cluster: Cluster,
+    states: Mapping[str, PowerState],
+    seen: Mapping[str, NodeStatus],
+    alive: Mapping[str, str],
+    models: list[str],
+    note: str,
+    logs: Mapping[str, Any] | None,
+) -> Status:
+    """The state from what nodes and services said. ``seen``: the nodes that were asked; ``alive``:
+    Ray's nodes by address; ``logs``: of boots, None if they cannot be read."""
+    profile = cluster.profile
     netbooted = {
         node.name
         for node in profile.nodes
@@ -215,15 +231,24 @@ def status(cluster: Cluster) -> Status:
 
 def node_status(context: VerifyContext, profile: Profile, node: Node) -> NodeStatus:
     """Ask one node, apart from Ray."""
-    address = profile.ray_address(node)
     try:
         facts, _ = gather.node(context, profile, node)
     except UserError as error:
-        note = error.message.splitlines()[0]
-        return NodeStatus(node.name, address, "on", UNKNOWN, UNKNOWN, {}, UNKNOWN, note)
+        return silent(profile, node, error.message.splitlines()[0])
+    return answered(profile, node, facts)
+
+
+def silent(profile: Profile, node: Node, note: str) -> NodeStatus:
+    """A node that has power and does not answer."""
+    address = profile.ray_address(node)
+    return NodeStatus(node.name, address, "on", UNKNOWN, UNKNOWN, {}, UNKNOWN, note)
+
+
+def answered(profile: Profile, node: Node, facts: NodeFacts) -> NodeStatus:
+    """A node that said this of itself."""
     return NodeStatus(
         node.name,
-        address,
+        profile.ray_address(node),
         "on",
         facts.system,
         facts.image,

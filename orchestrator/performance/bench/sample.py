@@ -29,6 +29,8 @@ SAMPLER = (
     .read_text(encoding="utf-8")
     .replace("TABLES: Tables = {}", f"TABLES: Tables = {TABLES!r}")
 )
+#: The sampler's last lines, before which its settings can be changed.
+START = '\nif __name__ == "__main__":\n'
 #: A node's clock is read so often; the fastest answer counts.
 TRIES = 3
 
@@ -47,19 +49,27 @@ class Heard:
             self.last[name] = time.monotonic()
 
 
+def sampler(period: float, names: Sequence[str]) -> str:
+    """The sampler's source text, for lines so many seconds apart with these of vLLM's metrics."""
+    return SAMPLER.replace(START, f"\nPERIOD, GAUGES = {period!r}, {tuple(names)!r}\n{START}")
+
+
+def sampler_argv(cluster: Cluster, node: Node, text: str = SAMPLER) -> list[str]:
+    """The local command that runs a sampler on a node; the server's also reads vLLM's metrics."""
+    url = metrics.url(cluster.profile) if node.name == cluster.profile.server.name else ""
+    argv = [PYTHON, "-I", "-S", "-c", text, url, WORKER_UNIT, SERVER_UNIT]
+    return cluster.remote(node).ssh_argv(argv)
+
+
 @contextmanager
 def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     """Run samplers on the nodes during the body; their lines arrive as they are written."""
-    profile = cluster.profile
     now = time.monotonic()
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
     with ExitStack() as running:
         for node in nodes:
-            url = metrics.url(profile) if node.name == profile.server.name else ""
-            argv = [PYTHON, "-I", "-S", "-c", SAMPLER, url, WORKER_UNIT, SERVER_UNIT]
-            running.enter_context(
-                streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))
-            )
+            argv = sampler_argv(cluster, node)
+            running.enter_context(streaming(argv, partial(heard.take, node.name)))
         yield heard
 
 
