@@ -142,13 +142,21 @@ def why_not(client: httpx.Client) -> str:
     return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"
 
 
+class NodeLost(UserError):
+    """A node's own failure, found while something of the whole cluster was waited for."""
+
+    def __init__(self, node: str, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.node = node
+
+
 def must_have_power(cluster: Cluster, node: Node) -> None:
-    """Raises UserError if a node lost its power, or its machine cannot recover."""
+    """Raises NodeLost if a node lost its power, or its machine cannot recover."""
     if trouble := cluster.driver.trouble(node):
-        raise trouble
+        raise NodeLost(node.name, trouble.message, trouble.hint)
     if cluster.driver.state(node) == PowerState.OFF:
         console = cluster.driver.console(node)
-        raise UserError(f"{node.name} has lost power", f"Its console: {console}")
+        raise NodeLost(node.name, f"{node.name} has lost power", f"Its console: {console}")
 
 
 @dataclass

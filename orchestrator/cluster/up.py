@@ -14,6 +14,7 @@ from orchestrator.cluster.first_run import Meeting, asked_by_up, before_ray
 from orchestrator.cluster.images import publish_image
 from orchestrator.cluster.power_intent import forget_others, kept_off, want_on
 from orchestrator.cluster.readiness import (
+    NodeLost,
     must_have_power,
     wait_for_layers,
     wait_for_model,
@@ -143,9 +144,11 @@ def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile,
 
 
 def attempt(result: Bringup, name: str, action: Callable[[], object]) -> None:
-    """Record a user error as the failure of `name`, and go on."""
+    """Record a user error as the failure of `name`, or of the node that was lost, and go on."""
     try:
         action()
+    except NodeLost as error:
+        result.failures[error.node] = error
     except UserError as error:
         result.failures[name] = error
 

@@ -45,11 +45,13 @@ def answers(space: str, address: str, port: int) -> set[str]:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
             client.bind(("", 68))
-            client.settimeout(5)
-            client.sendto(discover("02:00:0a:4d:00:10"), ("255.255.255.255", 67))
-            with suppress(TimeoutError):
-                client.recv(2048)
-                found.add("dhcp")
+            client.settimeout(4)
+            for _ in range(3):  # as clients do: one may get lost
+                client.sendto(discover("02:00:0a:4d:00:10"), ("255.255.255.255", 67))
+                with suppress(TimeoutError):
+                    client.recv(2048)
+                    found.add("dhcp")
+                    break
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(3)
             client.sendto(b"\0\1nothing\0octet\0", (address, 69))  # an error is an answer

@@ -121,7 +121,6 @@ def proved(
 
 
 def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
-    """The bottleneck is built and tried. When it is gone, its run judges the cluster no more."""
     sim.run("sim", "link", "--rate", SLOW)
     try:
         sim.run("probe")
@@ -136,9 +135,6 @@ def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
     assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 3
     assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
     assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
-    gone = proved(sim, "brief", "prefill", "link bandwidth")
-    assert gone["verdict"] == "cannot be tried here"
-    assert "the cluster is not as it was" in gone["why"]
 
 
 @pytest.mark.usefixtures("probes")  # what the link carries, unthrottled

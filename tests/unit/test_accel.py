@@ -29,7 +29,9 @@ from support.qemu import (
 from orchestrator.cli.cluster import ACCELERATORS
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.readiness import must_have_power
+from orchestrator.cluster.up import Bringup, attempt
 from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.models.profiles import load
 from orchestrator.profile import Profile
 from orchestrator.provision.machines import accel, composed, driver, health, trial
@@ -310,8 +312,13 @@ def test_a_wait_ends_with_what_the_machine_says(guest: Make, profile: Profile) -
         machine.qmp("quit")
         trouble = until(lambda: made.trouble(node))
         assert f"{node.name} does not run: QEMU was told to quit" in trouble.message
+        here = cast(Cluster, SimpleNamespace(driver=made))
         with pytest.raises(UserError, match="told to quit"):
-            must_have_power(cast(Cluster, SimpleNamespace(driver=made)), node)
+            must_have_power(here, node)
+        # Whatever was waited for meanwhile, it is the node that failed.
+        result = Bringup(Board(quiet=True))
+        attempt(result, CLUSTER, lambda: must_have_power(here, node))
+        assert list(result.failures) == [node.name]
     finally:
         machine.stop(0)
 
