@@ -74,7 +74,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Known:
+class Forecasts:
     """What is known of layouts. ``notes``: what is not, and of what age it is; ``old``: it was
     measured with another image; ``too_large``: by layout, why it does not fit the memory, if none
     does; ``sources``: what it is made from, for the record."""
@@ -132,7 +132,7 @@ def _first_choice(
     profile: Profile,
     config: Mapping[str, Any],
     options: Sequence[Parallelism],
-    known: Known,
+    known: Forecasts,
     wanted: Wanted,
 ) -> Judged:
     """Where none was chosen. Raises UserError if none fits the memory."""
@@ -148,7 +148,7 @@ def _first_choice(
 
 
 def _again(
-    old: ChosenLayout, known: Known, wanted: Wanted, *, edited: bool, change: bool
+    old: ChosenLayout, known: Forecasts, wanted: Wanted, *, edited: bool, change: bool
 ) -> Judged:
     """What was chosen before, against what the forecasts rank first now. ``edited``: the profile
     asks for something else, so that a better layout is a change like any other of a profile."""
@@ -212,7 +212,7 @@ def known_of(
     wanted: Wanted,
     options: Sequence[Parallelism],
     image_id: str,
-) -> Known:
+) -> Forecasts:
     """The forecasts of what was measured on this cluster, of layouts that fit the memory."""
     engines = [
         each
@@ -228,16 +228,16 @@ def known_of(
     try:
         found = rank_all(replace(question, load=wanted.load)).ranked
     except UserError as error:
-        return Known(notes=(f"No forecast: {error.message}.",) if probes or engines else ())
+        return Forecasts(notes=(f"No forecast: {error.message}.",) if probes or engines else ())
     ranked = [one for one in found if one.layout in options]
     fitting = [one for one in ranked if one.fit.runs]
     if ranked and not fitting:
         why = {str(one.layout): str(one.fit) for one in ranked}
-        return Known(notes=(*notes, "By the probes, no layout fits the memory."), too_large=why)
+        return Forecasts(notes=(*notes, "By the probes, no layout fits the memory."), too_large=why)
     old = bool(notes)
     left = [str(each) for each in options if each not in [one.layout for one in ranked]]
     notes += [f"No forecast of: {', '.join(left)}. Run: {PROBE}"] if left else []
-    return Known(
+    return Forecasts(
         tuple(candidate(one, wanted) for one in fitting),
         tuple(notes),
         old,
@@ -334,7 +334,7 @@ def _missed(ranked: Sequence[Candidate], took: Parallelism, wanted: Wanted) -> I
         yield f"{took} does not keep up with {wanted.load.rate_per_s:g} requests/s"
 
 
-def _reason(known: Known, wanted: Wanted) -> dict[str, Any]:
+def _reason(known: Forecasts, wanted: Wanted) -> dict[str, Any]:
     forecasts = [_figures(one) for one in by_speed(known.ranked)]
     return {"workload": asdict(wanted), **known.sources, "forecasts": forecasts}
 
