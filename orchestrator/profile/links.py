@@ -39,7 +39,7 @@ class Bond(Section):
     """Several cards as one interface."""
 
     interfaces: tuple[Interface, ...] = Field(
-        min_length=2, description="The cards. None of them has a link of its own."
+        min_length=1, description="The cards. None of them has a link of its own."
     )
     mode: Literal["802.3ad", "active-backup", "balance-xor"] = Field(
         default="802.3ad",
