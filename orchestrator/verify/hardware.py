@@ -170,13 +170,15 @@ def upstream(device: PciDevice, want: Upstream, facts: HardwareFacts) -> Verdict
         for each in there
         if each.width < (want.width or each.width_most) or (each.speed or 0) < (want.speed or 0)
     ]
-    said = [
-        f"{each.address}: {_lanes(each.width, each.speed) if want.width else each.told}"
+    told = [
+        _lanes(each.width, each.speed) if want.width or want.speed else each.told
         for each in slow or there
     ]
+    said = [f"{each.address}: {lanes}" for each, lanes in zip(slow or there, told, strict=True)]
     what = f"bridge {want.id} is visible" if want.id else "device tells its lanes"
-    lanes = f"{_lanes(want.width, want.speed)} or more" if want.width else FULL
-    return Verdict(not slow, lanes, "; ".join(said) or f"no {what}: not judged")
+    most = f", {want.speed:g} GT/s or more" if want.speed else ""
+    expected = f"{_lanes(want.width, want.speed)} or more" if want.width else f"{FULL}{most}"
+    return Verdict(not slow, expected, "; ".join(said) or f"no {what}: not judged")
 
 
 def _port(bridge: PciFacts) -> PortFacts:
