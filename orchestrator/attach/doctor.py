@@ -112,11 +112,11 @@ def _cards(node: str, facts: MachineFacts) -> Iterator[Bottleneck]:
                 "Cooling, or the power limit",
                 0.25,
             )
-        if (card.link_width or 0) < (card.link_width_most or 0):
+        if card.port and card.port.is_narrow:
             yield Bottleneck(
                 f"{node}: {card.place} has a narrow slot",
                 LIKELY if len(facts.ranks) > 1 else POSSIBLE,
-                f"x{card.link_width} of x{card.link_width_most} PCIe lanes",
+                f"{card.port.told} PCIe lanes",
                 "Another slot. It matters for loading, and for messages between cards of a node",
                 0.2 if len(facts.ranks) > 1 else 0.02,
             )

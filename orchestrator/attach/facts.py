@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.attach.flags import Flags, flags
+from orchestrator.verify.facts import PortFacts
 
 #: Titles of vLLM's processes that hold a rank, and of its engine, which holds it where it is alone.
 #: vLLM's own prefix can be another one (VLLM_PROCESS_NAME_PREFIX).
@@ -58,6 +59,13 @@ class CardFacts:
     memory_busy_percent: float | None = None
     #: Links to other cards that work, like ``18 NVLink, 26.6 GB/s each``.
     links: str = ""
+
+    @property
+    def port(self) -> PortFacts | None:
+        """Its PCIe link that counts; None where its driver does not say its lanes."""
+        if not (self.link_width and self.link_width_most):
+            return None
+        return PortFacts(self.place, self.link_width, self.link_width_most)
 
 
 @dataclass(frozen=True)

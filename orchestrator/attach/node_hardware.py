@@ -183,8 +183,9 @@ def one(tables: Facts, device: Path, table: Facts, before: Facts, metrics: bytes
     place = os.path.realpath(device).rpartition("/")[2]
     facts: Facts = {"vendor": vendor, "place": place, "name": ""}
     facts["driver"] = os.path.realpath(device / "driver").rpartition("/")[2]
+    link = counted_link(device)
     for key, (patterns, factor) in {**table["facts"], **tables["link"]}.items():
-        word = first(device, patterns)
+        word = first(link if key in tables["link"] else device, patterns)
         facts[key] = number(word, factor) if factor else word[:MOST_TEXT]
     after, now = counted(device, table)
     passed = after.pop("at") - before.pop("at")
@@ -199,6 +200,23 @@ def one(tables: Facts, device: Path, table: Facts, before: Facts, metrics: bytes
     if "memory_bar" in table:
         facts["memory_bytes"] = bar(device, table["memory_bar"])
     return whole(facts)
+
+
+def counted_link(device: Path) -> Path:
+    """Of all PCIe links between a card and the processor, by its lower end, the one with the
+    smallest part of its lanes; of equal ones the outermost. A card may have a switch of its own,
+    behind which its own link says x1 whatever the slot gives. verify/probe_hardware.py has the
+    same rule."""
+    best, found = 2.0, device
+    lower = device.resolve()
+    while re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", lower.name):
+        width = number(text(lower / "current_link_width"), 1.0)
+        most = number(text(lower / "max_link_width"), 1.0)
+        if width and most and width / most <= best:
+            best, found = width / most, lower
+        # Two steps: a switch's lower port and a root port describe the link below them.
+        lower = lower.parent.parent
+    return found
 
 
 def counted(device: Path, table: Facts) -> tuple[Facts, bytes]:

@@ -28,6 +28,7 @@ from orchestrator.profile.verification import Prompt
 from orchestrator.verify import gather, judge
 from orchestrator.verify.everything import ANY_QUESTION
 from orchestrator.verify.facts import Generated
+from orchestrator.verify.hardware import FULL
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.report import Check, Report
 
@@ -215,15 +216,10 @@ def _node(profile: Attached, found: NodeFound) -> Iterator[Check]:
         yield UNTHROTTLED.check(
             name, Verdict(not slow, "nothing slows them down", "; ".join(slow) or "nothing")
         )
-    wide = [each for each in facts.accelerators if each.link_width and each.link_width_most]
-    if wide:
-        narrow = [
-            f"{each.place}: x{each.link_width} of x{each.link_width_most}"
-            for each in wide
-            if (each.link_width or 0) < (each.link_width_most or 0)
-        ]
-        full = "all lanes that they have"
-        yield LINKS.check(name, Verdict(not narrow, full, "; ".join(narrow) or full))
+    ports = [each.port for each in facts.accelerators if each.port]
+    if ports:
+        narrow = "; ".join(f"{each.address}: {each.told}" for each in ports if each.is_narrow)
+        yield LINKS.check(name, Verdict(not narrow, FULL, narrow or FULL))
 
 
 def _ray(seen: Looked, ray: RayCluster) -> Iterator[Check]:

@@ -47,7 +47,14 @@ from orchestrator.node.resources import (
 from orchestrator.node.state import NodeState
 from orchestrator.node.trust import Secret
 from orchestrator.provision import boot_parameters
-from orchestrator.provision.identity import AUTHORIZED_KEYS, USER_CA, hosts, network_file
+from orchestrator.provision.identity import (
+    AUTHORIZED_KEYS,
+    RESOLVERS,
+    USER_CA,
+    hosts,
+    network_file,
+    resolvers,
+)
 from orchestrator.provision.netboot import state as netboot
 
 if TYPE_CHECKING:
@@ -157,6 +164,8 @@ def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Reso
     # As at boot, except after a rotation. sshd reads it at each login.
     yield File(Step.BASE, USER_CA, context.user_ca_public)
     yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
+    if profile.boot.dns:
+        yield File(Step.BASE, RESOLVERS, resolvers(profile))
     text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))
     yield File(Step.BASE, "/etc/profile.d/orchestrate.sh", text)
 

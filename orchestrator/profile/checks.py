@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Network
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.core.source import Loc
 from orchestrator.profile import power as power_keys
 from orchestrator.profile.bench import Bench, workloads_are_possible
 from orchestrator.profile.hardware import Hardware
+from orchestrator.profile.links import of_cards, vlans_fit_into_packets
 from orchestrator.profile.model import (
     LINK_KEYS,
     PLACEHOLDER,
@@ -89,14 +91,37 @@ def links_are_in_their_networks(
             yield loc, f"there is no network '{name}'; {nearest(name, networks)}"
             continue
         subnet = networks[name].subnet
-        allowed = f"allowed: {subnet[1]} to {subnet[-2]}, of networks.{name}.subnet"
+        first, last = (subnet[0], subnet[1]) if is_pair(subnet) else (subnet[1], subnet[-2])
+        allowed = f"allowed: {first} to {last}, of networks.{name}.subnet"
         address = (*loc, "address")
         if link.address not in subnet:
             yield address, f"{link.address} is not in {subnet}; {allowed}"
+        elif is_pair(subnet):
+            continue
         elif link.address == subnet.network_address:
             yield address, f"{link.address} is the network's own address; {allowed}"
         elif link.address == subnet.broadcast_address:
             yield address, f"{link.address} is the network's broadcast address; {allowed}"
+
+
+def is_pair(subnet: IPv4Network) -> bool:
+    """Of two addresses both are nodes' (RFC 3021): there is neither a network's nor a broadcast."""
+    return subnet.prefixlen == 31
+
+
+def firmware_has_room(networks: dict[str, Network], boot: Boot) -> Found:
+    """DHCP and Wake-on-LAN need a broadcast address."""
+    network = networks.get(boot.network)
+    if network and is_pair(network.subnet):
+        text = f"{network.subnet} has no broadcast address, which firmware needs"
+        yield ("networks", boot.network, "subnet"), f"{text}; allowed: at most 30 bits"
+
+
+def dns_is_reachable(networks: dict[str, Network], boot: Boot) -> Found:
+    for index, server in enumerate(boot.dns):
+        if boot.nat is None and not any(server in each.subnet for each in networks.values()):
+            text = f"{server} is in no network of the nodes, and without nat they have no way there"
+            yield ("boot", "dns", index), f"{text}; name boot.nat, or another server"
 
 
 def nodes_have_their_links(
@@ -162,6 +187,16 @@ def hardware_is_known(
             if network not in networks:
                 text = f"there is no network '{network}'; {nearest(network, networks)}"
                 yield ("hardware", name, "links", network), text
+        devices = [device.name for device in one.pci]
+        for index, sign in enumerate(one.signs):
+            loc = ("hardware", name, "signs", index, "device")
+            if sign.device and sign.device not in devices:
+                yield (
+                    loc,
+                    f"there is no device '{sign.device}' in pci; {nearest(sign.device, devices)}",
+                )
+            elif sign.device and sign.file:
+                yield loc, "is only for lines of the kernel's log, without file; leave it out"
         repeated = Counter([*(each.name for each in one.signs), *(c.name for c in one.commands)])
         for title, count in repeated.items():
             if count > 1:
@@ -344,7 +379,11 @@ CHECKS: tuple[Check, ...] = (
     gateways_are_in_their_networks,
     named_networks_exist,
     links_are_in_their_networks,
+    firmware_has_room,
+    dns_is_reachable,
     nodes_have_their_links,
+    of_cards,
+    vlans_fit_into_packets,
     carried_networks_are_between_two,
     hardware_is_known,
     nodes_differ,

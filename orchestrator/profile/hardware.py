@@ -29,11 +29,27 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 
 
 class Upstream(Section):
-    """The bridge by which a card is connected to the slot. Its link is the one that trains."""
+    """The link by which a card is connected to the slot. Of a card with a bridge of its own it is
+    the bridge's: the card's own link is inside the card."""
 
-    id: PciId = Field(description="VENDOR:DEVICE of the bridge, as `lspci -n` prints it.")
-    width: int = Field(ge=1, le=32, description="Minimum number of lanes.")
-    speed: float = Field(gt=0, le=256, description="Minimum speed of a lane in GT/s.")
+    id: PciId | None = Field(
+        default=None,
+        description="VENDOR:DEVICE of the card's bridge, as `lspci -n` prints it. Default: of all "
+        "links between card and processor the one with the smallest part of its lanes.",
+    )
+    width: int | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="Minimum number of lanes. Default: as many as the card has.",
+    )
+    speed: float | None = Field(
+        default=None,
+        gt=0,
+        le=256,
+        description="Minimum speed of a lane in GT/s. Default: any, since many cards slow their "
+        "lanes down while they have nothing to do.",
+    )
     advice: Line = Field(description=ADVICE)
 
 
@@ -52,9 +68,8 @@ class PciDevice(Section):
     )
     upstream: Upstream | None = Field(
         default=None,
-        description="For a card with a bridge of its own: the link to the slot. The device's own "
-        "link is inside the card and tells nothing. A bridge that is not visible, as in a virtual "
-        "machine, is not judged.",
+        description="The link to the slot: what was negotiated against what is possible. A bridge "
+        "that is not visible, as in a virtual machine, is not judged.",
     )
 
 
@@ -68,6 +83,12 @@ class Sign(Section):
         "log.",
     )
     matches: Regex = Field(description="A regular expression that matches a part of the line.")
+    device: Line | None = Field(
+        default=None,
+        description="For the kernel's log: the `name` of the PCI device (in `pci`) that it is "
+        "about. A line with the address of another device does not count. If `wanted`, as many "
+        "devices as its `count` need a line. A line that names no device is about all of them.",
+    )
     wanted: bool = Field(default=True, description="`false`: such a line must not exist.")
     severity: Severity = Field(
         default="failure",

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from orchestrator.profile.bench import Bench
 from orchestrator.profile.hardware import Hardware
+from orchestrator.profile.links import Bond, Vlan
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section, WholeFile
 from orchestrator.profile.serving import HubModel, Serving
@@ -115,6 +116,12 @@ class Boot(Section):
         "link on it and forwards (NAT) the traffic of the boot network. Default: nodes "
         "have no access to the outside.",
     )
+    dns: tuple[Address, ...] = Field(
+        default=(),
+        max_length=3,
+        description="The DNS servers that nodes ask, in order: in a network of theirs, or outside "
+        "with `nat`. Default: none. Nodes know each other without one.",
+    )
     peers: bool = Field(
         default=False,
         description="Nodes that are up also serve the image to booting nodes.",
@@ -146,6 +153,16 @@ class Link(Section):
         "control node gets a MACVLAN on it. Its `mac` must differ from the card's; "
         "without one, it is generated. Default: the control node has the card to itself"
         " until `down`.",
+    )
+    vlan: Vlan | None = Field(
+        default=None,
+        description="For a compute node: the link is a VLAN on another interface. `interface` is "
+        "the name that it gets. The node makes it at its next boot.",
+    )
+    bond: Bond | None = Field(
+        default=None,
+        description="For a compute node: the link is several cards together. `interface` is the "
+        "name that it gets. The node makes it at its next boot.",
     )
 
 

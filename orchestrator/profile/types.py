@@ -88,7 +88,7 @@ def _address(value: object) -> IPv4Address:
 
 
 def _subnet(value: object) -> IPv4Network:
-    allowed = "allowed: address/bits like 10.77.0.0/24, at most 30 bits"
+    allowed = "allowed: address/bits like 10.77.0.0/24, at most 31 bits"
     if "/" not in str(value):
         raise ValueError(f"{quoted(value)} is not a subnet; {allowed}")
     try:
@@ -96,11 +96,27 @@ def _subnet(value: object) -> IPv4Network:
     except ValueError:
         raise ValueError(f"{quoted(value)} is not a subnet; {allowed}") from None
     subnet = interface.network
-    if subnet.prefixlen > 30:
+    if subnet.prefixlen > 31:  # 31: two nodes and nothing else (RFC 3021)
         raise ValueError(f"{quoted(value)} has no room for two nodes; {allowed}")
     if interface.ip != subnet.network_address:
         raise ValueError(f"{quoted(value)} is an address inside a subnet; did you mean {subnet}?")
     return subnet
+
+
+def _host_name(value: object) -> object:
+    """Says why a name that is one elsewhere is none here."""
+    if isinstance(value, str) and "." in value:
+        short = value.partition(".")[0].lower()
+        raise ValueError(
+            f"{quoted(value)} has a dot; nodes know each other by one word, without a domain"
+            + (f": write {short}" if short else "")
+        )
+    if isinstance(value, str) and value != value.lower():
+        raise ValueError(
+            f"{quoted(value)} has capitals; names of nodes are lower-case, since DNS ignores the "
+            f"case and SSH's certificates do not: write {value.lower()}"
+        )
+    return value
 
 
 def _mac(value: str) -> str:
@@ -206,6 +222,7 @@ HostName = Annotated[
         r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?",
         "lower-case letters, digits and - _ inside (at most 63)",
     ),
+    BeforeValidator(_host_name),
 ]
 Interface = Annotated[
     str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 HOST_CERTIFICATE = f"{HOST_KEY}-cert.pub"
 USER_CA = "/etc/ssh/user_ca.pub"
+RESOLVERS = "/etc/resolv.conf"
 #: Accounts' keys, a file each (cluster/desired.py). sshd reads no other.
 AUTHORIZED_KEYS = "/etc/ssh/authorized_keys.d"
 
@@ -61,11 +63,60 @@ def node_files(profile: Profile, node: Node, user_ca_public: str) -> dict[str, B
     for network, link in node.links.items():
         path, content = network_file(profile, node, network)
         files[path] = BootFile(content)
+        if link.vlan or link.bond:
+            text = render("link.netdev", interface=link.interface, vlan=link.vlan, bond=link.bond)
+            files[f"{path.removesuffix('.network')}.netdev"] = BootFile(text)
         if link.mac:  # name the card as in the profile, whatever slot it is in
             wakes = network == profile.boot.network and _is_woken(profile, node)
-            text = render("link.link", mac=link.mac, interface=link.interface, wakes=wakes)
+            text = render(
+                "link.link",
+                mac=link.mac,
+                interface=link.interface,
+                wakes=wakes,
+                vlans=list(_vlans_on(node, link.interface)),
+            )
             files[f"{path.removesuffix('.network')}.link"] = BootFile(text)
+    for card, text in _cards(profile, node).items():
+        files[f"/etc/systemd/network/20-card-{card}.network"] = BootFile(text)
+    if profile.boot.dns:
+        files[RESOLVERS] = BootFile(resolvers(profile))
     return files
+
+
+def resolvers(profile: Profile) -> str:
+    """/etc/resolv.conf of the profile's DNS servers."""
+    return render("resolv.conf", servers=profile.boot.dns)
+
+
+def _cards(profile: Profile, node: Node) -> dict[str, str]:
+    """The systemd-networkd files of cards that bonds are made of or that only carry VLANs."""
+    bonds = {
+        card: link.interface
+        for link in node.links.values()
+        for card in (link.bond.interfaces if link.bond else ())
+    }
+    files = {card: _card(card, bond=bond) for card, bond in bonds.items()}
+    own = {link.interface for link in node.links.values()}
+    for link in node.links.values():
+        if link.vlan and link.vlan.interface not in own:
+            card = link.vlan.interface
+            vlans = _vlans_on(node, card)
+            mtu = max(profile.networks[name].mtu or 0 for name in vlans.values())
+            files[card] = _card(card, vlans=list(vlans), mtu=mtu)
+    return files
+
+
+def _card(card: str, bond: str = "", vlans: Sequence[str] = (), mtu: int = 0) -> str:
+    return render("card.network", interface=card, bond=bond, vlans=vlans, mtu=mtu)
+
+
+def _vlans_on(node: Node, interface: str) -> dict[str, str]:
+    """The VLANs that an interface carries, by their own interfaces: their networks."""
+    return {
+        link.interface: network
+        for network, link in node.links.items()
+        if link.vlan and link.vlan.interface == interface
+    }
 
 
 def _is_woken(profile: Profile, node: Node) -> bool:
@@ -116,6 +167,7 @@ def _network(profile: Profile, node: Node, network: str) -> str:
         # Ray needs a default route, even if no gateway exists.
         link_route=controls and not leads_outside,
         mtu=profile.networks[network].mtu,
+        vlans=list(_vlans_on(node, link.interface)),
         routes=_routes(profile, node, network),
     )
 

@@ -22,6 +22,32 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
+class PortFacts:
+    """A PCIe link on a device's way to the processor, by its lower end. Speeds are GT/s a lane."""
+
+    address: str
+    width: int
+    width_most: int
+    speed: float | None = None
+    #: The port at its upper end, and the lanes that this one has.
+    above: str = ""
+    above_most: int | None = None
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether fewer lanes were negotiated than the card has."""
+        return self.width < self.width_most
+
+    @property
+    def told(self) -> str:
+        """Its lanes, those that the card has where they are more, and whether the slot is why."""
+        if not self.is_narrow:
+            return f"x{self.width}"
+        has = f"; {self.above} above it has x{self.above_most}" if self.above_most else ""
+        return f"x{self.width} of x{self.width_most}{has}"
+
+
+@dataclass(frozen=True)
 class PciFacts:
     """A PCI device."""
 
@@ -32,6 +58,8 @@ class PciFacts:
     # Of the link towards the processor, as it runs; None where the device says none.
     width: int | None = None  # lanes
     speed: float | None = None  # GT/s of a lane
+    # Of all links on its way to the processor the one that counts; None where none says its lanes.
+    way: PortFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,9 @@ class SignFacts:
 
     read: bool
     line: str | None
+    # Of the devices that the sign is about: how many such a line speaks of, and the other ones.
+    told: int = 0
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -98,15 +98,19 @@ def hardware_of(profile: Profile, node: Node, layer: str = "") -> dict[str, Any]
 
 def hardware_want(kind: Hardware, interfaces: Collection[str]) -> dict[str, Any]:
     """What ``probe_hardware.py`` is told to look at."""
+    ids = {device.name: device.id for device in kind.pci}
     return {
         "pci": [
             *(device.id for device in kind.pci),
-            *(device.upstream.id for device in kind.pci if device.upstream),
+            *(each.upstream.id for each in kind.pci if each.upstream and each.upstream.id),
         ],
         "modules": kind.modules,
         "devices": kind.devices,
         "links": sorted(interfaces),
-        "signs": [{"file": each.file, "matches": each.matches} for each in kind.signs],
+        "signs": [
+            {"file": each.file, "matches": each.matches, "device": ids.get(each.device or "")}
+            for each in kind.signs
+        ],
         "level_zero": kind.level_zero is not None,
         "torch": kind.torch.model_dump() if kind.torch else None,
         "commands": [{"argv": each.argv, "timeout_s": each.timeout_s} for each in kind.commands],

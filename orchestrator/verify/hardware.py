@@ -22,7 +22,7 @@ from orchestrator.profile.hardware import (
     Torch,
     Upstream,
 )
-from orchestrator.verify.facts import HardwareFacts, PciFacts
+from orchestrator.verify.facts import HardwareFacts, PciFacts, PortFacts
 from orchestrator.verify.judge import Rule, Verdict
 
 MEMORY = "check in the firmware setup that it detects every module, and the graphics memory size"
@@ -31,6 +31,7 @@ RESIZABLE_BAR = "turn on 'Above 4G Decoding' and 'Re-Size BAR Support' in the fi
 DEVICE_FILE = "the kernel driver creates it; on {node}: journalctl --dmesg"
 LEVEL_ZERO = "the driver's checks above; on {node}: clinfo -l; ls -l /dev/dri"
 GONE = "device not found"
+FULL = "all lanes that the card has"
 
 #: What is in the machine and how it is driven; what computes with it.
 PRESENT, TORCH, COMMANDS = "present", "torch", "commands"
@@ -79,13 +80,14 @@ def _machine(kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
             yield f"{device.name}: BAR {number}", RESIZABLE_BAR, partial(bar, device, number)
         if device.upstream:
             link = device.upstream
-            yield f"{device.name}: link", link.advice, partial(upstream, link)
+            yield f"{device.name}: link", link.advice, partial(upstream, device, link)
     for name in kind.modules:
         yield f"module {name}", f"on {{node}}: modprobe {name}", partial(module, name)
     for path in kind.devices:
         yield path, DEVICE_FILE, partial(device_file, path)
+    counts = {device.name: device.count for device in kind.pci}
     for index, sign in enumerate(kind.signs):
-        yield sign.name, sign.advice, partial(line, sign, index)
+        yield sign.name, sign.advice, partial(line, sign, index, counts.get(sign.device or "", 0))
 
 
 def _links(profile: Profile, node: Node, kind: Hardware) -> Iterator[tuple[str, str, Judge]]:
@@ -154,17 +156,33 @@ def bar(device: PciDevice, number: str, facts: HardwareFacts) -> Verdict:
     return Verdict(bool(there) and not small, f"{human_size(least)} or more", seen)
 
 
-def upstream(want: Upstream, facts: HardwareFacts) -> Verdict:
-    """The links of all such bridges: each card has one of its own."""
-    there = [each for each in facts.pci if each.id == want.id]
+def upstream(device: PciDevice, want: Upstream, facts: HardwareFacts) -> Verdict:
+    """The links of all such devices: each card has one of its own."""
+    if want.id is None:
+        there = [each.way for each in _those(device, facts) if each.way]
+    else:
+        there = [_port(each) for each in facts.pci if each.id == want.id]
     slow = [
-        each for each in there if (each.width or 0) < want.width or (each.speed or 0) < want.speed
+        each
+        for each in there
+        if each.width < (want.width or each.width_most) or (each.speed or 0) < (want.speed or 0)
     ]
-    said = [f"{each.address}: {_lanes(each.width, each.speed)}" for each in slow or there]
-    nothing = f"no bridge {want.id} is visible: not judged"
-    return Verdict(
-        not slow, f"{_lanes(want.width, want.speed)} or more", "; ".join(said) or nothing
-    )
+    told = [
+        _lanes(each.width, each.speed) if want.width or want.speed else each.told
+        for each in slow or there
+    ]
+    said = [f"{each.address}: {lanes}" for each, lanes in zip(slow or there, told, strict=True)]
+    what = f"bridge {want.id} is visible" if want.id else "device tells its lanes"
+    most = f", {want.speed:g} GT/s or more" if want.speed else ""
+    expected = f"{_lanes(want.width, want.speed)} or more" if want.width else f"{FULL}{most}"
+    return Verdict(not slow, expected, "; ".join(said) or f"no {what}: not judged")
+
+
+def _port(bridge: PciFacts) -> PortFacts:
+    """Its own link, not one further up."""
+    if bridge.way and bridge.way.address == bridge.address:
+        return bridge.way
+    return PortFacts(bridge.address, bridge.width or 0, bridge.width or 0, bridge.speed)
 
 
 def module(name: str, facts: HardwareFacts) -> Verdict:
@@ -177,12 +195,15 @@ def device_file(path: str, facts: HardwareFacts) -> Verdict:
     return Verdict(count > 0, "a device file", f"{count} found" if count else "none")
 
 
-def line(sign: Sign, index: int, facts: HardwareFacts) -> Verdict:
+def line(sign: Sign, index: int, count: int, facts: HardwareFacts) -> Verdict:
+    """``count``: of how many devices there has to be a line."""
     found, place = facts.signs[index], sign.file or "the kernel's log"
     nothing = f"no such line in {place}"
     expected = f"a line in {place} that matches {sign.matches}" if sign.wanted else nothing
     if not found.read:  # no bad sign, but no good one either
         return Verdict(False, expected, f"nothing to read in {place}")
+    if sign.wanted and found.line and found.without and found.told < count:
+        return Verdict(False, expected, f"{nothing} for {', '.join(found.without)}")
     return Verdict((found.line is not None) == sign.wanted, expected, found.line or nothing)
 
 

@@ -24,6 +24,10 @@ LOG = ("journalctl", "--dmesg", "--boot", "--no-pager", "--output=cat")
 #: The kernel's own buffer forgets the boot in time; it is there without journald, though.
 LOG_BUFFER = ("dmesg", "--notime")
 
+#: A PCI device's address, in sysfs and in a line of the log.
+ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+NAMED = re.compile(r"\b[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+
 #: Prints how many GPUs Level Zero has. A process of its own: a driver may crash or hang.
 LEVEL_ZERO = """
 import ctypes
@@ -101,7 +105,6 @@ def pci(root: Path, wanted: Iterable[str]) -> list[dict[str, object]]:
         if name in wanted:
             driver = device / "driver"
             bound = driver.readlink().name if driver.is_symlink() else ""
-            speed = re.match(r"[\d.]+", text(device / "current_link_speed"))
             found.append(
                 {
                     "address": device.name,
@@ -109,10 +112,43 @@ def pci(root: Path, wanted: Iterable[str]) -> list[dict[str, object]]:
                     "driver": bound,
                     "bars": bars(device),
                     "width": whole(device / "current_link_width"),
-                    "speed": float(speed[0]) if speed else None,
+                    "speed": speed(device),
+                    "way": way(device),
                 }
             )
     return found
+
+
+def speed(device: Path) -> float | None:
+    """GT/s of a lane of its link."""
+    found = re.match(r"[\d.]+", text(device / "current_link_speed"))
+    return float(found[0]) if found else None
+
+
+def way(device: Path) -> dict[str, object] | None:
+    """Of all PCIe links between a device and the processor the one with the smallest part of its
+    lanes; of equal ones the outermost. A card may have a switch of its own, behind which its own
+    link says x1 whatever the slot gives. attach/node_hardware.py has the same rule."""
+    best: tuple[float, dict[str, object]] | None = None
+    lower = device.resolve()
+    while ADDRESS.fullmatch(lower.name):
+        upper = lower.parent
+        width = whole(lower / "current_link_width")
+        most = whole(lower / "max_link_width")
+        # A switch's lower port and a root port describe the link below them, which was seen.
+        if width and most and (best is None or width / most <= best[0]):
+            there = bool(ADDRESS.fullmatch(upper.name))
+            link = {
+                "address": lower.name,
+                "width": width,
+                "width_most": most,
+                "speed": speed(lower),
+                "above": upper.name if there else "",
+                "above_most": whole(upper / "max_link_width") if there else None,
+            }
+            best = (width / most, link)
+        lower = upper.parent
+    return best[1] if best else None
 
 
 def bars(device: Path) -> dict[str, int]:
@@ -151,12 +187,25 @@ def log(run: Run) -> str:
     return ""
 
 
-def sign(root: Path, messages: str, want: dict[str, Any]) -> dict[str, object]:
-    """Whether there is anything to read, and the first line that matches."""
+def sign(
+    root: Path, messages: str, want: dict[str, Any], addresses: Sequence[str]
+) -> dict[str, object]:
+    """Whether there is anything to read, and the first line that matches. ``addresses``: of the
+    devices that it is about; a line that names none is about any."""
     files = [text(path) for path in below(root, want["file"])] if want["file"] else [messages]
     lines = [line for each in files for line in each.splitlines()]
-    matching = (line.strip() for line in lines if re.search(want["matches"], line))
-    return {"read": bool(lines), "line": next(matching, None)}
+    matching = [line.strip() for line in lines if re.search(want["matches"], line)]
+    told = set(addresses)
+    if want["device"]:
+        named = [(line, set(NAMED.findall(line)) or told) for line in matching]
+        matching = [line for line, names in named if names & told]
+        told &= set().union(*(names for _, names in named))
+    return {
+        "read": bool(lines),
+        "line": next(iter(matching), None),
+        "told": len(told),
+        "without": sorted(set(addresses) - told),
+    }
 
 
 def level_zero(run: Run) -> dict[str, object]:
@@ -216,13 +265,18 @@ def facts(want: dict[str, Any], root: Path = Path("/"), run: Run = run_here) -> 
     """All that was asked for. What takes long is only done where it was."""
     messages = log(run) if any(not each["file"] for each in want["signs"]) else ""
     modules = {name: root / "sys/module" / name.replace("-", "_") for name in want["modules"]}
+    devices = pci(root, want["pci"])
+    places = {
+        each["device"]: [str(one["address"]) for one in devices if one["id"] == each["device"]]
+        for each in want["signs"]
+    }
     return {
         "memory": memory(root),
         "modules": {name: path.exists() for name, path in modules.items()},
         "devices": {each: len(below(root, each)) for each in want["devices"]},
-        "pci": pci(root, want["pci"]),
+        "pci": devices,
         "links": {name: link(root, name) for name in want["links"]},
-        "signs": [sign(root, messages, each) for each in want["signs"]],
+        "signs": [sign(root, messages, each, places[each["device"]]) for each in want["signs"]],
         "level_zero": level_zero(run) if want["level_zero"] else None,
         "torch": torch(run, want["torch"]) if want["torch"] else None,
         "commands": [command(run, each) for each in want["commands"]],

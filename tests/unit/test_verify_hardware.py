@@ -19,6 +19,7 @@ import yaml
 from pydantic import TypeAdapter
 from support import DATA
 
+from orchestrator.attach import node_hardware
 from orchestrator.core import paths
 from orchestrator.core.progress import Board
 from orchestrator.core.run import Result
@@ -26,9 +27,15 @@ from orchestrator.core.sizes import human_size
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
 from orchestrator.profile import Node, Profile
-from orchestrator.profile.hardware import Command, Hardware, Sign
-from orchestrator.verify import VerifyContext, everything, gather, probe_hardware
-from orchestrator.verify.facts import CommandFacts, HardwareFacts
+from orchestrator.profile.hardware import Command, Hardware, PciDevice, Sign, Upstream
+from orchestrator.verify import VerifyContext, everything, gather, hardware, probe_hardware
+from orchestrator.verify.facts import (
+    CommandFacts,
+    HardwareFacts,
+    PciFacts,
+    PortFacts,
+    SignFacts,
+)
 from orchestrator.verify.first_run import FirstRunContext, first_run
 from orchestrator.verify.hardware import looks, output
 from orchestrator.verify.report import Check, report
@@ -304,3 +311,95 @@ def test_the_first_run_begins_with_the_machine(
     first, second = report.checks[:2]
     assert (first.ok, first.ran, second.ran) == (ok, True, ok)
     assert said in first.seen and len(asked) == (2 if ok else 1)
+
+
+CARD, OTHER, OWN = "0000:03:00.0", "0000:08:00.0", "0000:00:02.0"
+
+
+@pytest.mark.parametrize(
+    ("messages", "line", "without"),
+    [
+        (f"i915 {CARD}: up", f"i915 {CARD}: up", [OTHER]),
+        (f"i915 {OWN}: up\ni915 {OTHER}: up", f"i915 {OTHER}: up", [CARD]),
+        (f"i915 {OWN}: up", None, [CARD, OTHER]),
+        (f"i915 {CARD}: up\ni915 {OTHER}: up", f"i915 {CARD}: up", []),
+        ("[drm] GT0: up", "[drm] GT0: up", []),  # it may be any
+        (f"i915 1{CARD}: up", None, [CARD, OTHER]),  # another domain
+        (f"bridge {OWN} to {CARD}: up", f"bridge {OWN} to {CARD}: up", [OTHER]),
+    ],
+)
+def test_a_line_of_the_log_is_about_the_device_that_it_names(
+    messages: str, line: str | None, without: list[str], tmp_path: Path
+) -> None:
+    want = {"file": None, "matches": "up", "device": "8086:56a0"}
+    found = probe_hardware.sign(tmp_path, messages, want, [CARD, OTHER])
+    assert found == {"read": True, "line": line, "told": 2 - len(without), "without": without}
+    anybodys = probe_hardware.sign(tmp_path, messages, {**want, "device": None}, [])
+    assert anybodys["line"] == messages.splitlines()[0]
+
+
+@pytest.mark.parametrize(("count", "ok"), [(1, True), (2, False)])
+def test_as_many_devices_as_there_have_to_be_need_a_line(count: int, ok: bool) -> None:
+    sign = Sign(name="a", matches="up", device="card", advice="-")
+    facts = HardwareFacts(
+        memory=0, modules={}, devices={}, pci=[], links={}, level_zero=None, torch=None,
+        commands=[], signs=[SignFacts(True, "up", 1, (OTHER,))],
+    )  # fmt: skip
+    verdict = hardware.line(sign, 0, count, facts)
+    assert verdict.ok == ok
+    assert (f"for {OTHER}" in verdict.seen) != ok
+
+
+#: Current and possible lanes from the root port to the card. Of a port, those of the link below it.
+ARC = [(16, 16), (16, 16), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "told", "narrow"),
+    [
+        (ARC, "x16", False),
+        ([(4, 16), (4, 16), (1, 1), (1, 1)], "x4 of x16; 0000:00:01.0 above it has x16", True),
+        ([(4, 4), (4, 16), (1, 1), (1, 1)], "x4 of x16; 0000:00:01.0 above it has x4", True),
+        ([(16, 16), (16, 16)], "x16", False),
+        ([(16, 16), (8, 16)], "x8 of x16; 0000:00:01.0 above it has x16", True),
+        # A server's switch: either link may be the narrow one.
+        ([(16, 16), (16, 16), (8, 16), (8, 16)], "x8 of x16; 0000:02:00.0 above it has x16", True),
+        ([(8, 16), (8, 16), (16, 16), (16, 16)], "x8 of x16; 0000:00:01.0 above it has x16", True),
+        ([(1, 1)], "x1", False),  # in a virtual machine
+    ],
+)
+def test_the_link_that_counts_is_found_alike_for_verify_and_attach(
+    lanes: list[tuple[int, int]], told: str, narrow: bool, tmp_path: Path
+) -> None:
+    device = tmp_path / "sys/devices/pci0000:00"
+    for bus, (width, most) in enumerate(lanes):
+        device /= f"0000:{bus:02}:{'01' if not bus else '00'}.0"
+        device.mkdir(parents=True)
+        device.joinpath("current_link_width").write_text(f"{width}\n")
+        device.joinpath("max_link_width").write_text(f"{most}\n")
+    by_address = tmp_path / "sys/bus/pci/devices" / device.name
+    by_address.parent.mkdir(parents=True)
+    by_address.symlink_to(device)
+    found = TypeAdapter(PortFacts).validate_python(probe_hardware.way(by_address))
+    assert (found.told, found.is_narrow) == (told, narrow)
+    assert node_hardware.counted_link(by_address).name == found.address
+    kind = PciDevice(
+        name="card", id="8086:56a0", driver="d", advice="-", upstream=Upstream(advice="the slot")
+    )
+    facts = HardwareFacts(
+        memory=0, modules={}, devices={}, links={}, level_zero=None, torch=None, commands=[],
+        signs=[], pci=[PciFacts(device.name, "8086:56a0", "d", {}, way=found)],
+    )  # fmt: skip
+    assert kind.upstream
+    verdict = hardware.upstream(kind, kind.upstream, facts)
+    assert (verdict.ok, verdict.seen) == (not narrow, f"{found.address}: {told}")
+    at_most = Upstream(width=16, advice="-")
+    assert hardware.upstream(kind, at_most, facts).ok == (found.width >= 16)
+
+
+def test_a_device_without_lanes_has_no_link_to_judge(tmp_path: Path) -> None:
+    (tmp_path / "0000:00:02.0").mkdir()
+    assert probe_hardware.way(tmp_path / "0000:00:02.0") is None
+    (tmp_path / "0000:00:02.0/current_link_width").write_text("0\n")  # nothing is in the slot
+    (tmp_path / "0000:00:02.0/max_link_width").write_text("16\n")
+    assert probe_hardware.way(tmp_path / "0000:00:02.0") is None
