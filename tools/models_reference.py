@@ -60,8 +60,8 @@ models of tests.
 A configuration is a public copy of the model's own, from the table above or from
 {configs_from}; or that of a model with the same type, layers, widths, vocabulary and count
 ("as"). The hub counts a head that is tied to the embedding twice where the files hold it twice.
-Where its count and the reading differ, it is said: it counts packed numbers as they lie in the files,
-and layers for multi-token prediction.
+Where its count and the reading differ, it is said: the hub counts packed numbers as they lie in the
+files, and layers for multi-token prediction.
 
 - **exact**, **estimated**, **refused**: as above, against what the hub counts.
 - **no copy**: no public copy of its config.json was found, so it was not tried. {packed} of these

@@ -35,7 +35,7 @@ from orchestrator.profile.model import Profile
 
 PROGRAM = "node_classes"
 #: Seconds for vLLM to be imported twice and to make the model, on a slow and busy processor.
-SECONDS = 300
+SECONDS = 600
 #: Seconds on top of it until the connection itself ends.
 LATE = 10
 #: The account that it runs as in an image: nobody's.
