@@ -3,12 +3,14 @@
     tools/models_reference.py >docs/reference/models.md
 
 The configurations (facts, only the keys that count) and the published counts are those of
-tests/data/models/published.json.
+tests/data/models/published.json; the most downloaded text models, with what the hub counts, are
+those of most_used.json there.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any
 
 from orchestrator.models.reading import served
 from orchestrator.models.reading.facts import families
-from orchestrator.models.reading.inspection import inspect
+from orchestrator.models.reading.inspection import Inspection, inspect
 from orchestrator.models.reading.sources import ModelFiles
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "data" / "models" / "published.json"
+DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "models"
+PUBLISHED, MOST_USED = DATA / "published.json", DATA / "most_used.json"
 #: Within this part of the published count, and with nothing unread, a reading is exact.
 EXACT = 0.005
 
@@ -47,6 +50,31 @@ Active parameters include embedding and head. Some publishers leave out the embe
 
 """
 
+MOST = """
+## The {n} text models that were downloaded most
+
+By a public copy of the hub's listing: {list}. Its program lists what it found, not the whole hub.
+Models that write no text are left out: encoders, embeddings, rerankers, audio, and the tiny random
+models of tests.
+
+A configuration is a public copy of the model's own, from the table above or from
+{configs_from}; or that of a model with the same type, layers, widths, vocabulary and count
+("as"). The hub counts a head that is tied to the embedding twice where the files hold it twice.
+Where its count and the reading differ, it is said: the hub counts packed numbers as they lie in the
+files, and layers for multi-token prediction.
+
+- **exact**, **estimated**, **refused**: as above, against what the hub counts.
+- **no copy**: no public copy of its config.json was found, so it was not tried. {packed} of these
+  are quantized: their sizes are those of another model, but their quantization is not known.
+
+{counts}, of {n}.
+
+| Model | Downloads a month | | Hub counts | Read | As | Why |
+|---|---:|---|---:|---:|---|---|
+"""
+#: Names of copies whose weights are packed, in a format that only their own config.json says.
+PACKED = re.compile(r"awq|gptq|fp8|nvfp4|mxfp4|bnb|w8a8|w4a16|mlx|int[48]|[48]bit", re.I)
+
 
 def rows() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
     """(entry, verdict, document) of each model."""
@@ -62,6 +90,57 @@ def _source(entry: dict[str, Any]) -> str:
     """Where the published count is from."""
     return str(entry["source"]) if entry.get("checked", True) else (
         f"{entry['source']}; not checked against a public copy")  # fmt: skip
+
+
+def most_used() -> Iterator[tuple[dict[str, Any], str, Inspection | None]]:
+    """(entry, verdict, what was read) of each of the most downloaded models."""
+    document = json.loads(MOST_USED.read_text())
+    published = {entry["name"]: entry for entry in json.loads(PUBLISHED.read_text())}
+    for entry in document["models"]:
+        known = entry.get("as")
+        if known is None:
+            yield entry, "no copy", None
+            continue
+        own = published.get(known)
+        found = inspect(
+            ModelFiles(known, "", (own or {}).get("config") or document["configs"][known])
+        )
+        count, head = found.figure("parameters") or 0, found.read.head
+        counted = [entry["hub"], *([own["published"]] if own else [])]
+        off = min(abs(each / of - 1) for of in counted for each in (count, count + head))
+        verdict = "exact" if off <= EXACT and not found.unread else "estimated"
+        yield entry, "refused" if found.refused else verdict, found
+
+
+def _why(hub: int, found: Inspection) -> str:
+    """Why a model is refused or not exact."""
+    said = list(found.refused or found.unread)
+    off = hub / (found.figure("parameters") or 1) - 1
+    if not said and abs(off) > EXACT:
+        said = [f"the hub counts {100 * off:+.1f} %"]
+    return "; ".join(said)
+
+
+def most_used_page() -> str:
+    document = json.loads(MOST_USED.read_text())
+    all_rows = list(most_used())
+    count = Counter(verdict for _, verdict, _ in all_rows)
+    verdicts = ("exact", "estimated", "refused", "no copy")
+    text = MOST.format(
+        n=len(all_rows), list=document["list"], configs_from=document["configs_from"],
+        counts=", ".join(f"{count[each]} {each}" for each in verdicts),
+        packed=sum(verdict == "no copy" and bool(PACKED.search(entry["name"]))
+                   for entry, verdict, _ in all_rows),
+    )  # fmt: skip
+    for entry, verdict, found in all_rows:
+        why = _why(entry["hub"], found) if found else ""
+        read = f"{(found.figure('parameters') or 0) / 1e9:.3f} B" if found else ""
+        other = entry.get("as") if entry.get("as") != entry["name"] else None
+        cells = (f"`{entry['name']}`", f"{entry['downloads']:,}", verdict,
+                 f"{entry['hub'] / 1e9:.3f} B", read, f"`{other}`" if other else "",
+                 why.replace("|", "/"))  # fmt: skip
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
 
 
 def page() -> str:
@@ -86,7 +165,7 @@ def page() -> str:
             f"{found['kv_bytes_per_token']:,}", why.replace("|", "/"), _source(entry),
         )  # fmt: skip
         text += "| " + " | ".join(cells) + " |\n"
-    return text
+    return text + most_used_page()
 
 
 if __name__ == "__main__":

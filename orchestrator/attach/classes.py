@@ -36,7 +36,7 @@ from orchestrator.profile.model import Profile
 
 PROGRAM = "node_classes"
 #: Seconds for vLLM to be imported twice and to make the model, on a slow and busy processor.
-SECONDS = 300
+SECONDS = 600
 #: Seconds on top of it until the connection itself ends.
 LATE = 10
 #: The account that it runs as in an image: nobody's.
@@ -61,7 +61,7 @@ IN_IMAGE = {"HOME": "/tmp", "PATH": f"{VENV}/bin:/usr/sbin:/usr/bin", "VLLM_TARG
 
 
 @dataclass(frozen=True)
-class Place:
+class EngineAt:
     """Where a Python with vLLM is. ``which``: what tells that vLLM from another one, None where
     nobody answers; ``ask`` raises UserError where there is no answer."""
 
@@ -96,19 +96,19 @@ def answered(
     return None, reasons
 
 
-def _kept(place: Place, asked: Mapping[str, Any]) -> Path:
+def _kept(place: EngineAt, asked: Mapping[str, Any]) -> Path:
     program = on_nodes.source(PROGRAM)
     text = json.dumps([place.which(), asked, program], sort_keys=True, default=str)
     name = hashlib.sha256(text.encode()).hexdigest()
     return paths.cache() / "models" / "engine" / f"{name}.json"
 
 
-def places(profile: Profile | Attached, reasons: list[str]) -> Iterator[Place]:
+def places(profile: Profile | Attached, reasons: list[str]) -> Iterator[EngineAt]:
     """Where it can be asked, the truest first; to ``reasons``: why not elsewhere."""
     if isinstance(profile, Attached):
         for node in sorted(profile.nodes, key=lambda each: not each.ranks):
             if node.engine:
-                yield Place(node.name, partial(_versions, profile, node),
+                yield EngineAt(node.name, partial(_versions, profile, node),
                             partial(_on_attached, node, profile.serving.env))  # fmt: skip
         return
     if (paths.cluster(profile.name)).is_dir():
@@ -118,7 +118,7 @@ def places(profile: Profile | Attached, reasons: list[str]) -> Iterator[Place]:
             reasons.append(f"{profile.server.name}: {error.message.splitlines()[0]}")
         else:
             server = on_nodes.OurNode(cluster, profile.server)
-            yield Place(profile.server.name, lambda: cluster.image_id,
+            yield EngineAt(profile.server.name, lambda: cluster.image_id,
                         partial(server.as_service, PROGRAM, seconds=SECONDS))  # fmt: skip
     image = store.built(profile.image)
     if image is None:
@@ -126,7 +126,7 @@ def places(profile: Profile | Attached, reasons: list[str]) -> Iterator[Place]:
     elif os.geteuid():
         reasons.append(f"image {profile.image}: only root can mount it")
     else:
-        yield Place(f"image {profile.image}", lambda: ident(image),
+        yield EngineAt(f"image {profile.image}", lambda: ident(image),
                     partial(_on_attached, _inside(image, profile.image),
                             profile.serving_env() | IN_IMAGE))  # fmt: skip
 

@@ -164,7 +164,7 @@ def _tell_how_to_pin(profile: Profile, name: str, commit: str) -> None:
     "--engine/--no-engine",
     default=True,
     show_default=True,
-    help="Ask vLLM's own classes where its Python is at hand.",
+    help="Ask vLLM's own classes where its Python is at hand; --no-engine: do not.",
 )
 @click.argument("name", metavar="MODEL", shell_complete=complete.models)
 def inspect(profile: str | None, as_json: bool, revision: str, engine: bool, name: str) -> None:

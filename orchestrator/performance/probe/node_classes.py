@@ -121,7 +121,7 @@ def cache_of(engine: Any) -> dict[str, Any]:
     return {"growing": growing, "windows": windows, "state": state}
 
 
-class Heard(logging.Handler):
+class LoggedError(logging.Handler):
     """What vLLM logs of an error and does not raise: a model's class that it cannot import."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ def why(error: BaseException, heard: str) -> str:
 def answer(asked: dict[str, Any], own: Path) -> dict[str, Any]:
     """``stage``: what failed, with ``why``: the import, the configuration, the model, its cache."""
     found: dict[str, Any] = {"vllm": version("vllm"), "platform": "", "stage": "import"}
-    heard = Heard()
+    heard = LoggedError()
     try:
         from vllm.platforms import current_platform  # type: ignore[import-not-found,unused-ignore]
 
