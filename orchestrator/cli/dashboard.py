@@ -90,10 +90,10 @@ def _print(profile: Profile | Attached, *, follow: bool) -> None:
 
 def _serve(profile: Profile | Attached, port: int) -> None:
     from orchestrator.core.errors import UserError
-    from orchestrator.dashboard.web import Server, Watched
+    from orchestrator.dashboard.web import OnDemand, Server
 
     # Loaded when somebody looks: the address is printed at once.
-    watched = Watched(partial(_feed, profile))
+    watched = OnDemand(partial(_feed, profile))
     try:
         server = Server(watched.document, port)
     except OSError as error:

@@ -23,7 +23,7 @@ PATIENCE = 2.0
 MOST_LINE = 1 << 16
 
 
-class Source:
+class Polled:
     """Something to look at every so many seconds. ``patience``: seconds after which it is late;
     ``after``: what has to be looked at before, the first time."""
 
@@ -33,7 +33,7 @@ class Source:
         look: Callable[[], Any],
         every: float,
         patience: float = 10.0,
-        after: Source | None = None,
+        after: Polled | None = None,
     ) -> None:
         self.name, self.every, self.patience, self.after = name, every, patience, after
         self.value: Any = None
@@ -144,7 +144,7 @@ class View(Protocol):
     """A kind of cluster: what to look at, and the document to make of it."""
 
     @property
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[Polled]:
         """What is looked at again and again."""
 
     @property

@@ -13,7 +13,7 @@ from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.cluster.status import Status, answered, assembled, layout_words, served, silent
 from orchestrator.cluster.targets import verify_context
 from orchestrator.dashboard import view
-from orchestrator.dashboard.gather import Source, Tail
+from orchestrator.dashboard.gather import Polled, Tail
 from orchestrator.dashboard.kept import Kept, Shelf
 from orchestrator.dashboard.minute import FRESH, NAMES, PERIOD, Minute, by_node
 from orchestrator.performance.bench.sample import sampler, sampler_argv
@@ -42,16 +42,16 @@ class Ours:
         self.profile = profile
         self.minute = Minute(profile.server.name)
         self.changes = view.Changes()
-        self.opened = Source("cluster", self._open, 30.0)
-        self.power = Source("power", self._power, OFTEN, after=self.opened)
+        self.opened = Polled("cluster", self._open, 30.0)
+        self.power = Polled("power", self._power, OFTEN, after=self.opened)
         self.nodes = {
-            node.name: Source(node.name, partial(self._node, node), SELDOM, after=self.power)
+            node.name: Polled(node.name, partial(self._node, node), SELDOM, after=self.power)
             for node in profile.nodes
         }
-        self.boots = Source("boots", self._boots, BOOTING, after=self.power)
-        self.ray = Source("Ray", self._ray, RAY, RAY_PATIENCE, after=self.power)
-        self.endpoint = Source("endpoint", self._endpoint, OFTEN, after=self.power)
-        self.kept = Source("measurements", self._kept, 30.0, after=self.opened)
+        self.boots = Polled("boots", self._boots, BOOTING, after=self.power)
+        self.ray = Polled("Ray", self._ray, RAY, RAY_PATIENCE, after=self.power)
+        self.endpoint = Polled("endpoint", self._endpoint, OFTEN, after=self.power)
+        self.kept = Polled("measurements", self._kept, 30.0, after=self.opened)
         self.tails: Sequence[Tail] = [
             Tail(node.name, partial(self._sampler, node), partial(self.minute.take, node.name))
             for node in profile.nodes
@@ -60,7 +60,7 @@ class Ours:
         self._booted = 0.0
 
     @property
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[Polled]:
         of_nodes = (*self.nodes.values(), self.boots, self.ray, self.endpoint)
         return (self.opened, self.power, *of_nodes, self.kept)
 

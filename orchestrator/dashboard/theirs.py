@@ -17,7 +17,7 @@ from orchestrator.attach.samples import ENDPOINT, sampler_argv
 from orchestrator.attach.verify import Looked, checks
 from orchestrator.core.errors import UserError
 from orchestrator.dashboard import view
-from orchestrator.dashboard.gather import Source, Tail
+from orchestrator.dashboard.gather import Polled, Tail
 from orchestrator.dashboard.kept import Kept, Shelf
 from orchestrator.dashboard.minute import FRESH, PERIOD, Minute, by_node
 from orchestrator.performance import metrics
@@ -40,14 +40,14 @@ class Theirs:
         self.profile = profile
         self.minute = Minute()
         self.changes = view.Changes()
-        self.endpoint = Source("endpoint", self._endpoint, OFTEN)
-        self.metrics = Source("metrics", self._metrics, PERIOD)
+        self.endpoint = Polled("endpoint", self._endpoint, OFTEN)
+        self.metrics = Polled("metrics", self._metrics, PERIOD)
         self.nodes = {
-            node.name: Source(node.name, partial(ask_node, node), SELDOM, PATIENCE)
+            node.name: Polled(node.name, partial(ask_node, node), SELDOM, PATIENCE)
             for node in profile.nodes
         }
-        self.ray = Source("Ray", self._ray, RAY, PATIENCE)
-        self.kept = Source("measurements", self._kept, 30.0)
+        self.ray = Polled("Ray", self._ray, RAY, PATIENCE)
+        self.kept = Polled("measurements", self._kept, 30.0)
         text = sampler(PERIOD, ())
         self.tails: Sequence[Tail] = [
             Tail(node.name, partial(sampler_argv, node, text), partial(self.minute.take, node.name))
@@ -56,7 +56,7 @@ class Theirs:
         self._shelf = Shelf(profile)
 
     @property
-    def sources(self) -> Sequence[Source]:
+    def sources(self) -> Sequence[Polled]:
         return (self.endpoint, self.metrics, *self.nodes.values(), self.ray, self.kept)
 
     def network(self) -> AbstractContextManager[object]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
-from orchestrator.dashboard.gather import Source, Tail
+from orchestrator.dashboard.gather import Polled, Tail
 
 #: The longest document, and seconds without one: it comes every two, once the command has started.
 MOST, SILENT = 4 << 20, 15.0
@@ -16,7 +16,7 @@ MOST, SILENT = 4 << 20, 15.0
 class There:
     """What `dashboard --json --follow` prints on the control host, while somebody looks here."""
 
-    sources: Sequence[Source] = ()
+    sources: Sequence[Polled] = ()
 
     def __init__(self, name: str, host: str, argv: Sequence[str]) -> None:
         self.name, self.host = name, host

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.dashboard.gather import Source
+from orchestrator.dashboard.gather import Polled
 from orchestrator.dashboard.kept import Kept
 from orchestrator.dashboard.minute import Minute, phases
 from orchestrator.performance.results.probe import Probes
@@ -115,7 +115,7 @@ def checks(found: Sequence[Check], profile: Profile | Attached) -> dict[str, Any
 
 def document(
     profile: Profile | Attached,
-    sources: Sequence[Source],
+    sources: Sequence[Polled],
     minute: Minute,
     kept: Kept | None,
     changes: Changes,

@@ -37,7 +37,7 @@ class Live(Protocol):
     def document(self) -> dict[str, Any]: ...
 
 
-class Watched:
+class OnDemand:
     """Runs what has the document while somebody asks for it."""
 
     def __init__(self, make: Callable[[], Live], idle: float = IDLE) -> None:

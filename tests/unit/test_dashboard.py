@@ -23,7 +23,7 @@ from support.predict import link, probes
 
 from orchestrator.core.errors import UserError
 from orchestrator.dashboard import view, web
-from orchestrator.dashboard.gather import Feed, Source, Tail
+from orchestrator.dashboard.gather import Feed, Polled, Tail
 from orchestrator.dashboard.minute import NAMES, PERIOD, Minute, by_node
 from orchestrator.performance.bench.sample import sampler
 
@@ -134,7 +134,7 @@ class Counting:
 
 def test_nothing_is_looked_at_while_nobody_looks() -> None:
     live = Counting()
-    watched = web.Watched(lambda: live, idle=0.2)
+    watched = web.OnDemand(lambda: live, idle=0.2)
     with served(watched.document) as server:
         asked(server, f"/{server.secret}/")  # the page alone
         asked(server, "/wrong/data")
@@ -151,7 +151,7 @@ def test_nothing_is_looked_at_while_nobody_looks() -> None:
 class Looked:
     """A view of given sources and programs."""
 
-    def __init__(self, *sources: Source, tails: tuple[Tail, ...] = ()) -> None:
+    def __init__(self, *sources: Polled, tails: tuple[Tail, ...] = ()) -> None:
         self.sources, self.tails = sources, tails
         self.network = nullcontext
 
@@ -171,10 +171,10 @@ def test_a_source_that_does_not_answer_holds_no_other_up_and_keeps_its_value() -
         raise UserError("no SSH", "Look at its console.")
 
     counted: list[int] = []
-    dead = Source("dead", dies, 0.0, patience=0.1)
-    bad = Source("bad", refuses, 0.0)
-    alive = Source("alive", lambda: counted.append(1), 0.0)
-    later = Source("later", lambda: 2, 60.0, after=bad)
+    dead = Polled("dead", dies, 0.0, patience=0.1)
+    bad = Polled("bad", refuses, 0.0)
+    alive = Polled("alive", lambda: counted.append(1), 0.0)
+    later = Polled("later", lambda: 2, 60.0, after=bad)
     feed = Feed(Looked(dead, bad, alive, later))
     feed.start()
     try:
