@@ -25,7 +25,7 @@ from orchestrator.core.files import locked, write_json
 from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
 from orchestrator.models import hub_choice, wanted
-from orchestrator.models.hub_choice import NO_WISH, Refused, Wish
+from orchestrator.models.hub_choice import NO_WISH, NotServed, Wish
 from orchestrator.models.hub_errors import refused
 from orchestrator.models.hub_listing import MANIFEST, RemoteFile, in_directory, listed
 
@@ -348,7 +348,7 @@ def _removed_if_refused(home: Path) -> Iterator[None]:
     fresh = not any(home.iterdir())
     try:
         yield
-    except Refused:
+    except NotServed:
         if fresh:
             shutil.rmtree(home)
         raise

@@ -33,7 +33,7 @@ class Wish:
 NO_WISH = Wish()
 
 
-class Refused(UserError):
+class NotServed(UserError):
     """The small files tell that the others need not come."""
 
 
@@ -61,7 +61,7 @@ def weights_of(home: Path, names: Collection[str], form: wanted.Format, what: st
         lacking, why = wanted.lacking_parts(found), "its files are named as"
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise Refused(
+        raise NotServed(
             f"{what} is incomplete: {why} {lacking[0]}{more}, which is missing",
             "In a directory: copy the missing files too. On the hub: pin another revision.",
         )
@@ -69,20 +69,20 @@ def weights_of(home: Path, names: Collection[str], form: wanted.Format, what: st
 
 
 def must_be_served(home: Path, names: Sequence[str], what: str, wish: Wish, hint: str) -> None:
-    """Raises Refused where vLLM would refuse the model, by its small files."""
+    """Raises NotServed where vLLM would refuse the model, by its small files."""
     why = list(refused(catalog.hub_config(home), wish.code))
     code = [name for name in code_named(home, names) if "--" not in name] if wish.code else []
     if lacking := sorted(set(code) - set(names)):
         why.append(f"it names code that it does not have: {', '.join(lacking)}")
     if why:
-        raise Refused(f"{what}: vLLM does not serve it: {'; '.join(why)}", hint)
+        raise NotServed(f"{what}: vLLM does not serve it: {'; '.join(why)}", hint)
 
 
 def must_be_torchs(file: RemoteFile, what: str, hint: str) -> None:
-    """Raises Refused where a .bin file is another program's: many write such."""
+    """Raises NotServed where a .bin file is another program's: many write such."""
     begins = head(file)
     if begins and not begins.startswith(wanted.PICKLES):
-        raise Refused(
+        raise NotServed(
             f"{what}: {file.path} is no file of PyTorch's: it begins with {begins[:8]!r}", hint
         )
 

@@ -18,7 +18,8 @@ from orchestrator.models import hub_choice, hub_errors, hub_listing
 from orchestrator.models.catalog import hub_config
 from orchestrator.models.hub_choice import Wish
 
-TOKEN = "hf_secret_of_a_user"
+#: Of another hub: it does not look like one of Hugging Face's.
+TOKEN = "mirror-0815-of-a-user"
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}).encode()
 SHARDS = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
 INDEX = json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}).encode()
