@@ -63,8 +63,8 @@ def ranked(bytes_per_s: float, memory: int = 64 << 30) -> tuple[Ranked, ...]:
     }
     found = probes(
         devices=(device("left", 410e9, **card), device("right", 410e9, **card)),
-        links=(link("left", "right", 100e-6, bytes_per_s),),
-        collectives=(collective(("left", "right"), {256: 3e-4}),),
+        links=(link("left", "right", 100 / bytes_per_s, bytes_per_s),),
+        collectives=(collective(("left", "right"), {256: 300 / bytes_per_s}),),
     )
     there = Machines(("left", "right"), "lan", found)
     load = offered(RUN.measured[0].workload)
