@@ -1,56 +1,40 @@
-"""Pictures of a report's plots, as SVG, for documents: drawn by Chromium, as readers see them.
+"""Pictures of a report's plots, as SVG files for documents.
 
     python tools/report_pictures.py REPORT.html DIRECTORY PLOT...
 
-PLOT is an element of the report: load-concurrency, links, phase-0, ... Writes DIRECTORY/PLOT.svg.
+PLOT is an element of the report: answer, decode-0, concurrency-ttft_s, links, ... Writes
+DIRECTORY/PLOT.svg, with the patterns and looks that the page has for all plots.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from urllib.parse import unquote
-
-#: What a headless Chromium needs as root, and what keeps it from asking the Internet.
-CHROMIUM = (
-    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
-    " --disable-background-networking --disable-component-update --disable-sync"
-    " --virtual-time-budget=10000"
-)
-WIDTH, HEIGHT = 820, 360
-#: Puts the pictures in place of the page, once all are drawn.
-DRAW = """<script>
-Promise.all(drawn).then(() => Promise.all(%s.map((id) =>
-  Plotly.toImage(id, {format: "svg", width: %d, height: %d}))))
-  .then((urls) => { document.body.textContent = "PICTURES" + JSON.stringify(urls) + "END"; });
-</script></body>"""
 
 
-def pictures(report: str, plots: list[str]) -> list[str]:
-    """The SVG of each plot. Raises ValueError where the page does not draw them."""
-    asked = DRAW % (json.dumps(plots), WIDTH, HEIGHT)
-    with tempfile.TemporaryDirectory() as home:
-        file = Path(home, "report.html")
-        file.write_text(report.replace("</body>", asked), encoding="utf-8")
-        words = [*CHROMIUM.split(), f"--user-data-dir={home}/browser", "--dump-dom", file.as_uri()]
-        shown = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"PICTURES(\[.*\])END", shown.stdout, re.DOTALL)
-    if found is None:
-        raise ValueError(f"the page has no plots {', '.join(plots)}")
-    return [
-        unquote(url.partition(",")[2]) for url in json.loads(found.group(1).replace("&amp;", "&"))
-    ]
+def picture(report: str, plot: str) -> str:
+    """The SVG of a plot, alone. Raises ValueError where the page does not have it."""
+    found = re.search(
+        rf'<svg id="{re.escape(plot)}" class="plot" viewBox="([^"]*)".*?</svg>', report
+    )
+    looks = re.search(r'<style id="plots">.*?</style>', report, re.DOTALL)
+    patterns = re.search(r"<defs>.*?</defs>", report, re.DOTALL)
+    if not (found and looks and patterns):
+        raise ValueError(f"the page has no plot {plot}")
+    left, top, width, height = map(float, found[1].split())
+    box = f'viewBox="{left - 6:g} {top - 6:g} {width + 12:g} {height + 12:g}"'
+    ground = f'<rect x="{left - 6:g}" y="{top - 6:g}" width="100%" height="100%" fill="#fff"/>'
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" {box}>'
+    inside = found[0][found[0].index(">") + 1 :]
+    return f"{start}\n{looks[0]}\n{patterns[0]}\n{ground}\n{inside}\n"
 
 
 def main(report: str, directory: str, *plots: str) -> None:
     text = Path(report).read_text(encoding="utf-8")
-    for name, picture in zip(plots, pictures(text, list(plots)), strict=True):
+    for name in plots:
         file = Path(directory, f"{name}.svg")
-        file.write_text(picture + "\n", encoding="utf-8")
+        file.write_text(picture(text, name), encoding="utf-8")
         print(f"{file}: {file.stat().st_size} bytes")
 
 

@@ -14,7 +14,9 @@ from typing import Any
 from orchestrator.attach.samples import ENDPOINT
 from orchestrator.performance.bench import history
 from orchestrator.performance.bench.load import engine_times
+from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause
+from orchestrator.performance.report.answer import answer
 from orchestrator.performance.report.attribute import against_earlier, fastest
 from orchestrator.performance.report.story import Story
 from orchestrator.performance.results.bench import Measured, Run
@@ -72,10 +74,21 @@ class Counted:
 
 def story(run: Run, profile: Attached, speeds: Mapping[str, float]) -> Story:
     """A run's report: figures, findings, and changes since an earlier run."""
-    good = history.earlier(profile.name, run).good
-    found = [each.line for each in findings(run, profile, speeds)]
-    verdict = (fastest(run), *(found or ["No limit shows in the counters of this load."]))
-    return Story(run, verdict, compared=against_earlier(good, run) if good else ())
+    before = history.earlier(profile.name, run)
+    compared = against_earlier(before.good, run) if before.good else ()
+    found = findings(run, profile, speeds)
+    nothing = "No limit shows in the counters of this load."
+    verdict = (fastest(run), *([each.line for each in found] or [nothing]))
+    first = answer(run, (), before.on_one_node, (), Parallelism(), nothing)
+    if found and run.measured:
+        what, source = found[0].what, "counters of the nodes and of vLLM under this load"
+        limits, change, helps = first.sentences
+        text = f"{what[:1].upper()}{what[1:]} ({found[0].sure}): {found[0].seen}."
+        limits = replace(limits, says=text, source=source)
+        if not change.source.startswith("measured"):
+            change = replace(change, says=f"{found[0].change}.", source=source)
+        first = replace(first, sentences=(limits, change, helps))
+    return Story(run, verdict, compared=compared, answer=first)
 
 
 def findings(run: Run, profile: Attached, speeds: Mapping[str, float]) -> list[Bottleneck]:

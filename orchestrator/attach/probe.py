@@ -30,7 +30,7 @@ KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
 
 @dataclass(frozen=True)
 class TheirNode:
-    """A `run.ProbedNode`. ``inside``: also plain programs run in its container, not on the machine."""
+    """A `run.ProbedNode`. ``inside``: plain programs run in its container too, not beside it."""
 
     profile: Attached
     node: AttachedNode

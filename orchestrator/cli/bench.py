@@ -263,7 +263,7 @@ def accuracy(profile: Profile | Attached, as_json: bool, files: tuple[Path, ...]
 @click.argument("before")
 @click.argument("after", default="last")
 def compare(profile: Profile | Attached, as_json: bool, before: str, after: str) -> None:
-    """Compare two runs by workload: better or worse, significant or not, other differences.
+    """Compare two runs by workload: by how much, with an interval, and other differences.
 
     Example: orchestrate bench compare 20261126T0700 last
     """
@@ -350,6 +350,8 @@ def figures(run: Run) -> None:
 def _show(story: Story) -> None:
     from orchestrator.cli.accuracy import beside
 
+    for each in story.answer.sentences:
+        out.print(f"{each.asks} {each.says}", markup=False)
     for line in story.verdict:
         out.print(line, markup=False)
     figures(story.run)
@@ -374,6 +376,7 @@ def _document(story: Story) -> dict[str, Any]:
     from orchestrator.performance.results.bench import Run
 
     return {
+        "answer": [vars(each) for each in story.answer.sentences],
         "verdict": story.verdict,
         "compared": story.compared,
         "engine_s": {each.workload.name: engine_times(each.engine) for each in story.run.measured},

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.attach.bench import kept_speeds, speeds
 from orchestrator.attach.doctor import standing, workloads
-from orchestrator.attach.explain import findings
+from orchestrator.attach.explain import findings, story
 from orchestrator.attach.facts import (
     Address,
     CardFacts,
@@ -274,3 +274,18 @@ def test_where_a_cluster_of_others_can_be_changed(
     silent = NodeFound(AttachedNode(name="c", host="c"), None, error="no answer")
     assert ground(profile(), [two[0], silent]).ends(Cause.LINK_BANDWIDTH) == []
     assert found.hosts[0].by_hand(["true"]).startswith("ssh ")
+
+
+def test_a_report_answers_with_the_heaviest_finding_and_says_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path))
+    waits = [series("endpoint", "vLLM num_requests_waiting", 8.0),
+             series("endpoint", "vLLM num_requests_running", 4.0)]  # fmt: skip
+    found = story(run(measured(8), counters=waits), profile("a"), {})
+    limits, change, helps = found.answer.sentences
+    assert limits.says.startswith("Requests queue (sure): 8 at once: 8.0 requests wait beside 4.0")
+    assert change.says.startswith("Raise --max-num-seqs") and "counters" in change.source
+    assert helps.says.startswith("Not known")
+    (nothing, *_) = story(run(measured(8), counters=[]), profile("a"), {}).answer.sentences
+    assert nothing.says.startswith("Not known. Measured: 100 ms")

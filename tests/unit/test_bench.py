@@ -297,17 +297,20 @@ def test_a_regression_is_named_with_what_came_with_it(run: Run) -> None:
     before = replace(slower(run, 1.0), id=run.id)
     after = slower(run, 1.5, image_id="ef" * 32, profile_text="name: demo\nray: {port: 1}\n")
     told = history.regressions(before, after)
-    assert "time per output token" in told[0] and "50% worse, significant" in told[0]
+    assert "time per output token" in told[0] and "50% worse (34% to 68%)" in told[0]
     assert "image cdcdcdcdcdcd to efefefefefef" in told[1] and "ray: {port: 1}" in told[1]
     assert history.regressions(after, before) == []
 
 
-def test_two_repeats_show_nothing_and_small_changes_are_no_news(run: Run) -> None:
-    few = [replace(slower(run, f), measured=(replace(run.measured[0], tpot_s=Spread(f, f, f, 2)),))
-           for f in (1.0, 2.0)]  # fmt: skip
-    near = (slower(run, 1.0), slower(run, 1.02))
-    for two in (few, near):
-        compared = history.changes(*two)
+def test_two_repeats_show_a_twofold_change_and_small_changes_are_no_news(run: Run) -> None:
+    def at(value: float) -> Run:
+        values = Spread(value, value * 0.97, value * 1.03, 2)
+        return replace(run, measured=(replace(run.measured[0], tpot_s=values),))
+
+    (worse, *_) = history.regressions(at(0.02), at(0.04))
+    assert "20 ms to 40 ms, 2 times worse (66% to 2.41 times; few repeats, 2 and 2)" in worse
+    for share in (1.02, 0.98, 1.0):
+        compared = history.changes(slower(run, 1.0), slower(run, share))
         assert compared and not any(each.significant for each in compared)
 
 
@@ -318,7 +321,11 @@ def test_repeats_that_overlap_are_no_regression(run: Run) -> None:
 
     before, noisy, apart = at(0.02, 0.018, 0.025), at(0.03, 0.024, 0.035), at(0.03, 0.026, 0.035)
     assert history.regressions(before, noisy) == []
-    assert "50% worse, significant" in history.regressions(before, apart)[0]
+    assert "50% worse (11% to" in history.regressions(before, apart)[0]
+    # What is no regression has its size and interval all the same.
+    (said,) = [each.line for each in history.changes(before, noisy) if each.significant or
+               each.figure == "time per output token"]  # fmt: skip
+    assert "50% worse (6% to" in said
 
 
 def test_only_good_runs_of_the_same_layout_are_compared_with(run: Run) -> None:
@@ -361,9 +368,10 @@ def test_does_clustering_help_is_answered_also_when_not(run: Run) -> None:
     assert "does not help" in line_ and "60" in line_ and "40" in line_
     assert "it helps" in history.clusters_help(at(40), at(60))[0]
     assert "no measurable difference" in history.clusters_help(at(40), at(40.1))[0]
-    # A few repeats prove nothing, and five times less is not "no difference".
-    (unsure,) = history.clusters_help(at(300, 2), at(60, 2))
-    assert "it does not help, not significant with 2 and 2 repeats: 300" in unsure
+    # Five times less is five times less with two repeats, too.
+    (few,) = history.clusters_help(at(300, 2), at(60, 2))
+    assert "it does not help: 300 tokens a second on one node, 60 on all, 5 times worse (4.7" in few
+    assert "few repeats, 2 and 2" in few and "significant" not in few
 
 
 def test_the_client_is_told_what_the_load_is(profile: Profile) -> None:

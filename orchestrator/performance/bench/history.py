@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import BadInput
 from orchestrator.core.files import write_json
 from orchestrator.core.nearest import nearest
+from orchestrator.performance.bench.ratio import TWICE, Ratio, ratio
 from orchestrator.performance.results.bench import (
     Measured,
     Provenance,
@@ -28,16 +28,16 @@ ONE = layout_text(1, 1)
 #: Figures that are worse when they are higher, and those that are worse when they are lower.
 LATENCIES = {"time to first token": "ttft_s", "time per output token": "tpot_s"}
 RATES = {"tokens a second": "output_tokens_per_s"}
-#: A change is significant if chance alone gives it with a lower probability than this.
-CHANCE = 0.05
-#: Smaller changes are not reported, even if they are significant.
+#: Smaller changes are no news.
 NOTABLE = 0.05
 
 
 @dataclass(frozen=True)
 class Change:
     """A figure of one workload, before and after. ``share``: the change as a share of before;
-    ``significant``: the repeats of the two do not overlap, and there are enough of them."""
+    ``ratio``: after divided by before, with its interval; None where a figure is zero.
+    ``significant``: the repeats of the two do not overlap, and the interval is beyond 5 %, or the
+    ratio at least two."""
 
     workload: str
     figure: str
@@ -47,24 +47,25 @@ class Change:
     significant: bool
     worse: bool
     repeats: tuple[int, int]
+    ratio: Ratio | None
 
     @property
     def line(self) -> str:
         """The change in one line for people."""
-        figures = f"{self.workload}, {self.figure}: {self.before:.4g} to {self.after:.4g}"
-        if abs(self.share) < 0.005:
-            return f"{figures}, the same"
-        way = "worse" if self.worse else "better"
-        return f"{figures}, {abs(self.share):.0%} {way}, {self.sure}"
+        scale, unit = (1e3, " ms") if self.figure in LATENCIES else (1.0, "")
+        figures = (
+            f"{self.workload}, {self.figure}: {self.before * scale:.4g}{unit} to "
+            f"{self.after * scale:.4g}{unit}"
+        )
+        return f"{figures}, {self.size}"
 
     @property
-    def sure(self) -> str:
-        """Whether the change is significant, in words."""
-        if self.significant:
-            return "significant"
-        if chance(*self.repeats) >= CHANCE:
-            return f"not significant with {' and '.join(map(str, self.repeats))} repeats"
-        return "not significant"
+    def size(self) -> str:
+        """The size of the change and its interval, in words."""
+        if self.ratio is None or self.before == self.after:
+            return "the same"
+        higher = ("worse", "better") if self.figure in LATENCIES else ("better", "worse")
+        return self.ratio.words(*higher)
 
 
 @dataclass(frozen=True)
@@ -177,29 +178,24 @@ def _changes(before: Measured, after: Measured) -> Iterator[Change]:
         old, new = getattr(before, key), getattr(after, key)
         share = (new.median - old.median) / old.median if old.median else 0.0
         apart = old.high < new.low or new.high < old.low
+        found = ratio(old, new)
         yield Change(
             workload=before.workload.name,
             figure=figure,
             before=old.median,
             after=new.median,
             share=share,
-            significant=apart and chance(old.n, new.n) < CHANCE and abs(share) >= NOTABLE,
+            significant=apart
+            and found is not None
+            and (found.beyond(NOTABLE) or found.factor >= TWICE),
             worse=(share > 0) == (figure in LATENCIES),
             repeats=(old.n, new.n),
+            ratio=found,
         )
 
 
-def chance(old: int, new: int) -> float:
-    """The probability that all repeats of one run exceed all of the other's by chance.
-
-    All C(old + new, old) orders are equally likely, and in two of them the runs are separate (Mann
-    and Whitney, 1947).
-    """
-    return 2 / math.comb(old + new, old)
-
-
 def regressions(before: Run, after: Run) -> list[str]:
-    """Lines for people: significant changes for the worse, then what else changed."""
+    """Lines for people: clear changes for the worse, then what else changed."""
     worse = [each for each in changes(before, after) if each.significant and each.worse]
     if not worse:
         return []
@@ -240,12 +236,13 @@ def clusters_help(alone: Run, together: Run) -> list[str]:
 
 def _verdict(change: Change) -> str:
     figures = f"{change.before:.4g} tokens a second on one node, {change.after:.4g} on all"
-    answer = "it does not help" if change.worse else "it helps"
     if change.significant:
-        return f"{answer}: {figures}"
-    if chance(*change.repeats) >= CHANCE and abs(change.share) >= NOTABLE:
-        return f"{answer}, {change.sure}: {figures}"
-    return f"no measurable difference: {figures}"
+        answer = "it does not help" if change.worse else "it helps"
+    elif abs(change.share) < NOTABLE:
+        answer = "no measurable difference"
+    else:
+        answer = f"it seems {'not ' if change.worse else ''}to help"
+    return f"{answer}: {figures}, {change.size}"
 
 
 def _home(cluster: str) -> Path:

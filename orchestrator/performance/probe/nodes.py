@@ -22,8 +22,8 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class OurNode:
-    """A `run.ProbedNode`. Whatever is run there raises UserError if it fails, prints no JSON, or takes
-    longer than its seconds; then it has been killed with all its descendants."""
+    """A `run.ProbedNode`. Whatever is run there raises UserError if it fails, prints no JSON, or
+    takes longer than its seconds; then it has been killed with all its descendants."""
 
     cluster: Cluster
     node: Node

@@ -17,13 +17,14 @@ from orchestrator.performance.bench.history import (
     regressions,
 )
 from orchestrator.performance.bench.load import offered
-from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
-from orchestrator.performance.predict.forecast import asked, known_of
-from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.explain import Evidence, NodeEvidence, explain
+from orchestrator.performance.predict.forecast import Question, asked, known_of, rank_all
+from orchestrator.performance.predict.layout import Parallelism, Ranks, accelerators, place
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.predict.outlook import Known, outlook
-from orchestrator.performance.predict.shape import ModelShape, read
-from orchestrator.performance.report.plots import Point
+from orchestrator.performance.predict.rank import Ranked
+from orchestrator.performance.predict.shape import read
+from orchestrator.performance.report.answer import answer, head
 from orchestrator.performance.report.story import Phase, Story
 from orchestrator.performance.results.bench import Measured, Run, Series
 from orchestrator.performance.results.engine import EngineRates
@@ -51,24 +52,48 @@ def story(
     wanted = run.asked.targets_ms if run.asked else {}
     helps = [f"Does clustering help? {line}" for line in clusters_help(alone, run)] if alone else []
     first = (*helps, fastest(run))
-    plain = Story(run, first, probes, (), _targets(wanted), compared)
+
+    def told(
+        lines: Sequence[str],
+        lacks: str = "",
+        phases: tuple[Phase, ...] = (),
+        ranked: Sequence[Ranked] = (),
+        stages: tuple[Ranks, ...] = (),
+    ) -> Story:
+        found = answer(run, phases, alone, ranked, layout, lacks)
+        verdict = (*first, *lines)
+        return Story(run, verdict, probes, phases, _targets(wanted), compared, found, stages)
+
+    def unexplained(*lines: str) -> Story:
+        lacks = " ".join(lines).removeprefix("Not explained: ")
+        return told(lines, f"{lacks[:1].upper()}{lacks[1:]}")
+
     if probes is None:
-        text = "Not explained: there are no probes. Run: orchestrate probe"
-        return replace(plain, verdict=(*plain.verdict, text))
+        return unexplained("Not explained: there are no probes. Run: orchestrate probe")
     shape, unread = read(config, *number_formats(profile.serving.args))
     if shape is None:
-        return replace(plain, verdict=(*plain.verdict, *unread))
+        return unexplained(*unread)
     try:
         question = asked(profile, config, layout, probes, engines)
         known = known_of(question, layout, shape)
     except UserError as error:
-        return replace(plain, verdict=(*plain.verdict, f"Not explained: {error.message}"))
+        return unexplained(f"Not explained: {error.message}")
     phases = tuple(
-        phase for each in run.measured for phase in _phases(each, run.series, shape, known, probes)
+        phase for each in run.measured for phase in _phases(each, run.series, known, probes)
     )
-    told = [*first, *_causes(phases)]
-    told += [f"Not predicted: {', '.join(unread)}"] if unread else []
-    return replace(plain, verdict=tuple(told), phases=phases)
+    lines = [*_causes(phases)] + ([f"Not predicted: {', '.join(unread)}"] if unread else [])
+    top = head(run)
+    ranked = _ranked(replace(question, load=offered(top.found.workload))) if top else ()
+    stages = place(accelerators(profile), layout)[0].stages
+    return told(lines, "", phases, ranked, stages)
+
+
+def _ranked(question: Question) -> tuple[Ranked, ...]:
+    """The layouts' forecasts for a load; none where too little was measured."""
+    try:
+        return rank_all(question).ranked
+    except UserError:
+        return ()
 
 
 def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
@@ -80,9 +105,10 @@ def _targets(wanted_ms: Mapping[str, float]) -> dict[str, float]:
 def against_earlier(before: Run, run: Run) -> tuple[str, ...]:
     """What changed since a run, in lines; what became worse alone, if anything did."""
     worse = regressions(before, run)
-    notable = [each.line for each in changes(before, run) if each.significant]
-    same = [f"no significant change since {before.id}"] if not notable else []
-    return tuple(worse or [*notable, *same, *differences(before, run)])
+    found = sorted(changes(before, run), key=lambda each: -abs(each.share))
+    notable = [each.line for each in found if each.significant]
+    same = [f"nothing changed clearly since {before.id}; most: {found[0].line}"] if found else []
+    return tuple(worse or [*(notable or same), *differences(before, run)])
 
 
 def fastest(run: Run) -> str:
@@ -110,7 +136,6 @@ def _causes(phases: Sequence[Phase]) -> Iterator[str]:
 def _phases(
     found: Measured,
     series: Sequence[Series],
-    shape: ModelShape,
     known: Known,
     probes: Probes,
 ) -> Iterator[Phase]:
@@ -132,18 +157,8 @@ def _phases(
             cause=str(told.cause),
             why=f"{told.why[:1].upper()}{told.why[1:]} ({told.basis}).",
             modelled=MODELLED,
-            point=_point(told, shape, workload.prompt_tokens),
             counted=told.basis == "measured",
         )
-
-
-def _point(told: Explained, shape: ModelShape, prompt: int) -> Point | None:
-    """The phase's point in the roofline plot."""
-    tokens = prompt if told.phase == "prefill" else 1
-    flops, weights = shape.flops(tokens, prompt / 2, 1), shape.bytes_read(tokens)
-    if not told.measured_s or not weights:
-        return None
-    return Point(told.phase, flops / weights, flops / told.measured_s)
 
 
 def evidence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.performance.report.plots import Point
+from orchestrator.performance.report.plots import Bar
 from orchestrator.performance.results.bench import Run
 from orchestrator.performance.results.probe import Probes
 
@@ -27,13 +27,31 @@ class Phase:
     cause: str
     why: str
     modelled: tuple[str, ...] = ()
-    point: Point | None = None
     counted: bool = False
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """The answer to a question that every reader has. ``source``: where its figures come from."""
+
+    asks: str
+    says: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen. ``rows``: its picture, the times of ``what``."""
+
+    sentences: tuple[Sentence, ...] = ()
+    what: str = ""
+    rows: tuple[Bar, ...] = ()
+
+
+@dataclass(frozen=True)
 class Story:
-    """One report's content. ``verdict``: conclusions, the most important first."""
+    """One report's content. ``verdict``: conclusions, the most important first. ``stages``: the
+    nodes of the ranks, by pipeline stage."""
 
     run: Run
     verdict: tuple[str, ...]
@@ -43,3 +61,5 @@ class Story:
     targets_s: Mapping[str, float] | None = None
     #: Differences from the last complete run of the same layout.
     compared: tuple[str, ...] = ()
+    answer: Answer = Answer()
+    stages: tuple[tuple[str, ...], ...] = ()
