@@ -16,7 +16,7 @@ from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.predict.rank import Ranked
 from orchestrator.performance.predict.rates import Machines
 from orchestrator.performance.report.answer import answer
-from orchestrator.performance.report.story import Answer, Phase
+from orchestrator.performance.report.story import FirstScreen, Phase
 from orchestrator.performance.results.bench import Run
 from orchestrator.performance.results.probe import Spread
 
@@ -36,7 +36,7 @@ def of(
     return tuple(each.says for each in found.sentences)  # type: ignore[return-value]
 
 
-def whole(*phases: Phase, **more: Any) -> Answer:
+def whole(*phases: Phase, **more: Any) -> FirstScreen:
     return answer(RUN, phases, more.get("alone"), more.get("ranked", ()), TWO)
 
 

@@ -165,11 +165,11 @@ def test_each_cause_is_tried_once_unless_workloads_are_named() -> None:
     told = story()
     (first, second) = told.phases
     run = told.run
-    run = type(run)(**vars(run) | {"measured": (one("single stream"), one("other"))})
+    run = type(run)(**vars(run) | {"measured": (one("load 1"), one("other"))})
     again = type(first)(**vars(first) | {"workload": "other"})
     found = claims(run, (first, second, again), ())
     assert [(each.phase, each.found.workload.name) for each in found] == [
-        ("decode", "single stream"), ("prefill", "single stream"),
+        ("decode", "load 1"), ("prefill", "load 1"),
     ]  # fmt: skip
     named = claims(run, (first, second, again), ["other"], "compute")
     assert [(each.phase, each.cause) for each in named] == [("decode", Cause.COMPUTE)]

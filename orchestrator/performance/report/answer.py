@@ -15,7 +15,7 @@ from orchestrator.performance.predict.outlook import FORMULAS_HIGH, FORMULAS_LOW
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rank import SAME, Ranked, best
 from orchestrator.performance.report.plots import Bar
-from orchestrator.performance.report.story import Answer, Phase, Sentence
+from orchestrator.performance.report.story import FirstScreen, Phase, Sentence
 from orchestrator.performance.results.bench import Measured, Run
 
 LIMITS, CHANGE, HELPS = "What limits?", "What to change?", "Does clustering help?"
@@ -79,20 +79,20 @@ def answer(
     ranked: Sequence[Ranked],
     layout: Parallelism,
     lacks: str = "",
-) -> Answer:
+) -> FirstScreen:
     """The sentences and their picture. ``alone``: a run on one node; ``ranked``: forecasts of the
     head's load, by layout; ``lacks``: why no phase is explained."""
     top = head(run)
     if top is None:
         nothing = "Not known: nothing was measured."
-        return Answer(tuple(Sentence(each, nothing) for each in (LIMITS, CHANGE, HELPS)))
+        return FirstScreen(tuple(Sentence(each, nothing) for each in (LIMITS, CHANGE, HELPS)))
     mine = [each for each in phases if each.name == top.phase]
     phase = next((each for each in mine if each.workload == top.found.workload.name), None)
     now = Bar(f"now: {run.provenance.layout}", phase.parts if phase else {}, *top.now)
     helps, other = _helps(run, top, alone, ranked, layout)
     change, after = _change(run, top, phase, alone, ranked, layout)
     rows = [now, after, other if other != after else None]
-    return Answer(
+    return FirstScreen(
         (_limits(top, phase, mine, lacks), change, helps), top.what, tuple(filter(None, rows))
     )
 

@@ -30,7 +30,7 @@ Titled = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Group:
+class Panels:
     """Plots side by side under one heading. ``source``: where their figures come from; ``rest``:
     more plots of the same kind, folded; ``parts``: that the legend names; ``notes``: numbered."""
 
@@ -99,7 +99,7 @@ def _small(
     return drawn[:1], drawn[1:]
 
 
-def _parts(story: Story) -> Iterator[Group]:
+def _parts(story: Story) -> Iterator[Panels]:
     """The loads' times as parts, one column for each phase."""
     known = {(each.workload, each.name): each for each in story.phases}
     shown: list[Titled] = []
@@ -118,10 +118,10 @@ def _parts(story: Story) -> Iterator[Group]:
     source += " scale. Parts: the model's, from probes." if story.phases else " scale."
     if shown:
         named = _named([each.parts for each in story.phases])
-        yield Group("Where the time goes", source, shown, rest, named)
+        yield Panels("Where the time goes", source, shown, rest, named)
 
 
-def _loads(story: Story) -> Iterator[Group]:
+def _loads(story: Story) -> Iterator[Panels]:
     """Latency and throughput over concurrency, and over rates, where there are two points."""
     drawn: list[Titled] = []
     for key, x_title in (("concurrency", "requests at once"), ("rate", "requests a second")):
@@ -139,7 +139,7 @@ def _loads(story: Story) -> Iterator[Group]:
                 drawn.append(("", plot))
     if drawn:
         source = "Measured: medians over requests, with the lowest and highest repeat."
-        yield Group("Latency against load", source, drawn)
+        yield Panels("Latency against load", source, drawn)
 
 
 def _one_size(measured: Sequence[Measured], key: str) -> dict[float, Measured]:
@@ -152,7 +152,7 @@ def _one_size(measured: Sequence[Measured], key: str) -> dict[float, Measured]:
     return dict(sorted(by_load.items()))
 
 
-def _forecasts(scored: Sequence[Scored]) -> Iterator[Group]:
+def _forecasts(scored: Sequence[Scored]) -> Iterator[Panels]:
     columns = {title: [each for each in scored if each.phase == phase]
                for phase, title in zip((FIRST, FURTHER), TITLES.values(), strict=True)}  # fmt: skip
     drawn = [_small(title, f"forecast-{n}", rows, plots.beside)
@@ -164,20 +164,22 @@ def _forecasts(scored: Sequence[Scored]) -> Iterator[Group]:
     )
     if scored:
         shown, rest = ([plot for each in drawn for plot in each[n]] for n in (0, 1))
-        yield Group("Forecast against measured", source, shown, rest)
+        yield Panels("Forecast against measured", source, shown, rest)
 
 
-def _links(story: Story) -> Iterator[Group]:
+def _links(story: Story) -> Iterator[Panels]:
     if story.probes and story.probes.links:
         source = (
             f"Measured by the probes of {story.probes.time}. A wider line is faster; a dashed one "
             "is slower than half of the fastest."
         )
         notes = [_link(each) for each in story.probes.links]
-        yield Group("Links", source, [("", plots.cables("links", story.probes.links))], notes=notes)
+        yield Panels(
+            "Links", source, [("", plots.cables("links", story.probes.links))], notes=notes
+        )
 
 
-def _request(story: Story) -> Iterator[Group]:
+def _request(story: Story) -> Iterator[Panels]:
     """One request, and one step of each of its phases on the nodes that work for it."""
     top = head(story.run)
     if top is None:
@@ -203,7 +205,7 @@ def _request(story: Story) -> Iterator[Group]:
         if len(shown) > 1
         else ". They are not split over nodes, since no phase is explained."
     )
-    yield Group("A request across the nodes", source, shown)
+    yield Panels("A request across the nodes", source, shown)
 
 
 def _step(phase: Phase, stages: Sequence[Sequence[str]]) -> Iterator[Span]:

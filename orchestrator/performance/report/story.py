@@ -40,7 +40,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FirstScreen:
     """The first screen. ``rows``: its picture, the times of ``what``."""
 
     sentences: tuple[Sentence, ...] = ()
@@ -61,5 +61,5 @@ class Story:
     targets_s: Mapping[str, float] | None = None
     #: Differences from the last complete run of the same layout.
     compared: tuple[str, ...] = ()
-    answer: Answer = Answer()
+    answer: FirstScreen = FirstScreen()
     stages: tuple[tuple[str, ...], ...] = ()
