@@ -21,7 +21,7 @@ from orchestrator.core.source import Loc
 from orchestrator.profile import power as power_keys
 from orchestrator.profile.bench import Bench, workloads_are_possible
 from orchestrator.profile.hardware import Hardware
-from orchestrator.profile.links import of_cards, vlans_fit_into_packets
+from orchestrator.profile.link_checks import of_cards, vlans_fit_into_packets
 from orchestrator.profile.model import (
     LINK_KEYS,
     PLACEHOLDER,
