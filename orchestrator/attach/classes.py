@@ -41,8 +41,8 @@ LATE = 10
 #: The account that it runs as in an image: nobody's.
 NOBODY = "65534"
 #: Enters an image in namespaces that end with the program: its layers below what it may write, no
-#: device but the ones that every program needs, no network but the loopback, over which the one rank
-#: finds itself. The arguments before "--" are the layers.
+#: device but the ones that every program needs, no network but the loopback, where its one rank
+#: meets itself. The arguments before "--" are the layers.
 ENTER = (
     "ip link set lo up; mount -t tmpfs tmpfs /mnt; mkdir /mnt/root; below=; "
     'while [ "$1" != -- ]; do '
