@@ -2,7 +2,8 @@
 
     tools/model_families.py VLLM [TYPE...]     with a Python that has torch and transformers
 
-VLLM is the unpacked source or wheel of the locked vLLM; it is read, not imported. With TYPE, only
+VLLM is the unpacked source or wheel of the locked vLLM, or the site-packages of an image that has
+it (whose Python has torch and transformers, too); it is read, not imported. With TYPE, only
 these are compared anew. transformers is the locked one. For each type
 that vLLM's registry lists: the defaults that transformers fills in (but for those that it computes
 from others), names and nested parts. Then orchestrator's own reading of the type's default
@@ -106,7 +107,7 @@ def read_engine(vllm: Path) -> dict[str, Any]:
               "_TRANSFORMERS_BACKEND_MODELS")  # fmt: skip
     own = literals(vllm / "vllm/transformers_utils/config.py")["_CONFIG_REGISTRY"]
     methods = literals(vllm / "vllm/model_executor/layers/quantization/__init__.py")
-    version = re.search(r"^Version: (\S+)", metadata(vllm), re.M)
+    version = re.search(r"^Version: ([^\s+]+)", metadata(vllm), re.M)
     listed = {name for group in groups for name in registry.get(group, ())}
     classes = {name: kind for kind, name in configuration_auto.CONFIG_MAPPING_NAMES.items()}
     return {
@@ -134,7 +135,8 @@ def generating() -> set[str]:
 
 
 def metadata(vllm: Path) -> str:
-    files = (vllm / "PKG-INFO", *vllm.glob("*.dist-info/METADATA"))
+    named = (f"vllm{end}-*.dist-info/METADATA" for end in ("", "_cpu"))
+    files = (vllm / "PKG-INFO", *(file for each in named for file in vllm.glob(each)))
     return next((file.read_text() for file in files if file.is_file()), "")
 
 

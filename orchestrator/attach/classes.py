@@ -42,9 +42,10 @@ LATE = 10
 #: The account that it runs as in an image: nobody's.
 NOBODY = "65534"
 #: Enters an image in namespaces that end with the program: its layers below what it may write, no
-#: device but the ones that every program needs. The arguments before "--" are the layers.
+#: device but the ones that every program needs, no network but the loopback, where its one rank
+#: meets itself. The arguments before "--" are the layers.
 ENTER = (
-    "mount -t tmpfs tmpfs /mnt; mkdir /mnt/root; below=; "
+    "ip link set lo up; mount -t tmpfs tmpfs /mnt; mkdir /mnt/root; below=; "
     'while [ "$1" != -- ]; do '
     'mkdir "/mnt/$#"; mount -t squashfs -o ro,loop "$1" "/mnt/$#"; below="/mnt/$#${below:+:$below}"'
     "; shift; done; shift; mkdir /mnt/upper /mnt/work; "
