@@ -131,8 +131,11 @@ def are_weights(name: str, names: Collection[str]) -> bool:
 
 
 def weights(names: Collection[str], form: Format) -> list[str]:
-    """The weights once, by their names, for a model without an index."""
+    """The weights once, by their names. Where there is an index, it knows better; without its
+    content, the parts that it is there for."""
     found = of_format(names, form)
+    if form.index in names:
+        found = [name for name in found if PART.fullmatch(name)] or found
     if form.whole in found:
         return [form.whole]
     copies: dict[str, list[_Copy]] = {}

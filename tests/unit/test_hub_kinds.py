@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -261,6 +262,22 @@ def test_a_name_that_nobody_gives_is_refused(name: str, hub: Hub) -> None:
     error = refused()
     assert "it lists a file" in error.message and error.message.isprintable()
     assert hub.gets == []
+
+
+def test_a_disk_that_is_full_meanwhile_is_said_and_the_next_pull_resumes(
+    hub: Hub, home: Path
+) -> None:
+    hub.files["model.safetensors"] = os.urandom(300_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as a full disk, to a process
+    try:
+        error = refused()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "no space left while writing" in error.message and "resumes" in error.hint
+    assert pulled().files == 1
+    assert [asked for name, asked in hub.gets if asked] == ["bytes=100000-"]
+    assert (home / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
 # The hub's own reason

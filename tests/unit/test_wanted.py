@@ -48,6 +48,10 @@ KINDS = {
         [*HF, *SHARDS, "model.safetensors"],
         {*HF, "model.safetensors"},
     ),
+    "parts where there is an index of them": (
+        [*HF, *SHARDS, "model.safetensors", "model.safetensors.index.json"],
+        {*HF, *SHARDS, "model.safetensors.index.json"},
+    ),
     "a variant": (
         [*HF, "model.safetensors", "model.fp16.safetensors"],
         {*HF, "model.safetensors"},
