@@ -19,12 +19,10 @@ from orchestrator.core import paths
 from orchestrator.core.nearest import nearest
 from orchestrator.core.source import Loc
 from orchestrator.profile import power as power_keys
-from orchestrator.profile.bench import Bench, workloads_are_possible
+from orchestrator.profile.bench import workloads_are_possible
 from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.link_checks import of_cards, vlans_fit_into_packets
 from orchestrator.profile.model import (
-    LINK_KEYS,
-    PLACEHOLDER,
     Boot,
     Link,
     Network,
@@ -34,6 +32,11 @@ from orchestrator.profile.model import (
 )
 from orchestrator.profile.power import Power
 from orchestrator.profile.serving import Serving
+from orchestrator.profile.serving_checks import (
+    caches_have_their_own_variables,
+    layout_has_a_workload,
+    placeholders_are_known,
+)
 
 Found = Iterator[tuple[Loc, str]]
 Check = Callable[..., Found]
@@ -327,50 +330,6 @@ def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
     if boot.peers and boot.http_port == serving.port:
         text = f"{serving.port} is also boot.http_port, with boot.peers on compute nodes too"
         yield ("serving", "port"), f"{text}; ports must be unique"
-
-
-def placeholders_are_known(networks: dict[str, Network], ray: Ray, serving: Serving) -> Found:
-    for section, env in (("ray", ray.env), ("serving", serving.env)):
-        for name, value in env.items():
-            loc = (section, "env", name)
-            for match in PLACEHOLDER.finditer(value):
-                if match[2] not in LINK_KEYS:
-                    allowed = ", ".join(f"{{{key}}}" for key in LINK_KEYS)
-                    yield loc, f"'{match[0]}' is not a placeholder; allowed: {allowed}"
-                elif match[1] and match[1] not in networks:
-                    yield loc, f"there is no network '{match[1]}'; {nearest(match[1], networks)}"
-
-
-def caches_have_their_own_variables(ray: Ray, serving: Serving) -> Found:
-    """A variable that is set twice would lead a program away from what is kept."""
-    owners = dict.fromkeys(ray.env, "ray.env") | dict.fromkeys(serving.env, "serving.env")
-    kept = serving.compile_cache.directories if serving.compile_cache else ()
-    for index, cache in enumerate(kept):
-        loc: Loc = ("serving", "compile_cache", "directories", index)
-        for name in (cache.variable, *cache.env):
-            where = (*loc, "variable") if name == cache.variable else (*loc, "env", name)
-            if name in owners:
-                yield where, f"{name} is also set by {owners[name]}; set it once"
-            owners[name] = f"serving.compile_cache.directories.{index}"
-
-
-def layout_has_a_workload(serving: Serving, bench: Bench) -> Found:
-    """``layout: auto`` chooses all sizes, for something."""
-    known, named = list(bench.workloads), serving.workload
-    if named is not None and named not in known:
-        text = f"there is no bench.workloads.{named}; {nearest(named, known)}"
-        yield ("serving", "workload"), text
-    if serving.layout != "auto":
-        return
-    if named is None:
-        allowed = f"allowed: {', '.join(known)}" if known else "add one to bench.workloads"
-        text = f"auto needs serving.workload, the workload to choose for; {allowed}"
-        yield ("serving", "layout"), text
-    for key in ("tensor_parallel", "pipeline_parallel"):
-        size = getattr(serving, key)
-        if key in serving.model_fields_set and size != "auto":
-            text = f"{size} contradicts serving.layout: auto, which chooses it; remove one of both"
-            yield ("serving", key), text
 
 
 CHECKS: tuple[Check, ...] = (
