@@ -27,12 +27,11 @@ from orchestrator.core.console import err
 from orchestrator.performance.bench.history import Earlier
 from orchestrator.performance.bench.run import loaded
 from orchestrator.performance.bench.sample import SAMPLER, sampling
-from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.inputs import Engines
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.report.attribute import story
 from orchestrator.performance.results.bench import Asked, Workload
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 
 COLUMNS = ("built", "phase", "seconds", "predicted", "named", "right", "why")
@@ -94,8 +93,7 @@ def row(each: Named) -> tuple[str, ...]:
 
 def built(lab: Lab) -> Iterator[Named]:
     """One at a time. What a cluster is, probes have seen; what comes with a load, they have not."""
-    probes = lab.probed(None)
-    judge = Judge(lab, probes, lab.fit(lab.alone(probes)))
+    judge = Judge(lab, lab.probed(None), lab.engine())
     slow = 10 * 10**6
     there = replace(judge, probes=lab.probed(slow))
     with lab.throttled(slow):
@@ -118,7 +116,7 @@ def built(lab: Lab) -> Iterator[Named]:
 class Judge:
     lab: Lab
     probes: Probes
-    engine: Engine
+    engine: EngineRates
 
     def __call__(
         self, name: str, workload: Workload, other: Cluster | None = None, **wanted: Cause
@@ -126,7 +124,7 @@ class Judge:
         cluster = other or self.lab.cluster
         run = self.lab.run(cluster, workload)
         layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
-        config, engines = cluster.model.config, Engines(self.engine)
+        config, engines = cluster.model.config, (self.engine,)
         found = story(run, cluster.profile, config, layout, self.probes, engines, Earlier())
         for phase in found.phases:
             if phase.name in wanted:

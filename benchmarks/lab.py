@@ -1,13 +1,12 @@
-"""The simulated cluster as a laboratory: layouts, cables, quotas and neighbours are set at will."""
+"""The simulated cluster as a laboratory: cables, quotas and neighbours are set at will."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.models.flags import number_formats
 from orchestrator.models.profiles import load
-from orchestrator.models.serving import Layout as Served
-from orchestrator.performance.bench.against import fitted, served_as
 from orchestrator.performance.bench.run import bench
-from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.bench.served import live
 from orchestrator.performance.predict.shape import read
-from orchestrator.performance.probe.run import Kind, probe
+from orchestrator.performance.probe.run import Kind, probe, store
 from orchestrator.performance.results.bench import Asked, Run, Workload
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import cgroup
@@ -42,14 +39,6 @@ MODEL = "random-300m"
 SINGLE = Workload("single stream", 32, 16, 6, 1)
 #: Several rounds: in the first one the engine begins with one prompt alone.
 LOADED = Workload("4 at once", 32, 16, 16, 4)
-#: On one node, to tell the engine's costs apart.
-FITTING = (
-    SINGLE,
-    LOADED,
-    Workload("long prompt", 128, 8, 4, 1),
-    Workload("2 at once", 16, 16, 8, 2),
-)
-ONE_NODE, TENSOR, PIPELINE = Parallelism(1, 1), Parallelism(2, 1), Parallelism(1, 2)
 
 
 def cable(bits_per_s: int | None) -> str:
@@ -115,47 +104,22 @@ class Lab:
             raise UserError(f"the run is {found.state}: {found.note}")
         return found
 
-    def fit(self, probes: Probes) -> Engine:
-        """The engine's constants, from one node alone."""
-        with self.laid(ONE_NODE) as cluster:
-            engine = fitted(
-                self.run(cluster, *FITTING), self.cluster.model.config, probes, self.profile
-            )
-        if engine is None:
-            raise UserError("nothing could be fitted")
-        err.print(f"  fitted: {engine}", markup=False)
-        return engine
+    def engine(self) -> EngineRates:
+        """The engine that serves, under small loads: what the cluster is, before it is changed."""
+        store(self.probed(None), whole=True)
+        with Board(quiet=True) as board:
+            found, _ = live(self.cluster, board, again=True)
+        return found
 
     def probed(self, rate: int | None) -> Probes:
         """Devices, all at once, links and the collective, at a cable's rate."""
-        found = self._probed(rate, [Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE], self.profile.nodes)
-        err.print(f"  probed: {cable(rate)}")
-        return found
-
-    def alone(self, probes: Probes) -> Probes:
-        """The same with the first node's device as it is while the others are idle. Nodes of one
-        machine take each other's processors and memory; real ones do not."""
-        found = self._probed(None, [Kind.DEVICE], [self.profile.server])
-        return replace(probes, devices=found.devices)
-
-    def _probed(self, rate: int | None, kinds: Sequence[Kind], nodes: Sequence[Node]) -> Probes:
+        kinds = [Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE]
         with self.throttled(rate), Board(quiet=True) as board:
-            found = probe(self.cluster, board, kinds, nodes, None)
+            found = probe(self.cluster, board, kinds, self.profile.nodes, None)
         if found.failed:
             raise UserError("; ".join(f"{each.where}: {each.reason}" for each in found.failed))
+        err.print(f"  probed: {cable(rate)}")
         return found
-
-    @contextmanager
-    def laid(self, layout: Parallelism) -> Iterator[Cluster]:
-        """The model lies so for the body; not moved where it does already."""
-        now = self.cluster.layout
-        wanted = Served(layout.tensor, layout.pipeline, False, now.accelerators)
-        if wanted == now:
-            yield self.cluster
-            return
-        other = replace(self.cluster, layout=wanted)
-        with Board(quiet=True) as board, served_as(self.cluster, board, other):
-            yield other
 
     @contextmanager
     def flags(self, **args: Any) -> Iterator[Cluster]:

@@ -74,7 +74,7 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     resumed, asked = asked_for(profile, how)
     with cluster.locked("bench run"), Board(quiet=as_json) as board:
         if how["against_one_node"]:
-            run = against_one_node(cluster, board, asked).together
+            run = against_one_node(cluster, board, asked)
         else:
             run = measure(cluster, board, asked, resumed)
     finished(run, profile, as_json)

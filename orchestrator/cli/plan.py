@@ -185,7 +185,7 @@ def _asked(
         sizes = profile.serving
         chosen = Parallelism(sizes.tensor_parallel, sizes.pipeline_parallel, sizes.data_parallel)
         own = config or _own_config(profile)
-        return asked(profile, own, chosen, measured, engines=engines)
+        return asked(profile, own, chosen, measured, engines)
     return _ours(profile, config, measured, engines)
 
 
@@ -198,7 +198,6 @@ def _ours(
     from orchestrator.core.errors import BadInput
     from orchestrator.models import catalog, serving
     from orchestrator.models.profiles import how_to_pull
-    from orchestrator.performance.predict import inputs
     from orchestrator.performance.predict.forecast import asked
     from orchestrator.performance.predict.layout import Parallelism
 
@@ -210,8 +209,7 @@ def _ours(
         )
     sizes = serving.resolve(profile)
     chosen = Parallelism(sizes.tensor, sizes.pipeline)
-    fitted = inputs.engine(profile.name)
-    return asked(profile, config or model.config, chosen, measured, fitted, engines)
+    return asked(profile, config or model.config, chosen, measured, engines)
 
 
 def _own_config(profile: Attached) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def told(run: Run, profile: Profile | Attached) -> Story:
-    """A run's story, with what is known on this machine: probes, a fitted engine, runs before."""
+    """A run's story, with what is known on this machine: probes, the engine, runs before."""
     from orchestrator.profile.existing import Attached
 
     if isinstance(profile, Attached):
@@ -37,7 +37,7 @@ def told(run: Run, profile: Profile | Attached) -> Story:
         catalog.served(profile).config,
         layout_of(run),
         probes,
-        inputs.both(profile.name),
+        inputs.engines(profile.name),
         history.earlier(profile.name, run),
     )
 

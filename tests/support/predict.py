@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
+from orchestrator.performance.predict.load import (
+    Limits,
+    LoadPrediction,
+    OfferedLoad,
+    Prediction,
+    under_load,
+)
 from orchestrator.performance.predict.rates import Rates
 from orchestrator.performance.predict.shape import ModelShape, read
+from orchestrator.performance.predict.steps import Formulas
 from orchestrator.performance.results.engine import EngineCell, EngineRates, EngineWeights
 from orchestrator.performance.results.probe import (
     CollectiveRates,
@@ -48,7 +56,7 @@ GBE = LinkRate(100e-6, 117.5e6)
 GBE_2_5 = LinkRate(30e-6, 294e6)
 USB4 = LinkRate(65e-6, 1.2e9)
 #: An engine that costs nothing: what is left is what physics says.
-FREE = Engine(0.0, 0.0, 0.0, 0.0, 0.0)
+FREE = Engine(0.0, 0.0, 0.0, 0.0)
 
 
 seconds = st.floats(1e-7, 1e-2)
@@ -67,7 +75,6 @@ rates_ = st.builds(
         step_s=st.floats(0, 1e-2),
         per_sequence_s=st.floats(0, 1e-3),
         request_s=st.floats(0, 1e-1),
-        per_token_s=st.floats(0, 1e-3),
     ),
 )
 
@@ -76,6 +83,25 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     shape, _ = read(config)
     assert shape is not None
     return shape
+
+
+def forecast(
+    shape: ModelShape,
+    layout: Parallelism,
+    rates: Rates,
+    load: OfferedLoad,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> LoadPrediction:
+    """A load on a layout, by formulas alone."""
+    return under_load(Formulas(shape, layout, rates), layout.data, load, limits)
+
+
+def phases(
+    shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad
+) -> dict[str, Prediction]:
+    """Each phase of a request of it."""
+    found = forecast(shape, layout, rates, load)
+    return {each.phase: each for each in (found.prefill, found.decode, found.request)}
 
 
 def a770(nodes: int, link: LinkRate | None = None, **other: Any) -> Rates:

@@ -347,7 +347,7 @@ def test_a_report_begins_with_whether_clustering_helps(run: Run, profile: Profil
     now = replace(run, id="3", provenance=replace(one, layout="tensor 2, pipeline 1"))
     found = history.earlier("demo", now)
     assert found.on_one_node == alone and history.earlier("demo", alone).on_one_node is None
-    told = explained(now, profile, {}, Parallelism(2), None, None, found)
+    told = explained(now, profile, {}, Parallelism(2), None, (), found)
     assert told.verdict[0].startswith("Does clustering help? ")
     assert "tokens a second on one node" in told.verdict[0]
 

@@ -14,11 +14,10 @@ from support.report import measured, story
 from orchestrator.core import paths
 from orchestrator.models.flags import number_formats
 from orchestrator.models.profiles import load
-from orchestrator.performance.bench.against import fitted
 from orchestrator.performance.bench.basis import basis
 from orchestrator.performance.bench.history import Earlier
 from orchestrator.performance.predict import inputs
-from orchestrator.performance.predict.forecast import forecast
+from orchestrator.performance.predict.forecast import asked, rank_all
 from orchestrator.performance.report.attribute import story as explained
 from orchestrator.performance.results.bench import Run
 from orchestrator.performance.results.probe import Probes
@@ -72,7 +71,7 @@ def test_the_flags_values_however_they_are_written() -> None:
 
 
 def test_forecasts(both: tuple[Profile, Profile]) -> None:
-    own, fp8 = (forecast(each, MISTRAL, ONE, SEEN).ranked[0].fit for each in both)
+    own, fp8 = (rank_all(asked(each, MISTRAL, ONE, SEEN)).ranked[0].fit for each in both)
     assert fp8.cache_bytes_per_sequence == own.cache_bytes_per_sequence / 2 > 0
 
 
@@ -92,15 +91,10 @@ def test_reports(both: tuple[Profile, Profile]) -> None:
     own, fp8 = (
         next(
             phase.parts["memory"]
-            for phase in explained(run(), each, MISTRAL, ONE, SEEN, None, Earlier()).phases
+            for phase in explained(run(), each, MISTRAL, ONE, SEEN, (), Earlier()).phases
             if phase.name == "decode"
         )
         for each in both
     )
     token = 2 * 56 * 8 * 128 * 2
     assert own - fp8 == pytest.approx(token / 2 * LONG / 400e9, rel=0.05)
-
-
-def test_what_is_fitted_to_one_node(both: tuple[Profile, Profile]) -> None:
-    own, fp8 = (fitted(run(), MISTRAL, SEEN, each) for each in both)
-    assert own and fp8 and own != fp8  # less is the cache's, so more is the engine's

@@ -25,7 +25,7 @@ LINK = predicted(memory_s=1e-3, link_bandwidth_s=20e-3, link_latency_s=3e-3, sch
 PROMPTS = predicted("request", memory_s=0.05, scheduling_s=0.02, prefill_s=0.5)
 QUEUE = predicted("prefill", compute_s=0.02, scheduling_s=0.01, queue_s=0.4)
 CALM = (NodeEvidence("a", busy=0.3), NodeEvidence("b", busy=0.3))
-BUSY = (NodeEvidence("a", busy=0.99, runnable=1), NodeEvidence("b", busy=0.99, runnable=1))
+BUSY = (NodeEvidence("a", busy=0.99), NodeEvidence("b", busy=0.99))
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,18 @@ BUSY = (NodeEvidence("a", busy=0.99, runnable=1), NodeEvidence("b", busy=0.99, r
         # Long prompts, also where all processors are busy with them.
         (0.6, PROMPTS, Evidence(BUSY), Cause.LONG_PREFILL, "modelled"),
         (0.6, PROMPTS, Evidence(BUSY, prefill_share=0.9), Cause.LONG_PREFILL, "measured"),
-        # A starved host: many threads for each processor; the only node cut short by a quota.
+        # A starved host: tasks wait for processors; the only node cut short by a quota.
         (
             40e-3,
             HOST,
-            Evidence((NodeEvidence("a", runnable=4), NodeEvidence("b", runnable=3))),
+            Evidence((NodeEvidence("a", stalled=0.4), NodeEvidence("b", stalled=0.3))),
             Cause.HOST,
             "measured",
         ),
         (40e-3, HOST, Evidence((NodeEvidence("a", throttled=0.4),)), Cause.HOST, "measured"),
         (40e-3, MEMORY, Evidence((NodeEvidence("a", stalled=0.5),)), Cause.HOST, "measured"),
         # Threads that wait, and still the time is as predicted: they took none of it.
-        (16e-3, MEMORY, Evidence((NodeEvidence("a", runnable=4),)), Cause.MEMORY, "modelled"),
+        (16e-3, MEMORY, Evidence((NodeEvidence("a", stalled=0.5),)), Cause.MEMORY, "modelled"),
         # Nobody knows.
         (90e-3, MEMORY, None, Cause.UNEXPLAINED, "modelled"),
         (90e-3, MEMORY, Evidence(BUSY), Cause.UNEXPLAINED, "modelled"),
@@ -109,7 +109,6 @@ nodes = st.builds(
     node=st.sampled_from(["a", "b", "c"]),
     busy=shares,
     throttled=shares,
-    runnable=shares,
     stalled=shares,
     speed=shares,
 )

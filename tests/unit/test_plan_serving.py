@@ -26,8 +26,7 @@ from orchestrator.cli.plan import plan
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.models.profiles import load
-from orchestrator.performance.predict.engine import Engine
-from orchestrator.performance.predict.forecast import forecast
+from orchestrator.performance.predict.forecast import asked, rank_all
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import limits
@@ -118,16 +117,6 @@ def test_as_json(planned: Plan) -> None:
     )
 
 
-def test_what_was_fitted_is_used(planned: Plan, profile: Profile) -> None:
-    file = paths.measured(profile.name) / "engine.json"
-    file.parent.mkdir(parents=True)
-    fitted = Engine(step_s=0.5, fitted=frozenset({"step_s"}))
-    file.write_bytes(TypeAdapter(Engine).dump_json(fitted))
-    document = json.loads(planned("--json").stdout)
-    assert document["ranked"][0]["single_tokens_per_s"] < 2
-    assert "step_s" not in document["assumed"]
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -168,7 +157,7 @@ def test_layouts_that_were_not_measured_enough_for_are_left_out(planned: Plan) -
 
 def test_a_model_that_is_not_known_to_config(profile: Profile) -> None:
     with pytest.raises(UserError) as raised:
-        forecast(profile, {"model_type": "mystery"}, Parallelism(), GBE)
+        rank_all(asked(profile, {"model_type": "mystery"}, Parallelism(), GBE))
     assert "nothing can be predicted" in raised.value.message
 
 

@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.predict import FREE, GBE, GBE_2_5, MISTRAL, USB4, a770, rates_, shape_of
+from support.predict import (
+    FREE,
+    GBE,
+    GBE_2_5,
+    MISTRAL,
+    USB4,
+    a770,
+    forecast,
+    phases,
+    rates_,
+    shape_of,
+)
 
 from orchestrator.models.reading.description import IN_FLIGHT
 from orchestrator.performance.predict.layout import Parallelism, candidates, place
-from orchestrator.performance.predict.load import Limits, OfferedLoad, forecast, predict
+from orchestrator.performance.predict.load import Limits, OfferedLoad
 from orchestrator.performance.predict.phase import Cause, Parts, Work, step
 from orchestrator.performance.predict.rank import fit
 from orchestrator.performance.predict.rates import Rates, what_if
@@ -150,7 +161,7 @@ def test_mistral_small_on_two_arc_a770(
 ) -> None:
     """The figures of docs/explanation/hardware-0.1-arc-a770.md."""
     load = OfferedLoad(prompt_tokens=1, output_tokens=2)
-    decode = predict(shape_of(MISTRAL), layout, rates, load)["decode"]
+    decode = phases(shape_of(MISTRAL), layout, rates, load)["decode"]
     assert 1 / decode.seconds == pytest.approx(tokens_per_s, rel=0.03)
 
 
@@ -184,7 +195,7 @@ def test_a_pipeline_makes_no_request_faster_but_has_room_for_more_of_them() -> N
 def test_parts_are_all_of_the_time(
     shape: ModelShape, layout: Parallelism, rates: Rates, load: OfferedLoad
 ) -> None:
-    found = predict(shape, layout, rates, load)
+    found = phases(shape, layout, rates, load)
     assert {"prefill", "decode"} <= set(found)
     for one in found.values():
         values = {each.name: getattr(one.parts, each.name) for each in fields(Parts)}
@@ -197,7 +208,7 @@ def test_parts_are_all_of_the_time(
 @given(shapes, rates_, loads)
 def test_one_device_has_no_link(shape: ModelShape, rates: Rates, load: OfferedLoad) -> None:
     alone = replace(rates, link=None, tensor_nodes=1, borders=0)
-    found = predict(shape, ONE, alone, load)
+    found = phases(shape, ONE, alone, load)
     assert {"prefill", "decode"} <= set(found)
     for one in found.values():
         assert one.parts.link_latency_s == one.parts.link_bandwidth_s == 0
@@ -225,7 +236,7 @@ def test_better_hardware_is_never_slower(
 def test_tensor_parallel_is_never_faster_than_its_share_of_the_memory(
     shape: ModelShape, tensor: int, rates: Rates, load: OfferedLoad
 ) -> None:
-    decode = predict(shape, Parallelism(tensor), rates, load)["decode"]
+    decode = phases(shape, Parallelism(tensor), rates, load)["decode"]
     least = shape.bytes_read() / (tensor * rates.memory_bytes_per_s)
     assert decode.seconds >= least * (1 - 1e-9)
 
@@ -308,7 +319,7 @@ def test_ranks_go_through_the_stages() -> None:
 
 
 def test_an_engine_that_costs_nothing_has_all_constants() -> None:
-    assert {getattr(FREE, name) for name in FREE.assumed} == {0.0}
+    assert {getattr(FREE, each.name) for each in fields(FREE)} == {0.0}
 
 
 def test_tokens_wait_for_the_prompts_of_those_that_come_meanwhile() -> None:

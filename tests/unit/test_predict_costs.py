@@ -1,27 +1,21 @@
-"""What messages and the engine cost: by formula, as measured, as fitted."""
+"""What messages and products cost: by formula, as measured."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.predict import FREE, MISTRAL, rates_, seconds, shape_of
+from support.predict import FREE, MISTRAL, seconds, shape_of
 
-from orchestrator.performance.predict.calibration import Sample, calibrate, line, sample
-from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.links import Curve, LinkRate, all_reduce, rising, send
-from orchestrator.performance.predict.load import OfferedLoad, forecast
 from orchestrator.performance.predict.phase import Cause, Work, step
 from orchestrator.performance.predict.rates import Rates
 
 ONE = Parallelism()
-PROJECT = Path(__file__).resolve().parents[2]
 
 # Links
 
@@ -62,58 +56,6 @@ def test_measured_collectives_are_kept_as_they_are(
     assert all_reduce(4, size, link, curve).seconds >= cost.seconds * (1 - 1e-9)
 
 
-# The engine
-
-
-@given(st.floats(0, 0.1), st.floats(0, 0.01), st.floats(0, 0.1), st.floats(0, 1e-3))
-def test_calibration_finds_what_the_samples_were_made_with(
-    step_s: float, per_sequence_s: float, request_s: float, per_token_s: float
-) -> None:
-    samples = [
-        Sample(
-            concurrency=many,
-            first_steps=2,
-            first_sequences=many,
-            first_tokens=prompt * many,
-            ttft_s=2e-2
-            + 1e-3
-            + step_s * 2
-            + per_sequence_s * many
-            + request_s
-            + per_token_s * prompt * many,
-            tpot_s=1e-2 + 1e-3 + step_s + per_sequence_s * many,
-            device_ttft_s=2e-2,
-            device_tpot_s=1e-2,
-            operations_s=1e-3,
-            first_operations_s=1e-3,
-        )
-        for prompt in (16, 128)
-        for many in (1, 2, 8)
-    ]
-    found = calibrate(samples)
-    assert found.step_s == pytest.approx(step_s, abs=1e-9)
-    assert found.per_sequence_s == pytest.approx(per_sequence_s, abs=1e-9)
-    assert found.request_s == pytest.approx(request_s, abs=1e-9)
-    assert found.per_token_s == pytest.approx(per_token_s, abs=1e-9)
-    assert found.assumed == ("per_layer_operations", "per_message_operations")
-
-
-@given(rates_)
-def test_a_fitted_engine_predicts_the_runs_that_it_was_fitted_to(rates: Rates) -> None:
-    shape = shape_of(MISTRAL | {"torch_dtype": "bfloat16"})
-    alone = replace(rates, link=None, tensor_nodes=1, borders=0)
-    runs = [OfferedLoad(prompt, 32, many) for prompt in (16, 128) for many in (1, 2, 8)]
-    samples = []
-    for load in runs:
-        seen = forecast(shape, ONE, alone, load)
-        samples.append(sample(shape, alone, load, (seen.prefill.seconds, seen.decode.seconds)))
-    fitted = replace(alone, engine=calibrate(samples))
-    for load in runs:
-        before, after = (forecast(shape, ONE, each, load) for each in (alone, fitted))
-        assert after.decode.seconds == pytest.approx(before.decode.seconds, rel=1e-3)
-        assert after.prefill.seconds == pytest.approx(before.prefill.seconds, rel=1e-3)
-
-
 # Products of few rows
 
 #: By rows: of one, memory alone; of four, half as fast; of 256, arithmetic alone.
@@ -151,59 +93,6 @@ def test_quantized_weights_are_not_taken_for_those_that_were_measured() -> None:
     roof = Rates(8e9, {"float16": 1.6e10}, 0.0, 8 * 10**9)
     work = Work(tokens=4, sequences=4, context=100)
     assert step(shape, ONE, replace(roof, products=PRODUCTS), work) == step(shape, ONE, roof, work)
-
-
-#: Of known-answers, one process with one thread (docs/explanation/performance-model.md): tokens of
-#: a prompt, requests at once -> seconds to the first token, of each further one; answers of 32.
-RUNS = {
-    (16, 1): (26.0e-3, 8.20e-3),
-    (16, 2): (38.3e-3, 10.32e-3),
-    (16, 4): (43.1e-3, 8.48e-3),
-    (16, 8): (79.3e-3, 11.91e-3),
-    (128, 1): (67.9e-3, 7.01e-3),
-    (128, 4): (239.7e-3, 10.91e-3),
-    (128, 8): (454.4e-3, 15.73e-3),
-}
-
-
-def test_the_engine_fits_runs_that_were_measured() -> None:
-    """Seven real runs by four constants: each within a quarter, most within an eighth."""
-    shape = shape_of(json.loads((PROJECT / "models/known-answers/config.json").read_text()))
-    rates = Rates(7.66e9, {"bfloat16": 8.4e9}, 5e-6, 8 * 10**9, synchronous=True)
-    loads = {OfferedLoad(prompt, 32, many): seen for (prompt, many), seen in RUNS.items()}
-    fitted = replace(
-        rates, engine=calibrate([sample(shape, rates, load, seen) for load, seen in loads.items()])
-    )
-    off = []
-    for load, seen in loads.items():
-        found = forecast(shape, ONE, fitted, load)
-        for phase, measured_s in zip((found.prefill, found.decode), seen, strict=True):
-            off.append(abs(phase.seconds / measured_s - 1))
-    assert max(off) < 0.25
-    assert sorted(off)[len(off) // 2] < 0.125
-
-
-def test_calibration_says_what_it_could_not_fit() -> None:
-    assert calibrate([]) == Engine()
-    found = calibrate([Sample(1, 1, 1, 16, 0.05, 0.01, 0.001, 0.001, 0.002, 0.002)])
-    assert found.fitted == {"step_s", "request_s"}
-    assert found.step_s + found.per_sequence_s == pytest.approx(0.007)
-    quick = calibrate([Sample(1, 1, 1, 16, 0.05, 0.002, 0.001, 0.001, 0.002, 0.002)])
-    assert quick.step_s == quick.per_sequence_s == 0
-    assert quick.per_layer_operations == pytest.approx(Engine().per_layer_operations / 2)
-
-
-@given(st.lists(st.tuples(st.floats(0, 10), st.floats(-10, 10)), min_size=2, max_size=9))
-def test_no_other_line_is_nearer(points: list[tuple[float, float]]) -> None:
-    x, y = zip(*points, strict=True)
-    a, b = line(x, y)
-
-    def squares(c: float, d: float) -> float:
-        return sum((q - c - d * p) ** 2 for p, q in points)
-
-    assert min(a, b) >= 0
-    for c, d in ((a + 0.1, b), (a, b + 0.1), (max(a - 0.1, 0), b), (a, max(b - 0.1, 0))):
-        assert squares(a, b) <= squares(c, d) + 1e-6
 
 
 @given(st.lists(st.floats(0, 1e3), max_size=12))

@@ -1,4 +1,4 @@
-"""What a run's forecasts are made from: probes, the fitted engine, the measured engine."""
+"""What a run's forecasts are made from: probes, and the measured engine."""
 
 from __future__ import annotations
 
@@ -52,14 +52,11 @@ def basis(
     if config is not None:
         shape, unread = read(config, *number_formats(args))
         problems += unread if shape is None else ()
-        fitted = tried(lambda: inputs.engine(profile.name))
         probes = tried(lambda: inputs.probes(profile.name))
         if shape is not None and probes is not None:
-            sources = {"probes": probes, "fitted engine": fitted}
+            sources = {"probes": probes}
             known = tried(
-                lambda: known_of(
-                    asked(profile, config, layout, probes, fitted, engines), layout, shape
-                )
+                lambda: known_of(asked(profile, config, layout, probes, engines), layout, shape)
             )
     mine = next((each for each in engines if layout_of(each) == layout), None)
     if known is None and mine is not None:

@@ -1,13 +1,13 @@
 """The cost of one step of vLLM beside the device's work.
 
 Scheduling, handing work to workers and returning tokens are Python on the host. Their times depend
-on the host and on vLLM's version, so they are fitted to runs on one node if there are any
-(``calibration``).
+on the host and on vLLM's version: they are assumed, until the engine itself was measured
+(``measured``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,26 +15,17 @@ class Engine:
     """The engine's constants, in seconds but for the two numbers of operations.
 
     ``step_s``: per step. ``per_sequence_s``: per step, for each sequence in it. ``request_s``: per
-    request (HTTP, tokenizer, first answer). ``per_token_s``: per prompt token, beyond the device's
-    rates. ``per_layer_operations``: device operations per layer; for a Llama layer in vLLM 0.30 two
-    norms, four linear layers, rotation, cache write, attention, activation, and two to four for
-    buffers. ``per_message_operations``: so many operations take as long as launching one collective
-    between nodes. ``fitted``: names of the constants that were measured; the others are assumed.
+    request (HTTP, tokenizer, first answer). ``per_layer_operations``: device operations per layer;
+    for a Llama layer in vLLM 0.30 two norms, four linear layers, rotation, cache write, attention,
+    activation, and two to four for buffers. ``per_message_operations``: so many operations take as
+    long as launching one collective between nodes.
     """
 
     step_s: float = 4e-3
     per_sequence_s: float = 1e-4
     request_s: float = 1e-2
-    per_token_s: float = 0.0
     per_layer_operations: float = 14.0
     per_message_operations: float = 0.0
-    fitted: frozenset[str] = frozenset()
-
-    @property
-    def assumed(self) -> tuple[str, ...]:
-        """The names of the constants that were not measured on this cluster."""
-        names = (each.name for each in fields(self) if each.name != "fitted")
-        return tuple(name for name in names if name not in self.fitted)
 
 
 def assumed(*, synchronous: bool, eager: bool) -> Engine:

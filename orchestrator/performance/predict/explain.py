@@ -16,10 +16,9 @@ from orchestrator.performance.predict.phase import Cause, Parts
 
 #: If a time exceeds its prediction by this share of the measured time, that needs a cause.
 NOTABLE = 0.25
-#: A node lacks processors above one of these: share of throttled quota periods, runnable threads
-#: per processor, share of time in which a task waited for a processor (PSI "some").
+#: A node lacks processors above one of these: share of throttled quota periods, share of time in
+#: which a task waited for a processor (PSI "some").
 THROTTLED = 0.05
-QUEUED = 1.5
 STALLED = 0.2
 #: A node counts as slower if the others' median speed is this factor above its own.
 SLOWER = 1.25
@@ -34,15 +33,13 @@ class NodeEvidence:
     """Counters of a node during the phase; None: not counted.
 
     ``busy``: share of its processors' time; ``throttled``: share of quota periods in which it was
-    throttled (cgroup's cpu.stat); ``runnable``: runnable threads per processor that it may use;
-    ``stalled``: share of time in which a task waited for a processor (/proc/pressure/cpu);
-    ``speed``: its measured rate as a share of the others' median.
+    throttled (cgroup's cpu.stat); ``stalled``: share of time in which a task waited for a processor
+    (/proc/pressure/cpu); ``speed``: its measured rate as a share of the others' median.
     """
 
     node: str
     busy: float | None = None
     throttled: float | None = None
-    runnable: float | None = None
     stalled: float | None = None
     speed: float | None = None
 
@@ -155,8 +152,6 @@ def _starved(prediction: Prediction, seen: Evidence, notable: bool) -> Iterator[
     for node in seen.nodes:
         if (node.throttled or 0) >= THROTTLED:
             yield Cause.HOST, f"{node.node}: a quota cuts {node.throttled:.0%} of its time slices"
-        if (node.runnable or 0) >= QUEUED:
-            yield Cause.HOST, f"{node.node}: {node.runnable:.1f} runnable threads per processor"
         if (node.stalled or 0) >= STALLED:
             yield (
                 Cause.HOST,

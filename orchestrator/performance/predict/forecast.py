@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -12,7 +12,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models import cards, flags
 from orchestrator.models.config import context_of
 from orchestrator.performance.predict import rank
-from orchestrator.performance.predict.engine import Engine, assumed
+from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism, candidates
 from orchestrator.performance.predict.links import LinkRate
 from orchestrator.performance.predict.load import Limits, OfferedLoad, limits
@@ -121,7 +121,6 @@ class Question:
     machines: Machines | None = None
     then: Machines | None = None
     link: LinkRate | None = None
-    engine: Engine | None = None
     engines: tuple[EngineRates, ...] = ()
     eager: bool = False
     dtype: str = "auto"
@@ -133,7 +132,7 @@ class Question:
 
     def rates(self, there: Machines, layout: Parallelism) -> Rates:
         """As ``rates_on``."""
-        return rates_on(there, layout, self.engine, eager=self.eager)
+        return rates_on(there, layout, eager=self.eager)
 
 
 def asked(
@@ -141,7 +140,6 @@ def asked(
     config: dict[str, Any] | None,
     chosen: Parallelism,
     probes: Probes | None,
-    engine: Engine | None = None,
     engines: Sequence[EngineRates] = (),
 ) -> Question:
     """What a profile asks for, on the machines that it has. ``engines``: also others, of other
@@ -156,7 +154,6 @@ def asked(
         chosen=chosen,
         config=config,
         machines=machines(probes, profile) if probes else None,
-        engine=engine,
         engines=tuple(
             each for each in engines if each.of(profile.serving.model, profile.serving.args)
         ),
@@ -170,18 +167,6 @@ def asked(
             else cards.rank_misfit(profile, config or {}, tensor)
         ),
     )
-
-
-def forecast(
-    profile: Profile | Attached,
-    config: dict[str, Any] | None,
-    chosen: Parallelism,
-    probes: Probes | None,
-    engine: Engine | None = None,
-    load: OfferedLoad | None = None,
-) -> Forecast:
-    """Rank all layouts that the probes suffice for, as ``rank_all``."""
-    return rank_all(replace(asked(profile, config, chosen, probes, engine), load=load))
 
 
 def rank_all(asked: Question) -> Forecast:
@@ -216,15 +201,9 @@ def rank_all(asked: Question) -> Forecast:
         compared=compared,
         counterfactuals=rank.counterfactuals(known[compared], load),
         unpredicted=tuple(_unpredicted(shape, unread, rates)),
-        assumed=_assumed(asked, known[compared]),
+        assumed=() if known[compared].engine else tuple(each.name for each in fields(Engine)),
         sources=asked.sources,
     )
-
-
-def _assumed(asked: Question, known: Known) -> tuple[str, ...]:
-    if known.engine:
-        return ()
-    return (asked.engine or assumed(synchronous=False, eager=asked.eager)).assumed
 
 
 def _known(

@@ -1,8 +1,7 @@
-"""Load the inputs of predictions from this machine: probes, and the fitted engine."""
+"""Load the inputs of predictions from this machine: probes, and the measured engine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,25 +9,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.core import paths
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 
 #: Names in a cluster's directory ``measured/``.
 PROBES = "probes"
-ENGINE = "engine.json"
 #: The directory with the engine's own measurements, one file for each key.
 ENGINES = "engines"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Engines:
-    """The engine as far as it is known: constants fitted to runs, and its own measurements."""
-
-    fitted: Engine | None = None
-    measured: tuple[EngineRates, ...] = ()
 
 
 def probes(cluster: str, named: Path | None = None) -> Probes:
@@ -44,21 +33,10 @@ def probes(cluster: str, named: Path | None = None) -> Probes:
     return _read(found[-1], Probes)
 
 
-def engine(cluster: str) -> Engine | None:
-    """The engine fitted to a run on one node; None if there was no such run."""
-    file = paths.measured(cluster) / ENGINE
-    return _read(file, Engine) if file.is_file() else None
-
-
 def engines(cluster: str) -> tuple[EngineRates, ...]:
     """The engine as it was measured on this cluster, the newest first."""
     files = (paths.measured(cluster) / ENGINES).glob("*.json")
     return tuple(sorted((_read(f, EngineRates) for f in files), key=lambda e: e.time, reverse=True))
-
-
-def both(cluster: str) -> Engines:
-    """All that is known of the engine on this cluster."""
-    return Engines(engine(cluster), engines(cluster))
 
 
 def _read(file: Path, kind: type[T]) -> T:

@@ -16,11 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.phase import Cause, Parts, Work
-from orchestrator.performance.predict.rates import Rates
-from orchestrator.performance.predict.shape import ModelShape
-from orchestrator.performance.predict.steps import Formulas, Steps
+from orchestrator.performance.predict.steps import Steps
 
 if TYPE_CHECKING:
     from orchestrator.profile.existing import Attached
@@ -107,34 +104,8 @@ def _whole(value: object) -> int | None:
     return int(str(value)) if str(value).isdigit() and int(str(value)) > 0 else None
 
 
-def predict(
-    shape: ModelShape,
-    layout: Parallelism,
-    rates: Rates,
-    load: OfferedLoad,
-    limits: Limits | None = None,
-) -> dict[str, Prediction]:
-    """Each phase of a request under a load: "prefill", "decode", "request"."""
-    found = forecast(shape, layout, rates, load, limits)
-    return {each.phase: each for each in (found.prefill, found.decode, found.request)}
-
-
-def forecast(
-    shape: ModelShape,
-    layout: Parallelism,
-    rates: Rates,
-    load: OfferedLoad,
-    limits: Limits | None = None,
-) -> LoadPrediction:
-    """Predict a load on a layout by formulas."""
-    return under_load(Formulas(shape, layout, rates), layout.data, load, limits)
-
-
-def under_load(
-    steps: Steps, copies: int, load: OfferedLoad, limits: Limits | None = None
-) -> LoadPrediction:
+def under_load(steps: Steps, copies: int, load: OfferedLoad, allowed: Limits) -> LoadPrediction:
     """Predict a load on ``copies`` engines with such steps. They share the load evenly."""
-    allowed = limits or Limits()
     used = copies if load.rate_per_s else min(copies, max(load.concurrency, 1.0))
     at_once = max(load.concurrency / used, 1.0)
     most = min(at_once, float(allowed.sequences))

@@ -122,7 +122,6 @@ def fitted(engine: EngineRates, formulas: Formulas, limits: Limits) -> Engine:
             request_s=request_s,
             per_layer_operations=start.per_layer_operations * factor,
             per_message_operations=start.per_message_operations * factor,
-            fitted=frozenset({"step_s", "request_s", "per_layer_operations"}),
         )
 
     def seen(constants: Engine) -> LoadRound:

@@ -97,11 +97,9 @@ def machines(probes: Probes, profile: Profile | Attached) -> Machines:
     return Machines(accelerators(profile), network(profile), probes)
 
 
-def rates(
-    probes: Probes, profile: Profile | Attached, layout: Parallelism, engine: Engine | None = None
-) -> Rates:
+def rates(probes: Probes, profile: Profile | Attached, layout: Parallelism) -> Rates:
     """The rates of a layout on the profile's accelerators, as ``rates_on``."""
-    return rates_on(machines(probes, profile), layout, engine, eager=is_eager(profile))
+    return rates_on(machines(probes, profile), layout, eager=is_eager(profile))
 
 
 def is_eager(profile: Profile | Attached) -> bool:
@@ -110,9 +108,7 @@ def is_eager(profile: Profile | Attached) -> bool:
     return bool(args.get("enforce-eager", False))
 
 
-def rates_on(
-    there: Machines, layout: Parallelism, engine: Engine | None = None, *, eager: bool = False
-) -> Rates:
+def rates_on(there: Machines, layout: Parallelism, *, eager: bool) -> Rates:
     """The rates of a layout on machines.
 
     Raises UserError if no device was probed, or the layout needs a link and neither a link nor a
@@ -123,7 +119,7 @@ def rates_on(
     names = dict.fromkeys(node for copy in copies for node in copy.nodes)
     found = of_devices(_devices(there.probes, tuple(names), notes))
     graphs = all(each.device == GRAPHS for each in there.probes.devices)
-    constants = engine or assumed(synchronous=found.synchronous, eager=eager or not graphs)
+    constants = assumed(synchronous=found.synchronous, eager=eager or not graphs)
     found = _linked(replace(found, engine=constants), there, copies[0], notes)
     return replace(found, notes=tuple(notes))
 
@@ -169,7 +165,6 @@ def what_if(
         step_s=rates.engine.step_s * host_factor,
         per_sequence_s=rates.engine.per_sequence_s * host_factor,
         request_s=rates.engine.request_s * host_factor,
-        per_token_s=rates.engine.per_token_s * host_factor,
     )
     return replace(
         rates,

@@ -46,9 +46,7 @@ class Formulas:
         return self.layout.pipeline
 
     def step(self, work: Work, in_flight: float) -> Parts:
-        found = step(self.shape, self.layout, self.rates, work, in_flight)
-        tokens = work.tokens if work.prompts else 0.0
-        return found.plus(host_s=self.rates.engine.per_token_s * tokens)
+        return step(self.shape, self.layout, self.rates, work, in_flight)
 
     def first(self, steps: Parts, last: Work, together: float) -> Parts:
         late_s = 0.0

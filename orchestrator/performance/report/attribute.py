@@ -19,7 +19,6 @@ from orchestrator.performance.bench.history import (
 from orchestrator.performance.bench.load import offered
 from orchestrator.performance.predict.explain import Evidence, Explained, NodeEvidence, explain
 from orchestrator.performance.predict.forecast import asked, known_of
-from orchestrator.performance.predict.inputs import Engines
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.predict.outlook import Known, outlook
@@ -27,6 +26,7 @@ from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.report.plots import Point
 from orchestrator.performance.report.story import Phase, Story
 from orchestrator.performance.results.bench import Measured, Run, Series
+from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def story(
     config: dict[str, Any],
     layout: Parallelism,
     probes: Probes | None,
-    engines: Engines | None,
+    engines: Sequence[EngineRates],
     earlier: Earlier,
 ) -> Story:
     """The content of a run's report. Without probes, nothing is explained, and a line says so."""
@@ -59,8 +59,7 @@ def story(
     if shape is None:
         return replace(plain, verdict=(*plain.verdict, *unread))
     try:
-        about = engines or Engines()
-        question = asked(profile, config, layout, probes, about.fitted, about.measured)
+        question = asked(profile, config, layout, probes, engines)
         known = known_of(question, layout, shape)
     except UserError as error:
         return replace(plain, verdict=(*plain.verdict, f"Not explained: {error.message}"))

@@ -103,7 +103,7 @@ class Sealed:
     """A workload's forecast, stored before the workload was measured.
 
     Either the figures are there, or ``reason``: why there is no forecast. ``made_from``: sha256 of
-    the probes, of the engine's measurements and of its fitted constants, as far as there were any.
+    the probes and of the engine's measurements, as far as there were any.
     ``form``: of what ``seal`` is made of; another field is another form. ``seal``: see bench/seal.
     """
 
