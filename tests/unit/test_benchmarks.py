@@ -18,7 +18,6 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import by_hand
 import cli_start
 import conventional_image
-import device_model
 import floor
 import measure
 import netboot
@@ -204,32 +203,3 @@ def test_calculated_transfers() -> None:
     assert serving.peers(1, 10**9, 1) == pytest.approx(one)
     assert serving.peers(3, 10**9, 1) == pytest.approx(2 * one)
     assert serving.peers(4, 10**9, 1) == pytest.approx(3 * one)
-
-
-def test_a_cards_steps_are_compared_with_its_probe() -> None:
-    """2.1 GB read at 2.1 TB/s is a millisecond, unless giving the card its work takes longer."""
-    config = {
-        "hidden_size": 4096,
-        "intermediate_size": 4096 * 4,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "num_hidden_layers": 4,
-        "vocab_size": 0,
-    }
-    probe = {
-        "device": "cuda",
-        "name": "a card",
-        "threads": 1,
-        "memory_bytes_per_s": [2 * 4 * 4096**2 * 16 / 1e-3],
-        "matrix_flops_per_s": {"bfloat16": [1e15]},
-        "product_bytes_per_s": {},
-        "operation_s": [1e-5],
-        "memory_total_bytes": 1 << 34,
-    }
-    step = {"sequences": 1, "new": 1, "before": 0, "seconds": [2e-3, 1e-3, 1e-3]}
-    steps = [step | {"operations": 40}, step | {"operations": 200}]
-    models = [{"config": config, "steps": steps}]
-    said = {"ranks": 1, "collectives": {}, "probe": probe, "models": models}
-    quick, slow = device_model.compared(said)
-    assert [quick.error, slow.error] == pytest.approx([0, 1], abs=1e-3)
-    assert [quick.bound, slow.bound] == ["memory", "memory"]
