@@ -19,7 +19,7 @@ from orchestrator.attach import client as clients
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.engine_start import Begun, EngineFailed, started, words_of
 from orchestrator.attach.find import NodeFound, ask_node
-from orchestrator.attach.probe import LOOK_S, link_rates, with_torch
+from orchestrator.attach.probe import TheirNode
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.visible import one_line
@@ -37,8 +37,10 @@ from orchestrator.performance.probe.node_rounds import (
     measured,
     room,
 )
+from orchestrator.performance.probe.plan import sizes
+from orchestrator.performance.probe.run import STATE_TIMEOUT, link_rates
 from orchestrator.performance.results.engine import EngineRates, EngineWeights
-from orchestrator.profile.existing import Attached, AttachedNode
+from orchestrator.profile.existing import RANKS_NETWORK, Attached, AttachedNode
 
 #: A card with more of its memory in use than this share is somebody's.
 IN_USE = 0.1
@@ -131,7 +133,7 @@ def dummy(
     with board.step(CLUSTER, "look"):
         seen = _looked(nodes)
         versions = _state(profile, nodes[0])
-    link, notes = _linked(nodes, seen, board)
+    link, notes = _linked(profile, nodes, seen, board)
     begun = _begun(profile, nodes, seen, versions, EngineWeights.DUMMY, link, (config, asked))
     if not again and (found := engine.known(profile.name, begun.rates.key)):
         return found, True
@@ -235,7 +237,7 @@ def _versions(found: NodeFound) -> dict[str, str]:
 
 def _state(profile: Attached, node: AttachedNode) -> dict[str, str]:
     """The versions of what the engine's Python has."""
-    found = with_torch(profile, node, "node_state", 0.0, LOOK_S)
+    found = TheirNode(profile, node).with_torch("node_state", 0.0, STATE_TIMEOUT)
     versions = {str(k): str(v) for k, v in found["versions"].items()}
     if "vllm" not in versions:
         raise UserError(
@@ -286,20 +288,21 @@ def _begun(
 
 
 def _linked(
-    nodes: Sequence[AttachedNode], seen: Mapping[str, NodeFound], board: Board
+    profile: Attached, nodes: Sequence[AttachedNode], seen: Mapping[str, NodeFound], board: Board
 ) -> tuple[engine.SlowestLink | None, tuple[str, ...]]:
     """The slowest link between these nodes, measured now; none where that fails, and why.
 
     Between the machines; where only their containers have these addresses, between those.
     """
-    pairs = list(combinations(nodes, 2))[:MOST_PAIRS]
-    if not pairs:
+    if len(nodes) < 2:
         return None, ()
     own = {e.address for each in seen.values() if each.facts for e in each.facts.addresses}
     inside = any(node.enter and str(node.address) not in own for node in nodes)
+    places = [TheirNode(profile, node, inside) for node in nodes]
+    pairs = list(combinations(places, 2))[:MOST_PAIRS]
     try:
         with board.step(CLUSTER, "link"):
-            links = [link_rates(a, b, inside=inside) for a, b in pairs]
+            links = [link_rates(*ends, RANKS_NETWORK, sizes({})) for ends in pairs]
     except UserError as error:
         return None, (f"its links were not measured: {error.message.splitlines()[0]}",)
     return engine.slowest(links, [node.name for node in nodes]), ()

@@ -19,6 +19,8 @@ FETCH = (
     " print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode())"
 )
 PREFIX = "vllm:"
+#: vLLM's gauges of running and of waiting requests.
+IN_WORK = ("num_requests_running", "num_requests_waiting")
 LINE = re.compile(rf"^{PREFIX}(\w+)(?:{{[^}}]*}})? (\S+)$", re.MULTILINE)
 
 
@@ -44,3 +46,9 @@ def values(text: str) -> dict[str, float]:
         if not name.endswith("_bucket"):
             found[name] = found.get(name, 0.0) + float(value)
     return found
+
+
+def in_work(text: str) -> float | None:
+    """The requests that the model works on, or that wait; None where the metrics do not say."""
+    found = values(text)
+    return sum(found[name] for name in IN_WORK) if found.keys() >= set(IN_WORK) else None

@@ -13,8 +13,9 @@ from orchestrator.performance.bench.load import workloads
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits
 from orchestrator.performance.probe import cut, engine
-from orchestrator.performance.probe import nodes as on_nodes
 from orchestrator.performance.probe.cells import cells
+from orchestrator.performance.probe.nodes import OurNode
+from orchestrator.performance.probe.run import STATE_TIMEOUT
 from orchestrator.performance.results.engine import EngineRates, EngineWeights
 from orchestrator.performance.results.probe import DeviceRates, LinkRates
 
@@ -58,8 +59,8 @@ def _begun(cluster: Cluster, weights: EngineWeights) -> EngineRates:
     profile, layout = cluster.profile, cluster.layout
     ranks = [node for node in profile.compute_nodes for _ in range(node.accelerators)]
     nodes = tuple(dict.fromkeys(node.name for node in ranks[: layout.used]))
-    with cluster.driver.network():
-        versions = on_nodes.state(cluster, profile.server, "0.1")["versions"]
+    server = OurNode(cluster, profile.server)
+    versions = server.plain("node_state", ["0.1"], STATE_TIMEOUT)["versions"]
     args = {name: str(value) for name, value in profile.serving.args.items()}
     sizes = (layout.tensor, layout.pipeline, 1)
     devices, links = _probed(cluster)
@@ -108,10 +109,9 @@ def _measured(cluster: Cluster, board: Board, begun: EngineRates) -> EngineRates
         "loads": [(each.prompt, each.output, each.concurrency) for each in loads],
         "seconds": engine.SECONDS,
     }
-    with board.step(CLUSTER, "engine") as step, cluster.driver.network():
-        found = on_nodes.given(
-            cluster, profile.server, "node_served", engine.program("node_served", asked).decode(),
-            engine.SECONDS + LATE,
-        )  # fmt: skip
+    program = engine.program("node_served", asked).decode()
+    with board.step(CLUSTER, "engine") as step:
+        server = OurNode(cluster, profile.server)
+        found = server.given("node_served", program, engine.SECONDS + LATE)
         step.detail = f"{len(found['cells'])} loads"
     return engine.with_figures(begun, found)

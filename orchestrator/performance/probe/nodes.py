@@ -1,10 +1,11 @@
-"""Run this directory's programs (node_*.py) on nodes. Each has a timeout and prints JSON."""
+"""Nodes of our own, as probes see them: programs (node_*.py) that run there, and print JSON."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,66 +22,59 @@ if TYPE_CHECKING:
 GRACE = 10.0
 
 
-def state(cluster: Cluster, node: Node, *words: str) -> Any:
-    """The output of `node_state.py` on a node. Raises UserError as `_run` does."""
-    return _run(cluster, node, [PYTHON, "-I", "-", *words], "node_state", 30.0)
+@dataclass(frozen=True)
+class OurNode:
+    """A `run.Place`. Whatever is run there raises UserError if it fails, prints no JSON, or takes
+    longer than its seconds; then it has been killed with all its descendants."""
 
+    cluster: Cluster
+    node: Node
 
-def plain(cluster: Cluster, node: Node, program: str, words: Sequence[str], timeout: float) -> Any:
-    """Run a program that needs the standard library only; return its output."""
-    return _run(cluster, node, [PYTHON, "-I", "-", *words], program, timeout)
+    @property
+    def name(self) -> str:
+        return self.node.name
 
+    def address(self, network: str) -> str:
+        return str(self.node.links[network].address)
 
-def with_torch(
-    cluster: Cluster, node: Node, program: str, asked: Mapping[str, Any], timeout: float
-) -> Any:
-    """Run a program in vLLM's environment on that node; return its output."""
-    variables = (f"{k}={v}" for k, v in environment(cluster.profile, node).items())
-    argv = ["env", *variables, WITH_ENVIRONMENT, PYTHON, "-", json.dumps(asked)]
-    return _run(cluster, node, argv, program, timeout)
+    def plain(self, program: str, words: Sequence[str], seconds: float) -> Any:
+        return self._run([PYTHON, "-I", "-", *words], program, seconds, source(program))
 
+    def with_torch(self, program: str, asked: Mapping[str, Any], seconds: float) -> Any:
+        variables = environment(self.cluster.profile, self.node).items()
+        argv = ["env", *(f"{k}={v}" for k, v in variables), WITH_ENVIRONMENT, PYTHON, "-"]
+        return self._run([*argv, json.dumps(asked)], program, seconds, source(program))
 
-def given(cluster: Cluster, node: Node, program: str, text: str, timeout: float) -> Any:
-    """Run a program's whole ``text``, which holds what it is given; return its output."""
-    return _run(cluster, node, [PYTHON, "-I", "-"], program, timeout, text)
+    def given(self, program: str, text: str, seconds: float) -> Any:
+        """Run a program's whole ``text``, which holds what it is given."""
+        return self._run([PYTHON, "-I", "-"], program, seconds, text)
 
-
-def _run(
-    cluster: Cluster,
-    node: Node,
-    argv: Sequence[str],
-    program: str,
-    timeout: float,
-    text: str | None = None,
-) -> Any:
-    """Run a program from standard input; return the JSON in its last line of output.
-
-    Raises UserError if it fails, prints no JSON, or exceeds the timeout. Then it has been killed
-    with all its descendants.
-    """
-    limit = timeout - GRACE
-    result = cluster.remote(node).run(
-        guarded(limit, argv),
-        what=f"the probe {program}",
-        stdin=text or source(program),
-        timeout=timeout + GRACE,
-        ok=None,
-    )
-    if result.code == LATE:
-        raise UserError(
-            f"{node.name}: {program}: timed out after {limit:g} s; killed",
-            f"By hand, there: {shlex.join(argv)} <{program}.py",
-        )
-    if result.code != 0:
-        last = (result.err.strip() or f"exit code {result.code}, no output").splitlines()[-1]
-        raise UserError(f"{node.name}: {last}")
-    try:
-        # Libraries may print other lines before.
-        return json.loads(result.out.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        raise UserError(
-            f"{node.name}: {program} printed no figures: {result.out[-200:]!r}"
-        ) from None
+    def _run(self, argv: Sequence[str], program: str, seconds: float, text: str) -> Any:
+        """Run a program from standard input; return the JSON in its last line of output."""
+        limit = seconds - GRACE
+        with self.cluster.driver.network():
+            result = self.cluster.remote(self.node).run(
+                guarded(limit, argv),
+                what=f"the probe {program}",
+                stdin=text,
+                timeout=seconds + GRACE,
+                ok=None,
+            )
+        if result.code == LATE:
+            raise UserError(
+                f"{self.name}: {program}: timed out after {limit:g} s; killed",
+                f"By hand, there: {shlex.join(argv)} <{program}.py",
+            )
+        if result.code != 0:
+            last = (result.err.strip() or f"exit code {result.code}, no output").splitlines()[-1]
+            raise UserError(f"{self.name}: {last}")
+        try:
+            # Libraries may print other lines before.
+            return json.loads(result.out.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise UserError(
+                f"{self.name}: {program} printed no figures: {result.out[-200:]!r}"
+            ) from None
 
 
 def source(program: str) -> str:

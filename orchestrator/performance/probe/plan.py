@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.models.reading.facts import facts
 from orchestrator.performance.predict.phase import all_reduces
 from orchestrator.performance.predict.shape import read
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
 
 #: Tokens per step whose message sizes are probed: one request, batches, prompts.
 TOKENS = (1, 4, 8, 32, 128, 512, 2048)
@@ -31,13 +28,13 @@ AT_ONCE = 16
 class Pair:
     """Two nodes that both have a link on one network."""
 
-    a: Node
-    b: Node
+    a: str
+    b: str
     network: str
 
     @property
     def where(self) -> str:
-        return f"{self.a.name}, {self.b.name} over {self.network}"
+        return f"{self.a}, {self.b} over {self.network}"
 
 
 def sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -55,13 +52,13 @@ def between(config: Mapping[str, Any], ranks: int) -> int:
     return round(shape.bytes_read(1, ranks) / all_reduces(shape))
 
 
-def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
-    """The pairs of each turn.
+def turns(members: Mapping[str, Sequence[str]]) -> list[tuple[Pair, ...]]:
+    """The pairs of each turn. ``members``: the nodes on each network.
 
     One pair per turn, so that nothing disturbs it, if TURNS suffice. Otherwise several pairs that
     share no node, and only some of all pairs, but with every node in one of them.
     """
-    rounds = [list(_rounds(network, nodes)) for network in profile.networks]
+    rounds = [list(_rounds(network, nodes)) for network, nodes in members.items()]
     found = [pair for each in zip_longest(*rounds, fillvalue=()) for part in each for pair in part]
     if len(found) <= TURNS:
         return [(pair,) for pair in found]
@@ -72,18 +69,18 @@ def turns(profile: Profile, nodes: Sequence[Node]) -> list[tuple[Pair, ...]]:
     return [part for part, _ in zip(several, range(TURNS), strict=False)]
 
 
-def left_out(profile: Profile, nodes: Sequence[Node]) -> int:
+def left_out(members: Mapping[str, Sequence[str]]) -> int:
     """The number of pairs that `turns` leaves out."""
-    every = sum(len(part) for network in profile.networks for part in _rounds(network, nodes))
-    return every - sum(map(len, turns(profile, nodes)))
+    every = sum(len(nodes) * (len(nodes) - 1) // 2 for nodes in members.values())
+    return every - sum(map(len, turns(members)))
 
 
-def _rounds(network: str, nodes: Sequence[Node]) -> Iterator[tuple[Pair, ...]]:
+def _rounds(network: str, nodes: Sequence[str]) -> Iterator[tuple[Pair, ...]]:
     """All pairs on a network, in rounds without a node twice.
 
     It is a round-robin tournament's schedule: one node keeps its seat, the others move on by one.
     """
-    seats: list[Node | None] = [node for node in nodes if network in node.links]
+    seats: list[str | None] = [*nodes]
     if len(seats) % 2:
         seats.append(None)
     for _ in range(len(seats) - 1):
