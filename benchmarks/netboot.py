@@ -35,7 +35,6 @@ from orchestrator.image.layers import layers_of
 from orchestrator.models.profiles import active
 from orchestrator.node.paths import VENV
 from orchestrator.provision.machines.accel import QEMU
-from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.qemu import QemuMachine, make_disk
 from orchestrator.provision.machines.switch import Switch
@@ -72,7 +71,7 @@ class Bench:
 
     def __init__(self, cluster: Cluster, name: str | None) -> None:
         driver = cluster.driver
-        assert isinstance(driver, Composed) and isinstance(driver.cables, Switch)
+        assert isinstance(driver.cables, Switch)
         nodes = {node.name: node for node in cluster.profile.compute_nodes}
         if name is not None and name not in nodes:
             raise UserError(f"there is no compute node {name!r}", f"Known: {', '.join(nodes)}")

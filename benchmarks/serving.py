@@ -36,7 +36,6 @@ from orchestrator.image.layers import layers_of
 from orchestrator.models.profiles import active
 from orchestrator.node.paths import FILES_ROOT
 from orchestrator.provision.machines import netns
-from orchestrator.provision.machines.composed import Composed
 from orchestrator.provision.machines.switch import Switch
 
 #: Of by hand, in bytes per second; a goal is the most of a value, so it is turned over.
@@ -149,7 +148,7 @@ def rushes(
 ) -> dict[int, dict[str, list[Rush]]]:
     """By number of clients, then by way. The two ways take turns."""
     driver = cluster.driver
-    assert isinstance(driver, Composed) and isinstance(driver.cables, Switch)
+    assert isinstance(driver.cables, Switch)
     address = str(cluster.profile.boot_link(cluster.profile.control).address)
     served = paths.served(cluster.profile.name)
     ours = str(json.loads((served / "netboot/boot.json").read_text())["server"])

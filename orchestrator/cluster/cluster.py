@@ -19,7 +19,8 @@ from orchestrator.node.remote import Remote
 from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.identity import boot_files, principals
-from orchestrator.provision.machines import Driver, driver
+from orchestrator.provision.machines import driver
+from orchestrator.provision.machines.composed import Driver
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot.diary import Diary
 from orchestrator.provision.netboot.images import ImageChoice

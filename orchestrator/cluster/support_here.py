@@ -24,7 +24,8 @@ from orchestrator.image import MANIFEST, ident, lockfile, store
 from orchestrator.node.remote import Remote
 from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Node, Profile
-from orchestrator.provision.machines import Driver, driver
+from orchestrator.provision.machines import driver
+from orchestrator.provision.machines.composed import Driver
 from orchestrator.provision.netboot import images
 from orchestrator.provision.netboot.state import EVENTS
 

@@ -30,7 +30,7 @@ from orchestrator.node.remote import Remote
 from orchestrator.profile import Node
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.machines import PowerState, netns
-from orchestrator.provision.machines.composed import Composed
+from orchestrator.provision.machines.composed import Driver
 from orchestrator.provision.machines.emulator import VirtualHardware
 from orchestrator.provision.machines.firmware import BIOS, Firmware
 from orchestrator.provision.machines.processes import start_time
@@ -155,9 +155,9 @@ class Net:
         return open_cluster(load(self.profile))
 
     @property
-    def driver(self) -> Composed:
+    def driver(self) -> Driver:
         driver = self.cluster.driver
-        assert isinstance(driver, Composed) and driver.kind == "qemu"
+        assert driver.kind == "qemu"
         return driver
 
     @property

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput, UserError
 
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
-    from orchestrator.provision.identity import BootFile
-    from orchestrator.provision.machines.network import Cables
+    from orchestrator.provision.machines.composed import Driver
 
 
 class PowerState(StrEnum):
@@ -26,73 +23,6 @@ class PowerState(StrEnum):
     WAKING = "waking"
     #: It does not answer; the reason is unknown.
     SILENT = "no answer"
-
-
-class Driver(Protocol):
-    """What `up` and `down` need of machines. Every method is idempotent."""
-
-    @property
-    def kind(self) -> str:
-        """The driver's name, as in the profile's `machines`."""
-
-    @property
-    def cables(self) -> Cables:
-        """The networks that connect the machines."""
-
-    @property
-    def boot_timeout(self) -> float:
-        """Seconds that a machine may take from power-on to SSH."""
-
-    @property
-    def why_shared(self) -> str:
-        """After `prepare`: why containers share this machine's root, in a line; empty if not."""
-
-    def check_rights(self) -> None:
-        """Raises UserError if the user lacks the rights to run machines."""
-
-    def prepare(self, image: Path) -> None:
-        """Make what machines share: networks, mounted layers. Left-overs are reused or removed."""
-
-    def network(self) -> AbstractContextManager[None]:
-        """Enter the network namespace that reaches the cluster; only the calling thread does."""
-
-    def netboots(self, node: Node) -> bool:
-        """Whether the machine boots over the network, from the control node."""
-
-    def state(self, node: Node) -> PowerState:
-        """Whether the machine has power. For a real machine this may take seconds."""
-
-    def running(self, node: Node) -> bool:
-        """Whether the machine is known to have power."""
-
-    def trouble(self, node: Node) -> UserError | None:
-        """Why a machine with power will not come up; None if no reason is known."""
-
-    def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
-        """Switch on and boot the image. `files`: the node's boot files, by path in its root.
-
-        `files` is empty for a node that netboots. Raises UserError if a real machine cannot be
-        switched on.
-        """
-
-    def power_off(self, node: Node, *, timeout: float = 20) -> None:
-        """Shut down; cut the power after `timeout` seconds, or at once if it is 0.
-
-        A real machine gets the profile's `power.off_timeout_s` instead. Raises UserError if a real
-        machine cannot be switched off from here.
-        """
-
-    def cleanup(self) -> None:
-        """Remove everything that `prepare` made. The machines must be off."""
-
-    def leader(self, node: Node) -> int:
-        """The process id, on this machine, of the node's PID 1.
-
-        Raises UserError if the node does not run, or has a kernel of its own.
-        """
-
-    def console(self, node: Node) -> str:
-        """Where to find the machine's console: a log file's path, or a sentence."""
 
 
 def power_states(driver: Driver, nodes: Sequence[Node]) -> dict[str, PowerState]:

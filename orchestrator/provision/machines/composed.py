@@ -63,10 +63,13 @@ class SeparateMachine:
         )
 
 
-class Composed:
-    """A driver. All its files are below the cluster's directory `machines`.
+class Driver:
+    """What `up` and `down` need of machines; every method is idempotent. All its files are below
+    the cluster's directory `machines`.
 
-    `machine` makes the machine of a node. `remember` is called at the end of `prepare`.
+    `kind`: the profile's word for it; `machine` makes the machine of a node; `remember` is called
+    at the end of `prepare`; `why_shared`: after `prepare`, why containers share this machine's
+    root, in a line; empty if not.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Composed:
 
     @property
     def boot_timeout(self) -> float:
+        """Seconds that a machine may take from power-on to SSH."""
         return max(machine.boot_timeout for machine in self.machines.values())
 
     def check_rights(self) -> None:
@@ -103,6 +107,7 @@ class Composed:
             )
 
     def prepare(self, image: Path) -> None:
+        """Make what machines share: networks, mounted layers. Left-overs are reused or removed."""
         self.check_rights()
         self._end_left()
         self._make_way(image)
@@ -139,34 +144,51 @@ class Composed:
             shutil.rmtree(place)
 
     def network(self) -> AbstractContextManager[None]:
+        """Enter the network namespace that reaches the cluster; only the calling thread does."""
         return netns.entered(self.cables.named(self.profile.control.name))
 
     def netboots(self, node: Node) -> bool:
+        """Whether the machine boots over the network, from the control node."""
         return self.machines[node.name].netboots
 
     def console(self, node: Node) -> str:
+        """Where to find the machine's console: a log file's path, or a sentence."""
         return self.machines[node.name].console_place
 
     def state(self, node: Node) -> PowerState:
+        """Whether the machine has power. For a real machine this may take seconds."""
         return self.machines[node.name].state()
 
     def running(self, node: Node) -> bool:
         return self.state(node) == PowerState.ON
 
     def trouble(self, node: Node) -> UserError | None:
+        """Why a machine with power will not come up; None if no reason is known."""
         return self.machines[node.name].trouble()
 
     def leader(self, node: Node) -> int:
+        """The process id, on this machine, of the node's PID 1.
+
+        Raises UserError if the node does not run, or has a kernel of its own.
+        """
         return self.machines[node.name].leader()
 
     def power_on(self, node: Node, files: dict[str, BootFile]) -> None:
+        """Switch on and boot the image. `files`: the node's boot files, by path in its root; none
+        of a node that netboots. Raises UserError if a real machine cannot be switched on."""
         if not self.running(node):
             self.machines[node.name].power_on(files)
 
     def power_off(self, node: Node, *, timeout: float = 20) -> None:
+        """Shut down; cut the power after `timeout` seconds, or at once if it is 0.
+
+        A real machine gets the profile's `power.off_timeout_s` instead. Raises UserError if a real
+        machine cannot be switched off from here.
+        """
         self.machines[node.name].power_off(timeout)
 
     def cleanup(self) -> None:
+        """Remove everything that `prepare` made. The machines must be off."""
         self._end_left()
         for machine in self.machines.values():
             machine.clear()

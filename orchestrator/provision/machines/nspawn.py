@@ -22,7 +22,7 @@ from orchestrator.core.waiting import as_long_as
 from orchestrator.image.layers import Layers, unmount_below
 from orchestrator.node.paths import FILES_ROOT, LASTING
 from orchestrator.provision.machines import PowerState, cgroup, netns, userns
-from orchestrator.provision.machines.composed import Composed
+from orchestrator.provision.machines.composed import Driver
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.processes import Process, children, ended, kill
 from orchestrator.provision.machines.switch import Switch
@@ -332,6 +332,6 @@ def confinement(first: int) -> list[str]:
     ]
 
 
-def cluster(profile: Profile) -> Composed:
+def cluster(profile: Profile) -> Driver:
     """The driver `nspawn`: every node is a container."""
-    return Composed("nspawn", profile, Switch(profile, prefix(profile)), Container)
+    return Driver("nspawn", profile, Switch(profile, prefix(profile)), Container)

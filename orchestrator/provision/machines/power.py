@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from shutil import which
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
@@ -24,19 +25,6 @@ TIMED_OUT = (124, 137)
 GRACE = 2.0
 
 
-class Supply(Protocol):
-    """One machine's power."""
-
-    def on(self) -> None:
-        """Switch it on; nothing happens if it is on. Raises UserError if that fails."""
-
-    def cut(self) -> bool:
-        """Cut its power; False if the driver cannot do that. Raises UserError if it fails."""
-
-    def state(self) -> PowerState | None:
-        """ON or OFF; None if the driver cannot tell. Raises UserError if asking fails."""
-
-
 def supply(profile: Profile, node: Node, space: str) -> Supply:
     """A node's power supply; `space` is the network namespace that reaches the cluster."""
     power = profile.power_of(node)
@@ -49,23 +37,29 @@ def supply(profile: Profile, node: Node, space: str) -> Supply:
 
 
 @dataclass(frozen=True)
-class PowerMethod:
-    """The base of all power classes, which can neither cut the power nor tell its state."""
+class Supply(ABC):
+    """One machine's power. Raises UserError where what it is asked to do fails."""
 
     profile: Profile
     node: Node
     power: Power
     space: str
 
+    @abstractmethod
+    def on(self) -> None:
+        """Switch it on; nothing happens if it is on."""
+
     def cut(self) -> bool:
+        """Cut its power; False if the driver cannot do that."""
         return False
 
     def state(self) -> PowerState | None:
+        """ON or OFF; None if the driver cannot tell."""
         return None
 
 
 @dataclass(frozen=True)
-class PowerByWol(PowerMethod):
+class PowerByWol(Supply):
     """Wake-on-LAN, which can only switch a machine on."""
 
     def on(self) -> None:
@@ -77,7 +71,7 @@ class PowerByWol(PowerMethod):
 
 
 @dataclass(frozen=True)
-class Manual(PowerMethod):
+class Manual(Supply):
     """A person switches the machine on and off; this says when."""
 
     def on(self) -> None:
@@ -88,7 +82,7 @@ class Manual(PowerMethod):
 
 
 @dataclass(frozen=True)
-class PowerByCommand(PowerMethod):
+class PowerByCommand(Supply):
     """Commands from the profile: `power.on`, `power.off`, `power.status`."""
 
     def on(self) -> None:

@@ -19,7 +19,7 @@ from orchestrator.provision import secure_boot
 from orchestrator.provision.boot_parameters import OWN
 from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
-from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine, home
+from orchestrator.provision.machines.composed import Driver, Machine, SeparateMachine, home
 from orchestrator.provision.machines.emulator import Emulator, NotStarted, VirtualHardware
 from orchestrator.provision.machines.firmware import firmware
 from orchestrator.provision.machines.network import prefix
@@ -202,14 +202,14 @@ def machine(node: Node, home: Path, switch: Switch, layers: Layers) -> Machine:
     return QemuMachine(node, home, switch)
 
 
-def cluster(profile: Profile, accel: str | None = None) -> Composed:
+def cluster(profile: Profile, accel: str | None = None) -> Driver:
     """The driver `qemu`. `accel` overrides the profile's `simulation.accel`."""
 
     def remember() -> None:
         if accel:
             accel_record(profile).write_text(accel)
 
-    return Composed("qemu", profile, Switch(profile, prefix(profile)), machine, remember)
+    return Driver("qemu", profile, Switch(profile, prefix(profile)), machine, remember)
 
 
 def accel_record(profile: Profile) -> Path:

@@ -20,7 +20,7 @@ from orchestrator.node.remote import Remote, Unreachable
 from orchestrator.node.trust import open_trust
 from orchestrator.provision.machines import PowerState, netns
 from orchestrator.provision.machines.cards import Cards
-from orchestrator.provision.machines.composed import Composed, Machine, SeparateMachine
+from orchestrator.provision.machines.composed import Driver, Machine, SeparateMachine
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.power import Supply, supply
@@ -36,9 +36,9 @@ ANSWER_TIMEOUT, POLL = 2.0, 1.0
 SETTLE = 5.0
 
 
-def cluster(profile: Profile) -> Composed:
+def cluster(profile: Profile) -> Driver:
     """The driver `real`."""
-    return Composed("real", profile, Cards(profile, prefix(profile)), machine)
+    return Driver("real", profile, Cards(profile, prefix(profile)), machine)
 
 
 def machine(node: Node, home: Path, cables: Cables, layers: Layers) -> Machine:
