@@ -7,14 +7,11 @@ Towards the control node's boot files it lets out only what root sends.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from orchestrator.core.templating import render
 from orchestrator.node.paths import ETC, SSH_PORT
 from orchestrator.node.resources import Resource, Step, service
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node, Profile
 
 UNIT, RULES = "orchestrate-firewall.service", f"{ETC}/firewall.nft"
 #: Connections of one address to a public port, half-open ones too; and to the endpoint, where many

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.node import guard
 from orchestrator.node.paths import VENV
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node, Profile
 
 #: The Python that has torch and vLLM.
 PYTHON = f"{VENV}/bin/python"

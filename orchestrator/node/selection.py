@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
 from orchestrator.core.nodeset import fold, unfold
 from orchestrator.node.resources import Step
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node, Profile
 
 #: So many known names are listed in an error.
 LISTED = 12

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -28,6 +28,7 @@ from orchestrator.node.guard import LATE
 from orchestrator.node.paths import PYTHON, WITH_ENVIRONMENT
 from orchestrator.node.programs import PYTHON as TORCH_PYTHON
 from orchestrator.node.programs import environment, guarded
+from orchestrator.profile import Node, Profile
 from orchestrator.profile.first_run import FirstRun
 from orchestrator.verify import gather, hardware
 from orchestrator.verify.facts import HardwareFacts
@@ -35,9 +36,6 @@ from orchestrator.verify.gather import RunOn
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.layers import LAYERS, Layer
 from orchestrator.verify.report import Check, Report
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
 
 #: Seconds for a node to end a step by itself, before this end gives up.
 GRACE = 30.0

@@ -8,23 +8,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from pydantic import TypeAdapter
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result
+from orchestrator.models.catalog import Answer
+from orchestrator.models.serving import Layout
 from orchestrator.node.paths import PYTHON, RAY_ENV, VENV, WITH_ENVIRONMENT
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.existing import Attached
 from orchestrator.profile.hardware import Hardware
 from orchestrator.provision.identity import HOST_KEY
 from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
-
-if TYPE_CHECKING:
-    from orchestrator.models.catalog import Answer
-    from orchestrator.models.serving import Layout
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.existing import Attached
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"

@@ -10,23 +10,20 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from orchestrator.core.sizes import human_size
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.hardware import (
+    Command,
+    Hardware,
+    LinkSpeed,
+    PciDevice,
+    Sign,
+    Torch,
+    Upstream,
+)
 from orchestrator.verify.facts import HardwareFacts, PciFacts
 from orchestrator.verify.judge import Rule, Verdict
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.hardware import (
-        Command,
-        Hardware,
-        LinkSpeed,
-        PciDevice,
-        Sign,
-        Torch,
-        Upstream,
-    )
 
 MEMORY = "check in the firmware setup that it detects every module, and the graphics memory size"
 SLOT = "check its slot and power cable, and that the firmware setup does not disable it"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from orchestrator.profile.first_run import FirstRunStep
+from orchestrator.profile.first_run import FirstRunStep
 
 LOG = "on {node}: journalctl --dmesg"
 

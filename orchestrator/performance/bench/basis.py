@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from orchestrator.core.errors import UserError
 from orchestrator.models.flags import number_formats
@@ -17,10 +17,8 @@ from orchestrator.performance.predict.shape import read
 from orchestrator.performance.results.bench import Provenance
 from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
-
-if TYPE_CHECKING:
-    from orchestrator.profile.existing import Attached
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.existing import Attached
+from orchestrator.profile.model import Profile
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.core.errors import BadInput
 from orchestrator.node.paths import FILES_ROOT, VENV, WITH_ENVIRONMENT
@@ -13,11 +13,9 @@ from orchestrator.performance import metrics
 from orchestrator.performance.predict.load import OfferedLoad, limits
 from orchestrator.performance.results.bench import Measured, Window, Workload
 from orchestrator.performance.results.probe import spread
+from orchestrator.profile import Profile
 from orchestrator.profile.bench import MOST_CONCURRENCY, MOST_RATE, MOST_REQUESTS
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Profile
-    from orchestrator.profile.existing import Attached
+from orchestrator.profile.existing import Attached
 
 #: The context in tokens to measure with, if the profile allows more or sets no limit.
 CONTEXT = 2048

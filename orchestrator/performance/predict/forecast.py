@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -31,9 +31,7 @@ from orchestrator.performance.predict.shape import ModelShape, read
 from orchestrator.performance.results.engine import EngineRates
 from orchestrator.performance.results.probe import Probes
 from orchestrator.profile.existing import Attached
-
-if TYPE_CHECKING:
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.model import Profile
 
 #: The default load to rank by; its lengths are cut to the profile's context.
 USUAL = OfferedLoad(prompt_tokens=512, output_tokens=128, concurrency=8)

@@ -14,14 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from orchestrator.performance.predict.phase import Cause, Parts, Work
 from orchestrator.performance.predict.steps import Steps
-
-if TYPE_CHECKING:
-    from orchestrator.profile.existing import Attached
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.existing import Attached
+from orchestrator.profile.model import Profile
 
 #: vLLM 0.30's defaults of flags (engine/arg_utils.py, config/cache.py). On large cards, and with
 #: several ranks on CPU, vLLM's first two defaults are larger.

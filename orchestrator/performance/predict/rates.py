@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine, assumed
@@ -25,10 +24,8 @@ from orchestrator.performance.results.probe import (
     Probes,
     Spread,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.profile.existing import Attached
-    from orchestrator.profile.model import Profile
+from orchestrator.profile.existing import Attached
+from orchestrator.profile.model import Profile
 
 #: torch's name of the device that computes synchronously; all others have a queue.
 SYNCHRONOUS = "cpu"

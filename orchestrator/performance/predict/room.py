@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.nodeset import fold
@@ -19,9 +19,7 @@ from orchestrator.performance.predict.load import CPU_CACHE, limits
 from orchestrator.performance.predict.rank import Fit, fit
 from orchestrator.performance.predict.rates import SYNCHRONOUS
 from orchestrator.performance.predict.shape import ModelShape
-
-if TYPE_CHECKING:
-    from orchestrator.profile.model import Node, Profile
+from orchestrator.profile.model import Node, Profile
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.performance.results.probe import Probes, Spread
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node, Profile
 
 #: Spreads above this share of the median are reported.
 WIDE = 0.3

@@ -7,16 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
 from orchestrator.node.guard import LATE
 from orchestrator.node.paths import WITH_ENVIRONMENT
 from orchestrator.node.programs import PYTHON, environment, guarded
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Cluster
-    from orchestrator.profile import Node
+from orchestrator.profile import Node
 
 #: The node kills a hanging program so many seconds before this side's timeout.
 GRACE = 10.0

@@ -16,15 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.files import write_json
 from orchestrator.core.run import run
-
-if TYPE_CHECKING:
-    from orchestrator.provision.machines.firmware import Firmware
+from orchestrator.provision.machines.firmware import Firmware
 
 QEMU = "qemu-system-x86_64"
 DEVICE = Path("/dev/kvm")

@@ -13,16 +13,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import CommandFailed, run
+from orchestrator.profile import Link, Node
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.network import Cables
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Link, Node
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.image import ident
 from orchestrator.image.layers import Layers, unmount_below
+from orchestrator.profile import Node, Profile
+from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import PowerState, cgroup, netns
 from orchestrator.provision.machines.network import Cables
 from orchestrator.provision.machines.processes import Process, children, kill
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.provision.identity import BootFile
 
 _Cables = TypeVar("_Cables", bound=Cables)
 

@@ -6,12 +6,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
+from orchestrator.profile import Node, Profile
 
 
 def prefix(profile: Profile) -> str:

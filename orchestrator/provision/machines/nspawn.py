@@ -12,7 +12,6 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
@@ -21,16 +20,14 @@ from orchestrator.core.source import display
 from orchestrator.core.waiting import as_long_as
 from orchestrator.image.layers import Layers, unmount_below
 from orchestrator.node.paths import FILES_ROOT, LASTING
+from orchestrator.profile import Node, Profile
+from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import PowerState, cgroup, netns, userns
 from orchestrator.provision.machines.composed import Driver
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.processes import Process, children, ended, kill
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.machines.userns import Unmappable
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.provision.identity import BootFile
 
 #: The size limit of a node's writable tmpfs, as a share of this machine's memory.
 OVERLAY_SIZE = "50%"

@@ -7,17 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from shutil import which
-from typing import TYPE_CHECKING
 
 from orchestrator.core.console import err
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import CommandFailed, Result, run
-from orchestrator.profile.power import PLACEHOLDER
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.power import PLACEHOLDER, Power
 from orchestrator.provision.machines import PowerState, netns, wol
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.power import Power
 
 #: Exit codes of coreutils' `timeout` after SIGTERM and after SIGKILL.
 TIMED_OUT = (124, 137)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import run
 from orchestrator.image import store
 from orchestrator.image.layers import Layers
+from orchestrator.profile import Node, Profile
 from orchestrator.provision import secure_boot
 from orchestrator.provision.boot_parameters import OWN
+from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import PowerState, accel, health, trial
 from orchestrator.provision.machines.accel import AUTO, KVM, TCG, WAYS, Decision
 from orchestrator.provision.machines.composed import Driver, Machine, SeparateMachine, home
@@ -26,10 +27,6 @@ from orchestrator.provision.machines.network import prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.switch import Switch
 from orchestrator.provision.netboot import images
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.provision.identity import BootFile
 
 #: The initrd keeps layers for later boots on the file system with this label.
 CACHE_LABEL = "orchestrate-cache"

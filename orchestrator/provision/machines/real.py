@@ -10,7 +10,6 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import UserError
 from orchestrator.core.waiting import as_long_as
@@ -18,17 +17,15 @@ from orchestrator.image.layers import Layers
 from orchestrator.node.paths import SSH_PORT
 from orchestrator.node.remote import Remote, Unreachable
 from orchestrator.node.trust import open_trust
+from orchestrator.profile import Node, Profile
+from orchestrator.profile.power import Power
+from orchestrator.provision.identity import BootFile
 from orchestrator.provision.machines import PowerState, netns
 from orchestrator.provision.machines.cards import Cards
 from orchestrator.provision.machines.composed import Driver, Machine, SeparateMachine
 from orchestrator.provision.machines.network import Cables, prefix
 from orchestrator.provision.machines.nspawn import Container
 from orchestrator.provision.machines.power import Supply, supply
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node, Profile
-    from orchestrator.profile.power import Power
-    from orchestrator.provision.identity import BootFile
 
 #: Seconds for a running machine to answer, and between two polls.
 ANSWER_TIMEOUT, POLL = 2.0, 1.0

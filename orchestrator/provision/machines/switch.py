@@ -6,16 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.run import run
+from orchestrator.profile import Node
 from orchestrator.provision.machines import netns
 from orchestrator.provision.machines.network import Cables
-
-if TYPE_CHECKING:
-    from orchestrator.profile import Node
-
 
 #: A throttled link's burst: what it lets through at once after a pause. Larger packets are split.
 BURST = "16kb"

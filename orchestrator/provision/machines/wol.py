@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address
 
 from orchestrator.core.errors import UserError
-
-if TYPE_CHECKING:
-    from ipaddress import IPv4Address
 
 #: Wake-on-LAN's Ethernet type, and the UDP port that is usual for it ("discard").
 ETHER_TYPE, PORT = 0x0842, 9
