@@ -60,5 +60,4 @@ def missing(nodes: Sequence[MachineFacts]) -> Iterator[str]:
 
 
 def ports(facts: MachineFacts) -> list[str]:
-    """RDMA ports that work."""
     return [each.told for each in facts.rdma if each.works]

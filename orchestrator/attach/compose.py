@@ -40,7 +40,6 @@ def _cut(text: str, other: str) -> str:
 
 
 def text(found: ClusterFound, name: str) -> str:
-    """The whole file."""
     return "\n".join([*_lines(found, name), ""])
 
 

@@ -106,7 +106,6 @@ def _settings(endpoint: Endpoint, base: Path) -> dict[str, Any]:
 
 
 def client_of(profile: Attached) -> httpx.Client:
-    """The same of a profile."""
     return client(profile.endpoint, profile.path.parent)
 
 

@@ -195,5 +195,4 @@ def asked(
 
 
 def words_of(loads: Sequence[SmallLoad]) -> list[tuple[int, int, int]]:
-    """Loads as programs take them."""
     return [(each.prompt, each.output, each.concurrency) for each in loads]

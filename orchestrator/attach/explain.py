@@ -24,8 +24,6 @@ from orchestrator.profile.existing import Attached
 FULL, IDLE = 0.85, 0.5
 #: Mean requests in the queue that count as waiting.
 WAITING = 0.5
-#: A share of the time to first token that is worth a line.
-NOTABLE = 0.1
 #: How sure a finding is.
 SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"
 
@@ -110,7 +108,6 @@ def means(run: Run, found: Measured) -> dict[str, dict[str, float]]:
 
 
 def _of(counted: Counted, profile: Attached, speeds: Mapping[str, float]) -> Iterator[Bottleneck]:
-    """The limits of one workload."""
     yield from _queue(counted, profile)
     yield from _accelerators(counted, profile)
     yield from _links(counted, speeds)

@@ -15,8 +15,6 @@ from orchestrator.attach.flags import Flags, flags
 #: vLLM's own prefix can be another one (VLLM_PROCESS_NAME_PREFIX).
 WORKER = re.compile(r"^(?!ray::)\w+::Worker|^ray::RayWorker(?:Proc|Wrapper)")
 ENGINE = re.compile(r"^(?!ray::)\w+::EngineCore|^ray::\w*EngineCoreActor")
-#: A rank's place by kind, in a title like ``VLLM::Worker_DP0_PP1_TP0``.
-PLACE = re.compile(r"(DP|PP|TP|EP)(\d+)")
 #: The flag of a server that is one rank of data parallelism.
 RANK_FLAG = "data-parallel-rank"
 #: Variables that name the interfaces of ranks.

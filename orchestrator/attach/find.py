@@ -110,7 +110,6 @@ class ClusterFound:
         return len(self.ray.on(node.facts, self.ray.of_job(job))) if job else 0
 
     def document(self) -> dict[str, Any]:
-        """All of it as JSON types."""
         return {
             "endpoint": self.endpoint.model_dump(mode="json"),
             "model": self.model,

@@ -60,7 +60,6 @@ class Flags:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
         value = self.given.get("port", DEFAULT_PORT)
         return value if isinstance(value, int) else DEFAULT_PORT
 

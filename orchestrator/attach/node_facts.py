@@ -205,7 +205,6 @@ def owner(process: Path) -> str:
 
 
 def processes() -> tuple[list[Facts], list[list[str]]]:
-    """vLLM's processes, and Ray's."""
     engines, ray, seen = [], [], 0
     for process in sorted(ROOT.glob("proc/[0-9]*"), key=lambda path: int(path.name)):
         argv = command_line(process)

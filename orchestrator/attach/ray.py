@@ -174,7 +174,6 @@ def unnamed(found: RayCluster, nodes: Sequence[MachineFacts]) -> list[RayMachine
 
 
 def told(found: RayCluster) -> Iterator[str]:
-    """Lines for people."""
     if found.error:
         return
     yield f"{found.version} at {found.address}, {len(found.living)} nodes alive"

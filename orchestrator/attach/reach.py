@@ -93,7 +93,6 @@ def source(program: str, *modules: str) -> str:
 
 
 def own_text(program: str) -> str:
-    """The text of a module of this directory."""
     return Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")
 
 

@@ -251,7 +251,6 @@ def _ray(seen: Looked, ray: RayCluster) -> Iterator[Check]:
 
 
 def _together(profile: Attached, seen: Looked, *, whole: bool) -> Iterator[Check]:
-    """Checks of all nodes together."""
     found = {each.node.name: each.facts for each in seen.nodes if each.facts}
     versions = {name: facts.versions for name, facts in found.items()}
     known = sorted({name for each in versions.values() for name in each} & set(ALIKE))

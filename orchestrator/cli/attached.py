@@ -23,7 +23,6 @@ NOT_HERE = "is for clusters that orchestrate runs; this one is attached (machine
 
 
 def status(profile: Attached, as_json: bool, watch: bool) -> None:
-    """`orchestrate status`."""
     from orchestrator.attach.verify import look
 
     if watch:
@@ -42,7 +41,6 @@ def verify(
     nodes: Sequence[str],
     **others: Any,
 ) -> None:
-    """`orchestrate verify`."""
     from orchestrator.attach.verify import verify as check
 
     _refuse(others, "hardware", "force", "excluded", "only")
@@ -58,7 +56,6 @@ def verify(
 
 
 def ask(profile: Attached, as_json: bool, question: str) -> None:
-    """`orchestrate ask`."""
     from orchestrator.attach.endpoint import client_of
     from orchestrator.attach.verify import ask as put
     from orchestrator.cli.cluster import answered
@@ -68,7 +65,6 @@ def ask(profile: Attached, as_json: bool, question: str) -> None:
 
 
 def bench_run(profile: Attached, as_json: bool, **how: Any) -> None:
-    """`orchestrate bench run`."""
     from orchestrator.attach.bench import bench
     from orchestrator.cli.bench import asked_for, finished
     from orchestrator.core.progress import Board
@@ -89,7 +85,6 @@ def probe(
     dummy: str | None,
     layers: str | None,
 ) -> None:
-    """`orchestrate probe`."""
     from orchestrator.attach.probe import KINDS, requests_in_work
     from orchestrator.attach.probe import probe as measure
     from orchestrator.cli.probe import ENGINE, asked_engine, shown, undisturbed

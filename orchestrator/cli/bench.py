@@ -322,7 +322,6 @@ def _spread(found: Spread, scale: float = 1.0) -> str:
 
 
 def figures(run: Run) -> None:
-    """A run's figures, as a table."""
     from rich.table import Table
 
     from orchestrator.performance.bench.load import engine_times

@@ -268,7 +268,6 @@ def ask(profile: Profile, as_json: bool, question: str) -> None:
 
 
 def answered(question: str, said: Generated, as_json: bool) -> None:
-    """Show an answer."""
     if as_json:
         print_json({"question": question, "answer": said.text})
     else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from orchestrator.cli.choice import json_option
@@ -11,9 +9,6 @@ from orchestrator.cli.sim import replace_by
 from orchestrator.cli.where import profile_name_option
 from orchestrator.core.console import err, out, print_json
 from orchestrator.models.profiles import active
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.group()

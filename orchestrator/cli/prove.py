@@ -81,7 +81,6 @@ def prove(profile: Profile, as_json: bool, run: str, rounds: int, **how: Any) ->
 
 
 def attached_prove(profile: Attached, as_json: bool, run: str, rounds: int, **how: Any) -> None:
-    """`orchestrate bench prove` of a cluster that others run."""
     from orchestrator.attach.bench import kept_speeds
     from orchestrator.attach.probe import requests_in_work
     from orchestrator.attach.prove import claims, prove_all

@@ -187,7 +187,6 @@ def at_most(most: int, chunks: Iterable[bytes], url: str) -> Iterator[bytes]:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

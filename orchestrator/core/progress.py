@@ -72,7 +72,6 @@ class Board:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
         return time.monotonic() - self._begun
 
     @contextmanager

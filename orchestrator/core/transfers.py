@@ -59,7 +59,6 @@ class Progress:
                     )
 
     def finish(self) -> None:
-        """One more file is whole."""
         with self.lock:
             self.finished += 1
             self.bar.update(self.task, files=self._files())

@@ -85,7 +85,6 @@ class Outcome:
 
     @property
     def summary(self) -> str:
-        """In one line, for progress."""
         if self.error:
             return self.error
         parts = [f"{len(self.changed)} changed", f"{self.unchanged} unchanged"]

@@ -59,7 +59,6 @@ class Difference:
 
     @property
     def line(self) -> str:
-        """In one line, for lists of what drifted."""
         return f"{self.resource}: {self.error or '; '.join(self.details) or 'text differs'}"
 
 

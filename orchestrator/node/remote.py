@@ -74,7 +74,6 @@ class Remote:
         return [*self._ssh(*(["-t"] if terminal else [])), "--", shlex.join(argv)]
 
     def shell_argv(self) -> list[str]:
-        """The local command that opens a login shell there."""
         return self._ssh()
 
     def run(

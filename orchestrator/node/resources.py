@@ -90,7 +90,6 @@ class File:
 
     @property
     def digest(self) -> str:
-        """The sha256 of what the file holds."""
         return self.sha256 or hashlib.sha256((self.content or "").encode()).hexdigest()
 
 

@@ -32,7 +32,6 @@ class Selection:
 
 
 def everything(profile: Profile) -> Selection:
-    """All nodes, all steps."""
     return Selection(profile.nodes)
 
 

@@ -52,7 +52,6 @@ class Secret:
     _value: str
 
     def reveal(self) -> str:
-        """The text itself."""
         return self._value
 
     def __repr__(self) -> str:
@@ -249,7 +248,6 @@ class Trust:
             ) from None
 
     def _create(self) -> None:
-        """Make what is missing."""
         with self._lock():
             for left in self.directory.iterdir():
                 if left.name.startswith(BESIDE):

@@ -122,14 +122,12 @@ def ray(context: VerifyContext, profile: Profile) -> RayFacts:
 
 
 def ray_status(context: VerifyContext, profile: Profile) -> str:
-    """What ``ray status`` prints on the control node."""
     head = f"{profile.ray_address(profile.control)}:{profile.ray.port}"
     argv = _in_ray_environment([f"{VENV}/bin/ray", "status", "--address", head])
     return _output(context, profile.control, argv, None, RAY_TIMEOUT)
 
 
 def models(client: httpx.Client) -> list[str]:
-    """The names of the models that the endpoint serves."""
     document = _json(client.get("/v1/models", timeout=ANSWER_TIMEOUT))
     return [str(model["id"]) for model in document["data"]]
 
@@ -189,5 +187,4 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _source(probe: str) -> str:
-    """The text of a program that runs on a node."""
     return Path(__file__).with_name(f"{probe}.py").read_text(encoding="utf-8")

@@ -37,7 +37,6 @@ def summary(nodes: list[dict[str, Any]], actors: list[dict[str, Any]]) -> dict[s
 
 
 def tables(address: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Ray's node table and actor table."""
     from ray._private.state import GlobalState  # type: ignore[import-not-found, unused-ignore]
     from ray._raylet import GcsClientOptions  # type: ignore[import-not-found, unused-ignore]
 

@@ -76,7 +76,6 @@ class Report:
         return ", ".join(parts)
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON types: ``{"ok": bool, "checks": [...]}``."""
         return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def table(self) -> Table:

@@ -95,7 +95,6 @@ def earlier(cluster: str, run: Run) -> Earlier:
 
 
 def _served(found: Provenance) -> tuple[str, ...]:
-    """What was measured: model, its revision, and image."""
     return (found.model, str(found.model_revision), found.image_id)
 
 
@@ -113,7 +112,6 @@ def names(cluster: str) -> list[str]:
 
 
 def report(cluster: str, run: str) -> Path:
-    """The default path of a run's report."""
     return _home(cluster) / f"{run}.html"
 
 
@@ -226,7 +224,6 @@ def differences(before: Run, after: Run) -> list[str]:
 
 
 def _profile_lines(old: str, new: str) -> list[str]:
-    """The profile's added and removed lines."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
     told = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return [f"profile {line[0]} {line[1:].strip()}" for line in told]

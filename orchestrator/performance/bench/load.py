@@ -64,7 +64,6 @@ def workloads(profile: Profile | Attached) -> list[Workload]:
 
 
 def offered(workload: Workload) -> OfferedLoad:
-    """The workload as predictions take it."""
     return OfferedLoad(
         workload.prompt_tokens,
         workload.output_tokens,
@@ -212,7 +211,6 @@ def measured(
 
 
 def _good(first: float, rest: float, count: int, targets_ms: Mapping[str, float]) -> bool:
-    """Whether a request meets every latency target."""
     seen = {"ttft": first, "tpot": rest / (count - 1) if count > 1 else 0.0, "e2el": first + rest}
     return all(seen[name] * 1e3 <= most for name, most in targets_ms.items())
 

@@ -61,7 +61,6 @@ def foreseen(run: Run, workload: Workload, basis: Basis) -> Run:
 
 
 def seal_of(made: Sealed, provenance: Provenance) -> str:
-    """The seal that belongs to a forecast of a run with this provenance."""
     depends = {name: getattr(provenance, name) for name in DEPENDS}
     return digest({"forecast": digest(replace(made, seal="")), **depends})
 

@@ -61,7 +61,6 @@ class Evidence:
 
     @property
     def empty(self) -> bool:
-        """Whether there are no counters at all."""
         return self == Evidence()
 
 
@@ -167,7 +166,6 @@ def _full_link(prediction: Prediction, seen: Evidence) -> Iterator[tuple[Cause, 
 
 
 def _messages(prediction: Prediction) -> float:
-    """Predicted seconds of messages between nodes."""
     return prediction.parts.link_latency_s + prediction.parts.link_bandwidth_s
 
 

@@ -62,7 +62,6 @@ class Forecast:
     sources: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The forecast as JSON types."""
         found: dict[str, Any] = TypeAdapter(Forecast).dump_python(self, mode="json")
         for row, one in zip(found["ranked"], self.ranked, strict=True):
             row["name"] = str(one.layout)
@@ -252,7 +251,6 @@ def known_of(asked: Question, layout: Parallelism, shape: ModelShape) -> Known:
 
 
 def layout_of(engine: EngineRates) -> Parallelism:
-    """The layout that an engine was measured with."""
     return Parallelism(engine.tensor, engine.pipeline, engine.data)
 
 

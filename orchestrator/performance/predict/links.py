@@ -97,7 +97,6 @@ def rising(values: Iterable[float]) -> list[float]:
 
 
 def all_reduce(ranks: int, size: float, link: LinkRate, measured: Curve | None) -> Cost:
-    """One all-reduce of ``size`` bytes."""
     return _cost(_ring(ranks, size, link), ranks, size, link, measured)
 
 
@@ -107,7 +106,6 @@ def all_gather(ranks: int, size: float, link: LinkRate, measured: Curve | None) 
 
 
 def send(size: float, link: LinkRate, measured: Curve | None) -> Cost:
-    """One message of ``size`` bytes from a rank to another."""
     plain = Cost(link.latency_s, size / link.bytes_per_s)
     if measured is None:
         return plain

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from orchestrator.core.errors import UserError
@@ -91,10 +91,10 @@ class Outlook:
     output_tokens_per_s: Figure
     prefill: Prediction
     decode: Prediction
-    saturated: bool = False
-    narrower: tuple[str, ...] = ()
-    origins: dict[str, Origin] = field(default_factory=dict)
-    whole: LoadPrediction | None = None
+    saturated: bool
+    narrower: tuple[str, ...]
+    origins: dict[str, Origin]
+    whole: LoadPrediction
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,6 @@ class Parts:
 
     @property
     def seconds(self) -> float:
-        """The sum."""
         return self.device_s + sum(self.added().values())
 
     def added(self) -> dict[Cause, float]:
@@ -89,7 +88,6 @@ class Parts:
 
     @property
     def bound(self) -> Cause:
-        """The cause with the most seconds."""
         shares = self.shares()
         return max(shares, key=lambda cause: shares[cause])
 

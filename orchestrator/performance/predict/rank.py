@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from orchestrator.core.sizes import human_size
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits, LoadPrediction, OfferedLoad, Prediction
-from orchestrator.performance.predict.outlook import Figure, Known, Origin, Outlook, outlook
+from orchestrator.performance.predict.outlook import Figure, Known, Origin, outlook
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
 from orchestrator.performance.predict.shape import ModelShape
@@ -135,8 +135,8 @@ def _ranked(known: Known, load: OfferedLoad) -> Ranked:
     return Ranked(
         known.layout,
         room,
-        whole(single),
-        whole(loaded),
+        single.whole,
+        loaded.whole,
         known.rates.notes if known.rates else (),
         single.tpot_s,
         loaded.ttft_s,
@@ -159,12 +159,6 @@ def room_of(known: Known) -> Fit:
     return Fit(0.0, 0.0, 0.0, 0.0, limits.sequences, limits.wanted, known=False)
 
 
-def whole(found: Outlook) -> LoadPrediction:
-    """The load model's result."""
-    assert found.whole is not None
-    return found.whole
-
-
 def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | None:
     """The layout with the largest ``of`` among those that run; of equals, the smallest layout."""
     running = [one for one in ranked if one.fit.runs]
@@ -176,7 +170,6 @@ def best(ranked: Sequence[Ranked], of: Callable[[Ranked], float]) -> Ranked | No
 
 
 def throughput(one: Ranked) -> float:
-    """Tokens per second of all requests of the load."""
     return one.loaded.output_tokens_per_s
 
 

@@ -90,7 +90,6 @@ class Machines:
 
 
 def machines(probes: Probes, profile: Profile | Attached) -> Machines:
-    """A profile's machines."""
     return Machines(accelerators(profile), network(profile), probes)
 
 

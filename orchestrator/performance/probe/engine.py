@@ -144,12 +144,10 @@ def _cells(found: Sequence[Mapping[str, Any]]) -> Iterator[EngineCell]:
 
 
 def known(cluster: str, wanted: str) -> EngineRates | None:
-    """What was measured before under a key."""
     return next((each for each in engines(cluster) if each.key == wanted), None)
 
 
 def age(rates: EngineRates) -> str:
-    """How long ago it was measured."""
     try:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(rates.time)).total_seconds()
     except (ValueError, TypeError):
@@ -161,7 +159,6 @@ def age(rates: EngineRates) -> str:
 
 
 def kept(cluster: str, rates: EngineRates) -> Path:
-    """The file that it is kept in."""
     return paths.measured(cluster) / ENGINES / f"{rates.key}.json"
 
 

@@ -44,7 +44,6 @@ def device() -> str:
 
 
 def settle(on: str) -> None:
-    """Wait until the device's queue is empty."""
     if on != "cpu":
         torch.accelerator.synchronize()
 

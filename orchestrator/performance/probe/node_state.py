@@ -68,7 +68,6 @@ def processors() -> tuple[int, int]:
 
 
 def busy(seconds: float) -> float:
-    """The share of the processors' time that was used."""
     before = processors()
     time.sleep(seconds)
     after = processors()

@@ -64,7 +64,6 @@ def load(path: Path, on: str) -> float:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that contains the file."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [each for each in mounts if path.is_relative_to(each[1])]
     return max(holding, key=lambda each: len(each[1]))[2]

@@ -76,5 +76,4 @@ class OurNode:
 
 
 def source(program: str) -> str:
-    """The text of a program of this directory."""
     return Path(__file__).with_name(f"{program}.py").read_text(encoding="utf-8")

@@ -156,7 +156,6 @@ class Round:
 
 
 def now() -> str:
-    """The time of a round."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -29,7 +29,6 @@ def tables(found: Probes) -> Iterator[Table]:
 
 
 def engine_table(found: EngineRates) -> Table:
-    """The engine's figures by load."""
     heads = ("prompt", "at once", "first token", "further token", "step of all", "all, tokens/s")
     table = Table(*heads, box=None, pad_edge=False)
     for each in sorted(found.cells, key=lambda cell: (cell.prompt_tokens, cell.concurrency)):

@@ -75,7 +75,6 @@ class Guard:
         return {"left": self.put_back(TRIES), "expired": self.expired}
 
     def serve(self) -> None:
-        """Answer until standard input ends."""
         rest = b""
         while True:
             left = self.end - time.monotonic()

@@ -6,15 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from orchestrator.performance.predict.outlook import FORMULAS_HIGH, FORMULAS_LOW
+from orchestrator.performance.predict.outlook import FORMULAS_LOW
 from orchestrator.performance.results.proof import Judgement, Slope, Turn
 
 #: The chance that an interval lies beside the true slope.
 CHANCE = 0.1
 #: A measured slope counts as the predicted one down to this share of it.
 LEAST = FORMULAS_LOW
-#: It is called stronger than predicted above this factor.
-MOST = FORMULAS_HIGH
 
 
 def slope(points: Sequence[Turn], x_unchanged: float) -> Slope:

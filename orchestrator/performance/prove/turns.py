@@ -151,7 +151,6 @@ def _judged(plain: Proof, trial: Trial, points: tuple[Turn, ...], seconds: float
 
 
 def told(found: Slope, trial: Trial, verdict: Judgement) -> str:
-    """The figures that decided, in words."""
     figures = [f"{each:.3g}" for each in (found.value, found.low, found.high)]
     said = f"{figures[0]} {trial.unit} ({figures[1]} to {figures[2]})"
     wanted = f"none, where it would be {trial.predicted:.3g} if it limited"

@@ -39,7 +39,6 @@ class Workload:
 
     @property
     def load(self) -> str:
-        """The load in words."""
         if self.rate is not None:
             return f"{self.rate:g} requests/s"
         return f"{self.concurrency} at once"

@@ -23,7 +23,6 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The spread of at least one value."""
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 

@@ -72,7 +72,6 @@ class Proof:
 
     @property
     def line(self) -> str:
-        """The proof in one line for people."""
         where = f"{self.workload}, {self.phase}"
         if self.verdict is Judgement.NOT_TRIED:
             return f"{where}: {self.cause} {self.verdict}: {self.why}"

@@ -82,7 +82,6 @@ class Emulator:
 
     @property
     def log(self) -> Path:
-        """QEMU's own messages."""
         return self.home / "qemu.log"
 
     @property
@@ -176,7 +175,6 @@ class Emulator:
 
     @property
     def seconds(self) -> float:
-        """Seconds since power-on."""
         return time.time() - self.process.record.stat().st_mtime
 
     def stop(self, timeout: float) -> None:

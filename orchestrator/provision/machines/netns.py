@@ -18,7 +18,6 @@ DIRECTORY = Path("/run/netns")
 
 
 def names() -> set[str]:
-    """The names of this machine's network namespaces."""
     return {path.name for path in DIRECTORY.iterdir()} if DIRECTORY.is_dir() else set()
 
 
@@ -49,12 +48,10 @@ def delete(name: str) -> None:
 
 
 def ip(name: str, *words: str) -> None:
-    """Run `ip` in a namespace."""
     run(["ip", "-n", name, *words])
 
 
 def has_link(name: str, link: str) -> bool:
-    """Whether a namespace has a link of this name."""
     return run(["ip", "-n", name, "link", "show", link], ok=None).code == 0
 
 
@@ -67,7 +64,6 @@ def differ(pid: int, other: int) -> bool:
 
 
 def is_called(pid: int, name: str) -> bool:
-    """Whether a process is in the namespace of this name."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/ns/net").samefile(DIRECTORY / name)
     return False

@@ -296,7 +296,6 @@ class Container:
 
 
 def write_boot_files(upper: Path, files: dict[str, BootFile]) -> None:
-    """Write a node's boot files into the upper directory of its overlay."""
     for name, file in files.items():
         path = upper / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,6 @@ class Guest(Emulator):
 
 
 def advice(decision: Decision) -> str:
-    """The hint for a machine that stopped."""
     if decision.way.name != KVM.name:
         return "'orchestrate up' restarts it."
     by = f" KVM was chosen by {decision.by}." if decision.by else ""

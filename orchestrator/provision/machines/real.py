@@ -34,7 +34,6 @@ SETTLE = 5.0
 
 
 def cluster(profile: Profile) -> Driver:
-    """The driver `real`."""
     return Driver("real", profile, Cards(profile, prefix(profile)), machine)
 
 

@@ -123,7 +123,6 @@ class Switch(Cables):
         return taps
 
     def add_tap(self, tap: str, bridge: str, mtu: int | None = None) -> None:
-        """Make a tap on a bridge, unless it exists."""
         if not netns.has_link(self.space, tap):
             netns.ip(self.space, "tuntap", "add", "dev", tap, "mode", "tap")
             self._connect(tap, bridge, mtu)
