@@ -30,7 +30,7 @@ KINDS = (Kind.DEVICE, Kind.LINK, Kind.COLLECTIVE)
 
 @dataclass(frozen=True)
 class TheirNode:
-    """A `run.Place`. ``inside``: also plain programs run in its container, not on the machine."""
+    """A `ProbedNode`. ``inside``: also plain programs run in its container, not on the machine."""
 
     profile: Attached
     node: AttachedNode

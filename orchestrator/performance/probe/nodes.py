@@ -22,7 +22,7 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class OurNode:
-    """A `run.Place`. Whatever is run there raises UserError if it fails, prints no JSON, or takes
+    """A `ProbedNode`. Whatever is run there raises UserError if it fails, prints no JSON, or takes
     longer than its seconds; then it has been killed with all its descendants."""
 
     cluster: Cluster

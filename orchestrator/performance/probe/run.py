@@ -68,7 +68,7 @@ class Kind(StrEnum):
 LOOK = "look"
 
 
-class Place(Protocol):
+class ProbedNode(Protocol):
     """A node. Programs are those of this directory; both ways return the JSON that they print, and
     raise UserError where they do not within ``seconds``."""
 
@@ -91,7 +91,7 @@ class ProbedCluster:
     ``networks``: the nodes on each; ``ranks``: the network of the ranks; ``sizes``, ``between``: in
     bytes, as ``plan`` has them."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, ProbedNode]
     skews_s: Mapping[str, float]
     networks: Mapping[str, Sequence[str]]
     ranks: str
@@ -227,7 +227,7 @@ def _look(place: OurNode) -> tuple[Any, float]:
     return state, ((first - begun) + (last - time.time())) / 2
 
 
-def _device(place: Place, skew_s: float) -> DeviceRates:
+def _device(place: ProbedNode, skew_s: float) -> DeviceRates:
     found = place.with_torch("node_device", {"seconds": FIGURE_S}, DEVICE_TIMEOUT)
     return DeviceRates(
         node=place.name,
@@ -260,7 +260,7 @@ def _storage(place: OurNode) -> StorageRates | None:
     )
 
 
-def link_rates(a: Place, b: Place, network: str, sizes: Sequence[int]) -> LinkRates:
+def link_rates(a: ProbedNode, b: ProbedNode, network: str, sizes: Sequence[int]) -> LinkRates:
     """The link between two nodes. Raises UserError."""
     here, there = a.address(network), b.address(network)
     port = str(random.choice(PORTS))
@@ -319,7 +319,7 @@ class Card:
 
 
 @contextmanager
-def _cards(places: Sequence[Place]) -> Iterator[list[Card]]:
+def _cards(places: Sequence[ProbedNode]) -> Iterator[list[Card]]:
     """After the body, the list has each node's card with the most bytes moved during it."""
 
     def counted() -> list[Any]:
