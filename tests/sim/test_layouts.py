@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
-from support.sim import ANYHOW, TIMEOUT, Sim, failed, wait_for
+from pydantic import TypeAdapter
+from support.predict import engine_rates, exactly
+from support.sim import ANYHOW, NAME, TIMEOUT, Sim, failed, wait_for
+
+from orchestrator.models.profiles import load
+from orchestrator.performance.predict.auto import sizes_of
+from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.results.engine import EngineCell, EngineRates
 
 pytestmark = pytest.mark.sim
 
@@ -37,17 +46,58 @@ def test_the_engine_is_measured_with_dummy_weights_and_the_model_served_again(si
 
 
 @pytest.mark.usefixtures("ray")
-def test_two_stages_answer_as_two_halves_do(sim: Sim) -> None:
-    """Answers are known word for word, and verified. The model is not loaded otherwise before."""
+def test_two_stages_answer_as_two_halves_do_and_stay_when_another_layout_is_quicker(
+    sim: Sim,
+) -> None:
+    """Answers are known word for word, and verified. The model is not loaded otherwise before.
+
+    `layout: auto` takes the stages: the engine was measured to be quicker with them.
+    """
     before = sim.profile.read_text()
-    staged = before.replace("tensor_parallel: auto", "tensor_parallel: 1")
-    staged = staged.replace("pipeline_parallel: 1", "pipeline_parallel: 2")
-    assert staged.count("parallel: 2") == 1
+    sizes = "  tensor_parallel: auto\n  pipeline_parallel: 1\n"
+    auto = before.replace(sizes, "  layout: auto\n  workload: brief\n")
+    assert auto != before
+    cluster = Path(sim.env["ORCHESTRATE_STATE"], "clusters", NAME)
+    engines = cluster / "measured" / "engines"
+    stages, slices = Parallelism(1, 2), Parallelism(2)
     sim.state = ANYHOW
     try:
-        sim.profile.write_text(staged)
+        sim.profile.write_text(auto)
+        measured(sim, engines, {stages: 0.1, slices: 0.5, Parallelism(): 0.5})
+        planned = sim.json("plan", ok=None)["layout"]
+        assert planned["new"] and planned["sizes"] == sizes_of(stages)
+        assert not (cluster / "layout.json").exists()
         result = sim.json("up", ok=None)
         assert result["ok"], result["failures"] or failed(result["verify"])
-        assert "--pipeline-parallel-size" in sim.shell("compute0", "ps", "axww", "-o", "args")
+        assert result["layout"]["sizes"] == sizes_of(stages)
+        assert "--pipeline-parallel-size 2" in sim.shell("compute0", "ps", "axww", "-o", "args")
+
+        measured(sim, engines, {slices: 0.02, stages: 0.1})
+        again = sim.json("up")
+        assert (again["layout"]["pending"], again["layout"]["sizes"]) == (
+            sizes_of(slices), sizes_of(stages),
+        )  # fmt: skip
+        assert not any(again["changed"].values())
+        assert "acting" not in sim.run("watch", "--once", "--json").stdout
+        shown = sim.run("plan").stdout
+        assert "layout: pipeline 2 stays until you change it. tensor 2 is forecast" in shown
+        changed = sim.run("plan", "--change-layout", ok=False)
+        assert changed.returncode == 2
+        assert "layout: changes from pipeline 2 to tensor 2 for brief" in changed.stdout
+        assert "/etc/systemd/system/vllm.service" in changed.stdout
+        sim.run("down")
+        assert not (cluster / "layout.json").exists()
     finally:
         sim.profile.write_text(before)
+        shutil.rmtree(engines)
+
+
+def measured(sim: Sim, engines: Path, found: dict[Parallelism, float]) -> None:
+    """The engine has been measured with these layouts, by seconds a token, and with no others."""
+    args = {name: str(value) for name, value in load(sim.profile).serving.args.items()}
+    shutil.rmtree(engines, ignore_errors=True)
+    engines.mkdir(parents=True)
+    for layout, seconds in found.items():
+        cell = EngineCell(32, 8, 2, exactly(0.1), exactly(seconds), exactly(2 / seconds))
+        rates = engine_rates([cell], layout, model="known-answers", args=args, key=str(layout))
+        (engines / f"{layout}.json").write_bytes(TypeAdapter(EngineRates).dump_json(rates))
