@@ -37,7 +37,7 @@ def inspected(profile: str | None, name: str, revision: str, engine: bool) -> di
     document = inspect(source, flags.trusts_code(args), formats, says).document()
     document["engine_not_asked"] = silent
     document["profile"] = asked.name if asked else None
-    document |= {"layouts": [], "memory_not_known": []}
+    document |= {"layouts": [], "files_too_large": [], "memory_not_known": []}
     if chosen and source.config:
         document |= _layouts(chosen, name, source.config, document["weight_bytes_on_disk"] or 0)
         document["refused"] += layouts.refused(chosen, name, source.config)
@@ -87,10 +87,13 @@ def _layouts(profile: Profile, name: str, config: Mapping[str, Any], size: int) 
              "why_not": why or None, "memory": [room.document() for room in found]}
         )  # fmt: skip
     unknown = [node for node, memory in known.items() if memory is None]
-    return {"layouts": rows, "memory_not_known": unknown}
+    return {"layouts": rows, "files_too_large": files, "memory_not_known": unknown}
 
 
 def show(document: dict[str, Any]) -> None:
+    from orchestrator.models.reading.served import engine
+
+    listed = set(engine()["architectures"])
     quantized, kv = document["quantization"], document["kv_cache"]
     named = ", ".join(document["architectures"]) or document["model_type"] or "not known"
     rows = [
@@ -112,11 +115,17 @@ def show(document: dict[str, Any]) -> None:
     rows += [("engine", f"not asked: {text}") for text in document["engine_not_asked"]]
     rows += [("unread", text) for text in document["unread"]]
     rows += [("refused", text) for text in document["refused"]]
+    if not document["refused"] and listed & set(document["architectures"]):
+        rows.append(("served", f"{document['engine']} lists its architecture and format"))
+    rows += [("files", text) for text in document["files_too_large"]]
     for row in document["layouts"]:
         where = f"tensor {row['tensor']}, pipeline {row['pipeline']}"
         least = min((each["requests"] for each in row["memory"]), default=0)
         room = f"possible, with room for {least} requests" if least else "possible"
-        rows.append(("layout", f"{where}: {row['why_not'] or room}"))
+        why = row["why_not"] or room
+        for text in document["files_too_large"]:  # of all layouts alike: said once
+            why = why.replace(text, "its files do not fit")
+        rows.append(("layout", f"{where}: {why}"))
     if unknown := document["memory_not_known"]:
         rows.append(("memory", f"not known of {fold(unknown)}; to measure it: orchestrate probe"))
     for key, text in rows:

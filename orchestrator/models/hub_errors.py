@@ -20,7 +20,7 @@ TOKEN_RIGHTS = (
     "Set HF_TOKEN to a token of type 'read'. A fine-grained one needs read access to this"
     " repository, or to all public gated ones: https://huggingface.co/settings/tokens."
 )
-OTHER_WAY = "take the files from a directory: --from DIRECTORY"
+OTHER_WAY = "take a directory that has the files (model pull: --from DIRECTORY)"
 #: Characters of the hub's own words that a message shows.
 MOST_WORDS = 300
 #: Names of errors in the hub's answers (X-Error-Code).

@@ -18,7 +18,7 @@ from orchestrator.core.download import is_secure
 from orchestrator.core.errors import UserError
 from orchestrator.core.foreign import ForeignDirectory
 from orchestrator.models import wanted
-from orchestrator.models.hub_errors import TOO_BUSY, explained
+from orchestrator.models.hub_errors import OTHER_WAY, TOO_BUSY, explained
 
 _Answer = TypeVar("_Answer")
 
@@ -67,7 +67,7 @@ def require_secure_hub() -> None:
         raise UserError(
             f"HF_ENDPOINT is {constants.ENDPOINT}: anybody on the way can change what plain http "
             "brings, and the hub says which hashes are right",
-            "Use https, or take the files from a directory: --from DIRECTORY.",
+            f"Use https, or {OTHER_WAY}.",
         )
 
 
