@@ -39,7 +39,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setenv("ORCHESTRATE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
     text = PROFILE.replace("machines: manual", "machines: real")
-    text = text.replace("  env: {}", f"  env: {{SOME_SERVICE_TOKEN: {ENV_SECRET}, PLAIN: visible}}")
+    text = text.replace("  env: {}", f"  env: {{SOME_SERVICE_KEY: {ENV_SECRET}, PLAIN: visible}}")
     file = make_checkout(tmp_path, text + yaml.safe_dump({"power": POWER}))
     # Says its words, and fails.
     plug = file.with_name("plug")
@@ -146,7 +146,7 @@ def test_no_secret_of_the_cluster_is_anywhere_in_it(
 def test_the_profile_is_shown_without_the_words_of_power_commands(profile: Profile) -> None:
     document = shown(profile)
     assert document["power"]["on"] == ["ipmitool", *["***"] * 8]
-    assert document["ray"]["env"] == {"SOME_SERVICE_TOKEN": "***", "PLAIN": "visible"}
+    assert document["ray"]["env"] == {"SOME_SERVICE_KEY": "***", "PLAIN": "visible"}
     assert programs(profile) == {"ipmitool", "plug", "off.sh"}
     words = set(known(profile))
     assert {*WORDS_OF_POWER} <= words
