@@ -21,9 +21,10 @@ from orchestrator.profile import Profile
 from orchestrator.profile.choose import VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: About the checkout that is edited here, how to reach the other computer, or a cluster of others.
+#: About the checkout that is edited here, how to reach the other computer, or a cluster of others;
+#: or for a browser on this computer.
 STAY = {"profile", "doc", "completion", "control", "image lock", "image outdated"}
-STAY |= {"attach", "doctor"}
+STAY |= {"attach", "doctor", "dashboard"}
 #: A word for each argument that a command cannot do without.
 WORDS = {
     "name": "pxe-sim",
@@ -72,6 +73,22 @@ def test_it_goes_there(
     monkeypatch.setattr(where, "run_there", send)
     assert orchestrate.main(args=args, prog_name="orchestrate", standalone_mode=False) == 7
     assert sent == [(laptop, args)]
+
+
+def test_the_figures_of_a_dashboard_come_from_there(
+    laptop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is served here, and asks for them so."""
+    sent: list[list[str]] = []
+
+    def send(_: Profile, words: list[str]) -> int:
+        sent.append(words)
+        return 7
+
+    monkeypatch.setattr(where, "run_there", send)
+    args = ["dashboard", "--json"]
+    assert orchestrate.main(args=args, prog_name="orchestrate", standalone_mode=False) == 7
+    assert sent == [args]
 
 
 def test_an_image_is_built_here_where_the_profile_is_wrong(laptop: Path) -> None:
