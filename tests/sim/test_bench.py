@@ -111,11 +111,9 @@ def test_no_figures_from_a_cluster_that_fails_its_checks(sim: Sim) -> None:
 SLOW = "2Mbit"
 
 
-def proved(
-    sim: Sim, load: str, phase: str, cause: str, rounds: int = 1, ok: bool = True
-) -> dict[str, Any]:
+def proved(sim: Sim, load: str, phase: str, cause: str, ok: bool = True) -> dict[str, Any]:
     """What `bench prove` says of a phase of the last run. Not `ok`: it refutes a cause."""
-    words = ("--rounds", str(rounds), "--workload", load, "--phase", phase, "--cause", cause)
+    words = ("--rounds", "2", "--workload", load, "--phase", phase, "--cause", cause)
     (found,) = sim.json("bench", "prove", *words, ok=ok)["proofs"]
     return dict(found)
 
@@ -132,7 +130,7 @@ def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
         sim.run("sim", "link", "--reset")
         sim.probed = None
     assert proof["verdict"] == "confirmed", proof
-    assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 3
+    assert proof["slope_unit"] == "bytes" and len(proof["points"]) == 6
     assert proof["slope"]["low"] > 0 and "a guard process" in proof["put_back"]
     assert "prefill: link bandwidth is confirmed" in sim.run("bench", "show", "last").stdout
 
@@ -140,7 +138,7 @@ def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
 @pytest.mark.usefixtures("probes")  # what the link carries, unthrottled
 def test_a_free_link_is_refuted_and_what_cannot_be_tried_says_why(sim: Sim) -> None:
     sim.run("bench", "run", "--workload", "short", "--repeats", "2", "--no-rates")
-    wrong = proved(sim, "short", "decode", "link bandwidth", rounds=2, ok=False)
+    wrong = proved(sim, "short", "decode", "link bandwidth", ok=False)
     assert wrong["verdict"] == "refuted", wrong
     host = proved(sim, "short", "decode", "host")
     assert host["verdict"] == "cannot be tried here" and "clock" in host["why"]
