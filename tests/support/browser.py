@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 CHROMIUM = shutil.which("chromium")
 #: What it needs as root, and what keeps it from asking the Internet.
 FLAGS = (
@@ -113,9 +111,8 @@ class Browser:
 
 @contextmanager
 def browser(home: Path) -> Iterator[Browser]:
-    """A browser for the body. Skips the test where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("needs chromium (Debian: chromium)")
+    """A browser for the body."""
+    assert CHROMIUM, "tools/setup.sh --tests installs chromium"
     there, to = os.pipe()
     back, here = os.pipe()
     # The browser takes commands on its descriptor 3, and answers on 4. Not sh: dash knows nine.
