@@ -7,8 +7,10 @@ import hashlib
 import math
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +31,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: Face counts questions by windows of 5 minutes.
 PATIENCE = 330.0
 #: Seconds without a byte before a connection counts as broken: it is then taken up again where it
-#: stopped, so a short time costs little. Ctrl-C may have to wait for it.
+#: stopped, so a short time costs little.
 TIMEOUT = httpx.Timeout(20)
 CHUNK = 1 << 20
 #: Of the header RateLimit: `"api";r=0;t=55`.
@@ -77,6 +79,45 @@ def client() -> httpx.Client:
     return httpx.Client(follow_redirects=True, timeout=TIMEOUT)
 
 
+class Stop(threading.Event):
+    """Set, it ends the downloads of all threads at once: those that wait for bytes, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sockets: set[socket.socket] = set()
+
+    def set(self) -> None:
+        super().set()
+        for each in tuple(self._sockets):
+            with suppress(OSError):  # it has just ended by itself
+                each.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def reading(self, reply: httpx.Response) -> Iterator[None]:
+        """The reply is read in the body."""
+        its = reply.extensions["network_stream"].get_extra_info("socket")
+        self._sockets.add(its)
+        try:
+            if self.is_set():
+                raise DownloadStopped
+            yield
+        finally:
+            self._sockets.discard(its)
+
+
+@contextmanager
+def threads(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, Stop]]:
+    """Threads for downloads. Where the body is interrupted, or fails, they end at once."""
+    stop = Stop()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield pool, stop
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 @dataclass(frozen=True)
 class Downloader:
     """Brings files. ``advance`` gets the bytes gained (negative where some were thrown away);
@@ -85,7 +126,7 @@ class Downloader:
 
     web: httpx.Client
     advance: Callable[[int], None] = lambda _: None
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
     pauses: Sequence[float] = PAUSES
     tell: Callable[[str], None] = lambda _: None
 
@@ -163,7 +204,7 @@ class Downloader:
 
     def _from_web(self, url: str, part: Path, have: int, most: int) -> None:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with self.web.stream("GET", url, headers=headers) as reply:
+        with self.web.stream("GET", url, headers=headers) as reply, self.stop.reading(reply):
             reply.raise_for_status()
             again = have and reply.status_code != httpx.codes.PARTIAL_CONTENT
             if again:  # the server sends it all

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -231,7 +229,6 @@ def _fetched(
     if not files:
         return []
     (home / SCRATCH).mkdir(exist_ok=True)
-    stop = threading.Event()
     advance = progress.advance if progress else lambda _: None
     finish = progress.finish if progress else lambda: None
 
@@ -252,17 +249,12 @@ def _fetched(
         finish()
         return True
 
-    with hub_choice.web_client() as web, ThreadPoolExecutor(JOBS) as pool:
+    with hub_choice.web_client() as web, download.threads(JOBS) as (pool, stop):
         loader = download.Downloader(web, advance, stop, tell=err.print)
         # The largest first: else the last minutes wait for one file.
         order = sorted(files, key=lambda each: -each.size)
         jobs = [(file, pool.submit(one, file)) for file in order]
-        try:
-            return [file for file, job in jobs if job.result()]
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        return [file for file, job in jobs if job.result()]
 
 
 def _hash(file: RemoteFile) -> tuple[Any, str]:

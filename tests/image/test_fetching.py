@@ -227,6 +227,7 @@ def test_ctrl_c_leaves_only_what_can_be_resumed(image: Box, site: Site) -> None:
     assert "Traceback" not in said
     (left,) = downloads.glob("alpha.deb*")  # it came half-way
     assert 0 < left.stat().st_size < len(content) and content.startswith(left.read_bytes())
+    assert site.gets.count("alpha.deb") == 1
     assert image.json("fetch", "demo")["files"] >= 1
     assert "alpha.deb" in image.stored()
 

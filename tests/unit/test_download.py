@@ -21,13 +21,15 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Has CONTENT. ``cut``: after how many bytes the first answer ends; ``ranges``: whether it
-    heeds them; ``codes``: of its first answers."""
+    """Has CONTENT. ``cut``: after how many bytes the first answer ends, or stops where ``held``
+    says until when; ``ranges``: whether it heeds them; ``codes``: of its first answers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.cut, self.ranges = 0, True
         self.codes: list[int] = []
+        self.begun, self.held = threading.Event(), threading.Event()
+        self.held.set()
         self.later = ""  # when to ask again, by these answers
         self.asked: list[str] = []
 
@@ -56,6 +58,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         sent, self.server.cut = rest[: self.server.cut or len(rest)], 0
         self.wfile.write(sent)
+        self.server.begun.set()
+        self.server.held.wait(60)
 
     def log_message(self, *args: object) -> None: ...
 
@@ -152,3 +156,23 @@ def test_a_wish_that_is_heeded_is_said(server: Server, tmp_path: Path) -> None:
     told: list[str] = []
     fetched(server, tmp_path / "file", tell=told.append)
     assert told == ["file: HTTP 429: the server wishes to be asked again in 1 s; waiting"]
+
+
+def test_interrupted_while_files_are_handed_out_all_ends(server: Server, tmp_path: Path) -> None:
+    """What waits for bytes ends at once, and nothing is asked for again."""
+    server.cut = 1000
+    server.held.clear()
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            httpx.Client(timeout=600) as web,
+            download.threads(2) as (pool, stop),
+        ):
+            loader = Downloader(web, stop=stop, pauses=(0.0, 0.0))
+            job = pool.submit(loader.fetch, server.url, tmp_path / "file", len(CONTENT), SHA256)
+            assert server.begun.wait(60)
+            raise KeyboardInterrupt
+    finally:
+        server.held.set()
+    assert isinstance(job.exception(), download.DownloadStopped)
+    assert server.asked == [""]

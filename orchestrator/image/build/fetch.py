@@ -6,9 +6,8 @@ import heapq
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,26 +92,20 @@ def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> No
     if not files:
         return
     downloads().mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
-    with download.client() as web, ThreadPoolExecutor(jobs) as pool:
+    with download.client() as web, download.threads(jobs) as (pool, _):
         files = list(pool.map(lambda file: _ask_size(web, file, sources), files))
     check_space(files, jobs, keep)
     with (
         Progress(lockfile.known_size(files), len(files)) as progress,
         download.client() as web,
-        ThreadPoolExecutor(jobs) as pool,
+        download.threads(jobs) as (pool, stop),
     ):
         loader = download.Downloader(web, progress.advance, stop)
         # The largest first, so that the end does not wait for one large file. Files of unknown
         # size count as large.
         queue = sorted(files, key=lambda file: file.size or sys.maxsize, reverse=True)
         futures = {pool.submit(_one, loader, file, sources): file for file in queue}
-        try:
-            _add_as_they_come(futures, progress, keep)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        _add_as_they_come(futures, progress, keep)
 
 
 def _ask_size(web: httpx.Client, file: File, sources: Sources) -> File:
