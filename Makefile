@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 PROFILE ?= sim
 PYTEST := .venv/bin/pytest
 E2E := tests/sim tests/nix tests/netboot
+# Most of the time a test waits, so that there are more at once than processors.
+WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder
 LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
@@ -44,13 +46,13 @@ lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) $(LINT)
 
 unit: setup ## logic alone, and against real apt, pip, ssh, Nix, dnsmasq and nginx (as root)
-	@tools/step "unit and integration tests" $(PYTEST) -n auto --dist loadfile tests/unit tests/host tests/attacks tests/image
+	@tools/step "unit and integration tests" $(PYTEST) $(WORKERS) tests/unit tests/host tests/attacks tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) -n auto --maxprocesses 4 --dist loadfile --durations 60 $(E2E)
+	@tools/step "end-to-end tests" $(PYTEST) $(WORKERS) --maxprocesses 4 --durations 60 $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py

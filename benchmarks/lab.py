@@ -108,7 +108,7 @@ class Lab:
         """The engine that serves, under small loads: what the cluster is, before it is changed."""
         store(self.probed(None), whole=True)
         with Board(quiet=True) as board:
-            found, _ = live(self.cluster, board, again=True)
+            found, _ = live(self.cluster, board, 300, again=True)
         return found
 
     def probed(self, rate: int | None) -> Probes:

@@ -28,17 +28,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class OneCluster(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
-    """A worker takes a file at a time; all of tests/sim is one, since it has one cluster."""
+class SharedClusters(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
+    """A worker takes a file at a time; a directory of tests/sim is one: it shares a cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return SIM if file.startswith(SIM) else file
+        return file.rpartition("/")[0] if file.startswith(SIM) else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneCluster | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SharedClusters | None:
     """Where files are what workers take."""
-    return OneCluster(config, log) if config.getvalue("dist") == "loadfile" else None
+    return SharedClusters(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ IN_USE = 0.1
 MOST_PAIRS = 6
 
 
-def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
+def live(
+    profile: Attached, board: Board, seconds: float, *, again: bool
+) -> tuple[EngineRates, bool]:
     """The engine that serves, through its endpoint; and whether it was known already."""
     seen = _looked(profile.nodes)
     nodes = tuple(node for node in profile.nodes if node.ranks) or profile.nodes
@@ -69,14 +71,18 @@ def live(profile: Attached, board: Board, *, again: bool) -> tuple[EngineRates, 
         known = clients.vocabulary(client, profile.serving.model)
         if not known:
             raise UserError("the endpoint takes no tokens as prompts: their length is not known")
-        found = _through(profile, begun.loads, known, partial(board.note, CLUSTER))
+        found = _through(profile, begun.loads, known, seconds, partial(board.note, CLUSTER))
         found["kv_tokens"] = room(endpoints.metrics_page(client))
         step.detail = f"{len(found['cells'])} loads"
     return engine.with_figures(begun.rates, found), False
 
 
 def _through(
-    profile: Attached, loads: Sequence[SmallLoad], known: Sequence[int], say: Any
+    profile: Attached,
+    loads: Sequence[SmallLoad],
+    known: Sequence[int],
+    seconds: float,
+    say: Any,
 ) -> dict[str, Any]:
     """Figures by the client that `bench run` uses too."""
     chance = random.Random(time.time_ns())
@@ -84,7 +90,7 @@ def _through(
     async def all_of_it() -> dict[str, Any]:
         async with endpoints.for_load(profile) as client:
             wave = partial(_wave, client, profile.serving.model, known, chance)
-            found, notes = await measured(words_of(loads), wave, engine.SECONDS, say)
+            found, notes = await measured(words_of(loads), wave, seconds, say)
         return {"cells": [{"load": c.load, "rounds": c.rounds} for c in found], "notes": notes}
 
     try:
@@ -117,6 +123,7 @@ def dummy(
     profile: Attached,
     board: Board,
     config: Mapping[str, Any],
+    seconds: float,
     *,
     depths: Sequence[int] = (),
     again: bool,
@@ -139,7 +146,7 @@ def dummy(
         return found, True
     if not force:
         _free(seen)
-    begun = replace(begun, rates=replace(begun.rates, notes=notes))
+    begun = replace(begun, rates=replace(begun.rates, notes=notes), seconds=seconds)
     measure = partial(_measured, profile, begun, board)
     if asked is None:
         try:

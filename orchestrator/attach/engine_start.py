@@ -59,7 +59,6 @@ OFFLINE = {
 }
 #: Seconds on top of a program's own limit, and for it to end all that it started.
 LATE, PATIENCE = 60.0, 45.0
-LIMIT_S = engine.START_S + engine.SECONDS + LATE
 #: The vocabulary where config.json names none.
 VOCABULARY = 1000
 #: Characters of a node's lines, and how many of its last ones are kept.
@@ -80,12 +79,18 @@ class EngineFailed(UserError):
 
 @dataclass(frozen=True)
 class Begun:
-    """What is measured, where, and in how many seconds from the engine's start on."""
+    """What is measured, where, and in how many seconds from the engine's start on, where one is
+    started."""
 
     nodes: tuple[AttachedNode, ...]
     loads: tuple[SmallLoad, ...]
     rates: EngineRates
-    seconds: float = engine.SECONDS
+    seconds: float = 0.0
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds until a node's program ends by itself."""
+        return engine.START_S + self.seconds + LATE
 
 
 def started(
@@ -122,22 +127,21 @@ def started(
         try:
             for number in range(len(begun.nodes)):
                 pool.submit(one, number)
-            return _figures(heard, mark, begun.nodes, board)
+            return _figures(heard, mark, begun, board)
         finally:
             over.set()
 
 
-def _figures(
-    heard: queue.Queue[Heard], mark: str, nodes: Sequence[AttachedNode], board: Board
-) -> dict[str, Any]:
+def _figures(heard: queue.Queue[Heard], mark: str, begun: Begun, board: Board) -> dict[str, Any]:
     """What the first node measures. Raises as `started` does."""
-    end = time.monotonic() + LIMIT_S + LATE
-    last: dict[str, list[str]] = {node.name: [] for node in nodes}
+    limit = begun.limit_s + LATE
+    end = time.monotonic() + limit
+    last: dict[str, list[str]] = {node.name: [] for node in begun.nodes}
     while True:
         try:
             name, told = heard.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
-            raise EngineFailed(f"no figures after {LIMIT_S + LATE:.0f} s; ended", ()) from None
+            raise EngineFailed(f"no figures after {limit:.0f} s; ended", ()) from None
         if isinstance(told, UserError):
             raise told
         if told is None:
@@ -146,7 +150,7 @@ def _figures(
             last[name] = [*last[name], told][-KEPT:] if told.strip() else last[name]
             continue
         found = _document(name, told.removeprefix(mark))
-        if "figures" in found and name == nodes[0].name:
+        if "figures" in found and name == begun.nodes[0].name:
             return dict(found["figures"])
         if "failed" in found:
             raise EngineFailed(f"{name}: {found['failed']}", list(map(str, found["log"])))
@@ -189,7 +193,7 @@ def asked(
         "loads": words_of(begun.loads),
         "seconds": begun.seconds,
         "start_s": engine.START_S,
-        "limit_s": LIMIT_S,
+        "limit_s": begun.limit_s,
         "vocabulary": facts(config).whole("vocab_size") or VOCABULARY,
     }
 

@@ -17,6 +17,7 @@ from orchestrator.core.console import out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.attach.verify import Looked
+    from orchestrator.cli.probe import EngineWish
     from orchestrator.profile.existing import Attached, AttachedNode
 
 NOT_HERE = "is for clusters that orchestrate runs; this one is attached (machines: existing)"
@@ -82,8 +83,7 @@ def probe(
     only: Sequence[str],
     nodes: Sequence[str],
     force: bool,
-    dummy: str | None,
-    layers: str | None,
+    **asked: Any,
 ) -> None:
     from orchestrator.attach.probe import KINDS, requests_in_work
     from orchestrator.attach.probe import probe as measure
@@ -91,9 +91,9 @@ def probe(
     from orchestrator.core.progress import Board
     from orchestrator.performance.probe.run import Kind, store
 
-    depths = asked_engine(only, dummy, layers)
+    wish = asked_engine(only, **asked)
     if ENGINE in only:
-        _engine(profile, as_json, nodes, force=force, dummy=dummy, depths=depths)
+        _engine(profile, as_json, nodes, wish, force=force)
         return
     if unknown := [each for each in only if Kind(each) not in KINDS]:
         raise click.UsageError(f"--only {unknown[0]} {NOT_HERE}")
@@ -112,10 +112,9 @@ def _engine(
     profile: Attached,
     as_json: bool,
     nodes: Sequence[str],
+    wish: EngineWish,
     *,
     force: bool,
-    dummy: str | None,
-    depths: Sequence[int],
 ) -> None:
     from orchestrator.attach import engine
     from orchestrator.attach.bench import own_home
@@ -126,18 +125,18 @@ def _engine(
 
     if nodes:
         raise click.UsageError("--node does not go with --only engine: it takes all its nodes")
-    if dummy == "":
+    if wish.dummy == "":
         raise click.UsageError("--dummy wants the model's config.json, or its directory")
     own_home(profile.name)
     with Board(quiet=as_json) as board:
-        if dummy:
-            config = read_config(Path(dummy))
+        if wish.dummy:
+            config = read_config(Path(wish.dummy))
             found, known = engine.dummy(
-                profile, board, config, depths=depths, again=force, force=force
+                profile, board, config, wish.seconds, depths=wish.depths, again=force, force=force
             )
         else:
             undisturbed(requests_in_work(profile), force=force)
-            found, known = engine.live(profile, board, again=force)
+            found, known = engine.live(profile, board, wish.seconds, again=force)
     path = kept(profile.name, found) if known else store(profile.name, found)
     engine_shown(found, path, as_json, known)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -54,14 +55,21 @@ ENGINE = "engine"
     help="With --dummy: only so many layers, twice, and a straight line through both. Default: all "
     "layers; where they do not fit, about a quarter and a half of them.",
 )
+@click.option(
+    "--seconds",
+    type=click.IntRange(30, 3600),
+    default=300,
+    show_default=True,
+    help="With --only engine: at most so many for its loads. Less time means fewer rounds, and "
+    "then fewer loads.",
+)
 def probe(
     profile: Profile,
     as_json: bool,
     only: tuple[str, ...],
     nodes: tuple[str, ...],
     force: bool,
-    dummy: str | None,
-    layers: str | None,
+    **engine: Any,
 ) -> None:
     """Measure memory, matrix products, links, collectives and disks, as the model's ranks use them.
 
@@ -85,13 +93,13 @@ def probe(
     from orchestrator.performance.probe.run import Kind, store
     from orchestrator.performance.probe.run import probe as measure
 
-    depths = asked_engine(only, dummy, layers)
+    wish = asked_engine(only, **engine)
     cluster = open_cluster(profile)
     if ENGINE in only:
-        if nodes or dummy or depths:
+        if nodes or wish.dummy or wish.depths:
             text = "--node, a CONFIG and --layers do not go with --only engine of this cluster"
             raise click.UsageError(text)
-        _engine(cluster, as_json, dummy=dummy is not None, force=force)
+        _engine(cluster, as_json, wish, force=force)
         return
     chosen = select(cluster.profile, nodes)
     kinds = [Kind(each) for each in only or KINDS]
@@ -123,21 +131,37 @@ def shown(found: Probes, path: Path, lines: Sequence[str], as_json: bool, whole:
     sys.exit(1 if found.failed else 0)
 
 
-def _engine(cluster: Cluster, as_json: bool, *, dummy: bool, force: bool) -> None:
+def _engine(cluster: Cluster, as_json: bool, wish: EngineWish, *, force: bool) -> None:
     from orchestrator.core.progress import Board
     from orchestrator.performance.bench import served
     from orchestrator.performance.probe.engine import kept, store
 
     idle(cluster, force=force)
-    measure = served.dummy if dummy else served.live
+    measure = served.live if wish.dummy is None else served.dummy
     with cluster.locked("probe"), Board(quiet=as_json) as board:
-        found, known = measure(cluster, board, again=force)
+        found, known = measure(cluster, board, wish.seconds, again=force)
     name = cluster.profile.name
     engine_shown(found, kept(name, found) if known else store(name, found), as_json, known)
 
 
-def asked_engine(only: Sequence[str], dummy: str | None, layers: str | None) -> tuple[int, ...]:
-    """The depths of --layers. Raises UsageError for options that do not go together."""
+@dataclass(frozen=True)
+class EngineWish:
+    """How an engine is to be measured. ``dummy``: None, or the config.json of one to be started
+    ("": the cluster's own model); ``depths``: numbers of layers, or none."""
+
+    dummy: str | None
+    depths: tuple[int, ...]
+    seconds: float
+
+
+def asked_engine(
+    only: Sequence[str], dummy: str | None, layers: str | None, seconds: int
+) -> EngineWish:
+    """Raises UsageError for options that do not go together."""
+    return EngineWish(dummy, _depths(only, dummy, layers), float(seconds))
+
+
+def _depths(only: Sequence[str], dummy: str | None, layers: str | None) -> tuple[int, ...]:
     if (dummy is not None or layers) and ENGINE not in only:
         raise click.UsageError("--dummy and --layers go with --only engine")
     if ENGINE in only and len(set(only)) > 1:

@@ -79,7 +79,7 @@ def client() -> httpx.Client:
     return httpx.Client(follow_redirects=True, timeout=TIMEOUT)
 
 
-class Stop(threading.Event):
+class Halt(threading.Event):
     """Set, it ends the downloads of all threads at once: those that wait for bytes, too."""
 
     def __init__(self) -> None:
@@ -106,9 +106,9 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def threads(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, Stop]]:
+def threads(jobs: int) -> Iterator[tuple[ThreadPoolExecutor, Halt]]:
     """Threads for downloads. Where the body is interrupted, or fails, they end at once."""
-    stop = Stop()
+    stop = Halt()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             yield pool, stop
@@ -126,7 +126,7 @@ class Downloader:
 
     web: httpx.Client
     advance: Callable[[int], None] = lambda _: None
-    stop: Stop = field(default_factory=Stop)
+    stop: Halt = field(default_factory=Halt)
     pauses: Sequence[float] = PAUSES
     tell: Callable[[str], None] = lambda _: None
 

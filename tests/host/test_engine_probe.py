@@ -169,7 +169,7 @@ def test_an_engine_that_hangs_is_ended_at_its_deadline(
     profile = load_attached(probing.profile())
     config = json.loads((probing.home / "config.json").read_text())
     with pytest.raises(EngineFailed, match="did not start within 3 s"):
-        engine.dummy(profile, Board(quiet=True), config, again=True, force=True)
+        engine.dummy(profile, Board(quiet=True), config, 60, again=True, force=True)
     assert probing.left() == []
 
 

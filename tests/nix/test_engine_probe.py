@@ -91,7 +91,7 @@ def probing(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
 
 
 def test_all_layers_with_dummy_weights(probing: Probing) -> None:
-    found = probing.json("--dummy", CONFIG, "--force")
+    found = probing.json("--dummy", CONFIG, "--force", "--seconds", "60")
     layers = json.loads(CONFIG.read_text())["num_hidden_layers"]
     assert (found["layers"], found["of_layers"], found["weights"]) == (layers, layers, "dummy")
     assert found["kv_tokens"] > 256 and found["versions"]["vllm"]
@@ -138,7 +138,7 @@ def test_one_engine_on_two_nodes(probing: Probing) -> None:
     two = [node | {"name": name, "address": "127.0.0.1", "ranks": 1} for name in ("a", "b")]
     probing.profile["nodes"] = two
     try:
-        found = probing.json("--dummy", CONFIG, "--force")
+        found = probing.json("--dummy", CONFIG, "--force", "--seconds", "40")
     finally:
         probing.profile["nodes"] = [node]
     assert (found["nodes"], found["tensor"]) == (["a", "b"], 2)

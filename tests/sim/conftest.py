@@ -1,6 +1,8 @@
-"""One simulated cluster for all tests of this directory: real image, systemd, sshd, Ray and vLLM.
+"""One simulated cluster for all tests of a directory: real image, systemd, sshd, Ray and vLLM.
 
-It has a profile, a state directory and namespaces of its own: a demo that runs beside is not met.
+`measures` is what takes figures of a cluster, and has one of its own, so that it runs beside the
+rest. A cluster has a profile, a state directory and namespaces of its own: a demo that runs beside
+is not met.
 
 A test asks for the state of the cluster that it needs by a fixture, and leaves it in that state; so
 it runs alone as well as after others. Tests are sorted by that fixture, not by the names of files:

@@ -25,9 +25,9 @@ from orchestrator.provision.machines.processes import Process
 from orchestrator.verify import gather
 from support import PROJECT
 
-#: The end-to-end tests run the shipped profile under another name.
+#: The end-to-end tests run the shipped profile under another name, each worker under its own.
 SHIPPED = PROJECT / "profiles/sim.yml"
-NAME = "e2e"
+NAME = "e2e" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 NODES = ["control", "compute0", "compute1"]
 #: Seconds for one verb; `up` waits for a model that takes a minute or two on two cores.
 TIMEOUT = 900

@@ -27,16 +27,20 @@ MARKS, VOCABULARY = 16, 1000
 LATE = 120.0
 
 
-def live(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
+def live(
+    cluster: Cluster, board: Board, seconds: float, *, again: bool
+) -> tuple[EngineRates, bool]:
     """The engine that serves; and whether it was known already."""
     weights = EngineWeights.DUMMY if _loads(cluster) == EngineWeights.DUMMY else EngineWeights.OWN
     begun = _begun(cluster, weights)
     if not again and (found := engine.known(cluster.profile.name, begun.key)):
         return found, True
-    return _measured(cluster, board, begun), False
+    return _measured(cluster, board, begun, seconds), False
 
 
-def dummy(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, bool]:
+def dummy(
+    cluster: Cluster, board: Board, seconds: float, *, again: bool
+) -> tuple[EngineRates, bool]:
     """The same engine with dummy weights, which is served for it; and whether it was known."""
     begun = _begun(cluster, EngineWeights.DUMMY)
     if not again and (found := engine.known(cluster.profile.name, begun.key)):
@@ -46,7 +50,7 @@ def dummy(cluster: Cluster, board: Board, *, again: bool) -> tuple[EngineRates, 
     serving = profile.serving.model_copy(update={"args": args | {LOAD_FORMAT: "dummy"}})
     other = replace(cluster, profile=profile.model_copy(update={"serving": serving}))
     with served_as(cluster, board, other):
-        return _measured(other, board, begun), False
+        return _measured(other, board, begun, seconds), False
 
 
 def _loads(cluster: Cluster) -> object:
@@ -96,7 +100,7 @@ def _probed(cluster: Cluster) -> tuple[tuple[DeviceRates, ...], list[LinkRates]]
     return found.devices, [each for each in found.links if each.network == network]
 
 
-def _measured(cluster: Cluster, board: Board, begun: EngineRates) -> EngineRates:
+def _measured(cluster: Cluster, board: Board, begun: EngineRates, seconds: float) -> EngineRates:
     profile = cluster.profile
     tokens = facts(cluster.model.config).whole("vocab_size") or VOCABULARY
     loads = cells(limits(profile), workloads(profile))
@@ -107,11 +111,11 @@ def _measured(cluster: Cluster, board: Board, begun: EngineRates) -> EngineRates
         "known": (min(MARKS, tokens - 1), tokens),
         "key": cluster.trust.api_key.reveal(),
         "loads": [(each.prompt, each.output, each.concurrency) for each in loads],
-        "seconds": engine.SECONDS,
+        "seconds": seconds,
     }
     program = engine.program("node_served", asked).decode()
     with board.step(CLUSTER, "engine") as step:
         server = OurNode(cluster, profile.server)
-        found = server.given("node_served", program, engine.SECONDS + LATE)
+        found = server.given("node_served", program, seconds + LATE)
         step.detail = f"{len(found['cells'])} loads"
     return engine.with_figures(begun, found)

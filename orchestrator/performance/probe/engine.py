@@ -25,8 +25,8 @@ from orchestrator.performance.probe.nodes import source
 from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import LinkRates, spread
 
-#: Seconds of a whole probe from the engine's start on, and at most for the start.
-SECONDS, START_S = 300.0, 900.0
+#: Seconds for an engine's start, at most.
+START_S = 900.0
 #: Rates of links as they are sold, in Gb/s: a link counts as the one that is nearest.
 CLASSES = (0.1, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 400.0)
 #: Bytes of a config.json.

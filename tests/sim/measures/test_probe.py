@@ -91,7 +91,7 @@ def test_a_node_without_ssh_is_said_and_the_others_are_probed(sim: Sim) -> None:
 
 @pytest.mark.usefixtures("probes")
 def test_the_engine_that_serves_is_measured_once(sim: Sim) -> None:
-    found = sim.json("probe", "--only", "engine")
+    found = sim.json("probe", "--only", "engine", "--seconds", "60")
     assert (found["weights"], found["known"], found["tensor"]) == ("own", False, 2)
     assert found["nodes"] == ["compute0", "compute1"] and found["image_id"]
     assert found["kv_tokens"] and found["link_bytes_per_s"] > 1e6

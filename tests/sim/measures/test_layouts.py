@@ -32,7 +32,7 @@ def test_one_node_is_measured_and_all_of_them_after_it(sim: Sim) -> None:
 
 @pytest.mark.usefixtures("serving")
 def test_the_engine_is_measured_with_dummy_weights_and_the_model_served_again(sim: Sim) -> None:
-    found = sim.json("probe", "--only", "engine", "--dummy")
+    found = sim.json("probe", "--only", "engine", "--dummy", "--seconds", "60")
     assert (found["weights"], found["tensor"]) == ("dummy", 2)
     assert found["layers"] == found["of_layers"] and found["kv_tokens"]
     assert {each["concurrency"] for each in found["cells"]} >= {1, 2}
