@@ -209,7 +209,7 @@ def _ours(
             f"Run: {how_to_pull(profile)}",
         )
     sizes = serving.resolve(profile)
-    chosen = Parallelism(sizes.tensor, sizes.pipeline)
+    chosen = Parallelism.of(sizes)
     fitted = inputs.engine(profile.name)
     return asked(profile, config or model.config, chosen, measured, fitted, engines)
 
