@@ -22,12 +22,13 @@ def pinned(bundles: list[dict[str, float]], addresses: list[str]) -> list[dict[s
 
 
 def register() -> None:
+    if not (named := os.environ.get("ORCHESTRATE_NODES")):
+        return  # in a rank, which asks for nothing
     import ray.util  # type: ignore[import-not-found, unused-ignore]
 
     asked = ray.util.placement_group
-    addresses = os.environ["ORCHESTRATE_NODES"].split(",")
 
     def placement_group(bundles: list[dict[str, float]], *args: Any, **words: Any) -> Any:
-        return asked(pinned(bundles, addresses), *args, **words)
+        return asked(pinned(bundles, named.split(",")), *args, **words)
 
     ray.util.placement_group = placement_group
