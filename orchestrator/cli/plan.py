@@ -240,7 +240,7 @@ def _ours(
 
     own = config or config_of(profile)
     sizes = serving.resolve(profile)
-    chosen = Parallelism(sizes.tensor, sizes.pipeline)
+    chosen = Parallelism.of(sizes)
     fitted = inputs.engine(profile.name)
     return asked(profile, own, chosen, measured, fitted, engines)
 

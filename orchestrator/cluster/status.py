@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.readiness import why_not
 from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
-from orchestrator.models.serving import Layout
+from orchestrator.models.serving import Layout, ways
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
@@ -63,6 +64,8 @@ class Status:
     nodes: list[NodeStatus]
     choice: ImageChoice
     seen: Seen
+    #: Of several copies: why one does not answer, by its server's node; empty where it does.
+    copies: dict[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         plain = asdict(replace(self, seen=None))  # type: ignore[arg-type]
@@ -83,6 +86,9 @@ class Status:
         cluster.add_row("layout", Text(layout_words(self.layout)))
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
+        for name, reason in self.copies.items():
+            told = f"does not answer: {reason}" if reason else "answers"
+            cluster.add_row("copy", Text(f"{name}  {told}"))
         for kind, text in self.warnings():
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
@@ -153,6 +159,7 @@ def layout_words(layout: Layout) -> str:
     """A layout for people: ``tensor 2, pipeline 1, on 2 of 2 accelerators``."""
     words = [f"tensor {layout.tensor}", f"pipeline {layout.pipeline}"]
     words += ["expert parallel"] if layout.expert else []
+    words += [f"{layout.data} copies"] if layout.data > 1 else []
     return ", ".join([*words, f"on {layout.used} of {layout.accelerators} accelerators"])
 
 
@@ -174,6 +181,7 @@ def status(cluster: Cluster) -> Status:
     states = power_states(cluster.driver, profile.nodes)
     powered = [node for node in profile.nodes if states[node.name] == PowerState.ON]
     models: list[str] = []
+    copies = dict[str, str]()
     note, alive = "the control node is off", dict[str, str]()
     logs = None
     seen: dict[str, NodeStatus] = {}
@@ -182,8 +190,8 @@ def status(cluster: Cluster) -> Status:
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
             asked = pool.map(lambda node: node_status(context, profile, node), powered)
             seen = {node.name: node for node in asked}
-            alive = ray_nodes(context, profile)
-            models, note = served(cluster)
+            alive = ray_nodes(context, profile) if profile.serving.by_ray else {}
+            models, note, copies = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(profile, cluster.remote(profile.control))
     netbooted = {
@@ -207,6 +215,7 @@ def status(cluster: Cluster) -> Status:
         model=profile.serving.model,
         models=models,
         note=note,
+        copies=copies,
         nodes=nodes,
         choice=cluster.choice,
         seen=look.seen(profile, cluster.diary, logs, netbooted - answering, answering),
@@ -245,10 +254,16 @@ def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:
     }
 
 
-def served(cluster: Cluster) -> tuple[list[str], str]:
-    """The models at the endpoint; if there are none, also the reason."""
+def served(cluster: Cluster) -> tuple[list[str], str, dict[str, str]]:
+    """The models at the endpoint; if there are none, the reason; and how each of several copies
+    is."""
+    several = cluster.layout.data > 1
     with cluster.client() as client:
+        copies = {
+            name: why_not(client, place)
+            for name, place in (ways(cluster.profile, cluster.layout) if several else {}).items()
+        }
         try:
-            return gather.models(client), ""
+            return gather.models(client), "", copies
         except (httpx.HTTPError, UserError) as error:
-            return [], f"no answer: {str(error).splitlines()[0]}"
+            return [], f"no answer: {str(error).splitlines()[0]}", copies

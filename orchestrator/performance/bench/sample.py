@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import SERVER_UNIT, WORKER_UNIT
+from orchestrator.cluster.vllm import SERVER_UNIT, WORKER_UNIT
 from orchestrator.core.run import streaming
+from orchestrator.models.serving import ways
 from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Remote
 from orchestrator.performance import metrics
@@ -51,11 +52,12 @@ class Heard:
 def sampling(cluster: Cluster, nodes: Sequence[Node]) -> Iterator[Heard]:
     """Run samplers on the nodes during the body; their lines arrive as they are written."""
     profile = cluster.profile
+    servers = ways(profile, cluster.layout)
     now = time.monotonic()
     heard = Heard({node.name: [] for node in nodes}, {node.name: now for node in nodes})
     with ExitStack() as running:
         for node in nodes:
-            url = metrics.url(profile) if node.name == profile.server.name else ""
+            url = metrics.url(profile, node) if node.name in servers else ""
             argv = [PYTHON, "-I", "-S", "-c", SAMPLER, url, WORKER_UNIT, SERVER_UNIT]
             running.enter_context(
                 streaming(cluster.remote(node).ssh_argv(argv), partial(heard.take, node.name))

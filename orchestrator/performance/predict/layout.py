@@ -11,6 +11,7 @@ from orchestrator.models.config import group_misfit, pipeline_misfit, tensor_mis
 from orchestrator.profile.existing import RANKS_NETWORK, Attached
 
 if TYPE_CHECKING:
+    from orchestrator.models.serving import Layout
     from orchestrator.profile.model import Profile
 
 #: The node of each rank of a group.
@@ -25,6 +26,11 @@ class Parallelism:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+
+    @classmethod
+    def of(cls, layout: Layout) -> Parallelism:
+        """That of a layout that is served."""
+        return cls(*layout.sizes)
 
     @property
     def ranks(self) -> int:
