@@ -43,6 +43,9 @@ PROBE, PROBE_ENGINE = "orchestrate probe", "orchestrate probe --only engine"
 #: What shows a pending change, and what makes it.
 SEE, CHANGE = "orchestrate plan --change-layout", "orchestrate up --change-layout"
 
+#: Keys of the profile's ``serving``, in the order of a layout's sizes.
+SIZES = ("tensor_parallel", "pipeline_parallel", "data_parallel")
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -74,7 +77,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Known:
+class Forecasts:
     """What is known of layouts. ``notes``: what is not, and of what age it is; ``old``: it was
     measured with another image; ``too_large``: by layout, why it does not fit the memory, if none
     does; ``sources``: what it is made from, for the record."""
@@ -132,7 +135,7 @@ def _first_choice(
     profile: Profile,
     config: Mapping[str, Any],
     options: Sequence[Parallelism],
-    known: Known,
+    known: Forecasts,
     wanted: Wanted,
 ) -> Judged:
     """Where none was chosen. Raises UserError if none fits the memory."""
@@ -148,7 +151,7 @@ def _first_choice(
 
 
 def _again(
-    old: ChosenLayout, known: Known, wanted: Wanted, *, edited: bool, change: bool
+    old: ChosenLayout, known: Forecasts, wanted: Wanted, *, edited: bool, change: bool
 ) -> Judged:
     """What was chosen before, against what the forecasts rank first now. ``edited``: the profile
     asks for something else, so that a better layout is a change like any other of a profile."""
@@ -183,16 +186,15 @@ def _again(
 
 
 def choices(profile: Profile, config: Mapping[str, Any]) -> list[Parallelism]:
-    """All layouts that the profile's model can be served in, the least communication first.
-
-    One copy of the model is served, so layouts of several are none.
-    """
+    """All layouts that the profile's model can be served in, the least communication first."""
+    nodes = len(profile.compute_nodes)
     total = sum(node.accelerators for node in profile.compute_nodes)
     cannot = serving.capabilities(profile.image)
     found = [
         layout
         for layout in candidates(config, total)
-        if layout.data == 1 and serving.with_sizes(profile, config, cannot, sizes_of(layout))
+        if nodes % layout.data == 0
+        and serving.with_sizes(profile, config, cannot, sizes_of(layout))
     ]
     return sorted(found, key=communication)
 
@@ -212,7 +214,7 @@ def known_of(
     wanted: Wanted,
     options: Sequence[Parallelism],
     image_id: str,
-) -> Known:
+) -> Forecasts:
     """The forecasts of what was measured on this cluster, of layouts that fit the memory."""
     engines = [
         each
@@ -230,16 +232,16 @@ def known_of(
     try:
         found = rank_all(replace(question, load=wanted.load)).ranked
     except UserError as error:
-        return Known(notes=(f"No forecast: {error.message}.",) if probes or engines else ())
+        return Forecasts(notes=(f"No forecast: {error.message}.",) if probes or engines else ())
     ranked = [one for one in found if one.layout in options]
     fitting = [one for one in ranked if one.fit.runs]
     if ranked and not fitting:
         why = {str(one.layout): str(one.fit) for one in ranked}
-        return Known(notes=(*notes, "By the probes, no layout fits the memory."), too_large=why)
+        return Forecasts(notes=(*notes, "By the probes, no layout fits the memory."), too_large=why)
     old = bool(notes)
     left = [str(each) for each in options if each not in [one.layout for one in ranked]]
     notes += [f"No forecast of: {', '.join(left)}. Run: {PROBE}"] if left else []
-    return Known(
+    return Forecasts(
         tuple(candidate(one, wanted) for one in fitting),
         tuple(notes),
         old,
@@ -336,7 +338,7 @@ def _missed(ranked: Sequence[Candidate], took: Parallelism, wanted: Wanted) -> I
         yield f"{took} does not keep up with {wanted.load.rate_per_s:g} requests/s"
 
 
-def _reason(known: Known, wanted: Wanted) -> dict[str, Any]:
+def _reason(known: Forecasts, wanted: Wanted) -> dict[str, Any]:
     forecasts = [_figures(one) for one in by_speed(known.ranked)]
     return {"workload": asdict(wanted), **known.sources, "forecasts": forecasts}
 
@@ -355,11 +357,12 @@ def asked_hash(profile: Profile) -> str:
 
 def sizes_of(layout: Parallelism) -> dict[str, int]:
     """By key of the profile's ``serving``."""
-    return {"tensor_parallel": layout.tensor, "pipeline_parallel": layout.pipeline}
+    sizes = (layout.tensor, layout.pipeline, layout.data)
+    return dict(zip(SIZES, sizes, strict=True))
 
 
 def layout_of(choice: ChosenLayout) -> Parallelism:
-    return Parallelism(choice.sizes["tensor_parallel"], choice.sizes["pipeline_parallel"])
+    return Parallelism(*(choice.sizes[key] for key in SIZES))
 
 
 def _figures(one: Candidate) -> dict[str, Any]:
