@@ -148,6 +148,8 @@ def with_sizes(
     sizes: Mapping[str, int],
 ) -> Layout | None:
     """The layout with these sizes in place of the profile's; None where it is not possible."""
+    if len(profile.compute_nodes) % sizes.get("data_parallel", 1):
+        return None
     changed = profile.serving.model_copy(update=dict(sizes))
     try:
         return layout(profile.model_copy(update={"serving": changed}), config, capabilities)

@@ -187,14 +187,12 @@ def _again(
 
 def choices(profile: Profile, config: Mapping[str, Any]) -> list[Parallelism]:
     """All layouts that the profile's model can be served in, the least communication first."""
-    nodes = len(profile.compute_nodes)
     total = sum(node.accelerators for node in profile.compute_nodes)
     cannot = serving.capabilities(profile.image)
     found = [
         layout
         for layout in candidates(config, total)
-        if nodes % layout.data == 0
-        and serving.with_sizes(profile, config, cannot, sizes_of(layout))
+        if serving.with_sizes(profile, config, cannot, sizes_of(layout))
     ]
     return sorted(found, key=communication)
 
