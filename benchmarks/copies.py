@@ -118,7 +118,7 @@ def measured(path: Path, name: str, repeats: int) -> dict[str, Any]:
 def memory(cluster: Cluster) -> Iterator[list[int]]:
     """The most memory that all processes of the nodes had at once during the body, in bytes."""
     most, ended = [0], threading.Event()
-    tops = [cluster.driver.leader(node) for node in cluster.profile.nodes]  # type: ignore[attr-defined]
+    tops = [cluster.driver.leader(node) for node in cluster.profile.nodes]
 
     def look() -> None:
         while not ended.wait(1.0):
