@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster import kernels, vllm
+from orchestrator.cluster.context import Context
 from orchestrator.cluster.vllm import (
     WORKER_UNIT,
     environment_file,
@@ -23,8 +24,7 @@ from orchestrator.cluster.vllm import (
     ray_head,
 )
 from orchestrator.core.templating import render
-from orchestrator.models.catalog import ModelFile
-from orchestrator.models.serving import Layout, copies, copy_of
+from orchestrator.models.serving import copies, copy_of
 from orchestrator.node.firewall import IN_FORCE, firewall
 from orchestrator.node.paths import (
     CACHE,
@@ -49,7 +49,6 @@ from orchestrator.node.resources import (
     service,
 )
 from orchestrator.node.state import NodeState
-from orchestrator.node.trust import Secret
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import (
     AUTHORIZED_KEYS,
@@ -76,20 +75,6 @@ HEAD_AWAY = 24 * 3600
 
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a node's state depends on beside the profile."""
-
-    operator_public: str
-    ray_token: Secret
-    api_key: Secret
-    host_ca: Secret
-    user_ca_public: str
-    layout: Layout
-    model_files: tuple[ModelFile, ...] = ()
-    warm: tuple[kernels.WarmCache, ...] = ()
 
 
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:

@@ -28,7 +28,7 @@ from orchestrator.node.paths import (
 from orchestrator.node.resources import File, Resource, Step, service
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.desired import Context
+    from orchestrator.cluster.context import Context
     from orchestrator.profile import Node, Profile
 
 SERVER_UNIT = "vllm.service"

@@ -84,13 +84,17 @@ class Fleet:
             with self.servers.pop(name) as server:
                 server.kill()
 
+    def said(self) -> str:
+        """The web servers' logs."""
+        return "\n".join(log.read_text() for log in self.home.glob("*.conf.log"))
+
     def restart_front(self) -> None:
         """As systemd does when a file that the unit reads has changed."""
         stop(self.front)
         told = replace(context(self.profile), api_key=Secret(self.key))
         state = desired(self.profile, self.profile.control, told)
         self.front = serve(self.space, state, self.home)
-        assert not as_long_as(lambda: self.ask("GET", "/v1/models")[0] == 0, 10, 0.05)
+        assert not as_long_as(lambda: self.ask("GET", "/v1/models")[0] == 0, 60, 0.1), self.said()
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
         """Status and body; 0 without an answer, and what came of a body that broke off."""
@@ -162,7 +166,7 @@ def fleet_at(home: Path, case: str) -> Iterator[Fleet]:
             run(["ip", "-n", space, "address", "add", address, "dev", "lo"])
         made.front = serve(space, states(profile)[profile.control.name], home)
         made.start()
-        assert not as_long_as(lambda: made.ask("GET", "/v1/models")[0] != 200, 10, 0.05)
+        assert not as_long_as(lambda: made.ask("GET", "/v1/models")[0] != 200, 60, 0.1), made.said()
         yield made
     finally:
         made.kill()

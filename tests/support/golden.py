@@ -14,7 +14,8 @@ import shutil
 from pathlib import Path
 
 from orchestrator.cluster import kernels, meet, on_nodes, wait_for_ray
-from orchestrator.cluster.desired import Context, desired
+from orchestrator.cluster.context import Context
+from orchestrator.cluster.desired import desired
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
