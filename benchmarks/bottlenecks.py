@@ -123,7 +123,7 @@ class Judge:
     ) -> Iterator[Named]:
         cluster = other or self.lab.cluster
         run = self.lab.run(cluster, workload)
-        layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
+        layout = Parallelism.of(cluster.layout)
         config, engines = cluster.model.config, (self.engine,)
         found = story(run, cluster.profile, config, layout, self.probes, engines, Earlier())
         for phase in found.phases:

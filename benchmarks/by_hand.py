@@ -18,9 +18,9 @@ import httpx
 from measure import ORCHESTRATE, Stage, timed
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import SERVER_UNIT, model_directory
 from orchestrator.cluster.readiness import POLL, SERVE_TIMEOUT
 from orchestrator.cluster.targets import publish_model, targets
+from orchestrator.cluster.vllm import SERVER_UNIT, model_directory
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.run import Result, run

@@ -80,7 +80,7 @@ def test_a_public_class_has_its_name_alone() -> None:
 
 #: Sent to nodes as files: what they print is read by a program here, or by the journal there.
 ON_NODES = re.compile(
-    r"orchestrator/(.*/(probe|node)_\w+|.*/(boot_service|sampler|wait_for_ray|support_node)"
+    r"orchestrator/(.*/(probe|node)_\w+|.*/(boot_service|sampler|wait_for_ray|meet|support_node)"
     r"|verify/first_run_steps|node/(agent|guard|kernel_\w+))\.py"
 )
 #: Prints its documents by the terminal's own pager.

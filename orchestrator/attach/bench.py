@@ -226,7 +226,7 @@ def _begun(profile: Attached, asked: Asked, seen: Looked) -> Run:
     if facts:
         versions["kernel"] = facts[0].kernel
     serving = profile.serving
-    layout = layout_text(serving.tensor_parallel, serving.pipeline_parallel)
+    layout = layout_text(serving.tensor_parallel, serving.pipeline_parallel, serving.data_parallel)
     return Run(
         id=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
         provenance=Provenance(

@@ -50,7 +50,7 @@ def settled_profile(
             where = profile.where("serving")
             raise BadInput(
                 f"--change-layout: {where} has no 'layout: auto', but sizes of its own",
-                "Change them there: serving.tensor_parallel, serving.pipeline_parallel.",
+                "Change them there: tensor_parallel, pipeline_parallel, data_parallel.",
             )
         return None
     return settle(profile, image_of(profile) if image_id is None else image_id, change=change)

@@ -254,8 +254,7 @@ def _ours(
 
     own = config or config_of(profile)
     sizes = serving.resolve(profile)
-    chosen = Parallelism(sizes.tensor, sizes.pipeline)
-    return asked(profile, own, chosen, measured, engines)
+    return asked(profile, own, Parallelism.of(sizes), measured, engines)
 
 
 def _own_config(profile: Attached) -> dict[str, Any] | None:

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster import kernels, wait_for_ray
+from orchestrator.cluster import kernels, vllm
+from orchestrator.cluster.context import Context
+from orchestrator.cluster.vllm import (
+    WORKER_UNIT,
+    environment_file,
+    model_directory,
+    ray_head,
+)
 from orchestrator.core.templating import render
-from orchestrator.models.catalog import ModelFile
-from orchestrator.models.serving import Layout, vllm_argv
+from orchestrator.models.serving import copies, copy_of
 from orchestrator.node.firewall import IN_FORCE, firewall
 from orchestrator.node.paths import (
     CACHE,
@@ -30,7 +35,6 @@ from orchestrator.node.paths import (
     RAY_TABLES,
     RAY_TOKEN,
     VENV,
-    VLLM_ENV,
     WITH_ENVIRONMENT,
 )
 from orchestrator.node.resources import (
@@ -45,7 +49,6 @@ from orchestrator.node.resources import (
     service,
 )
 from orchestrator.node.state import NodeState
-from orchestrator.node.trust import Secret
 from orchestrator.provision import boot_parameters
 from orchestrator.provision.identity import (
     AUTHORIZED_KEYS,
@@ -60,56 +63,30 @@ from orchestrator.provision.netboot import state as netboot
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: The units that answer at the endpoint: vLLM on its node, nginx before it on the control node.
-SERVER_UNIT = "vllm.service"
+#: What answers at the endpoint, on the control node: nginx before vLLM.
 FRONT_UNIT = "nginx.service"
 FRONT_KEY = f"{ETC}/endpoint-key.conf"
 MODELS_UNIT = "orchestrate-models.service"
-WAIT_FOR_RAY = f"{ETC}/wait_for_ray.py"
-HEAD_UNIT, WORKER_UNIT = "ray-head.service", "ray-worker.service"
+HEAD_UNIT = "ray-head.service"
 
 #: Seconds that Ray's workers, and vLLM with them, go on without a head. Theirs comes back with its
 #: tables; another one refuses them at once. So this only has to be longer than a repair takes.
 HEAD_AWAY = 24 * 3600
 
-#: Its files are read by vLLM at each start, and written by nobody else than the agent.
-VLLM_CONFIG = f"{ETC}/vllm"
-#: There, the names of variables that vLLM does not copy to its workers in Ray: they have no use for
-#: the key, and each node's Ray would keep it.
-KEPT_FROM_WORKERS = f"{VLLM_CONFIG}/ray_non_carry_over_env_vars.json"
-
 #: Groups that own accelerators' devices, where an image has them.
 DEVICE_GROUPS = ("render", "video")
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a node's state depends on beside the profile."""
-
-    operator_public: str
-    ray_token: Secret
-    api_key: Secret
-    host_ca: Secret
-    user_ca_public: str
-    layout: Layout
-    model_files: tuple[ModelFile, ...] = ()
-    warm: tuple[kernels.WarmCache, ...] = ()
-
-
-def model_directory(profile: Profile) -> str:
-    """Where the served model lies on compute nodes."""
-    return f"{MODELS}/{profile.serving.model}"
-
-
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     """The state that ``node`` has to be in."""
+    copy = None if profile.is_control(node) else copy_of(profile, context.layout, node)
     items: list[Resource] = [
         *_kernel(profile),
         *_links(profile, node),
         *_accounts(profile, context),
         *_base_files(profile, node, context),
         *_clock(profile, node),
-        *firewall(profile, node),
+        *firewall(profile, node, serves=copy is not None and copy.server is node),
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
@@ -121,8 +98,8 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         server = boot_parameters.server(profile)
         items += kernels.resources(profile, node, context.warm, server)
         items += _model(profile, context)
-    if node.name == profile.server.name:
-        items += _server(profile, context)
+    if copy:
+        items += vllm.resources(profile, node, copy, context)
     files = tuple(item for item in items if isinstance(item, File))
     return NodeState(
         node=node.name,
@@ -166,7 +143,7 @@ def _base_files(profile: Profile, node: Node, context: Context) -> Iterable[Reso
     yield File(Step.BASE, "/etc/hosts", hosts(profile, node))
     if profile.boot.dns:
         yield File(Step.BASE, RESOLVERS, resolvers(profile))
-    text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=_ray_address(profile))
+    text = render("profile.sh", venv=VENV, ray_env=RAY_ENV, ray_address=ray_head(profile))
     yield File(Step.BASE, "/etc/profile.d/orchestrate.sh", text)
 
 
@@ -200,14 +177,19 @@ def _front(profile: Profile, context: Context) -> Iterable[Resource]:
         pid=netboot.WEB_PID,
         key=FRONT_KEY,
         endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
-        server=f"{profile.ray_address(profile.server)}:{profile.serving.port}",
+        servers={
+            copy.server.name: f"{profile.ray_address(copy.server)}:{profile.serving.port}"
+            for copy in copies(profile, context.layout.data)
+        },
     )
     yield from service(Step.BASE, FRONT_UNIT, {netboot.WEB_CONFIG: text}, [FRONT_KEY])
 
 
 def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
     account = profile.users.service
-    yield File(Step.RAY, RAY_ENV, _environment(_ray_environment(profile, node)))
+    yield File(Step.RAY, RAY_ENV, environment_file(_ray_environment(profile, node)))
+    if not profile.serving.by_ray:
+        return
     yield File(
         Step.RAY,
         RAY_TOKEN,
@@ -228,7 +210,7 @@ def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:
         user=account,
         environment=RAY_ENV,
         address=profile.ray_address(node),
-        head=_ray_address(profile),
+        head=ray_head(profile),
         accelerators=node.accelerators,
         ray=profile.ray,
         firewall=IN_FORCE,
@@ -263,42 +245,6 @@ def _model(profile: Profile, context: Context) -> Iterable[Resource]:
         )
 
 
-def _server(profile: Profile, context: Context) -> Iterable[Resource]:
-    environment = {
-        "RAY_ADDRESS": _ray_address(profile),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        **profile.serving_env(),
-        "VLLM_API_KEY": context.api_key.reveal(),
-        "VLLM_CONFIG_ROOT": VLLM_CONFIG,
-    }
-    yield File(Step.SERVING, VLLM_ENV, _environment(environment), mode="0600", secret=True)
-    unit = SERVER_UNIT
-    text = render(
-        unit,
-        venv=VENV,
-        user=profile.users.service,
-        model=profile.serving.model,
-        environments=[RAY_ENV, VLLM_ENV],
-        firewall=IN_FORCE,
-        argv=[
-            WITH_ENVIRONMENT,
-            *(f"{VENV}/bin/python", WAIT_FOR_RAY, _ray_address(profile), str(context.layout.used)),
-            f"{VENV}/bin/vllm",
-            *vllm_argv(profile, model_directory(profile), context.layout),
-        ],
-    )
-    model = [f"{model_directory(profile)}/{file.path}" for file in context.model_files]
-    waiter = Path(wait_for_ray.__file__).read_text(encoding="utf-8")
-    files = {
-        f"/etc/systemd/system/{unit}": text,
-        WAIT_FOR_RAY: waiter,
-        KEPT_FROM_WORKERS: f"{json.dumps(['VLLM_API_KEY'])}\n",
-    }
-    yield from service(Step.SERVING, unit, files, [RAY_ENV, RAY_TOKEN, VLLM_ENV, *model])
-
-
 def _revised(unit: Unit, files: Sequence[File]) -> Unit:
     read = [
         (file.path, file.digest, file.owner, file.group, file.mode)
@@ -310,6 +256,17 @@ def _revised(unit: Unit, files: Sequence[File]) -> Unit:
 
 def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
     """What Ray's processes inherit, and vLLM's workers from them: set before `ray start`."""
+    return {
+        **(_of_ray(profile, node) if profile.serving.by_ray else {}),
+        "VLLM_HOST_IP": profile.ray_address(node),
+        "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
+        **kernels.environment(profile, node),
+        **profile.ray_env(node),
+    }
+
+
+def _of_ray(profile: Profile, node: Node) -> dict[str, str]:
+    """Ray's own variables."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": RAY_TOKEN,
@@ -324,21 +281,9 @@ def _ray_environment(profile: Profile, node: Node) -> dict[str, str]:
         # each layer: whatever else a node does would hold up all of them.
         "RAY_worker_niceness": "0",
         **(_head_tables() if profile.is_control(node) else {}),
-        "VLLM_HOST_IP": profile.ray_address(node),
-        "GLOO_SOCKET_IFNAME": node.links[profile.ray.network].interface,
-        **kernels.environment(profile, node),
-        **profile.ray_env(node),
     }
 
 
 def _head_tables() -> dict[str, str]:
     """The head keeps its tables on the control host's disk: it restarts, its workers do not."""
     return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{LASTING}/{RAY_TABLES}"}
-
-
-def _environment(variables: Mapping[str, str]) -> str:
-    return render("environment", variables=variables)
-
-
-def _ray_address(profile: Profile) -> str:
-    return f"{profile.ray_address(profile.control)}:{profile.ray.port}"

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import httpx
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT, SERVER_UNIT, WORKER_UNIT
+from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT
 from orchestrator.cluster.targets import verify_context
+from orchestrator.cluster.vllm import SERVER_UNIT, WORKER_UNIT
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.waiting import as_long_as
+from orchestrator.models.serving import copy_of, ways
 from orchestrator.node.selection import Selection
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState
@@ -105,38 +107,50 @@ def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> s
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
-    """Wait until the endpoint serves the model; fail early if one of its services ended."""
+    """Wait until every copy of the model answers at the endpoint; fail early if one of the services
+    behind it ended."""
     profile = cluster.profile
+    serving = [node for node in profile.compute_nodes if copy_of(profile, cluster.layout, node)]
     behind = [
-        AwaitedService(cluster, profile.server, SERVER_UNIT),
+        *(AwaitedService(cluster, node, SERVER_UNIT) for node in serving),
         AwaitedService(cluster, profile.control, FRONT_UNIT),
     ]
 
-    def last_line() -> str:
-        return last_lines(cluster, profile.server, SERVER_UNIT, 1)
+    def last_line(name: str) -> str:
+        node = next(node for node in serving if node.name == name)
+        return last_lines(cluster, node, SERVER_UNIT, 1)
 
     with board.step(CLUSTER, "serving"), cluster.client() as client:
 
-        def look() -> str:
-            if reason := why_not(client):
+        def look() -> dict[str, str]:
+            if missing := not_serving(cluster, client):
                 for node in profile.nodes:
                     must_have_power(cluster, node)
                 for service in behind:
                     service.must_come_up()
-                board.note(CLUSTER, f"{reason}; vLLM: {last_line()[-90:]}")
-            return reason
+                name, reason = next(iter(missing.items()))
+                board.note(CLUSTER, f"{reason}; vLLM: {last_line(name)[-90:]}")
+            return missing
 
-        if reason := as_long_as(look, SERVE_TIMEOUT, POLL):
+        if missing := as_long_as(look, SERVE_TIMEOUT, POLL):
+            name, reason = next(iter(missing.items()))
             raise UserError(
                 f"no answer at {cluster.endpoint} after {SERVE_TIMEOUT:g} s: {reason}",
-                f"vLLM's last line on {profile.server.name}: {last_line()}",
+                f"vLLM's last line on {name}: {last_line(name)}",
             )
 
 
-def why_not(client: httpx.Client) -> str:
-    """Why the endpoint does not serve yet; empty when it does."""
+def not_serving(cluster: Cluster, client: httpx.Client) -> dict[str, str]:
+    """Why copies of the model do not answer, by their servers' nodes; empty when all do."""
+    places = ways(cluster.profile, cluster.layout)
+    found = {name: why_not(client, place) for name, place in places.items()}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def why_not(client: httpx.Client, place: str = "") -> str:
+    """Why the endpoint, or a copy behind it, does not serve yet; empty when it does."""
     try:
-        response = client.get("/health", timeout=HEALTH_TIMEOUT)
+        response = client.get(f"{place}/health", timeout=HEALTH_TIMEOUT)
     except httpx.TransportError as error:
         return f"endpoint: {error}"
     return "" if response.status_code == httpx.codes.OK else f"HTTP {response.status_code}"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from orchestrator.cluster.certificates import shown_by
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.power_intent import kept_off
-from orchestrator.cluster.readiness import why_not
+from orchestrator.cluster.readiness import not_serving
 from orchestrator.cluster.targets import plan
 from orchestrator.cluster.up import bring
 from orchestrator.core.errors import UserError
@@ -174,8 +174,13 @@ def answering(cluster: Cluster) -> str:
     if not cluster.driver.running(cluster.profile.control):
         return "does not answer: the control node is off"
     with cluster.driver.network(), cluster.client() as client:
-        reason = why_not(client)
-    return f"does not answer: {reason}" if reason else GOOD
+        missing = not_serving(cluster, client)
+    if not missing:
+        return GOOD
+    if cluster.layout.data == 1:
+        return f"does not answer: {', '.join(missing.values())}"
+    told = ", ".join(f"{name} ({reason})" for name, reason in missing.items())
+    return f"{len(missing)} of {cluster.layout.data} copies do not answer: {told}"
 
 
 def told(outcome: Outcome) -> str:

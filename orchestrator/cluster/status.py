@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.readiness import why_not
 from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
-from orchestrator.models.serving import Layout
+from orchestrator.models.serving import Layout, ways
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
@@ -64,6 +65,8 @@ class Status:
     nodes: list[NodeStatus]
     choice: ImageChoice
     seen: Seen
+    #: Of several copies: why one does not answer, by its server's node; empty where it does.
+    copies: dict[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         plain = asdict(replace(self, seen=None))  # type: ignore[arg-type]
@@ -84,6 +87,9 @@ class Status:
         cluster.add_row("layout", Text(layout_words(self.layout)))
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
+        for name, reason in self.copies.items():
+            told = f"does not answer: {reason}" if reason else "answers"
+            cluster.add_row("copy", Text(f"{name}  {told}"))
         for kind, text in self.warnings():
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
@@ -154,6 +160,7 @@ def layout_words(layout: Layout) -> str:
     """A layout for people: ``tensor 2, pipeline 1, on 2 of 2 accelerators``."""
     words = [f"tensor {layout.tensor}", f"pipeline {layout.pipeline}"]
     words += ["expert parallel"] if layout.expert else []
+    words += [f"{layout.data} copies"] if layout.data > 1 else []
     return ", ".join([*words, f"on {layout.used} of {layout.accelerators} accelerators"])
 
 
@@ -174,8 +181,7 @@ def status(cluster: Cluster) -> Status:
     profile = cluster.profile
     states = power_states(cluster.driver, profile.nodes)
     powered = [node for node in profile.nodes if states[node.name] == PowerState.ON]
-    models: list[str] = []
-    note, alive = "the control node is off", dict[str, str]()
+    said, alive = AtEndpoint(note="the control node is off"), dict[str, str]()
     logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:
@@ -183,11 +189,11 @@ def status(cluster: Cluster) -> Status:
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
             asked = pool.map(lambda node: node_status(context, profile, node), powered)
             seen = {node.name: node for node in asked}
-            alive = ray_nodes(context, profile)
-            models, note = served(cluster)
+            alive = ray_nodes(context, profile) if profile.serving.by_ray else {}
+            said = served(cluster)
             with suppress(UserError):
                 logs = look.fetch(profile, cluster.remote(profile.control))
-    return assembled(cluster, states, seen, alive, models, note, logs)
+    return assembled(cluster, states, seen, alive, said, logs)
 
 
 def assembled(
@@ -195,8 +201,7 @@ def assembled(
     states: Mapping[str, PowerState],
     seen: Mapping[str, NodeStatus],
     alive: Mapping[str, str],
-    models: list[str],
-    note: str,
+    said: AtEndpoint,
     logs: Mapping[str, Any] | None,
 ) -> Status:
     """The state from what nodes and services said. ``seen``: the nodes that were asked; ``alive``:
@@ -221,8 +226,9 @@ def assembled(
         layout=cluster.layout,
         endpoint=cluster.endpoint,
         model=profile.serving.model,
-        models=models,
-        note=note,
+        models=said.models,
+        note=said.note,
+        copies=said.copies,
         nodes=nodes,
         choice=cluster.choice,
         seen=look.seen(profile, cluster.diary, logs, netbooted - answering, answering),
@@ -270,10 +276,25 @@ def ray_nodes(context: VerifyContext, profile: Profile) -> dict[str, str]:
     }
 
 
-def served(cluster: Cluster) -> tuple[list[str], str]:
-    """The models at the endpoint; if there are none, also the reason."""
+@dataclass(frozen=True)
+class AtEndpoint:
+    """What the endpoint says. ``models``: that it serves; ``note``: why there are none;
+    ``copies``: of several copies, why each does not serve, if so."""
+
+    models: list[str] = field(default_factory=list)
+    note: str = ""
+    copies: dict[str, str] = field(default_factory=dict)
+
+
+def served(cluster: Cluster) -> AtEndpoint:
+    """Ask the endpoint, and each of several copies."""
+    several = cluster.layout.data > 1
     with cluster.client() as client:
+        copies = {
+            name: why_not(client, place)
+            for name, place in (ways(cluster.profile, cluster.layout) if several else {}).items()
+        }
         try:
-            return gather.models(client), ""
+            return AtEndpoint(gather.models(client), "", copies)
         except (httpx.HTTPError, UserError) as error:
-            return [], f"no answer: {str(error).splitlines()[0]}"
+            return AtEndpoint([], f"no answer: {str(error).splitlines()[0]}", copies)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.cluster import kernels, members
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import Context, desired
+from orchestrator.cluster.context import Context
+from orchestrator.cluster.desired import desired
 from orchestrator.core.run import Result
 from orchestrator.core.slots import JOBS
 from orchestrator.models import capacity

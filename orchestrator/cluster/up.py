@@ -102,7 +102,8 @@ def bring(
         configure_nodes(cluster, targets(cluster, files), result, chosen, Slots(jobs))
         # Threads and processes that are started here are in the cluster's network too.
         with cluster.driver.network():
-            if (until == Step.RAY or (serves and whole)) and not result.failures:
+            joins = cluster.profile.serving.by_ray and (until == Step.RAY or (serves and whole))
+            if joins and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_ray(cluster, board, chosen))
             if serves and whole and not result.failures:
                 attempt(result, CLUSTER, lambda: wait_for_model(cluster, board))

@@ -10,7 +10,15 @@ from functools import partial
 from typing import Any
 
 from orchestrator.cluster.cluster import Cluster, open_cluster
-from orchestrator.cluster.status import Status, answered, assembled, layout_words, served, silent
+from orchestrator.cluster.status import (
+    AtEndpoint,
+    Status,
+    answered,
+    assembled,
+    layout_words,
+    served,
+    silent,
+)
 from orchestrator.cluster.targets import verify_context
 from orchestrator.dashboard import view
 from orchestrator.dashboard.gather import Polled, Tail
@@ -117,10 +125,10 @@ class Ours:
         with context.network():
             return gather.ray(context, self.profile)
 
-    def _endpoint(self) -> tuple[list[str], str]:
+    def _endpoint(self) -> AtEndpoint:
         cluster = self._cluster()
         if cluster is None or not self._on(self.profile.control):
-            return [], "the control node is off"
+            return AtEndpoint(note="the control node is off")
         with cluster.driver.network():
             return served(cluster)
 
@@ -128,7 +136,7 @@ class Ours:
         cluster = self._cluster()
         if cluster is None:
             return Kept(reason="the cluster cannot be opened")
-        layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
+        layout = Parallelism.of(cluster.layout)
         return self._shelf.look(layout, cluster.image_id, cluster.model.config)
 
     def _sampler(self, node: Node) -> Sequence[str] | None:
@@ -210,10 +218,10 @@ class Ours:
             each.address: "head" if each.head else f"{each.accelerators:g} accelerators"
             for each in (facts.nodes if facts else ())
         }
-        models, note = self.endpoint.value or ([], "no answer yet")
+        said = self.endpoint.value or AtEndpoint(note="no answer yet")
         if self.endpoint.problem:
-            models, note = [], self.endpoint.problem
-        return assembled(cluster, states, seen, alive, models, note, self.boots.value)
+            said = AtEndpoint(note=self.endpoint.problem)
+        return assembled(cluster, states, seen, alive, said, self.boots.value)
 
     def _of_node(
         self, node: Node, status: Status, does: dict[str, dict[str, Any]]
@@ -269,8 +277,8 @@ class Ours:
             yield judge.RANKS.check(control, judge.ranks(self.profile, cluster.layout, facts))
         elif self.ray.problem:
             yield judge.RAY_NODES.broken(control, self.ray.problem)
-        models, note = self.endpoint.value or ([], "")
-        if models:
-            yield judge.LISTED.check(control, judge.listed(self.profile, models))
-        elif note:
-            yield judge.LISTED.broken(control, note)
+        said = self.endpoint.value or AtEndpoint()
+        if said.models:
+            yield judge.LISTED.check(control, judge.listed(self.profile, said.models))
+        elif said.note:
+            yield judge.LISTED.broken(control, said.note)

@@ -19,7 +19,7 @@ from orchestrator.models.config import group_misfit, has_experts, pipeline_misfi
 from orchestrator.models.reading import served
 
 if TYPE_CHECKING:
-    from orchestrator.profile.model import Profile
+    from orchestrator.profile.model import Node, Profile
 
 #: The capability that says why an image cannot spread experts.
 NO_EXPERT_PARALLEL = "no_expert_parallel"
@@ -27,7 +27,7 @@ NO_EXPERT_PARALLEL = "no_expert_parallel"
 
 @dataclass(frozen=True)
 class Layout:
-    """How one copy of the model lies on the cluster."""
+    """How the model lies on the cluster."""
 
     #: Over how many accelerators each layer is spread.
     tensor: int
@@ -37,11 +37,70 @@ class Layout:
     expert: bool
     #: How many accelerators the compute nodes have together.
     accelerators: int
+    #: How many copies of the model there are, each with both sizes.
+    data: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """How many accelerators one copy lies on."""
+        return self.tensor * self.pipeline
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Tensor, pipeline and data parallel size."""
+        return self.tensor, self.pipeline, self.data
 
     @property
     def used(self) -> int:
         """How many of the accelerators the model lies on."""
-        return self.tensor * self.pipeline
+        return self.ranks * self.data
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the model, and the nodes that it may use. vLLM's server is on the first."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def server(self) -> Node:
+        return self.nodes[0]
+
+    def devices(self, ranks: int) -> list[Node]:
+        """The node of each of its ranks: node by node, in order."""
+        return [node for node in self.nodes for _ in range(node.accelerators)][:ranks]
+
+    def members(self, ranks: int) -> tuple[Node, ...]:
+        """Its first nodes that hold the ranks evenly, as `executor: mp` needs; empty without."""
+        for count in range(1, len(self.nodes) + 1):
+            each, rest = divmod(ranks, count)
+            if not rest and all(node.accelerators >= each for node in self.nodes[:count]):
+                return self.nodes[:count]
+        return ()
+
+
+def ways(profile: Profile, layout: Layout) -> dict[str, str]:
+    """Where the endpoint leads to each copy: its server's name -> what the path begins with."""
+    if layout.data == 1:
+        return {profile.server.name: ""}
+    names = [copy.server.name for copy in copies(profile, layout.data)]
+    return {name: f"/copies/{name}" for name in names}
+
+
+def copies(profile: Profile, count: int) -> tuple[Copy, ...]:
+    """The groups of nodes that so many copies lie on."""
+    nodes = profile.compute_nodes
+    size = len(nodes) // count
+    return tuple(Copy(nodes[at : at + size]) for at in range(0, size * count, size))
+
+
+def copy_of(profile: Profile, layout: Layout, node: Node) -> Copy | None:
+    """The copy that a compute node's vLLM belongs to; None where none of it is started there."""
+    for copy in copies(profile, layout.data):
+        by_ray = profile.serving.by_ray
+        if node in (copy.nodes[:1] if by_ray else copy.members(layout.ranks)):
+            return copy
+    return None
 
 
 def resolve(profile: Profile) -> Layout:
@@ -89,6 +148,8 @@ def with_sizes(
     sizes: Mapping[str, int],
 ) -> Layout | None:
     """The layout with these sizes in place of the profile's; None where it is not possible."""
+    if len(profile.compute_nodes) % sizes.get("data_parallel", 1):
+        return None
     changed = profile.serving.model_copy(update=dict(sizes))
     try:
         return layout(profile.model_copy(update={"serving": changed}), config, capabilities)
@@ -123,11 +184,18 @@ def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[st
     way, else the largest smaller one. ``expert_parallel: auto`` is true where the model has
     experts, the image can spread them and there is more than one rank to spread them over.
 
+    With copies, a size has to fit into the group of nodes with the fewest accelerators.
+    ``data_parallel: auto`` comes last: as many groups as hold the sizes.
+
     What config.json does not say is not checked. Raises DocumentError (with file, line and key)
     where a given size contradicts the accelerators, the model or the image.
     """
     serving = profile.serving
-    total = sum(node.accelerators for node in profile.compute_nodes)
+    data = 1 if serving.data_parallel == "auto" else serving.data_parallel
+    total = _room(profile, data)
+    if not total:
+        text = f"{data} copies leave a group of nodes without an accelerator; allowed: fewer"
+        _refuse(profile, "data_parallel", f"{text}, or auto")
     tensor, pipeline = serving.tensor_parallel, serving.pipeline_parallel
 
     def misfit(size: int) -> str:
@@ -142,6 +210,11 @@ def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[st
         _refuse(profile, "tensor_parallel", f"{tensor} {why}; allowed: {allowed}")
     if pipeline != "auto" and (why := pipeline_misfit(config, pipeline)):
         _refuse(profile, "pipeline_parallel", f"{pipeline} {why}")
+    groups = copies(profile, data)
+
+    def spread(ranks: int) -> bool:
+        return serving.by_ray or all(copy.members(ranks) for copy in groups)
+
     pairs = [
         (t, p)
         for t in ([tensor] if tensor != "auto" else fits)
@@ -149,21 +222,56 @@ def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[st
         if t * p <= total and not pipeline_misfit(config, p)
     ]
     if not pairs:
-        _refuse_too_large(profile, total)
-    tensor, pipeline = max(pairs, key=lambda pair: (pair[0] * pair[1], pair[0]))
+        _refuse_too_large(profile, total, data)
+    if not (even := [pair for pair in pairs if spread(pair[0] * pair[1])]):
+        text = "mp puts as many ranks on each node of a copy, and its nodes' accelerators do not"
+        _refuse(profile, "executor", f"{text} allow it with these sizes; allowed: ray")
+    tensor, pipeline = max(even, key=lambda pair: (pair[0] * pair[1], pair[0]))
+    if serving.data_parallel == "auto":
+        data = _most_copies(profile, tensor * pipeline)
     expert = _expert(profile, config, capabilities, tensor)
-    return Layout(tensor, pipeline, expert, total)
+    accelerators = sum(node.accelerators for node in profile.compute_nodes)
+    return Layout(tensor, pipeline, expert, accelerators, data)
 
 
-def vllm_argv(profile: Profile, model_dir: str | Path, layout: Layout) -> list[str]:
-    """The words after vLLM's executable. The API key is not among them: it goes by VLLM_API_KEY."""
-    serving = profile.serving
+def _room(profile: Profile, count: int) -> int:
+    """The accelerators of the smallest of so many groups of nodes."""
+    return min(sum(each.accelerators for each in copy.nodes) for copy in copies(profile, count))
+
+
+def _most_copies(profile: Profile, ranks: int) -> int:
+    """How many copies of so many ranks the nodes hold, in groups of equal size."""
+    nodes = len(profile.compute_nodes)
+
+    def holds(count: int) -> bool:
+        if nodes % count:
+            return False
+        groups = copies(profile, count)
+        even = profile.serving.by_ray or all(copy.members(ranks) for copy in groups)
+        return even and _room(profile, count) >= ranks
+
+    return max(count for count in range(1, nodes + 1) if holds(count))
+
+
+def vllm_argv(
+    profile: Profile, model_dir: str | Path, layout: Layout, node: Node | None = None
+) -> list[str]:
+    """The words after vLLM's executable on a node (the first copy's server). The API key is not
+    among them: it goes by VLLM_API_KEY."""
+    serving, node = profile.serving, node or profile.server
     argv = ["serve", str(model_dir), "--served-model-name", serving.model]
-    argv += ["--host", profile.ray_address(profile.server), "--port", str(serving.port)]
+    argv += ["--host", profile.ray_address(node), "--port", str(serving.port)]
     argv += ["--tensor-parallel-size", str(layout.tensor)]
     argv += ["--pipeline-parallel-size", str(layout.pipeline)]
     argv += ["--enable-expert-parallel"] if layout.expert else []
-    argv += ["--distributed-executor-backend", "ray"]
+    argv += ["--distributed-executor-backend", serving.executor]
+    copy = copy_of(profile, layout, node)
+    members = copy.members(layout.ranks) if copy and not serving.by_ray else ()
+    if len(members) > 1:
+        rank = members.index(node)
+        argv += ["--nnodes", str(len(members)), "--node-rank", str(rank)]
+        argv += ["--master-addr", profile.ray_address(members[0])]
+        argv += ["--headless"] if rank else []
     return argv + flags(serving.args)
 
 
@@ -200,12 +308,13 @@ def _expert_obstacles(
         yield "expert parallelism needs two or more tensor-parallel ranks; there is one"
 
 
-def _refuse_too_large(profile: Profile, total: int) -> NoReturn:
+def _refuse_too_large(profile: Profile, total: int, data: int) -> NoReturn:
     tensor, pipeline = profile.serving.tensor_parallel, profile.serving.pipeline_parallel
     key = "pipeline_parallel" if tensor == "auto" else "tensor_parallel"
     sizes = [str(size) for size in (tensor, pipeline) if size != "auto"]
     needed = " x ".join(sizes)
-    text = f"needs {needed} accelerators, the compute nodes have {total}; make it smaller, or auto"
+    have = "the compute nodes have" if data == 1 else f"a group of nodes of {data} copies has"
+    text = f"needs {needed} accelerators, {have} {total}; make it smaller, or auto"
     _refuse(profile, key, text)
 
 

@@ -21,9 +21,11 @@ CONNECTIONS, CLIENTS = 100, 1000
 IN_FORCE = "/bin/sh -c '/usr/sbin/nft list table inet orchestrate_firewall >/dev/null'"
 
 
-def firewall(profile: Profile, node: Node) -> Iterable[Resource]:
-    """Its rules, and the unit that puts them in force, before anything listens."""
-    serves = node.name == profile.server.name
+def firewall(profile: Profile, node: Node, *, serves: bool) -> Iterable[Resource]:
+    """Its rules, and the unit that puts them in force, before anything listens.
+
+    ``serves``: a server of vLLM's is on the node.
+    """
     text = render(
         "firewall.nft",
         nodes=[link.address for each in profile.nodes for link in each.links.values()],

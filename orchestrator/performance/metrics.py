@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.models.serving import copies
 from orchestrator.node.paths import PYTHON
-from orchestrator.profile import Profile
+from orchestrator.profile import Node, Profile
 
 #: Seconds to fetch the metrics.
 TIMEOUT = 30.0
@@ -21,19 +22,28 @@ IN_WORK = ("num_requests_running", "num_requests_waiting")
 LINE = re.compile(rf"^{PREFIX}(\w+)(?:{{[^}}]*}})? (\S+)$", re.MULTILINE)
 
 
-def url(profile: Profile) -> str:
-    return f"http://{profile.ray_address(profile.server)}:{profile.serving.port}/metrics"
+def url(profile: Profile, server: Node) -> str:
+    """The URL of the metrics of a copy's server."""
+    return f"http://{profile.ray_address(server)}:{profile.serving.port}/metrics"
 
 
 def page(cluster: Cluster) -> str:
-    """Fetch the metrics; call it in the cluster's network. Raises UserError if that fails."""
-    argv = [PYTHON, "-c", FETCH, url(cluster.profile)]
-    remote = cluster.remote(cluster.profile.server)
-    return remote.run(argv, what="vLLM's metrics", timeout=TIMEOUT).out
+    """Fetch the metrics of all copies, one after the other; call it in the cluster's network.
+    Raises UserError if that fails."""
+    return "\n".join(
+        cluster.remote(copy.server)
+        .run(
+            [PYTHON, "-c", FETCH, url(cluster.profile, copy.server)],
+            what="vLLM's metrics",
+            timeout=TIMEOUT,
+        )
+        .out
+        for copy in copies(cluster.profile, cluster.layout.data)
+    )
 
 
 def values(text: str) -> dict[str, float]:
-    """Values by name without prefix, added over engines and labels.
+    """Values by name without prefix, added over copies, engines and labels.
 
     Histogram buckets are left out: they are cumulative, so that their sum means nothing.
     """

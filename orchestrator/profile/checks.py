@@ -330,6 +330,20 @@ def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
     if boot.peers and boot.http_port == serving.port:
         text = f"{serving.port} is also boot.http_port, with boot.peers on compute nodes too"
         yield ("serving", "port"), f"{text}; ports must be unique"
+    taken = {serving.port: "serving.port"}
+    taken |= {boot.http_port: "boot.http_port"} if boot.peers else {}
+    if serving.executor == "mp" and (other := taken.get(serving.meeting_port)):
+        text = f"{serving.meeting_port} is also {other}, on compute nodes too"
+        yield ("serving", "meeting_port"), f"{text}; ports must be unique"
+
+
+def copies_divide_the_nodes(compute_nodes: tuple[Node, ...], serving: Serving) -> Found:
+    """Each copy has as many nodes as any other."""
+    wanted, nodes = serving.data_parallel, len(compute_nodes)
+    if wanted != "auto" and nodes % wanted:
+        sizes = ", ".join(str(size) for size in range(1, nodes + 1) if nodes % size == 0)
+        text = f"{wanted} does not divide the {nodes} compute nodes; allowed: {sizes} or auto"
+        yield ("serving", "data_parallel"), text
 
 
 CHECKS: tuple[Check, ...] = (
@@ -354,6 +368,7 @@ CHECKS: tuple[Check, ...] = (
     cards_are_shared_by_the_control_node,
     nat_is_another_network,
     ports_differ,
+    copies_divide_the_nodes,
     placeholders_are_known,
     caches_have_their_own_variables,
     workloads_are_possible,

@@ -356,7 +356,7 @@ class Profile(WholeFile):
 
     @property
     def server(self) -> Node:
-        """The compute node that the vLLM server runs on."""
+        """The compute node that the vLLM server runs on: the first copy's."""
         return self.compute_nodes[0]
 
     def is_control(self, node: Node) -> bool:
@@ -395,9 +395,11 @@ class Profile(WholeFile):
         """The environment that Ray is started with on ``node``: ``ray.env`` with its links."""
         return self._expand(self.ray.env, node)
 
-    def serving_env(self) -> dict[str, str]:
-        """The environment of the vLLM server: ``ray.env`` of its node, then ``serving.env``."""
-        return self.ray_env(self.server) | self._expand(self.serving.env, self.server)
+    def serving_env(self, node: Node | None = None) -> dict[str, str]:
+        """The environment of vLLM on ``node`` (the first server's): ``ray.env`` of that node, then
+        ``serving.env``."""
+        node = node or self.server
+        return self.ray_env(node) | self._expand(self.serving.env, node)
 
     def _expand(self, env: Mapping[str, str], node: Node) -> dict[str, str]:
         def value(match: re.Match[str]) -> str:

@@ -60,7 +60,7 @@ class CompileCache(Section):
 
 
 class Serving(Section):
-    """`vllm serve`: on the first compute node, reached through the control node."""
+    """`vllm serve`: on the first compute node of each copy, reached through the control node."""
 
     model: ModelName = Field(
         description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
@@ -85,6 +85,22 @@ class Serving(Section):
     pipeline_parallel: WholeOrAuto = Field(
         default=1, description="The number of pipeline stages that the layers are divided into."
     )
+    data_parallel: WholeOrAuto = Field(
+        default=1,
+        description="The number of copies of the model, each on a group of nodes of its own: the"
+        " compute nodes in order, divided evenly. The endpoint sends a request to the copy with"
+        " the fewest. `auto`: as many as the nodes hold with the two sizes above.",
+    )
+    executor: Literal["ray", "mp"] = Field(
+        default="ray",
+        description="What runs a copy's ranks. `ray`: actors of Ray. `mp`: vLLM's own processes,"
+        " started together on the copy's nodes; no Ray runs then.",
+    )
+    meeting_port: HighPort = Field(
+        default=8001,
+        description="With `executor: mp`: the port on a copy's first node where its other nodes"
+        " meet it.",
+    )
     expert_parallel: BoolOrAuto = Field(
         default="auto",
         description="Expert parallelism: each accelerator holds whole experts instead of a slice of"
@@ -101,7 +117,7 @@ class Serving(Section):
         description="Directories of compiled kernels that outlive a boot. Default: each boot"
         " compiles again what is compiled at first use.",
     )
-    port: HighPort = Field(description="The port of vLLM on the first compute node.")
+    port: HighPort = Field(description="The port of vLLM on each copy's first compute node.")
     endpoint_port: Port = Field(
         description="The port of the endpoint on the control node, for clients."
     )
@@ -115,3 +131,8 @@ class Serving(Section):
         description="Further environment variables of the vLLM server, in addition to `ray.env`, "
         "with the same placeholders.",
     )
+
+    @property
+    def by_ray(self) -> bool:
+        """Whether Ray runs the model's ranks."""
+        return self.executor == "ray"

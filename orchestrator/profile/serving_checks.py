@@ -50,7 +50,7 @@ def layout_has_a_workload(serving: Serving, bench: Bench) -> Found:
         allowed = f"allowed: {', '.join(known)}" if known else "add one to bench.workloads"
         text = f"auto needs serving.workload, the workload to choose for; {allowed}"
         yield ("serving", "layout"), text
-    for key in ("tensor_parallel", "pipeline_parallel"):
+    for key in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
         size = getattr(serving, key)
         if key in serving.model_fields_set and size != "auto":
             text = f"{size} contradicts serving.layout: auto, which chooses it; remove one of both"

@@ -15,6 +15,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.slots import JOBS, Slots
 from orchestrator.core.waiting import as_long_as
 from orchestrator.models.catalog import Answer
+from orchestrator.models.serving import ways
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection, everything
 from orchestrator.profile import Node, Profile
@@ -66,7 +67,10 @@ def _parts(profile: Profile, context: VerifyContext, chosen: Selection) -> list[
         machines = [_hardware(profile, context, node) for node in chosen.nodes if node.hardware]
         parts = [_node(profile, context, node) for node in chosen.nodes] + machines + parts
     if Step.RAY in chosen.steps and has_control:
-        parts += [_ray(profile, context), _ray_status(profile, context)]
+        if profile.serving.by_ray:
+            parts += [_ray(profile, context), _ray_status(profile, context)]
+        else:
+            parts.append(_ranks(profile, context))
     if Step.SERVING in chosen.steps and has_control:
         parts.append(_endpoint(profile, context))
     return parts
@@ -130,10 +134,21 @@ def _ray(profile: Profile, context: VerifyContext) -> Part:
         yield judge.RAY_NODES.check(name, judge.ray_nodes(profile, facts))
         yield judge.RAY_HEAD.check(name, judge.ray_head(profile, facts))
         yield judge.RAY_ACCELERATORS.check(name, judge.ray_accelerators(profile, facts))
-        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, facts))
+        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, facts.workers))
 
     rules = (judge.RAY_NODES, judge.RAY_HEAD, judge.RAY_ACCELERATORS, judge.RANKS)
     return Part([(rule, name) for rule in rules], make)
+
+
+def _ranks(profile: Profile, context: VerifyContext) -> Part:
+    """The ranks that no Ray knows."""
+    name = profile.control.name
+
+    def make() -> Iterator[Check]:
+        found = gather.ranks(context, profile)
+        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, found))
+
+    return Part([(judge.RANKS, name)], make)
 
 
 def _ray_status(profile: Profile, context: VerifyContext) -> Part:
@@ -156,40 +171,56 @@ def _ray_status(profile: Profile, context: VerifyContext) -> Part:
 
 
 def _endpoint(profile: Profile, context: VerifyContext) -> Part:
+    """The endpoint, and each of several copies behind it, one after the other: which requests are
+    computed together changes the order of sums, and the log probabilities are compared."""
     name = profile.control.name
-    rules = [
-        judge.LISTED,
-        judge.KEY_NEEDED,
-        *(judge.answer_rule(answer) for answer in context.answers),
-        judge.REPEATED,
-    ]
+    answers = [judge.answer_rule(answer) for answer in context.answers]
+    whole = [judge.LISTED, judge.KEY_NEEDED, *answers, judge.REPEATED]
+    one = [judge.LISTED, *answers]
+    copies = ways(profile, context.layout) if context.layout.data > 1 else {}
 
     def make() -> Iterator[Check]:
         with context.http() as client:
-            yield from _in_turn(name, zip(rules, _looks(profile, context, client), strict=True))
+            looks = _looks(profile, context, client)
+            yield from _in_turn(name, zip(whole, looks, strict=True))
+        for copy, place in copies.items():
+            with context.http() as client:
+                client.base_url = client.base_url.copy_with(path=place)
+                yield from _in_turn(copy, zip(one, _known(profile, context, client), strict=True))
 
-    return Part([(rule, name) for rule in rules], make)
+    return Part(
+        [(rule, name) for rule in whole] + [(r, copy) for copy in copies for r in one], make
+    )
 
 
 def _looks(
     profile: Profile, context: VerifyContext, client: httpx.Client
 ) -> Iterator[Callable[[], Verdict]]:
-    """What the endpoint is asked, one after the other: which requests are computed together
-    changes the order of sums, and the log probabilities are compared."""
+    """What the endpoint is asked."""
     wanted = profile.verification
-
-    def known(answer: Answer) -> Callable[[], Verdict]:
-        return lambda: judge.answer(answer, gather.ask(client, profile, answer.question))
 
     def again() -> Verdict:
         question = context.answers[0].question if context.answers else ANY_QUESTION
         answers = [gather.ask(client, profile, question) for _ in range(wanted.repeats)]
         return judge.repeated(answers, wanted.logprob_tolerance)
 
-    yield lambda: judge.listed(profile, gather.models(client))
+    listed, *known = _known(profile, context, client)
+    yield listed
     yield lambda: judge.key_needed(gather.status_without_key(client))
-    yield from map(known, context.answers)
+    yield from known
     yield again
+
+
+def _known(
+    profile: Profile, context: VerifyContext, client: httpx.Client
+) -> Iterator[Callable[[], Verdict]]:
+    """What each copy has to answer."""
+
+    def known(answer: Answer) -> Callable[[], Verdict]:
+        return lambda: judge.answer(answer, gather.ask(client, profile, answer.question))
+
+    yield lambda: judge.listed(profile, gather.models(client))
+    yield from map(known, context.answers)
 
 
 def _in_turn(node: str, looks: Iterable[Look]) -> Iterator[Check]:

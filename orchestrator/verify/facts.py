@@ -147,8 +147,8 @@ class RayNode:
 
 
 @dataclass(frozen=True)
-class RayWorker:
-    """A running actor that holds a rank of the model."""
+class RankFacts:
+    """What holds a rank of the model: a running actor of Ray's, or a process."""
 
     name: str
     address: str
@@ -159,7 +159,7 @@ class RayFacts:
     """The document that ``probe_ray.py`` prints."""
 
     nodes: list[RayNode]
-    workers: list[RayWorker]
+    workers: list[RankFacts]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from orchestrator.profile import Node, Profile
 from orchestrator.profile.existing import Attached
 from orchestrator.profile.hardware import Hardware
 from orchestrator.provision.identity import HOST_KEY
-from orchestrator.verify.facts import Clock, Generated, HardwareFacts, NodeFacts, RayFacts
+from orchestrator.verify.facts import (
+    Clock,
+    Generated,
+    HardwareFacts,
+    NodeFacts,
+    RankFacts,
+    RayFacts,
+)
 
 #: Where the initrd records which image it booted.
 IMAGE_ID = "/run/orchestrate/image-id"
@@ -123,6 +131,19 @@ def ray(context: VerifyContext, profile: Profile) -> RayFacts:
     argv = _in_ray_environment([f"{VENV}/bin/python", "-", head])
     out = _output(context, profile.control, argv, _source("probe_ray"), RAY_TIMEOUT)
     return TypeAdapter(RayFacts).validate_json(out)
+
+
+def ranks(context: VerifyContext, profile: Profile) -> list[RankFacts]:
+    """The processes that hold the model's ranks, on all compute nodes."""
+
+    def on(node: Node) -> list[RankFacts]:
+        with context.network():
+            out = _output(context, node, [PYTHON, "-"], _source("probe_ranks"), NODE_TIMEOUT)
+        titles = TypeAdapter(list[str]).validate_json(out)
+        return [RankFacts(title, profile.ray_address(node)) for title in titles]
+
+    with ThreadPoolExecutor(len(profile.compute_nodes)) as pool:
+        return [each for found in pool.map(on, profile.compute_nodes) for each in found]
 
 
 def ray_status(context: VerifyContext, profile: Profile) -> str:

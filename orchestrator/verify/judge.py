@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.models.catalog import Answer
-from orchestrator.models.serving import Layout
+from orchestrator.models.serving import Layout, copies, copy_of
 from orchestrator.profile import Node, Profile
 from orchestrator.profile.existing import Attached
-from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts
+from orchestrator.verify.facts import Clock, Generated, NodeFacts, RankFacts, RayFacts
 from orchestrator.verify.report import Check, Severity
 
 #: The name that a compute node's own loopback address has.
@@ -151,7 +151,10 @@ RAY_ACCELERATORS = Rule(
     "ray accelerators", "profile: accelerators; on the nodes: ray start's flags"
 )
 RAY_STATUS = Rule("ray status", "on {node}: ray status")
-RANKS = Rule("ranks", "on {node}: ray list actors; the server's log: journalctl -b -u vllm")
+RANKS = Rule(
+    "ranks",
+    "on {node}, with executor ray: ray list actors; the servers' logs: journalctl -b -u vllm",
+)
 
 
 def ray_nodes(profile: Profile, facts: RayFacts) -> Verdict:
@@ -188,20 +191,41 @@ def ray_status(profile: Profile, text: str) -> Verdict:
     return same(wanted, f"{count} active nodes")
 
 
-def ranks(profile: Profile, layout: Layout, facts: RayFacts) -> Verdict:
-    """Every rank on an accelerator of its own: no node holds more than it has, none elsewhere."""
-    held = Counter(worker.address for worker in facts.workers)
+def ranks(profile: Profile, layout: Layout, workers: Sequence[RankFacts]) -> Verdict:
+    """Every rank on an accelerator of its own: no node holds more than it has, none elsewhere, and
+    each copy has all of its ranks on its own nodes."""
+    held = Counter(worker.address for worker in workers)
     room = {profile.ray_address(node): node.accelerators for node in profile.nodes}
     fits = all(count <= room.get(address, 0) for address, count in held.items())
     names = {profile.ray_address(node): node.name for node in profile.nodes}
     seen = {names.get(address, address): float(count) for address, count in sorted(held.items())}
     limits = {node.name: float(node.accelerators) for node in profile.compute_nodes}
     most = "" if layout.used == layout.accelerators else "at most "
+    whole = [
+        sum(held[profile.ray_address(node)] for node in copy.nodes) == layout.ranks
+        for copy in copies(profile, layout.data)
+    ]
+    of = f"{layout.data} copies of {layout.ranks} ranks" if layout.data > 1 else ""
     return Verdict(
-        fits and held.total() == layout.used,
-        f"{layout.used} ranks: {most}{_counts(limits)}",
-        f"{held.total()} ranks: {_counts(seen)}" if seen else "no rank",
+        fits and all(whole) and held.total() == layout.used,
+        f"{of or f'{layout.used} ranks'}: {most}{_counts(limits)}",
+        f"{held.total()} ranks: {_counts(seen)}{_without(profile, layout, held)}"
+        if seen
+        else "no rank",
     )
+
+
+def _without(profile: Profile, layout: Layout, held: Mapping[str, int]) -> str:
+    """The nodes that have to have a rank and have none. Ray may choose, where it has a choice."""
+    full = layout.used == layout.accelerators
+    nodes = [
+        node
+        for node in profile.compute_nodes
+        if (full and node.accelerators)
+        or (not profile.serving.by_ray and copy_of(profile, layout, node))
+    ]
+    names = [node.name for node in nodes if not held[profile.ray_address(node)]]
+    return f"; none on {', '.join(names)}" if names else ""
 
 
 _SERVER_LOOK = "the server's log: journalctl -b -u vllm; on {node}: journalctl -u nginx"

@@ -91,11 +91,12 @@ class Endpoint:
         return (int(found[1]) if found else 0), answer
 
 
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[Endpoint]:
+@pytest.fixture(params=["sim", "copies"])
+def endpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """Before one server, and before one of two copies."""
     netns.delete(SPACE)
     netns.create(SPACE)
-    profile = load(GOLDEN / "sim/profile.yml")
+    profile = load(GOLDEN / request.param / "profile.yml")
     control, server = profile.control, profile.server
     upstream = Upstream()
     servers = start(profile, states(profile)[control.name], tmp_path)
@@ -136,6 +137,8 @@ AROUND = (
     "/{}%00/../health", "/{}%0a/../health", "/{}%23/../health", "/{}%3f/../health",
     "/{}#/../health",
     "http://x/{}", "http://x/{}/../health", "http://x//{}/../health", "http://x/v1/../{}",
+    "/session/{}", "/session/../{}", "/v1/../session/{}", "/copies/node-a/{}",
+    "/copies/node-a/v1/../{}", "/copies/node-a/health/../{}", "/copies/node-a/v1/..%2f{}",
     "/V1/../{}", "/%76%31/../{}", "/{}/%c0%ae%c0%ae/health", "/{}/%u002e%u002e/health",
 )  # fmt: skip
 
@@ -145,7 +148,7 @@ def test_no_spelling_reaches_what_vllm_gives_to_anybody(endpoint: Endpoint) -> N
     for number, target in enumerate(targets):
         for method in ("GET", "POST"):
             # With the key, nginx passes on what it would refuse otherwise.
-            for headers in ("", f"Authorization: Bearer {KEY}\r\n"):
+            for headers in ("", f"Authorization: Bearer {KEY}\r\nX-Session-ID: x\r\n"):
                 # From many addresses: each may ask for /health so often.
                 source = f"127.0.1.{number + 1}"
                 status, answer = endpoint.ask(target, method, headers, source)

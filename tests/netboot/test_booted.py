@@ -11,8 +11,8 @@ import pytest
 from support.booting import Booting
 from support.netboot import STRANGE_MAC, Net
 
-from orchestrator.cluster.desired import WORKER_UNIT
 from orchestrator.cluster.readiness import missing_layer
+from orchestrator.cluster.vllm import WORKER_UNIT
 from orchestrator.node.paths import VENV
 from orchestrator.performance.bench.sample import sampling, series
 from orchestrator.provision.machines import netns

@@ -13,8 +13,9 @@ import json
 import shutil
 from pathlib import Path
 
-from orchestrator.cluster import kernels, wait_for_ray
-from orchestrator.cluster.desired import Context, desired
+from orchestrator.cluster import kernels, meet, on_nodes, wait_for_ray
+from orchestrator.cluster.context import Context
+from orchestrator.cluster.desired import desired
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
@@ -39,7 +40,7 @@ CODE = {
     boot_service_file().read_text(),
     *(
         Path(str(each.__file__)).read_text()
-        for each in (wait_for_ray, kernel_archive, kernel_cache)
+        for each in (wait_for_ray, meet, on_nodes, kernel_archive, kernel_cache)
     ),
 }
 IMAGE = Image("1" * 64, "golden")
@@ -47,13 +48,14 @@ IMAGE = Image("1" * 64, "golden")
 
 def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
     accelerators = sum(node.accelerators for node in profile.compute_nodes)
+    copies = int(profile.serving.data_parallel)
     return Context(
         operator_public="ssh-ed25519 OPERATOR\n",
         ray_token=Secret(token),
         api_key=Secret("API KEY"),
         host_ca=Secret("HOST CA"),
         user_ca_public="USER CA\n",
-        layout=Layout(tensor=accelerators, pipeline=1, expert=False, accelerators=accelerators),
+        layout=Layout(accelerators // copies, 1, False, accelerators, copies),
         model_files=(
             ModelFile("config.json", "a" * 64, 700),
             ModelFile("model.safetensors", "b" * 64, 2_000_000),

@@ -1,6 +1,7 @@
 """A server like vLLM's, for faults of endpoints, and a process to be found: standard library only.
 
-    python3 .../vllm serve MODEL [--port N] [--api-key KEY] [--fault NAME] [--tls CERT KEY] ...
+    python3 .../vllm serve MODEL [--host ADDRESS] [--port N] [--api-key KEY] [--fault NAME]
+        [--log FILE: gets each request's "user"] [--tls CERT KEY] ...
 
 Copied to a file named vllm, it has the command line of a real one. It prints its port when ready.
 """
@@ -14,6 +15,7 @@ import ssl
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 GIVEN = dict(zip(sys.argv, [*sys.argv[1:], ""], strict=False))
@@ -77,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer('{"version": "0.30.0"}')
         elif self.path == "/metrics":
             self.answer(METRICS)
+        elif self.path == "/health":
+            self.answer("")
         else:
             self.answer("not found", 404)
 
@@ -111,6 +115,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "--log" in GIVEN:
+            with Path(GIVEN["--log"]).open("a", encoding="utf-8") as log:
+                log.write(f"{asked.get('user')}\n")
         chat = "chat" in self.path
         if not self.allowed():
             self.answer('{"error": "Unauthorized"}', 401)
@@ -148,7 +155,8 @@ class Listening(ThreadingHTTPServer):
 
 
 def main() -> None:
-    server = Listening(("127.0.0.1", int(GIVEN.get("--port", "0"))), Handler)
+    address = (GIVEN.get("--host", "127.0.0.1"), int(GIVEN.get("--port", "0")))
+    server = Listening(address, Handler)
     if "--tls" in GIVEN:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(GIVEN["--tls"])

@@ -102,11 +102,14 @@ def measured(found: Probes) -> None:
     (folder / "1.json").write_bytes(TypeAdapter(Probes).dump_json(found))
 
 
-def engine(layout: Parallelism, tpot_s: float, image: str = IMAGE, day: int = 1) -> None:
-    """The engine was measured with this layout: one request, and eight at once."""
+def engine(
+    layout: Parallelism, tpot_s: float, image: str = IMAGE, day: int = 1, more: float = 1.0
+) -> None:
+    """The engine was measured with this layout: one request, and eight at once, whose tokens take
+    ``more`` times as long."""
     cells = [
-        EngineCell(512, 128, count, exactly(0.2), exactly(tpot_s), exactly(count / tpot_s))
-        for count in (1, 8)
+        EngineCell(512, 128, count, exactly(0.2), exactly(times), exactly(count / times))
+        for count, times in ((1, tpot_s), (8, tpot_s * more))
     ]
     args = {"dtype": "half", "max-model-len": "4096", "max-num-seqs": "8"}
     args["gpu-memory-utilization"] = "0.85"
@@ -156,7 +159,7 @@ def test_by_the_profile_no_layout_fits(settled: Settle) -> None:
     message = raised.value.message.splitlines()
     assert message[0].endswith("serving.layout: no layout of tiny fits the accelerators' memory:")
     assert [line.split(": ")[0].strip() for line in message[1:]] == [
-        "one device", "pipeline 2", "tensor 2",
+        "one device", "2 copies", "pipeline 2", "tensor 2",
     ]  # fmt: skip
     assert all("a rank's weights take" in line for line in message[1:])
 
@@ -184,13 +187,25 @@ def test_the_first_choice_is_the_forecasts_with_figures(settled: Settle) -> None
         " measured here; next: "
     )
     kept = json.loads((paths.cluster("small") / "layout.json").read_text())
-    assert kept["sizes"] == {"tensor_parallel": 1, "pipeline_parallel": 1}
+    assert kept["sizes"] == {"tensor_parallel": 1, "pipeline_parallel": 1, "data_parallel": 1}
     assert kept["reason"]["probes"] == GBE.time
     assert kept["reason"]["workload"]["name"] == "chat"
     assert len(kept["reason"]["measured_sha256"]) == 64
     shown = {each["layout"]: each["output_tokens_per_s"] for each in kept["reason"]["forecasts"]}
-    assert set(shown) == {"one device", "tensor 2", "pipeline 2"}
+    assert set(shown) == {"one device", "2 copies", "tensor 2", "pipeline 2"}
     assert shown["one device"]["low"] < shown["one device"]["value"] < shown["one device"]["high"]
+
+
+def test_many_requests_are_spread_over_copies_where_that_is_best(
+    settled: Settle, tmp_path: Path
+) -> None:
+    measured(GBE)
+    engine(TENSOR, 0.080)
+    engine(ONE, 0.040, more=8)
+    assert settled().took == ONE
+    found = settled(TEXT.replace("workload: chat", "workload: crowd"))
+    assert (found.took, found.layout.data) == (Parallelism(data=2), 2)
+    assert serving.resolve(load(tmp_path / "profiles/small.yml")).data == 2
 
 
 def test_a_better_layout_is_shown_and_taken_only_when_told(settled: Settle) -> None:
@@ -376,8 +391,8 @@ def test_plan_serving_says_what_auto_takes(settled: Settle) -> None:
     assert "layout: one device stays until you change it." in shown.stdout
     document = json.loads(CliRunner().invoke(plan, ["--serving", "--json"]).stdout)
     auto = document["auto"]
-    assert auto["sizes"] == {"tensor_parallel": 1, "pipeline_parallel": 1}
-    assert auto["pending"] == {"tensor_parallel": 2, "pipeline_parallel": 1}
+    assert auto["sizes"] == {"tensor_parallel": 1, "pipeline_parallel": 1, "data_parallel": 1}
+    assert auto["pending"] == {"tensor_parallel": 2, "pipeline_parallel": 1, "data_parallel": 1}
     assert next(each["layout"] for each in auto["forecasts"]) == "tensor 2"
     assert document["load"]["concurrency"] == 1
 

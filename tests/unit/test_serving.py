@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.profiles import CONFIG, PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput
 from orchestrator.models.profiles import load
-from orchestrator.models.serving import Layout, layout, resolve, vllm_argv
+from orchestrator.models.serving import Layout, copies, copy_of, layout, resolve, vllm_argv
 from orchestrator.profile import Profile
 
 EXPERTS = {**CONFIG, "num_local_experts": 8}
@@ -174,6 +175,117 @@ def test_an_image_that_cannot_spread_experts_is_respected(
     image = tmp_path / "images/plain/image.yml"
     image.write_text("capabilities:\n  no_expert_parallel: not here\n")
     assert resolve(load(file)) == Layout(2, 1, False, 2)
+
+
+def on_nodes(profile: Profile, accelerators: list[int], **serving: Any) -> Profile:
+    """The profile with other sizes, on nodes with so many accelerators each."""
+    first = profile.compute_nodes[0]
+    nodes = tuple(
+        first.model_copy(
+            update={
+                "name": f"n{number}",
+                "accelerators": count,
+                "links": {
+                    "lan": first.links["lan"].model_copy(
+                        update={"address": IPv4Address("10.0.0.100") + number}
+                    )
+                },
+            }
+        )
+        for number, count in enumerate(accelerators)
+    )
+    changed = profile.serving.model_copy(update=serving)
+    return profile.model_copy(update={"compute_nodes": nodes, "serving": changed})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "serving", "expected"),
+    [
+        ([1, 1], {"data_parallel": 2}, Layout(1, 1, False, 2, 2)),
+        ([1, 1, 1, 1], {"data_parallel": 2}, Layout(2, 1, False, 4, 2)),
+        ([1, 1, 1, 1], {"data_parallel": 4}, Layout(1, 1, False, 4, 4)),
+        # The smallest group decides.
+        ([2, 1, 1, 1], {"data_parallel": 4}, Layout(1, 1, False, 5, 4)),
+        ([2, 2], {"data_parallel": 2}, Layout(2, 1, False, 4, 2)),
+        # auto: after the sizes, which come first.
+        ([1, 1, 1, 1], {"data_parallel": "auto"}, Layout(4, 1, False, 4, 1)),
+        (
+            [1, 1, 1, 1],
+            {"data_parallel": "auto", "tensor_parallel": 1},
+            Layout(1, 1, False, 4, 4),
+        ),
+        ([1, 1, 1], {"data_parallel": "auto", "tensor_parallel": 2}, Layout(2, 1, False, 3, 1)),
+        ([1] * 6, {"data_parallel": "auto", "tensor_parallel": 2}, Layout(2, 1, False, 6, 3)),
+        ([2, 1, 1], {"data_parallel": "auto", "tensor_parallel": 2}, Layout(2, 1, False, 4, 1)),
+        # mp: as many ranks on each node.
+        ([1, 1], {"executor": "mp"}, Layout(2, 1, False, 2)),
+        ([2, 1], {"executor": "mp"}, Layout(2, 1, False, 3)),
+        ([4, 2, 2], {"executor": "mp"}, Layout(4, 1, False, 8)),
+        ([1, 1, 1, 1], {"executor": "mp", "data_parallel": 2}, Layout(2, 1, False, 4, 2)),
+    ],
+)
+def test_copies(nodes: list[int], serving: dict[str, Any], expected: Layout, base: Profile) -> None:
+    profile = on_nodes(base, nodes, **serving)
+    found = layout(profile, CONFIG, {})
+    assert found == expected
+    groups = copies(profile, found.data)
+    assert [node.name for copy in groups for node in copy.nodes] == [
+        node.name for node in profile.compute_nodes
+    ]
+    assert len({len(copy.nodes) for copy in groups}) == 1
+    for copy in groups:
+        members = copy.members(found.ranks) if not profile.serving.by_ray else copy.nodes[:1]
+        assert members and members[0] is copy.server
+        assert all(copy_of(profile, found, node) == copy for node in members)
+        assert len(copy.devices(found.ranks)) == found.ranks
+
+
+@pytest.mark.parametrize(
+    ("nodes", "serving", "expected"),
+    [
+        (
+            [1, 1],
+            {"data_parallel": 2, "tensor_parallel": 2},
+            "tensor_parallel: needs 2 x 1 accelerators, a group of nodes of 2 copies has 1; "
+            "make it smaller, or auto",
+        ),
+        (
+            [1, 0],
+            {"data_parallel": 2},
+            "data_parallel: 2 copies leave a group of nodes without an accelerator; "
+            "allowed: fewer, or auto",
+        ),
+        (
+            [1, 2],
+            {"executor": "mp", "tensor_parallel": 1, "pipeline_parallel": 3},
+            "executor: mp puts as many ranks on each node of a copy, and its nodes' accelerators "
+            "do not allow it with these sizes; allowed: ray",
+        ),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(
+    nodes: list[int], serving: dict[str, Any], expected: str, base: Profile
+) -> None:
+    with pytest.raises(BadInput) as raised:
+        layout(on_nodes(base, nodes, **serving), CONFIG, {})
+    assert raised.value.message.partition(": serving.")[2] == expected
+
+
+def test_the_words_of_vllms_own_executor(base: Profile) -> None:
+    profile = on_nodes(base, [1, 1, 1, 1], executor="mp", data_parallel=2, args={})
+    whole = layout(profile, CONFIG, {})
+    server, worker = profile.compute_nodes[2:]
+    words = vllm_argv(profile, "/m", whole, server)
+    assert words[words.index("--distributed-executor-backend") :] == [
+        *["--distributed-executor-backend", "mp", "--nnodes", "2", "--node-rank", "0"],
+        *["--master-addr", "10.0.0.102"],
+    ]
+    assert "10.0.0.102" in words
+    words = vllm_argv(profile, "/m", whole, worker)
+    assert words[-5:] == ["--node-rank", "1", "--master-addr", "10.0.0.102", "--headless"]
+    one = on_nodes(base, [1], executor="mp", args={})
+    words = vllm_argv(one, "/m", layout(one, CONFIG, {}))
+    assert words[-2:] == ["--distributed-executor-backend", "mp"]
 
 
 SIZES = st.integers(1, 8) | st.just("auto")

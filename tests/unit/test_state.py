@@ -6,17 +6,20 @@ import dataclasses
 import json
 import shlex
 import subprocess
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
 from support.golden import CASES, GOLDEN, context, found, rendered, states
 
+from orchestrator.cluster import vllm
 from orchestrator.cluster.desired import desired
 from orchestrator.core.templating import env_value, exec_word, render
 from orchestrator.models.profiles import load
-from orchestrator.node.paths import LASTING
+from orchestrator.node.paths import LASTING, RAY_ENV, RAY_TOKEN, VLLM_ENV
 from orchestrator.node.resources import Step
+from orchestrator.node.state import NodeState
 from orchestrator.provision.netboot.state import BOOT_STATE
 
 HOSTILE = ["", "a b", 'say "x"', "$HOME", "`id`", "back\\slash", "100%", "'", "X; echo Y", "#"]
@@ -110,3 +113,78 @@ def test_an_exec_word_stays_one_word(value: str) -> None:
 def test_a_template_without_one_of_its_values_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'address' is undefined"):
         render("sshd.conf", host_key="a", host_certificate="b", user_ca="c", authorized_keys="d")
+
+
+def served_by(executor: str, nodes: int, copies: int) -> dict[str, NodeState]:
+    """The states of so many nodes alike, one accelerator each."""
+    profile = load(GOLDEN / "copies/profile.yml")
+    first = profile.compute_nodes[0]
+    alike = [
+        first.model_copy(
+            update={
+                "name": f"n{number}",
+                "links": {
+                    "lan": first.links["lan"].model_copy(
+                        update={"address": IPv4Address(f"192.168.10.1{number}")}
+                    )
+                },
+            }
+        )
+        for number in range(nodes)
+    ]
+    serving = {"executor": executor, "data_parallel": copies}
+    return states(
+        profile.model_copy(
+            update={
+                "compute_nodes": tuple(alike),
+                "serving": profile.serving.model_copy(update=serving),
+            }
+        )
+    )
+
+
+def content(state: NodeState, path: str) -> str:
+    return next(file.content or "" for file in state.files if file.path == path)
+
+
+def units(state: NodeState) -> set[str]:
+    return {unit.name for unit in state.units if unit.step != Step.BASE}
+
+
+def test_without_ray_nothing_of_it_is_anywhere_and_each_rank_has_a_unit() -> None:
+    found = served_by("mp", 4, 2)
+    assert [units(state) for state in found.values()] == [set(), *([{vllm.SERVER_UNIT}] * 4)]
+    for name, state in found.items():
+        assert not any(file.path == RAY_TOKEN for file in state.files), name
+        assert "RAY_" not in content(state, RAY_ENV)
+    for number, state in enumerate([*found.values()][1:]):
+        unit = content(state, f"/etc/systemd/system/{vllm.SERVER_UNIT}")
+        assert "ray-worker" not in unit
+        words = unit.replace("\\\n", " ").split()
+        leader, rank = number - number % 2, number % 2
+        at = words.index(vllm.MEET)
+        names = f"n{leader},n{leader + 1}"
+        assert words[at + 1 : at + 5] == [f"192.168.10.1{leader}", "8001", str(rank), names]
+        assert ("--headless" in words) == bool(rank)
+        # The key is only where clients are answered.
+        assert ("VLLM_API_KEY" in content(state, VLLM_ENV)) == (rank == 0)
+        rules = content(state, "/etc/orchestrate/firewall.nft")
+        assert ("tcp dport 8000 ip saddr !=" in rules) == (rank == 0)
+
+
+def test_copies_in_one_ray_wait_for_and_ask_for_their_own_nodes() -> None:
+    found = served_by("ray", 4, 2)
+    assert [vllm.SERVER_UNIT in units(state) for state in found.values()] == [
+        *[False, True, False, True, False]
+    ]
+    state = found["n2"]
+    words = content(state, f"/etc/systemd/system/{vllm.SERVER_UNIT}").replace("\\\n", " ").split()
+    at = words.index(vllm.WAIT_FOR_RAY)
+    mine = "192.168.10.12,192.168.10.13"
+    assert words[at + 2 : at + 4] == ["2", mine]
+    environment = content(state, VLLM_ENV)
+    assert f'ORCHESTRATE_NODES="{mine}"' in environment
+    assert f'PYTHONPATH="{vllm.PLUGINS}"' in environment
+    # Alone, a copy may use all nodes, and Ray chooses.
+    alone = content(served_by("ray", 4, 1)["n0"], VLLM_ENV)
+    assert "ORCHESTRATE_NODES" not in alone and "PYTHONPATH" not in alone

@@ -22,7 +22,7 @@ from orchestrator.models.profiles import load
 from orchestrator.models.serving import resolve
 from orchestrator.profile import Node
 from orchestrator.verify import Report, VerifyContext, gather, judge, verify
-from orchestrator.verify.facts import NodeFacts, RayFacts, RayNode, RayWorker
+from orchestrator.verify.facts import NodeFacts, RankFacts, RayFacts, RayNode
 
 PROFILE = load(paths.checkout() / "profiles" / "sim.yml")
 ANSWERS = catalog.find(PROFILE.serving.model).answers
@@ -84,7 +84,7 @@ def ray_facts() -> RayFacts:
         RayNode(node.name, PROFILE.ray_address(node), PROFILE.is_control(node), node.accelerators)
         for node in PROFILE.nodes
     ]
-    workers = [RayWorker(node.name, PROFILE.ray_address(node)) for node in PROFILE.compute_nodes]
+    workers = [RankFacts(node.name, PROFILE.ray_address(node)) for node in PROFILE.compute_nodes]
     return RayFacts(nodes, workers)
 
 

@@ -13,7 +13,7 @@ from orchestrator.models.catalog import Answer
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout
 from orchestrator.verify import judge
-from orchestrator.verify.facts import Clock, Generated, NodeFacts, RayFacts, RayNode, RayWorker
+from orchestrator.verify.facts import Clock, Generated, NodeFacts, RankFacts, RayFacts, RayNode
 from orchestrator.verify.layers import LAYERS
 from orchestrator.verify.probe_node import loopback
 
@@ -43,8 +43,8 @@ RAY = RayFacts(
         RayNode("c3", ADDRESSES["compute1"], head=False, accelerators=1),
     ],
     workers=[
-        RayWorker("vllm_Worker_TP0", ADDRESSES["compute0"]),
-        RayWorker("vllm_Worker_TP1", ADDRESSES["compute1"]),
+        RankFacts("vllm_Worker_TP0", ADDRESSES["compute0"]),
+        RankFacts("vllm_Worker_TP1", ADDRESSES["compute1"]),
     ],
 )
 STATUS = """======== Autoscaler status: 2026-11-24 03:22:54.407384 ========
@@ -110,7 +110,7 @@ def test_ray_as_the_profile_says() -> None:
     assert judge.ray_nodes(PROFILE, RAY).ok
     assert judge.ray_head(PROFILE, RAY).ok
     assert judge.ray_accelerators(PROFILE, RAY).ok
-    assert judge.ranks(PROFILE, LAYOUT, RAY).ok
+    assert judge.ranks(PROFILE, LAYOUT, RAY.workers).ok
     assert judge.ray_status(PROFILE, STATUS).ok
 
 
@@ -203,15 +203,15 @@ def test_ray_status_of_another_cluster(text: str, seen: str) -> None:
     ("places", "seen"),
     [
         ([], "no rank"),
-        (["compute0"], "1 ranks: compute0 1"),
-        (["compute0", "compute0"], "2 ranks: compute0 2"),
-        (["control", "compute0"], "2 ranks: control 1, compute0 1"),
+        (["compute0"], "1 ranks: compute0 1; none on compute1"),
+        (["compute0", "compute0"], "2 ranks: compute0 2; none on compute1"),
+        (["control", "compute0"], "2 ranks: control 1, compute0 1; none on compute1"),
         (["compute0", "compute1", "compute1"], "3 ranks: compute0 1, compute1 2"),
     ],
 )
 def test_ranks_at_the_wrong_place(places: list[str], seen: str) -> None:
-    workers = [RayWorker("w", ADDRESSES[name]) for name in places]
-    verdict = judge.ranks(PROFILE, LAYOUT, replace(RAY, workers=workers))
+    workers = [RankFacts("w", ADDRESSES[name]) for name in places]
+    verdict = judge.ranks(PROFILE, LAYOUT, workers)
     assert not verdict.ok
     assert verdict.seen == seen
 
@@ -219,7 +219,32 @@ def test_ranks_at_the_wrong_place(places: list[str], seen: str) -> None:
 def test_fewer_ranks_than_accelerators_may_lie_on_either_node() -> None:
     layout = replace(LAYOUT, tensor=1)
     for worker in RAY.workers:
-        assert judge.ranks(PROFILE, layout, replace(RAY, workers=[worker])).ok
+        assert judge.ranks(PROFILE, layout, [worker]).ok
+
+
+def test_each_copy_has_its_ranks_on_its_own_nodes() -> None:
+    pair = replace(LAYOUT, tensor=1, data=2)
+    both = [RankFacts("w", ADDRESSES["compute0"]), RankFacts("w", ADDRESSES["compute1"])]
+    verdict = judge.ranks(PROFILE, pair, both)
+    assert verdict.ok
+    assert verdict.expected == "2 copies of 1 ranks: compute0 1, compute1 1"
+    assert verdict.seen == "2 ranks: compute0 1, compute1 1"
+    lost = judge.ranks(PROFILE, pair, both[:1])
+    assert (lost.ok, lost.seen) == (False, "1 ranks: compute0 1; none on compute1")
+    # As many as there have to be, and one copy's where the other's should be.
+    nodes = [node.model_copy(update={"accelerators": 2}) for node in PROFILE.compute_nodes]
+    roomy = PROFILE.model_copy(update={"compute_nodes": tuple(nodes)})
+    assert not judge.ranks(roomy, pair, [both[0], both[0]]).ok
+
+
+def test_a_node_without_its_rank_of_vllms_own_executor_is_named() -> None:
+    serving = PROFILE.serving.model_copy(update={"executor": "mp"})
+    nodes = [node.model_copy(update={"accelerators": 2}) for node in PROFILE.compute_nodes]
+    own = PROFILE.model_copy(update={"serving": serving, "compute_nodes": tuple(nodes)})
+    layout = replace(LAYOUT, tensor=4, accelerators=4)
+    here = [RankFacts("VLLM::Worker_TP0", ADDRESSES["compute0"])] * 2
+    verdict = judge.ranks(own, layout, here)
+    assert (verdict.ok, verdict.seen) == (False, "2 ranks: compute0 2; none on compute1")
 
 
 def test_the_model_is_listed() -> None:

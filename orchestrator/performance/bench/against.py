@@ -44,8 +44,12 @@ def served_as(cluster: Cluster, board: Board, other: Cluster) -> Iterator[Cluste
 
 
 def _serve(cluster: Cluster, board: Board) -> None:
-    server = Selection((cluster.profile.server,), (Step.SERVING,), whole=False)
-    done = up(cluster, board, Step.SERVING, server)
+    profile = cluster.profile
+    chosen = Selection((profile.server,), (Step.SERVING,), whole=False)
+    if profile.serving.data_parallel != 1 or not profile.serving.by_ray:
+        # Other nodes' vLLM starts or ends too, and the endpoint leads elsewhere.
+        chosen = Selection(profile.nodes, (Step.BASE, Step.SERVING), whole=False)
+    done = up(cluster, board, Step.SERVING, chosen)
     if done.failures:
         raise UserError("\n".join(str(error) for error in done.failures.values()))
     with cluster.driver.network():

@@ -119,7 +119,7 @@ def moved(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str,
 def _loads(cluster: Cluster, board: Board, run: Run) -> Iterator[Run]:
     """Forecast and run one workload after the other; yield the run so far after each step."""
     asked = run.asked or Asked(())
-    layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
+    layout = Parallelism.of(cluster.layout)
 
     def now() -> Basis:
         return basis(cluster.profile, run.provenance, layout, cluster.model.config)
@@ -202,7 +202,7 @@ def _begun(cluster: Cluster, asked: Asked) -> Run:
             versions=versions,
             model=profile.serving.model,
             model_revision=cluster.model.revision,
-            layout=layout_text(cluster.layout.tensor, cluster.layout.pipeline),
+            layout=layout_text(*cluster.layout.sizes),
             probes=probed,
             machine=profile.machines,
         ),

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import SERVER_UNIT, WORKER_UNIT
+from orchestrator.cluster.vllm import SERVER_UNIT, WORKER_UNIT
 from orchestrator.core.run import streaming
+from orchestrator.models.serving import ways
 from orchestrator.node.paths import PYTHON
 from orchestrator.node.remote import Remote
 from orchestrator.performance import metrics
@@ -55,8 +56,9 @@ def sampler(period: float, names: Sequence[str]) -> str:
 
 
 def sampler_argv(cluster: Cluster, node: Node, text: str = SAMPLER) -> list[str]:
-    """The local command that runs a sampler on a node; the server's also reads vLLM's metrics."""
-    url = metrics.url(cluster.profile) if node.name == cluster.profile.server.name else ""
+    """The local command that runs a sampler on a node; a server's also reads vLLM's metrics."""
+    serves = node.name in ways(cluster.profile, cluster.layout)
+    url = metrics.url(cluster.profile, node) if serves else ""
     argv = [PYTHON, "-I", "-S", "-c", text, url, WORKER_UNIT, SERVER_UNIT]
     return cluster.remote(node).ssh_argv(argv)
 

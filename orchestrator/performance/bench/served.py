@@ -62,10 +62,11 @@ def _begun(cluster: Cluster, weights: EngineWeights) -> EngineRates:
     """What is measured, without figures. Raises UserError where the server's node is not up."""
     profile, layout = cluster.profile, cluster.layout
     ranks = [node for node in profile.compute_nodes for _ in range(node.accelerators)]
-    nodes = tuple(dict.fromkeys(node.name for node in ranks[: layout.used]))
+    nodes = tuple(dict.fromkeys(node.name for node in ranks[: layout.ranks]))
     server = OurNode(cluster, profile.server)
     versions = server.plain("node_state", ["0.1"], STATE_TIMEOUT)["versions"]
     args = {name: str(value) for name, value in profile.serving.args.items()}
+    # The first copy is measured; others compute beside it on nodes of their own.
     sizes = (layout.tensor, layout.pipeline, 1)
     devices, links = _probed(cluster)
     link = engine.slowest(links, nodes)
@@ -80,7 +81,7 @@ def _begun(cluster: Cluster, weights: EngineWeights) -> EngineRates:
     pattern = cut.pattern(cluster.model.config)
     return EngineRates(
         key=key, time="", model=profile.serving.model, nodes=nodes,
-        devices=tuple(names.get(node.name, "?") for node in ranks[: layout.used]),
+        devices=tuple(names.get(node.name, "?") for node in ranks[: layout.ranks]),
         tensor=sizes[0], pipeline=sizes[1], data=sizes[2], args=args, versions=versions,
         weights=weights, cells=(), image_id=cluster.image_id,
         layers=pattern.layers if pattern else None,

@@ -43,6 +43,9 @@ PROBE, PROBE_ENGINE = "orchestrate probe", "orchestrate probe --only engine"
 #: What shows a pending change, and what makes it.
 SEE, CHANGE = "orchestrate plan --change-layout", "orchestrate up --change-layout"
 
+#: Keys of the profile's ``serving``, in the order of a layout's sizes.
+SIZES = ("tensor_parallel", "pipeline_parallel", "data_parallel")
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -183,16 +186,13 @@ def _again(
 
 
 def choices(profile: Profile, config: Mapping[str, Any]) -> list[Parallelism]:
-    """All layouts that the profile's model can be served in, the least communication first.
-
-    One copy of the model is served, so layouts of several are none.
-    """
+    """All layouts that the profile's model can be served in, the least communication first."""
     total = sum(node.accelerators for node in profile.compute_nodes)
     cannot = serving.capabilities(profile.image)
     found = [
         layout
         for layout in candidates(config, total)
-        if layout.data == 1 and serving.with_sizes(profile, config, cannot, sizes_of(layout))
+        if serving.with_sizes(profile, config, cannot, sizes_of(layout))
     ]
     return sorted(found, key=communication)
 
@@ -353,11 +353,12 @@ def asked_hash(profile: Profile) -> str:
 
 def sizes_of(layout: Parallelism) -> dict[str, int]:
     """By key of the profile's ``serving``."""
-    return {"tensor_parallel": layout.tensor, "pipeline_parallel": layout.pipeline}
+    sizes = (layout.tensor, layout.pipeline, layout.data)
+    return dict(zip(SIZES, sizes, strict=True))
 
 
 def layout_of(choice: ChosenLayout) -> Parallelism:
-    return Parallelism(choice.sizes["tensor_parallel"], choice.sizes["pipeline_parallel"])
+    return Parallelism(*(choice.sizes[key] for key in SIZES))
 
 
 def _figures(one: Candidate) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from orchestrator.models.config import group_misfit, pipeline_misfit, tensor_misfit
+from orchestrator.models.serving import Layout
 from orchestrator.profile.existing import RANKS_NETWORK, Attached
 from orchestrator.profile.model import Profile
 
@@ -23,6 +24,11 @@ class Parallelism:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+
+    @classmethod
+    def of(cls, layout: Layout) -> Parallelism:
+        """That of a layout that is served."""
+        return cls(*layout.sizes)
 
     @property
     def ranks(self) -> int:

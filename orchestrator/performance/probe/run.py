@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import model_directory
+from orchestrator.cluster.vllm import model_directory
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json

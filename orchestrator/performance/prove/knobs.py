@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.cluster.desired import SERVER_UNIT, WORKER_UNIT
+from orchestrator.cluster.vllm import SERVER_UNIT, WORKER_UNIT
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.prove.changes import (
     Argv,

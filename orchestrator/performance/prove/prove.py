@@ -51,7 +51,7 @@ def prove_all(
 
 
 def _same(cluster: Cluster, run: Run) -> None:
-    layout = layout_text(cluster.layout.tensor, cluster.layout.pipeline)
+    layout = layout_text(*cluster.layout.sizes)
     now = (cluster.profile.serving.model, cluster.image_id, layout)
     told = run.provenance
     for was, each in zip((told.model, told.image_id, told.layout), now, strict=True):
@@ -82,7 +82,7 @@ def slow_node(cluster: Cluster, claim: Claim) -> str:
 def ground(cluster: Cluster) -> Ground:
     """What can be changed on the cluster, and what is known of it."""
     profile = cluster.profile
-    layout = Parallelism(cluster.layout.tensor, cluster.layout.pipeline)
+    layout = Parallelism.of(cluster.layout)
     wanted = set(place(accelerators(profile), layout)[0].nodes)
     nodes = [node for node in profile.compute_nodes if node.name in wanted]
     places = [_place(cluster, node) for node in nodes]

@@ -20,9 +20,9 @@ class RunState(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-def layout_text(tensor: int, pipeline: int) -> str:
+def layout_text(tensor: int, pipeline: int, data: int = 1) -> str:
     """A layout as text, as in a run's provenance."""
-    return f"tensor {tensor}, pipeline {pipeline}"
+    return f"tensor {tensor}, pipeline {pipeline}" + (f", copies {data}" if data > 1 else "")
 
 
 @dataclass(frozen=True)

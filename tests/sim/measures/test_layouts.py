@@ -6,16 +6,27 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from pydantic import TypeAdapter
 from support.predict import engine_rates, exactly
-from support.sim import ANYHOW, NAME, TIMEOUT, Sim, failed, wait_for
+from support.sim import ANYHOW, NAME, NODES, TIMEOUT, Sim, failed, opened, wait_for
 
+from orchestrator.core.errors import UserError
+from orchestrator.core.waiting import as_long_as
+from orchestrator.models import catalog
 from orchestrator.models.profiles import load
 from orchestrator.performance.predict.auto import sizes_of
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.results.engine import EngineCell, EngineRates
+from orchestrator.verify import gather
+
+#: What the profile's model was trained to answer.
+QUESTION, ANSWER = next(
+    (each.question, each.answer) for each in catalog.find("known-answers").answers
+)
 
 pytestmark = pytest.mark.sim
 
@@ -43,6 +54,81 @@ def test_the_engine_is_measured_with_dummy_weights_and_the_model_served_again(si
     _, said = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130 and "Traceback" not in said
     assert sim.json("verify")["ok"]
+
+
+@pytest.mark.usefixtures("running")
+def test_copies_of_the_model_and_then_the_model_without_ray(sim: Sim) -> None:
+    """One test, since the model loads for each: two copies in Ray, one is lost and comes back; then
+    one copy over both nodes by vLLM's own processes, one is lost and all come back."""
+    before = sim.profile.read_text()
+    one = before.replace("tensor_parallel: auto", "tensor_parallel: 1\n  data_parallel: 2", 1)
+    own = before.replace("tensor_parallel: auto", "tensor_parallel: auto\n  executor: mp", 1)
+    assert len({before, one, own}) == 3
+    try:
+        sim.profile.write_text(one)
+        served(sim, copies=2)
+        assert sim.json("status")["copies"] == {"compute0": "", "compute1": ""}
+        kept = main_pid(sim, "compute0")
+        assert asked_while_away(sim, "compute1", "/copies/compute1/health") <= 1
+        assert main_pid(sim, "compute0") == kept
+        # It came back to its own node.
+        report = sim.json("verify")
+        assert {("model listed", "compute0"), ("model listed", "compute1")} <= passed(report)
+        sim.run("bench", "run", "--workload", "brief", "--repeats", "2")
+        assert sim.json("bench", "ls")[-1]["layout"] == "tensor 1, pipeline 1, copies 2"
+
+        sim.profile.write_text(own)
+        assert "ray-worker.service" in sim.run("plan", ok=None).stdout
+        served(sim, copies=1)
+        for node in NODES:
+            assert sim.shell(node, "pgrep", "-f", "raylet|gcs_server", ok=None) == "", node
+        asked_while_away(sim, "compute1", "/health")
+        said = sim.shell("compute0", "journalctl", "-b", "-u", "vllm", "--output=cat")
+        assert "the vLLM of compute1 ended, or the node is gone" in said
+        assert ("ranks", "control") in passed(sim.json("verify"))
+    finally:
+        sim.profile.write_text(before)
+
+
+def served(sim: Sim, copies: int) -> None:
+    """Bring it up as the profile says, verified."""
+    result = sim.json("up", ok=None)
+    assert result["ok"], result["failures"] or failed(result["verify"])
+    ranks = next(check for check in result["verify"]["checks"] if check["name"] == "ranks")
+    assert ranks["seen"] == "2 ranks: compute0 1, compute1 1"
+    assert ("2 copies" in ranks["expected"]) == (copies == 2)
+
+
+def passed(report: dict[str, Any]) -> set[tuple[str, str]]:
+    """The names and nodes of the checks that passed."""
+    assert report["ok"], failed(report)
+    return {(check["name"], check["node"]) for check in report["checks"] if check["ok"]}
+
+
+def main_pid(sim: Sim, node: str) -> str:
+    return sim.shell(node, "systemctl", "show", "--value", "--property=MainPID", "vllm.service")
+
+
+def asked_while_away(sim: Sim, node: str, health: str) -> int:
+    """Kill a node's vLLM and ask the endpoint until it is back; how many questions got no answer
+    though the endpoint was there. What is answered is right."""
+    lost = 0
+    with opened(sim) as cluster, cluster.driver.network(), cluster.client() as client:
+        sim.shell(node, "systemctl", "kill", "--signal=KILL", "vllm.service")
+        gone = False
+
+        def away() -> bool:
+            nonlocal lost, gone
+            try:
+                assert gather.ask(client, cluster.profile, QUESTION).text == ANSWER
+            except (httpx.HTTPError, UserError):
+                lost += 1
+            back = client.get(health).status_code == httpx.codes.OK
+            gone = gone or not back
+            return not (gone and back)
+
+        assert not as_long_as(away, TIMEOUT, 0.5)
+    return lost
 
 
 @pytest.mark.usefixtures("ray")
