@@ -59,6 +59,10 @@ def told(profile: Path | str, home: Path, config: dict[str, Any], code: int = 0)
     return found
 
 
+#: Bytes of a recurrence's number: vLLM's processor backend has 32 bits where AVX-512 has BF16.
+RECURRENT = 4 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else 2
+
+
 @pytest.mark.parametrize(
     ("name", "growing", "windows", "state"),
     [
@@ -66,8 +70,8 @@ def told(profile: Path | str, home: Path, config: dict[str, Any], code: int = 0)
         ("google/gemma-3-1b-it", 2 * 4 * 256 * 2, {"512": 2 * 22 * 256 * 2}, 0),
         ("Qwen/Qwen3-30B-A3B", 2 * 48 * 4 * 128 * 2, {}, 0),
         ("deepseek-ai/DeepSeek-V2-Lite", 27 * (512 + 64) * 2, {}, 0),
-        # 64 layers with a window of 3 of 8192 in 16 bits, and 8192 states of 16 in 32 bits.
-        ("tiiuae/falcon-mamba-7b", 0, {}, 64 * 8192 * (3 * 2 + 16 * 4)),
+        # 64 layers with a window of 3 of 8192 in 16 bits, and 8192 states of 16.
+        ("tiiuae/falcon-mamba-7b", 0, {}, 64 * 8192 * (3 * 2 + 16 * RECURRENT)),
     ],
     ids=["grouped queries", "sliding and full", "experts", "latent", "state"],
 )
@@ -87,7 +91,7 @@ def test_a_model_of_each_kind(
     assert found["weight_bytes"] == 2 * (found["parameters"] + wide)
     assert (says["growing_bytes_per_token"], says["windows"]) == (growing, windows)
     assert says["state_bytes_per_request"] == state
-    if not state:  # config.json does not say in how many bits a state is kept
+    if not state or RECURRENT == 2:  # config.json says nothing of a processor's own format
         assert found["differences"] == []
     assert not list((root / "tmp").glob("orchestrate-*"))
 

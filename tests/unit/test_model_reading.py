@@ -356,5 +356,25 @@ def test_mamba_under_transformers_newer_word() -> None:
     assert not [text for text in again.unread if "linear attention" in text]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key", "window", "recurrent"),
+    [
+        # 32 value heads and 16 key heads of 128, a window of 3: qwen3_5_moe_text's defaults.
+        ("qwen3_5_moe_text", "mamba_ssm_dtype", 3 * 8192, 32 * 128 * 128),
+        # 128 heads of 64, 8 groups of states of 128, a window of 3: nemotron_h's defaults.
+        ("nemotron_h", "mamba_ssm_cache_dtype", 3 * (8192 + 2 * 8 * 128), 8192 * 128),
+    ],
+)
+def test_a_recurrence_has_the_format_that_config_json_names(
+    model_type: str, key: str, window: int, recurrent: int
+) -> None:
+    plain = {
+        "model_type": model_type, "num_hidden_layers": 1, "torch_dtype": "bfloat16",
+        "layers_block_type": ["linear_attention"], "layer_types": ["linear_attention"],
+    }  # fmt: skip
+    assert describe(plain).state_bytes == 2 * (window + recurrent)
+    assert describe(plain | {key: "float32"}).state_bytes == 2 * window + 4 * recurrent
+
+
 def test_one_type_of_two_names() -> None:
     assert facts({"model_type": "kimi_k2"}).family == facts({"model_type": "deepseek_v3"}).family

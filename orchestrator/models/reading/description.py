@@ -114,8 +114,18 @@ class ModelDescription:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that a request takes however long it is: of Mamba and linear attention."""
-        return round(sum(layer.state for layer in self.layers) * self.dtype_bytes)
+        """Bytes that a request takes however long it is: of Mamba and linear attention.
+
+        As vLLM's accelerators keep them. Its processor backend has recurrences in 32 bits where
+        the processor has AVX-512's BF16 (vllm/platforms/cpu.py of 0.30).
+        """
+        named = str(self.facts.stated("mamba_ssm_dtype")).removeprefix("torch.")
+        recurrent = formats.DTYPES.get(named, ("", self.dtype_bytes))[1]
+        states = [layer.state for layer in self.layers]
+        return round(
+            sum(each.window for each in states) * self.dtype_bytes
+            + sum(each.recurrent for each in states) * recurrent
+        )
 
 
 def held(

@@ -45,6 +45,7 @@ OTHER_NAMES = {
     "num_dense_layers": ("first_k_dense_replace", "moe_layer_num_skipped", "n_dense_layers"),
     "layer_types": ("layers_block_type", "layer_type_list"),
     "hybrid_pattern": ("hybrid_override_pattern",),
+    "mamba_ssm_dtype": ("mamba_ssm_cache_dtype",),
     "mamba_d_state": ("ssm_state_size", "state_size", "mamba_state_dim"),
     "mamba_d_conv": ("conv_kernel", "mamba_conv_kernel_size", "conv_kernel_size"),
     "mamba_expand": ("expand",),

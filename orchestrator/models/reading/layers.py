@@ -44,13 +44,13 @@ class Cache:
 @dataclass
 class DecoderLayer:
     """``modules``: weights by the module's usual name; of ``mlp.experts`` those of all experts, of
-    which each token passes ``chosen`` of ``experts``. ``state``: numbers that do not grow."""
+    which each token passes ``chosen`` of ``experts``. ``state``: what does not grow."""
 
     modules: dict[str, int] = field(default_factory=dict)
     experts: int = 0
     chosen: int = 0
     cache: Cache | None = None
-    state: int = 0
+    state: mixers.MixerState = field(default_factory=mixers.MixerState)
 
     @property
     def weights(self) -> int:
@@ -231,7 +231,7 @@ def _mix(
         layer.modules["linear_attn"], layer.state = mixers.linear(f, hidden, unread)
     elif kind == "conv":
         layer.modules["conv"] = 4 * hidden * hidden
-        layer.state = hidden * (f.whole("conv_L_cache") or 3)
+        layer.state = mixers.MixerState(hidden * (f.whole("conv_L_cache") or 3))
 
 
 def _attention(
