@@ -119,7 +119,7 @@ class Ours:
         return logs
 
     def _ray(self) -> RayFacts | None:
-        context = self._context()
+        context = self._context() if self.profile.serving.by_ray else None
         if context is None:
             return None
         with context.network():
