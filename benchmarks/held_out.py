@@ -35,16 +35,19 @@ from orchestrator.performance.results.probe import spread
 
 Row = Mapping[str, Any]
 HOME = Path(__file__).resolve().parent / "real_cards"
-PLAN = "plan.json"
+#: Results, by their days; other files are plans and models.
+RESULTS = "20*.json"
 
 
 def files() -> list[Path]:
-    return sorted(path for path in HOME.glob("*.json") if path.name != PLAN)
+    return sorted(HOME.glob(RESULTS))
 
 
 def scores(path: Path) -> Scores:
     """The scores of every server of a file."""
-    plan, document = json.loads((HOME / PLAN).read_text()), json.loads(path.read_text())
+    document = json.loads(path.read_text())
+    plan = json.loads((HOME.parents[1] / document["about"]["plan"]).read_text())
+    models = json.loads((HOME / plan["models"]).read_text())
     found = Scores()
     for server in plan["servers"]:
         rows = [row for row in document["rows"] if row["server"] == server["tag"]]
@@ -52,14 +55,14 @@ def scores(path: Path) -> Scores:
         if not held:
             continue
         cells = [row for row in rows if row["kind"] == "cell"]
-        known = _known(plan, server, cells, document["about"])
+        known = _known(plan, server, models[server["model"]], cells, document["about"])
         links = {row["link"] for row in cells}
         for row in held:
             found = found.plus(_scored(path.stem, known, row, links))
     return found
 
 
-def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
+def _known(plan: Row, server: Row, config: Row, cells: Iterable[Row], about: Row) -> Known:
     """What a forecast may know of a server: its cells."""
     layout = Parallelism(server.get("tensor", 1), server.get("pipeline", 1))
     flags = dict(zip(plan["flags"], [*plan["flags"][1:], ""], strict=True))
@@ -74,7 +77,7 @@ def _known(plan: Row, server: Row, cells: Iterable[Row], about: Row) -> Known:
         args={}, versions=about["versions"], weights=EngineWeights.DUMMY,
         cells=tuple(_cells(cells)),
     )  # fmt: skip
-    shape, _ = read(plan["models"][server["model"]])
+    shape, _ = read(config)
     return Known(layout, allowed, shape, None, engine)
 
 

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Measure an engine on two real cards: what a forecast may know, and what it is scored on.
 
-    benchmarks/real_cards.py OUT SECONDS [TOOLS [COMMAND...]]
+    benchmarks/real_cards.py PLAN OUT SECONDS [TOOLS [COMMAND...]]
 
-Standard library only; wants `vllm` for this Python, two NVIDIA cards, and root. No network:
-models by config.json alone (real_cards/plan.json), with dummy weights. Two cards of one
+PLAN: a file of real_cards/. Standard library only; wants `vllm` for this Python, two NVIDIA cards,
+and root. No network: models by config.json alone, with dummy weights. Two cards of one
 host stand for two hosts: a network namespace each, joined by a veth pair; NCCL has host ids of
 their own, peer-to-peer and shared memory are off, so it goes over TCP; tc throttles. All servers
 start at once, and one at a time is measured (two while each has a card alone).
 
 TOOLS: a directory with `bin/ip`, `bin/tc`, their `lib/`, and any tokenizer's files in `tokenizer/`.
-COMMAND runs once, when all servers are up, for at most a minute. OUT/measured.json is written anew
-after each load: what was measured before the time was over is kept. Ends all that it started.
+COMMAND runs once, when all servers are up, for as long as the plan says. OUT/measured.json is
+written anew after each load: what was measured before the time was over is kept. Ends all that it
+started.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PLAN = json.loads((HERE / "real_cards" / "plan.json").read_text())
-OUT, SECONDS = Path(sys.argv[1]), float(sys.argv[2])
-TOOLS = Path(sys.argv[3]) if len(sys.argv) > 3 else None
-COMMAND = sys.argv[4:]
+PLAN = json.loads(Path(sys.argv[1]).read_text())
+MODELS = json.loads(Path(sys.argv[1]).with_name(PLAN["models"]).read_text())
+OUT, SECONDS = Path(sys.argv[2]), float(sys.argv[3])
+TOOLS = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+COMMAND = sys.argv[5:]
 BEGUN = time.monotonic()
 #: The namespaces, their addresses, and a link's interface.
 SPACES, ADDRESSES, CARD = ("cards0", "cards1"), ("10.99.0.1", "10.99.0.2"), "eth0"
@@ -46,6 +48,8 @@ TCP = {
     "NCCL_NVLS_ENABLE": "0", "NCCL_SOCKET_IFNAME": CARD, "GLOO_SOCKET_IFNAME": CARD,
     "TP_SOCKET_IFNAME": CARD,
 }  # fmt: skip
+#: Marks the processes of a server, whoever starts them.
+MARK, RAY_PORT = "REAL_CARDS_SERVER", 26379
 PROBES = HERE.parent / "orchestrator" / "performance" / "probe"
 #: Bytes of all-reduces that are measured: tokens of the models' widths.
 SIZES = sorted({2 * width * tokens for width in (4096, 6144) for tokens in (1, 8, 32, 512)})
@@ -129,7 +133,7 @@ def throttle(rate: str) -> None:
 def start(server: dict[str, Any], number: int) -> None:
     home = OUT / "models" / str(server["model"])
     home.mkdir(parents=True, exist_ok=True)
-    (home / "config.json").write_text(json.dumps(PLAN["models"][server["model"]]))
+    (home / "config.json").write_text(json.dumps(MODELS[server["model"]]))
     if TOOLS:
         shutil.copytree(TOOLS / "tokenizer", home, dirs_exist_ok=True)
     argv = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(home), *PLAN["flags"],
@@ -139,7 +143,20 @@ def start(server: dict[str, Any], number: int) -> None:
     ranks: list[tuple[list[str], list[str], dict[str, str]]] = []
     if "card" in server:
         ranks = [([], [], {"CUDA_VISIBLE_DEVICES": str(server["card"])})]
-    for rank in () if "card" in server else (0, 1):
+    if executor := server.get("executor"):
+        more = ["--tensor-parallel-size", str(server["tensor"]), "--disable-custom-all-reduce",
+                "--distributed-executor-backend", executor]  # fmt: skip
+        own = TCP | dict.fromkeys((n for n in TCP if n.endswith("IFNAME")), "lo")
+        own |= {MARK: str(server["tag"])}
+        ranks = [([], more, own)]
+        if executor == "ray":
+            head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port",
+                    str(RAY_PORT), "--num-gpus", "2", "--node-ip-address", "127.0.0.1",
+                    "--include-dashboard", "false", "--disable-usage-stats"]  # fmt: skip
+            with (OUT / "ray.log").open("wb") as log:
+                subprocess.run(head, env=ENV | own, stdout=log, stderr=log, check=False)
+            own["RAY_ADDRESS"] = f"127.0.0.1:{RAY_PORT}"
+    for rank in () if ranks else (0, 1):
         more = ["--tensor-parallel-size", str(server.get("tensor", 1)),
                 "--pipeline-parallel-size", str(server.get("pipeline", 1)),
                 "--distributed-executor-backend", "mp", "--nnodes", "2", "--node-rank", str(rank),
@@ -158,12 +175,16 @@ def start(server: dict[str, Any], number: int) -> None:
         )
 
 
+def at(server: dict[str, Any]) -> list[str]:
+    """Where its endpoint is: on this host, or in the first namespace."""
+    return [] if "card" in server or "executor" in server else inside(SPACES[0])
+
+
 def health(server: dict[str, Any]) -> bool:
     url = f"http://127.0.0.1:{server['port']}/health"
     ask = f"import urllib.request as u; u.urlopen('{url}', timeout=2)"
-    before = [] if "card" in server else inside(SPACES[0])
     return not subprocess.run(
-        [*before, sys.executable, "-S", "-c", ask], capture_output=True, check=False
+        [*at(server), sys.executable, "-S", "-c", ask], capture_output=True, check=False
     ).returncode
 
 
@@ -193,9 +214,8 @@ def up(servers: list[dict[str, Any]], until: float) -> list[dict[str, Any]]:
 def load(server: dict[str, Any], kind: str, link: str, shape: list[int], round_: int) -> None:
     if left() < 8:
         return
-    before = [] if "card" in server else inside(SPACES[0])
     argv = [
-        *before,
+        *at(server),
         sys.executable,
         "-S",
         "-c",
@@ -252,10 +272,12 @@ def together(name: str, programs: list[list[str]]) -> None:
 
 
 def alone(servers: list[dict[str, Any]]) -> None:
-    """Each on its card: cells in two rounds, then what is held out."""
+    """Each on its card: cells in their rounds, the first one to warm up, then what is held out."""
     for server in servers:
         load(server, "warm", "none", [128, 8, 8, 8], 0)
-        for round_ in range(2):
+        if server.get("for"):
+            continue
+        for round_ in range(PLAN["rounds"]):
             for shape in PLAN["cells"]:
                 load(server, "cell", "none", shape, round_)
         for shape in PLAN["held_out"]["alone"]:
@@ -266,10 +288,13 @@ def alone(servers: list[dict[str, Any]]) -> None:
 def over_links(servers: list[dict[str, Any]]) -> None:
     for server in servers:
         load(server, "warm", "free", [128, 8, 8, 8], 0)
-    for shape in PLAN["cells_over_links"]:
-        for server in servers:
-            load(server, "cell", "free", shape, 0)
+    for round_ in range(PLAN["rounds_over_links"]):
+        for shape in PLAN["cells_over_links"]:
+            for server in servers:
+                load(server, "cell", "free", shape, round_)
     for link in ("free", "2500", "1000", "10000"):
+        if link not in PLAN["held_out"]:
+            continue
         throttle(link)
         for shape in PLAN["held_out"][link]:
             for server in servers:
@@ -278,7 +303,42 @@ def over_links(servers: list[dict[str, Any]]) -> None:
     throttle("free")
 
 
+def copies(ready: list[dict[str, Any]]) -> None:
+    """All copies of a model at once, each with its share of the load."""
+    of = PLAN.get("copies")
+    chosen = [each for each in ready if of and each["tag"] in of["servers"]]
+    if not of or len(chosen) < len(of["servers"]):
+        return
+    for shape in of["loads"]:
+        for round_ in range(of["rounds"]):
+            with ThreadPoolExecutor(len(chosen)) as pool:
+                for server in chosen:
+                    pool.submit(load, server, "copy", "none", shape, round_)
+    said("measured: copies")
+
+
+def executors(servers: list[dict[str, Any]]) -> None:
+    """In turns, the same layout by each; and the memory of all processes of each."""
+    for round_ in range(PLAN.get("rounds_of_executors", 0)):
+        for shape in PLAN["executors"]:
+            for server in servers[:: 1 if round_ % 2 else -1]:
+                load(server, "executor", "lo", shape, round_)
+    for server in servers:
+        mark = f"{MARK}={server['tag']}\0".encode()
+        sizes = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (process / "environ").read_bytes():
+                    rollup = (process / "smaps_rollup").read_text()
+                    sizes.append(int(rollup.split("Pss:")[1].split()[0]))
+            except (OSError, IndexError):
+                continue
+        said("memory:", server["tag"], f"{sum(sizes) / 2**20:.2f} GiB, {len(sizes)} processes")
+
+
 def end() -> None:
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "stop", "--force"],
+                   env=ENV, capture_output=True, check=False)  # fmt: skip
     every = [each for group in running.values() for each in group]
     for how in (signal.SIGTERM, signal.SIGKILL):
         for each in every:
@@ -297,7 +357,13 @@ def medians(row: dict[str, Any]) -> dict[str, Any]:
     """A row with its requests' medians for them."""
     first, further = (statistics.median(each[at] for each in row["requests"]) for at in (1, 2))
     told = {key: value for key, value in row.items() if key != "requests"}
-    return told | {"ttft_s": round(first, 5), "tpot_s": round(further, 6)}
+    output = row["load"][1]
+    ends = [begun + to + (output - 1) * each for begun, to, each, _ in row["requests"]]
+    took = max(ends) - min(each[0] for each in row["requests"])
+    rate = len(row["requests"]) * output / took
+    return told | {
+        "ttft_s": round(first, 5), "tpot_s": round(further, 6), "tokens_per_s": round(rate, 1)
+    }  # fmt: skip
 
 
 def told() -> None:
@@ -321,14 +387,18 @@ def main() -> None:
         if COMMAND:
             with (OUT / "command.log").open("wb") as log:
                 try:
-                    subprocess.run(COMMAND, stdout=log, stderr=log, timeout=60, check=False)
+                    most = min(PLAN.get("command_s", 60), left() - 10)
+                    subprocess.run(COMMAND, stdout=log, stderr=log, timeout=most, check=False)
                 except subprocess.TimeoutExpired:
                     said("the command took too long")
         groups = [[each for each in ready if each.get("card") == card] for card in (0, 1)]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(alone, groups))
-        messages()
-        over_links([each for each in ready if "card" not in each])
+        copies(ready)
+        executors([each for each in ready if "executor" in each])
+        if apart := [each for each in ready if at(each)]:
+            messages()
+            over_links(apart)
     finally:
         end()
         told()

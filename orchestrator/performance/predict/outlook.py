@@ -36,8 +36,11 @@ FORMULAS_LOW, FORMULAS_HIGH = 0.6, 1.8
 AT_A_CELL, ONCE, FOR_TWICE, MODELLED_OFF = 0.1, 0.6, 0.08, 0.5
 #: Without formulas between them, cells count as so much farther apart.
 ALONE = 1.5
-#: The first token of requests that are sent together depends on how they arrive.
-TOGETHER = 0.15
+#: The first token is a few steps of the host, which repeats are narrower than another load is; it
+#: depends on how requests that are sent together arrive, and whether later ones meet again.
+FIRST, TOGETHER = 0.3, 0.8
+#: Further tokens beside others' prompts.
+AMONG = 0.25
 #: Two measurements of one link differ by as much.
 SAME_LINK = 0.1
 #: So many factors of two are far, and repeats that differ by so much are noisy.
@@ -235,9 +238,11 @@ def _figure(
     noise = max(AT_A_CELL if spread.n >= 3 else ONCE, spread.relative)
     moved = min(moved_s / value, 1.0) if value else 0.0
     alone = 1.0 if source.then else ALONE
-    off = math.hypot(noise, FOR_TWICE * alone * doublings, MODELLED_OFF * moved)
-    if name == "ttft_s" and load.concurrency > known.layout.data:
-        off = math.hypot(off, TOGETHER)
+    first, others = name == "ttft_s", load.concurrency > known.layout.data
+    beside = (TOGETHER if first else AMONG) if others else 0.0
+    off = math.hypot(
+        noise, FOR_TWICE * alone * doublings, MODELLED_OFF * moved, FIRST if first else 0.0, beside
+    )
     return Figure(value, value / (1 + off), value * (1 + off), source.origin)
 
 
