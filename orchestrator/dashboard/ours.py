@@ -268,13 +268,14 @@ class Ours:
             elif source.tried:
                 rule = next(iter(judge.NODE_RULES))
                 yield rule.broken(node.name, source.problem.partition("\n")[0] or "no answer")
-        control, facts = self.profile.control.name, self.ray.value
+        control = self.profile.control.name
+        facts: RayFacts | None = self.ray.value
         if facts:
             yield judge.RAY_NODES.check(control, judge.ray_nodes(self.profile, facts))
             yield judge.RAY_HEAD.check(control, judge.ray_head(self.profile, facts))
             accelerators = judge.ray_accelerators(self.profile, facts)
             yield judge.RAY_ACCELERATORS.check(control, accelerators)
-            yield judge.RANKS.check(control, judge.ranks(self.profile, cluster.layout, facts))
+            yield judge.RANKS.check(control, judge.ranks(self.profile, cluster.layout, facts.workers))
         elif self.ray.problem:
             yield judge.RAY_NODES.broken(control, self.ray.problem)
         said = self.endpoint.value or AtEndpoint()

@@ -32,6 +32,7 @@ def shown(process: subprocess.Popen[str], good: Callable[[dict[str, Any]], bool]
 
 
 def states(document: dict[str, Any]) -> dict[str, str]:
+    assert document["state"] != "problem", document["text"]
     return {node["name"]: node["state"] for node in document["nodes"]}
 
 
