@@ -275,7 +275,8 @@ class Ours:
             yield judge.RAY_HEAD.check(control, judge.ray_head(self.profile, facts))
             accelerators = judge.ray_accelerators(self.profile, facts)
             yield judge.RAY_ACCELERATORS.check(control, accelerators)
-            yield judge.RANKS.check(control, judge.ranks(self.profile, cluster.layout, facts.workers))
+            ranks = judge.ranks(self.profile, cluster.layout, facts.workers)
+            yield judge.RANKS.check(control, ranks)
         elif self.ray.problem:
             yield judge.RAY_NODES.broken(control, self.ray.problem)
         said = self.endpoint.value or AtEndpoint()
