@@ -20,6 +20,7 @@ import pytest
 import yaml
 from support.sim import ANYHOW, NAME, SHIPPED, Sim
 
+HERE = Path(__file__).parent
 #: Loads that take seconds.
 LOADS = """
 bench:
@@ -45,13 +46,12 @@ ORDER = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests of this directory by the state that they need; others stay where they are."""
-    here = Path(__file__).parent
 
     def rank(item: pytest.Item) -> int:
         asked = getattr(item, "fixturenames", ())
         return max((ORDER.index(name) for name in ORDER if name in asked), default=-1)
 
-    places = [number for number, item in enumerate(items) if here in item.path.parents]
+    places = [number for number, item in enumerate(items) if HERE in item.path.parents]
     ranked = sorted((items[number] for number in places), key=rank)
     for number, item in zip(places, ranked, strict=True):
         items[number] = item
@@ -68,6 +68,17 @@ def pytest_runtest_makereport(
         sim.end_started()
         sim.spoiled = True
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """The last test of this directory ends the cluster: others need the processor."""
+    sim = getattr(item, "funcargs", {}).get("sim")
+    yield
+    if isinstance(sim, Sim) and (nextitem is None or HERE not in nextitem.path.parents):
+        sim.bring("down")
 
 
 @pytest.fixture(scope="session")
