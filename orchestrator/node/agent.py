@@ -35,7 +35,6 @@ from typing import Any
 
 from orchestrator.node.agent_accounts import Accounts
 from orchestrator.node.agent_base import (
-    COMMAND_TIMEOUT_S,
     Failed,
     FileTree,
     Unsafe,
@@ -54,6 +53,7 @@ from orchestrator.node.agent_system import (
     available_memory,
     conditions_hold,
     facts,
+    forgive,
     last_words,
     link,
     reload_links,
@@ -357,13 +357,7 @@ class ThisNode:
         if "stop" in changes:
             command(["systemctl", "stop", name])
             return
-        # A unit that failed too often is refused until it is forgiven.
-        subprocess.run(
-            ["systemctl", "reset-failed", name],
-            check=False,
-            capture_output=True,
-            timeout=COMMAND_TIMEOUT_S,
-        )
+        forgive(name)  # one that failed too often is refused until then
         try:
             command(["systemctl", "restart", name])
         except Failed as failed:

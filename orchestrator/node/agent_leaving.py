@@ -16,6 +16,7 @@ from orchestrator.node.agent_base import Failed, FileTree, command
 from orchestrator.node.agent_system import (
     active_state,
     addresses_of,
+    forgive,
     link,
     reload_links,
     setting,
@@ -167,10 +168,11 @@ class Leaving:
 
     def left_units(self, undo: Resource) -> str | None:
         state = active_state(undo["name"])
-        return None if state in ("inactive", "failed") else state
+        return None if state == "inactive" else state
 
     def remove_units(self, undo: Resource) -> None:
         command(["systemctl", "stop", undo["name"]])
+        forgive(undo["name"])  # what it ends with: else a unit that is gone is shown as failed
 
 
 def placed(kind: str, resource: Resource) -> dict[str, Resource]:

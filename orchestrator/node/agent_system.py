@@ -65,6 +65,12 @@ def active_state(name: str) -> str:
     return command(["systemctl", "show", name, "--property=ActiveState", "--value"]).strip()
 
 
+def forgive(name: str) -> None:
+    """Let a unit's failures be forgotten; nothing where there are none."""
+    argv = ["systemctl", "reset-failed", name]
+    subprocess.run(argv, check=False, capture_output=True, timeout=COMMAND_TIMEOUT_S)
+
+
 def last_words(name: str) -> str:
     """What a unit's own process said last, on one line: systemctl only says where to look."""
     log = ["journalctl", f"--unit={name}", "--output=cat", "--no-pager", "--lines=12"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.sim import ANYHOW, NAME, SHIPPED, Sim
+from support.sim import ANYHOW, NAME, SHIPPED, STATES, Sim
 
 HERE = Path(__file__).parent
 #: Loads that take seconds.
@@ -165,7 +165,7 @@ def spendable(serving: Sim) -> Iterator[Sim]:
 @pytest.fixture
 def running(sim: Sim) -> Iterator[Sim]:
     """Ray runs on all machines, the model maybe; the test may leave them in any state."""
-    if sim.spoiled or sim.state in ("down", "control"):
+    if sim.spoiled or sim.state in STATES[: STATES.index("ray")]:
         sim.bring("ray")
     elif sim.state == ANYHOW:  # the test before may have left no Ray, or no machines
         sim.run("up", "--until", "ray")

@@ -269,6 +269,19 @@ def test_a_setting_that_the_kernel_does_not_take_is_told(machine: Machine) -> No
     assert "no such setting" in machine.ask("look", document)["sysctl:net.core.nothing"]["error"]
 
 
+def test_a_unit_that_ends_badly_leaves_without_a_trace(machine: Machine) -> None:
+    """Ray does: what is not wanted any more would be shown as failed for ever."""
+    document = wanted()
+    badly = "/bin/sh -c 'trap \"exit 3\" TERM; sleep 1000 & wait'"
+    start = next(line for line in UNIT_TEXT.splitlines() if line.startswith("ExecStart="))
+    document["files"][2]["content"] = UNIT_TEXT.replace(start, f"ExecStart={badly}")
+    machine.ask("apply", document)
+    document["units"], document["files"] = [], document["files"][:2]
+    assert machine.ask("apply", document)[f"unit:{UNIT}"]["status"] == "changed"
+    assert UNIT not in machine.run("systemctl", "list-units", "--all", "--no-legend").stdout
+    assert f"unit:{UNIT}" not in machine.ask("look", document)
+
+
 def test_a_report_comes_also_when_time_is_up(machine: Machine) -> None:
     document = wanted()
     document["files"][2]["content"] = UNIT_TEXT.replace(
