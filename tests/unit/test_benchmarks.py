@@ -54,6 +54,7 @@ def state(argv: list[str], variables: dict[str, str]) -> NodeState:
         environments=[environment],
         argv=argv,
         firewall=IN_FORCE,
+        worker=None,
     )
     files = (
         File(Step.SERVING, "/etc/systemd/system/vllm.service", unit),

@@ -46,7 +46,8 @@ def test_use_then_check_and_show(orchestrate: Run, tmp_path: Path) -> None:
     assert orchestrate("check").stdout == "profiles/small.yml: no errors\n"
     shown = orchestrate("show", "--json")
     document = json.loads(shown.stdout)
-    assert document["layout"] == {"tensor": 2, "pipeline": 1, "expert": False, "accelerators": 2}
+    layout = {"tensor": 2, "pipeline": 1, "data": 1, "expert": False, "accelerators": 2}
+    assert document["layout"] == layout
     assert document["profile"]["ray"]["object_store_memory"] == 1610612736
     assert yaml.safe_load(orchestrate("show").stdout) == document
     assert (tmp_path / "state/active-profile").read_text() == "small\n"

@@ -69,7 +69,7 @@ def test_expert_parallelism_is_told_in_words_where_it_is_on(expert: bool) -> Non
     assert ("pipeline 1, expert parallel, on 2 of 3" in shown.getvalue()) is expert
     assert "True" not in shown.getvalue() and "False" not in shown.getvalue()
     assert status(node("a"), expert=expert).document()["layout"] == {
-        "tensor": 2, "pipeline": 1, "expert": expert, "accelerators": 3,
+        "tensor": 2, "pipeline": 1, "data": 1, "expert": expert, "accelerators": 3,
     }  # fmt: skip
 
 
