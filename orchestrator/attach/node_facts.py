@@ -257,7 +257,7 @@ def parents(process: Path) -> list[int]:
         # The title in brackets may hold anything.
         fields = text(ROOT / "proc" / pid / "stat").rpartition(")")[2].split()
         pid = fields[1] if len(fields) > 1 else "0"
-        if int(pid) <= 1:
+        if int(pid) < 1:
             break
         found.append(int(pid))
     return found
