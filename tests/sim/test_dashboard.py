@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support.sim import NAME, NODES, TIMEOUT, Sim
 
+from orchestrator.core.waiting import as_long_as
+
 pytestmark = pytest.mark.sim
 
 #: Documents, one every 2 s, until what is waited for has to show.
@@ -28,7 +30,8 @@ def shown(process: subprocess.Popen[str], good: Callable[[dict[str, Any]], bool]
         document = json.loads(line)
         if good(document):
             return document
-    raise AssertionError(json.dumps(document, indent=1))
+    told = {key: document.get(key) for key in ("state", "text", "nodes", "checks", "sources")}
+    raise AssertionError(json.dumps(told, indent=1))
 
 
 def states(document: dict[str, Any]) -> dict[str, str]:
@@ -42,12 +45,14 @@ def test_a_node_that_dies_while_one_looks(spendable: Sim) -> None:
     up = dict.fromkeys(NODES, "up")
 
     def whole(document: dict[str, Any]) -> bool:
-        asked = document["checks"] and all(node["ray"] for node in document["nodes"])
+        asked = (document["checks"] or {}).get("ok") and all(
+            node["ray"] for node in document["nodes"]
+        )
         return bool(document["state"] == "serving" and states(document) == up and asked)
 
     try:
         seen = shown(process, whole)
-        assert seen["checks"]["ok"] and len(seen["checks"]["list"]) > 10, seen["checks"]
+        assert len(seen["checks"]["list"]) > 10, seen["checks"]
         assert seen["layout"] == "tensor 2, pipeline 1, on 2 of 2 accelerators"
         assert seen["image"].startswith("pxe-sim ")
         assert {node["role"] for node in seen["nodes"]} == {"control", "compute"}
@@ -62,7 +67,10 @@ def test_a_node_that_dies_while_one_looks(spendable: Sim) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130 and "Traceback" not in said
-    assert not any(sim.shell(node, *SAMPLERS, ok=None).split() for node in NODES[:2])
+    # Over a connection that ends, they end by themselves.
+    assert not as_long_as(
+        lambda: any(sim.shell(node, *SAMPLERS, ok=None).split() for node in NODES[:2]), 30, 0.5
+    )
 
 
 def test_the_page_is_there_at_once_and_asks_nothing_until_somebody_looks(serving: Sim) -> None:
