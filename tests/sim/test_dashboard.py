@@ -45,14 +45,14 @@ def test_a_node_that_dies_while_one_looks(spendable: Sim) -> None:
     up = dict.fromkeys(NODES, "up")
 
     def whole(document: dict[str, Any]) -> bool:
-        asked = (document["checks"] or {}).get("ok") and all(
-            node["ray"] for node in document["nodes"]
-        )
-        return bool(document["state"] == "serving" and states(document) == up and asked)
+        if document["state"] != "serving" or states(document) != up:
+            return False
+        checks = document["checks"]  # there are more as more has been looked at
+        return checks["ok"] and len(checks["list"]) > 2 * len(NODES)
 
     try:
         seen = shown(process, whole)
-        assert len(seen["checks"]["list"]) > 10, seen["checks"]
+        assert all(node["ray"] for node in seen["nodes"])
         assert seen["layout"] == "tensor 2, pipeline 1, on 2 of 2 accelerators"
         assert seen["image"].startswith("pxe-sim ")
         assert {node["role"] for node in seen["nodes"]} == {"control", "compute"}
