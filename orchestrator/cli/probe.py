@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KINDS = ("device", "link", "collective", "storage")
 #: Takes minutes, so that it is measured only when asked for.
 ENGINE = "engine"
+#: Seconds for an engine's loads, where nobody says how many.
+ENGINE_S = 300
 
 
 @click.command()
@@ -58,10 +60,8 @@ ENGINE = "engine"
 @click.option(
     "--seconds",
     type=click.IntRange(30, 3600),
-    default=300,
-    show_default=True,
-    help="With --only engine: at most so many for its loads. Less time means fewer rounds, and "
-    "then fewer loads.",
+    help=f"With --only engine: at most so many for its loads. Less time means fewer rounds, and "
+    f"then fewer loads. Default: {ENGINE_S}.",
 )
 def probe(
     profile: Profile,
@@ -155,10 +155,12 @@ class EngineWish:
 
 
 def asked_engine(
-    only: Sequence[str], dummy: str | None, layers: str | None, seconds: int
+    only: Sequence[str], dummy: str | None, layers: str | None, seconds: int | None
 ) -> EngineWish:
     """Raises UsageError for options that do not go together."""
-    return EngineWish(dummy, _depths(only, dummy, layers), float(seconds))
+    if seconds is not None and ENGINE not in only:
+        raise click.UsageError("--seconds goes with --only engine")
+    return EngineWish(dummy, _depths(only, dummy, layers), float(seconds or ENGINE_S))
 
 
 def _depths(only: Sequence[str], dummy: str | None, layers: str | None) -> tuple[int, ...]:

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from orchestrator.cli.probe import ENGINE_S, EngineWish, asked_engine
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.reading.facts import text_path
 from orchestrator.models.reading.shorter import shorter
@@ -304,3 +306,25 @@ def test_a_link_counts_as_the_kind_that_is_sold() -> None:
     assert (engine.slowest(links, ["a", "b"]) or engine.SlowestLink(1, 1)).kind == 10
     assert (engine.slowest(links, ["a", "b", "c"]) or engine.SlowestLink(1, 1)).kind == 1
     assert engine.slowest(links, ["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("only", "dummy", "layers", "seconds", "said"),
+    [
+        ((), "", None, None, "--dummy and --layers go with --only engine"),
+        (("link",), None, None, 60, "--seconds goes with --only engine"),
+        (("engine", "link"), None, None, None, "is measured alone"),
+        (("engine",), None, "4,8", None, "--layers goes with --dummy"),
+        (("engine",), "", "four", None, "two numbers"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    only: tuple[str, ...], dummy: str | None, layers: str | None, seconds: int | None, said: str
+) -> None:
+    with pytest.raises(click.UsageError, match=said):
+        asked_engine(only, dummy, layers, seconds)
+
+
+def test_how_long_an_engine_is_measured() -> None:
+    assert asked_engine(("engine",), None, None, None).seconds == ENGINE_S
+    assert asked_engine(("engine",), "", "4,8", 60) == EngineWish("", (4, 8), 60.0)
