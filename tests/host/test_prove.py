@@ -342,7 +342,7 @@ def test_a_connection_that_is_lost_undoes_the_change(cable: Cable, node: Remote)
 
 def test_on_a_cluster_of_strangers(cluster: Strangers) -> None:
     """Requests at once need nobody's leave; clocks and links need root, which the owner is not."""
-    with cluster.serving(*FLAGS, "--max-num-seqs", "1") as url:
+    with cluster.serving(*FLAGS, "--max-num-seqs", "1", "--fault", "slow") as url:
         path = loadable(cluster, url, "--node", "box")
         words = ("--profile", path)
         run = cluster.json("bench", "run", *words, "--workload", "brief")

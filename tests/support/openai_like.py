@@ -26,6 +26,8 @@ NAMES = GIVEN.get("--served-model-name", MODEL).split(",")
 START = time.time()
 #: Seconds between two events of a stream.
 PAUSE = 0.04
+#: Seconds to the first of them with the fault "slow": more than a busy machine adds to it.
+SLOW = 0.4
 #: Of a server with the fault "restarts": so many streams before it does.
 STREAMS = iter(range(4))
 METRICS = (
@@ -94,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         many, length = asked["max_tokens"], len(asked["prompt"])
+        if FAULT == "slow":
+            time.sleep(SLOW)
         if FAULT == "endless":
             while True:
                 self.wfile.write(b"x" * (1 << 16))

@@ -281,6 +281,22 @@ def test_a_cluster_that_changed_since_the_run_is_not_judged() -> None:
     assert "1000 ms then, 9000 ms now" in proof.why
 
 
+@pytest.mark.parametrize("hiccups", [1, 2])
+def test_a_hiccup_is_no_change_of_the_cluster(hiccups: int) -> None:
+    slow = iter([9.0] * hiccups)
+    server = queueing(1, 0.5)
+
+    def load(workload: Workload) -> Measured:
+        seconds = next(slow, None)
+        return measured(workload.concurrency, seconds) if seconds else server(workload)
+
+    found = server(Workload("it", 64, 16, 8, 4))
+    with guarded() as guards:
+        bench = Loads(Board(quiet=True), guards, load, 2)
+        proof = prove("1", of(Cause.BATCH_LIMIT, found), ground(limit=1), "", bench)
+    assert proof.verdict is Judgement.CONFIRMED, proof.why
+
+
 HERE = Site("here", list, ("python3", "-I", "-S"))
 
 
