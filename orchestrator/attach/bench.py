@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.attach import client as clients
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.facts import MachineFacts
 from orchestrator.attach.samples import watching
@@ -18,13 +16,11 @@ from orchestrator.core import paths
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import write_json
 from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.performance.bench import client as clients
 from orchestrator.performance.bench import history
 from orchestrator.performance.bench.basis import basis
 from orchestrator.performance.bench.load import (
     check,
-    counters,
-    differences,
-    measured,
 )
 from orchestrator.performance.bench.loads import loads
 from orchestrator.performance.bench.seal import Basis
@@ -183,26 +179,14 @@ def loaded(
 ) -> tuple[Measured, list[str]]:
     """Run one workload; its figures, and warnings. Raises UserError without figures."""
     with endpoints.client_of(profile) as client:
-        before = counters(endpoints.metrics_page(client))
-        clock = time.time() - time.perf_counter()
-        timed = clients.load(
+        found, timed = clients.loaded(
             endpoints.for_load(profile),
+            lambda: endpoints.metrics_page(client),
             profile.serving.model,
             workload,
             known,
-            repeats=asked.repeats,
-            seed=time.time_ns() % 2**32,
+            asked,
         )
-        after = counters(endpoints.metrics_page(client))
-    try:
-        engine = differences(before, after) if before else {}
-        found = measured(timed.text(), workload, asked.repeats, clock, engine, asked.targets_ms)
-    except ValueError as error:
-        said = next(filter(None, timed.errors), "no error was told")
-        raise UserError(
-            f"the workload {workload.name!r} gave no figures: {error}: {said}",
-            "The endpoint refused or aborted them. Run: orchestrate verify; orchestrate status",
-        ) from None
     return found, list(_notes(workload, timed))
 
 

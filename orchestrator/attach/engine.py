@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 
-from orchestrator.attach import client as clients
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.engine_start import Begun, EngineFailed, started, words_of
 from orchestrator.attach.find import NodeFound, ask_node
@@ -24,6 +23,7 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.visible import one_line
 from orchestrator.models.reading.shorter import shorter
+from orchestrator.performance.bench import client as clients
 from orchestrator.performance.bench.load import workloads
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits

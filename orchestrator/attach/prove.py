@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.attach import client as clients
 from orchestrator.attach import endpoint as endpoints
 from orchestrator.attach.bench import kept_speeds, loaded, own_home
 from orchestrator.attach.explain import findings
@@ -14,6 +13,7 @@ from orchestrator.attach.reach import NodeShell
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.nearest import nearest
 from orchestrator.core.progress import Board
+from orchestrator.performance.bench import client as clients
 from orchestrator.performance.bench.load import check
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.load import limits

@@ -6,6 +6,7 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -76,12 +77,12 @@ class Cluster:
 
     def client(self) -> httpx.Client:
         """A client for the endpoint. Use it in a thread that is in the cluster's network."""
-        return httpx.Client(
-            base_url=self.endpoint,
-            headers={"Authorization": f"Bearer {self.trust.api_key.reveal()}"},
-            timeout=ANSWER_TIMEOUT,
-            trust_env=False,
-        )
+        return httpx.Client(**_to_endpoint(self))
+
+    def client_for_load(self) -> httpx.AsyncClient:
+        """The same, for as many requests at once as are wanted."""
+        most = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        return httpx.AsyncClient(**_to_endpoint(self), limits=most)
 
     def locked(self, verb: str) -> AbstractContextManager[None]:
         """Hold the lock for changing the cluster. Raises UserError, with its holder, if taken."""
@@ -93,6 +94,15 @@ class Cluster:
                 "Wait until it ends.",
             ),
         )
+
+
+def _to_endpoint(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "base_url": cluster.endpoint,
+        "headers": {"Authorization": f"Bearer {cluster.trust.api_key.reveal()}"},
+        "timeout": ANSWER_TIMEOUT,
+        "trust_env": False,
+    }
 
 
 def open_cluster(

@@ -116,9 +116,16 @@ class Net:
         self.run("image", "use", MINIMAL)
 
     @contextlib.contextmanager
-    def changed(self, **sections: dict[str, Any]) -> Iterator[None]:
-        """Other keys in sections of the profile, on the control node too, for the body."""
-        self.write(self.base | {name: self.base[name] | keys for name, keys in sections.items()})
+    def changed(self, **sections: Any) -> Iterator[None]:
+        """Other keys in sections of the profile, or other lists, on the control node too, for the
+        body."""
+        self.write(
+            self.base
+            | {
+                name: self.base[name] | new if isinstance(new, dict) else new
+                for name, new in sections.items()
+            }
+        )
         try:
             self.serve()
             yield
@@ -317,7 +324,7 @@ class Net:
     @contextlib.contextmanager
     def slow(self, name: str, rate: str) -> Iterator[None]:
         """A node's cable carries no more than `rate` (as tc writes it) for the body."""
-        (tap, *_) = self.switch.plug_taps(self.node(name)).values()
+        (tap, *_) = self.switch.plug_taps(self.node(name))
         tc = ["tc", "-n", self.switch.space, "qdisc"]
         bucket = ["tbf", "rate", rate, "burst", "64kbit", "latency", "400ms"]
         subprocess.run([*tc, "replace", "dev", tap, "root", *bucket], check=True)
@@ -328,7 +335,7 @@ class Net:
 
     def carries(self, name: str, size: int) -> None:
         """Wait until a node's cable has carried so many bytes to it, from now."""
-        (tap, *_) = self.switch.plug_taps(self.node(name)).values()
+        (tap, *_) = self.switch.plug_taps(self.node(name))
 
         def sent() -> int:
             argv = ["ip", "-n", self.switch.space, "-json", "-statistics", "link", "show", tap]

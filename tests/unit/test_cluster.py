@@ -41,6 +41,7 @@ def test_the_key_goes_to_the_endpoint_and_through_no_proxy(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
-    with Cluster.client(cluster) as client:
-        assert client.headers["Authorization"] == "Bearer the key"
-        assert not client.trust_env
+    with Cluster.client(cluster) as one:
+        for client in (one, Cluster.client_for_load(cluster)):
+            assert client.headers["Authorization"] == "Bearer the key"
+            assert not client.trust_env

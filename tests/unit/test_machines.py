@@ -27,8 +27,7 @@ from orchestrator.provision.machines.emulator import VirtualHardware, argv
 from orchestrator.provision.machines.firmware import BIOS, SECURE, UEFI, firmware
 from orchestrator.provision.machines.nspawn import write_boot_files
 from orchestrator.provision.machines.processes import Process, kill, start_time
-from orchestrator.provision.machines.qemu import QemuMachine
-from orchestrator.provision.machines.switch import Switch
+from orchestrator.provision.machines.switch import Switch, cards
 
 PROJECT = Path(__file__).resolve().parents[2]
 HARDWARE = VirtualHardware("n", UEFI, 1 << 30, 2, {"tap0": "02:00:00:00:00:01", "tap1": "02::2"})
@@ -128,11 +127,19 @@ def test_the_boot_nic_is_the_first(profile: Profile) -> None:
     """In whatever order the profile lists the links."""
     node = profile.compute_nodes[0]
     link = node.links["cluster"]
-    other = link.model_copy(update={"mac": "02:00:00:00:00:77"})
-    both = node.model_copy(update={"links": {"aside": other, "cluster": link}})
-    switch = Switch(profile, "x")
-    machine = QemuMachine(both, Path(), switch)
-    assert machine.boot_order() == ["cluster", "aside"]
+    both = node.model_copy(
+        update={"links": {"aside": link.model_copy(update={"interface": "x"}), "cluster": link}}
+    )
+    assert cards(both, "cluster") == {link.interface: "cluster", "x": "aside"}
+
+
+def test_a_bond_is_several_cards_and_a_vlan_is_none() -> None:
+    """Unless it is on a card that has no link."""
+    found = cards(load(PROJECT / "tests/data/golden/links/profile.yml").compute_nodes[0], "lan")
+    assert found == {
+        "enp1s0": "lan", "enp2s0": "jumbo", "enp3s0f0": "fast", "enp3s0f1": "fast",
+        "enp4s0": "cable",
+    }  # fmt: skip
 
 
 def test_a_process_whose_id_is_used_again_is_not_ours(tmp_path: Path) -> None:

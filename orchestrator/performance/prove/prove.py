@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import Board
 from orchestrator.node.paths import PYTHON
+from orchestrator.performance import metrics
+from orchestrator.performance.bench import client as clients
 from orchestrator.performance.bench.load import check
-from orchestrator.performance.bench.run import loaded
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.layout import Parallelism, accelerators, place
 from orchestrator.performance.predict.load import limits
@@ -63,11 +63,19 @@ def _same(cluster: Cluster, run: Run) -> None:
 
 
 def _load(cluster: Cluster) -> Callable[[Workload], Measured]:
+    """Loads from this computer. A proof compares loads with each other, and needs a dozen: vLLM's
+    own client would take most of the time to start."""
+    model = cluster.profile.serving.model
+    with cluster.client() as client:
+        known = clients.vocabulary(client, model)
+
     def load(workload: Workload) -> Measured:
         check(workload, cluster.profile)
-        # No prompt is known from a load before: each has a seed of its own.
-        seed = time.time_ns() // 1_000_000 % 2**31
-        return loaded(cluster, Asked((workload,), repeats=1), workload, seed)
+        asked = Asked((workload,), repeats=1)
+        found, _ = clients.loaded(
+            cluster.client_for_load(), lambda: metrics.page(cluster), model, workload, known, asked
+        )
+        return found
 
     return load
 

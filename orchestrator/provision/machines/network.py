@@ -27,11 +27,13 @@ class Cables(ABC):
         """A name for a machine's namespace, container or cgroup that no other cluster uses."""
         return f"{self.prefix}-{name}"
 
-    def mac(self, node: Node, network: str) -> str:
-        """The profile's hardware address; if it has none, one derived from the names."""
-        digest = hashlib.sha256(f"{self.prefix} {node.name} {network}".encode()).digest()
+    def mac(self, node: Node, network: str, card: str = "") -> str:
+        """The profile's hardware address; if it has none, one derived from the names. ``card``: one
+        that is no link itself, but is in a bond, or carries VLANs."""
+        names = " ".join(filter(None, (self.prefix, node.name, network, card)))
+        digest = hashlib.sha256(names.encode()).digest()
         made = ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))  # locally administered
-        return node.links[network].mac or made
+        return made if card else node.links[network].mac or made
 
     @abstractmethod
     def make(self) -> None:

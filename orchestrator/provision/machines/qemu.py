@@ -151,7 +151,6 @@ class QemuMachine(SeparateMachine):
     def hardware(self) -> VirtualHardware:
         """The machine as in the profile; the card on the boot network is first in boot order."""
         profile = self.switch.profile
-        taps = self.switch.plug_taps(self.node)
         simulation = profile.simulation
         own = profile.boot.secure == OWN
         enrolled = secure_boot.find(profile.name).signature_list if own else b""
@@ -162,16 +161,9 @@ class QemuMachine(SeparateMachine):
             ),
             memory=simulation.memory,
             cpus=simulation.cpus,
-            nics={
-                taps[network]: self.switch.mac(self.node, network) for network in self.boot_order()
-            },
+            nics=self.switch.plug_taps(self.node),
             disk=self.disk(simulation.cache_disk) if simulation.cache_disk else None,
         )
-
-    def boot_order(self) -> list[str]:
-        """The node's networks; the boot network is the first."""
-        boot = self.switch.profile.boot.network
-        return sorted(self.node.links, key=lambda network: network != boot)
 
     def disk(self, size: int) -> Path:
         """The cache disk of `size` bytes, made at first use. It survives `down`, as a real one."""

@@ -34,6 +34,25 @@ def bits_per_s(text: str) -> int:
     return found
 
 
+def cards(node: Node, boot: str) -> dict[str, str]:
+    """A node's network cards, and the network that each one's cable leads to; those on the network
+    ``boot`` are the first.
+
+    A link is a card; a bond is several. A VLAN has none: its packets take the cable of what carries
+    it, and need one of their own only where that has no link.
+    """
+    found: dict[str, str] = {}
+    made = {link.interface for link in node.links.values()}
+    for network, link in node.links.items():
+        if link.bond:
+            found |= dict.fromkeys(link.bond.interfaces, network)
+        elif not link.vlan:
+            found[link.interface] = network
+        elif link.vlan.interface not in made:
+            found.setdefault(link.vlan.interface, network)
+    return dict(sorted(found.items(), key=lambda each: each[1] != boot))
+
+
 @dataclass(frozen=True)
 class Switch(Cables):
     """A bridge for each network, in the namespace `space`. Links: veth pairs and taps."""
@@ -116,11 +135,17 @@ class Switch(Cables):
         return [(self.space, self._port("port", node, network)), own]
 
     def plug_taps(self, node: Node) -> dict[str, str]:
-        """Make a tap in the switch for each of the node's links: network -> the tap's name."""
-        taps = {network: self._port("tap", node, network) for network in node.links}
-        for network, tap in taps.items():
+        """Make a tap in the switch for each of the node's cards: the tap's name -> the card's
+        hardware address, the boot network's first."""
+        links = {link.interface for link in node.links.values()}
+        made: dict[str, str] = {}
+        for card, network in cards(node, self.profile.boot.network).items():
+            port = self._port("tap", node, network)
+            number = sum(tap.startswith(port) for tap in made)  # the others of a bond
+            tap = f"{port}.{number}" if number else port
             self.add_tap(tap, self.bridge(network), self.profile.networks[network].mtu)
-        return taps
+            made[tap] = self.mac(node, network, "" if card in links else card)
+        return made
 
     def add_tap(self, tap: str, bridge: str, mtu: int | None = None) -> None:
         if not netns.has_link(self.space, tap):

@@ -1,7 +1,8 @@
 """A load for an endpoint, from this computer: streamed completions of random tokens, timed.
 
-vLLM's own client would have to be there, and where vLLM is. This one needs an endpoint alone. It
-hands out what vLLM's writes: start_times, ttfts, itls, errors (performance.bench.load.measured).
+vLLM's own client would have to be where vLLM is, and takes longer to start than a brief load lasts.
+This one needs an endpoint alone. It hands out what vLLM's writes: start_times, ttfts, itls, errors
+(performance.bench.load.measured).
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from orchestrator.attach.endpoint import QUESTION, NotAnswered, why
+from orchestrator.core.errors import UserError
 from orchestrator.core.visible import one_line
+from orchestrator.performance.bench.load import counters, differences, measured
 from orchestrator.performance.probe.node_rounds import completion
-from orchestrator.performance.results.bench import Workload
+from orchestrator.performance.results.bench import Asked, Measured, Workload
 
 #: A text of every common character: its tokens are ones that the model knows.
 ALPHABET = (
@@ -107,7 +109,7 @@ def vocabulary(client: httpx.Client, model: str) -> list[int]:
 def _posted(client: httpx.Client, path: str, body: dict[str, Any], model: str) -> dict[str, Any]:
     """The answer to a request; empty where there is none."""
     try:
-        response = client.post(path, json=body | {"model": model}, timeout=QUESTION)
+        response = client.post(path, json=body | {"model": model})
         document = response.json() if response.status_code == httpx.codes.OK else {}
     except (httpx.HTTPError, ValueError):
         return {}
@@ -137,6 +139,33 @@ def load(
             return await _loaded(client, model, workload, known, repeats, seed)
 
     return asyncio.run(all_of_it())
+
+
+def loaded(
+    client: httpx.AsyncClient,
+    page: Callable[[], str],
+    model: str,
+    workload: Workload,
+    known: Sequence[int],
+    asked: Asked,
+) -> tuple[Measured, Timed]:
+    """Run a workload; its figures, and its requests. ``page``: reads the engine's metrics; "" where
+    there are none. Raises UserError without figures."""
+    before = counters(page())
+    clock = time.time() - time.perf_counter()
+    seed = time.time_ns() % 2**32  # no prompt is known from a load before
+    timed = load(client, model, workload, known, repeats=asked.repeats, seed=seed)
+    after = counters(page())
+    try:
+        engine = differences(before, after) if before else {}
+        found = measured(timed.text(), workload, asked.repeats, clock, engine, asked.targets_ms)
+    except ValueError as error:
+        said = next(filter(None, timed.errors), "no error was told")
+        raise UserError(
+            f"the workload {workload.name!r} gave no figures: {error}: {said}",
+            "The endpoint refused or aborted them. Run: orchestrate verify; orchestrate status",
+        ) from None
+    return found, timed
 
 
 async def _loaded(
@@ -184,8 +213,8 @@ async def stream(client: httpx.AsyncClient, asked: dict[str, Any]) -> Streamed:
             async for line in _lines(response):
                 _event(line, seen)
     except httpx.HTTPError as error:
-        seen.error = why(error)
-    except (NotAnswered, ValueError) as error:
+        seen.error = one_line(str(error) or type(error).__name__)
+    except ValueError as error:
         seen.error = str(error)
     if not seen.error and not seen.arrivals:
         seen.error = "an answer without tokens"
@@ -200,7 +229,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
         rest += chunk
         *whole, rest = rest.split(b"\n")
         if len(rest) > MOST_LINE or size > MOST_ANSWER:
-            raise NotAnswered("the answer's stream is larger than any answer")
+            raise ValueError("the answer's stream is larger than any answer")
         for line in whole:
             yield line.strip()
 
