@@ -14,6 +14,9 @@ fail() { # MESSAGE HINT
   exit 1
 }
 
+# First: one of root's own (pyenv) is where only root enters, and other accounts start it, too.
+SYSTEM_PYTHON=/usr/bin/python3
+
 has() { command -v "$1" >/dev/null; }
 
 missing_packages() { # -> the Debian packages of what is not there, one per line
@@ -24,7 +27,7 @@ missing_packages() { # -> the Debian packages of what is not there, one per line
   has mount || echo mount
   has systemd-nspawn || echo systemd-container
   # The modules that make an environment; Debian has them in a package of their own.
-  { has python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || echo python3-venv
+  "$SYSTEM_PYTHON" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
   # For `orchestrate image lock`, which its tests run too: the keys of Debian's package lists.
   [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
@@ -83,11 +86,15 @@ install_programs() {
 }
 
 make_environment() {
-  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$(python3 --version) is too old: 3.11 or later is needed" "Debian 12 and later have it."
+  local python new='import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))'
+  for python in "$SYSTEM_PYTHON" python3; do
+    "$python" -c "$new" 2>/dev/null && break
+  done
+  "$python" -c "$new" ||
+    fail "$("$python" --version) is too old: 3.11 or later is needed" "Debian 12 and later have it."
   # A moved checkout, another Python or other dependencies: made anew. Else there is nothing to do.
   local stamp=.venv/made-from made_from
-  made_from="$PWD $(python3 --version) $(cat pyproject.toml requirements.txt | sha256sum)"
+  made_from="$PWD $python $("$python" --version) $(cat pyproject.toml requirements.txt | sha256sum)"
   if [ "$(cat "$stamp" 2>/dev/null)" = "$made_from" ]; then
     say "Python: .venv is up to date"
     return
@@ -95,7 +102,7 @@ make_environment() {
   say "Python: making .venv (orchestrate, and what it and its tests need)"
   rm -f "$stamp"
   local pip=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
-  python3 -m venv --clear .venv
+  "$python" -m venv --clear .venv
   # Wheels alone: building a source archive would download what no hash names.
   "${pip[@]}" --require-hashes --only-binary :all: --requirement requirements.txt
   # The project itself: nothing is downloaded, and setuptools is the locked one.

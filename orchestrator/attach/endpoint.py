@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from orchestrator.core.connections import kept
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.visible import one_line
 from orchestrator.node.trust import Secret
@@ -89,8 +90,7 @@ def client(endpoint: Endpoint, base: Path) -> httpx.Client:
 
 def for_load(profile: Attached) -> httpx.AsyncClient:
     """The same, for as many requests at once as are wanted."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(**_settings(profile.endpoint, profile.path.parent), limits=limits)
+    return httpx.AsyncClient(**_settings(profile.endpoint, profile.path.parent))
 
 
 def _settings(endpoint: Endpoint, base: Path) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def _settings(endpoint: Endpoint, base: Path) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {secret.reveal()}"} if secret else {},
         "timeout": httpx.Timeout(QUESTION, connect=CONNECT),
         "verify": _verified(endpoint, base),
+        "limits": kept(),
         "trust_env": False,
         "follow_redirects": False,
     }

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from orchestrator.core import paths
+from orchestrator.core.connections import kept
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import locked
 from orchestrator.image import ident, store
@@ -81,8 +82,7 @@ class Cluster:
 
     def client_for_load(self) -> httpx.AsyncClient:
         """The same, for as many requests at once as are wanted."""
-        most = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(**_to_endpoint(self), limits=most)
+        return httpx.AsyncClient(**_to_endpoint(self))
 
     def locked(self, verb: str) -> AbstractContextManager[None]:
         """Hold the lock for changing the cluster. Raises UserError, with its holder, if taken."""
@@ -101,6 +101,7 @@ def _to_endpoint(cluster: Cluster) -> dict[str, Any]:
         "base_url": cluster.endpoint,
         "headers": {"Authorization": f"Bearer {cluster.trust.api_key.reveal()}"},
         "timeout": ANSWER_TIMEOUT,
+        "limits": kept(),
         "trust_env": False,
     }
 

@@ -40,6 +40,14 @@ def pair(sim: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
     found = replace(sim, profile=profile, env=sim.env | {"ORCHESTRATE_PROFILE": str(profile)})
     try:
         found.run("up", "--until", "ssh")
+        # SSH answers by the first link; systemd-networkd may still be at the second one.
+        cable = ("ip", "-brief", "-4", "address", "show", "up", "scope", "global")
+        for node in ("compute0", "compute1"):
+
+            def waits(node: str = node) -> bool:
+                return "10.79.0." not in found.shell(node, *cable)
+
+            assert not as_long_as(waits, 60, 0.2)
         yield found
     finally:
         found.run("down")
@@ -52,7 +60,6 @@ def way(pair: Sim) -> str:
 
 
 def test_its_cable_is_the_way_as_long_as_it_is_in(pair: Sim) -> None:
-    # SSH answers by the first link; systemd-networkd may still be at the second one.
     assert not as_long_as(lambda: way(pair) != "to-compute1", 30, 0.2)
     whole = ("ping", "-c1", "-W5", "-M", "do", "-s", "3900", "10.78.0.11")
     assert "from 10.78.0.11" in pair.shell("compute0", *whole)

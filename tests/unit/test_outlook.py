@@ -97,7 +97,8 @@ def test_between_cells_lies_between() -> None:
     few, many = OfferedLoad(128, 32, 2), OfferedLoad(128, 32, 8)
     seen = engine_rates([cell(few, 0.1, 0.010), cell(many, 0.3, 0.040)])
     found = outlook(Known(ONE, LIMITS, engine=seen), replace(few, concurrency=5))
-    assert found.tpot_s.value == pytest.approx(0.025)
+    # Others' prompts come between: two requests have half of one, more have none.
+    assert found.tpot_s.value == pytest.approx(0.025, rel=0.03)
     assert 0.1 < found.ttft_s.value < 0.3
 
 

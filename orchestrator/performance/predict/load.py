@@ -4,7 +4,8 @@ Rounds: with r requests running, a request stays for its own prompt, the others'
 tokens. Prompts share steps up to ``max-num-batched-tokens``, and a step with a prompt also computes
 the next token of every running request (vLLM's chunked prefill: v1/core/sched/scheduler.py).
 Requests of equal length that start when others end stay in step, but the engine does not wait for
-all of them: the first prompt is computed alone. With a rate, requests come one by one, and the
+all of them: the first prompt is computed alone, the others' follow in their order, and the median
+request is in the middle of that line. With a rate, requests come one by one, and the
 number of running ones follows Little's law (r = rate x stay). The model's limits:
 docs/explanation/performance-model.md.
 """
@@ -167,39 +168,79 @@ def _little(rate: float, most: float, among: Callable[[float], LoadRound]) -> fl
 
 def one_round(steps: Steps, load: OfferedLoad, limits: Limits) -> LoadRound:
     """The stay of one request among ``load.concurrency`` running ones."""
-    prompt, output = load.prompt_tokens, load.output_tokens
+    prompt, further = load.prompt_tokens, load.output_tokens - 1
     in_flight = min(float(steps.stages), load.concurrency)
     together = max(load.concurrency / steps.stages, 1.0)  # of one batch in the stages
-    own = max(1, math.ceil(prompt / limits.batched_tokens))
-
-    def prompts(count: float, parts: float) -> Work:
-        """One of so many equal steps that compute ``count`` prompts."""
-        return Work(count * prompt / parts, count, prompt / 2, prompts=True)
-
     if load.rate_per_s is not None:
-        waits_s, in_all, sent = 0.0, together * own, 1.0
-        last = prompts(together, in_all)
+        own = max(1, math.ceil(prompt / limits.batched_tokens))
+        last = Work(prompt / own, 1.0, prompt / 2, prompts=True)
+        mixed, after = steps.step(last, in_flight), (together - 1) * own
+        turn, sent = PlaceInLine(last, mixed.times(own), after, after * mixed.seconds), 1.0
     else:
-        # The engine computes the first prompt alone; the others share the following steps, as few
-        # as the token budget allows. Of two requests one waits for the first prompt; of more, the
-        # median one does. It waits until the first stage is free.
-        share, sent = min((load.concurrency - 1) / 2, 1.0), load.concurrency
-        waits_s = share * own * steps.step(prompts(1, own), in_flight).seconds / steps.stages
-        rest = max(load.concurrency - 1, 1.0)
-        in_all = max(own, rest * prompt / limits.batched_tokens)
-        last = prompts(rest, in_all)
-    mixed = steps.step(last, in_flight)
-    plain = Work(together, together, prompt + output / 2)
-    others, further = in_all - own, output - 1
-    during = min(others, float(further))  # others' prompts while this one's tokens come
-    waited = mixed.times(own).plus(prefill_s=waits_s + (others - during) * mixed.seconds)
-    first = steps.first(waited, last, sent)
+        turn, sent = _median(steps, load, limits, in_flight), load.concurrency
+    # Others' prompts while its own tokens come; what is left delays the next one's.
+    during_s = turn.after_s * min(1.0, further / turn.after if turn.after else 1.0)
+    during = min(turn.after, float(further))
+    waited = turn.parts.plus(prefill_s=turn.after_s - during_s)
+    first = steps.first(waited, turn.last, sent)
+    plain = Work(together, together, prompt + load.output_tokens / 2)
     each = steps.step(plain, in_flight)
     if further:
-        each = each.times((further - during) / further)
-        each = each.plus(prefill_s=during / further * mixed.seconds)
+        each = each.times((further - during) / further).plus(prefill_s=during_s / further)
     stay_s = first.seconds + further * each.seconds
-    return LoadRound(load.concurrency, first, each, stay_s, plain, last)
+    return LoadRound(load.concurrency, first, each, stay_s, plain, turn.last)
+
+
+@dataclass(frozen=True)
+class PlaceInLine:
+    """A request's turn among others that were sent with it. ``last``: the step that ends its
+    prompt; ``parts``: all until then; ``after``: steps with others' prompts that follow, which take
+    ``after_s``."""
+
+    last: Work
+    parts: Parts
+    after: float
+    after_s: float
+
+
+def _median(steps: Steps, load: OfferedLoad, limits: Limits, in_flight: float) -> PlaceInLine:
+    """The median request's turn. The engine computes the first prompt alone; the others share the
+    following steps in their order, as many tokens in each as the budget allows. A step starts when
+    the first stage is free. The median of an even number of requests is between two."""
+    prompt, budget = load.prompt_tokens, limits.batched_tokens
+    own = max(1, math.ceil(prompt / budget))
+    others = (load.concurrency - 1) * prompt  # tokens
+    many = math.ceil(others / budget)
+
+    def prompts(tokens: float) -> tuple[Work, Parts]:
+        work = Work(tokens, max(tokens / prompt, 1.0), prompt / 2, prompts=True)
+        return work, steps.step(work, in_flight)
+
+    alone, ahead = prompts(prompt / own)
+    # The last of the shared steps is smaller.
+    full, least = prompts(min(budget, others)), prompts(max(others - (many - 1) * budget, 1.0))
+
+    def turn(place: int) -> PlaceInLine:
+        """Of the request that so many others are ahead of."""
+        if not place:
+            after_s = (many - 1) * full[1].seconds + least[1].seconds if many else 0.0
+            return PlaceInLine(alone, ahead.times(own), many, after_s)
+        number = min(math.ceil(place * prompt / budget), many)
+        work, parts = least if number == many else full
+        before_s = own * ahead.seconds + (number - 1) * full[1].seconds
+        left = many - number
+        after_s = (left - 1) * full[1].seconds + least[1].seconds if left else 0.0
+        return PlaceInLine(work, parts.plus(prefill_s=before_s / steps.stages), left, after_s)
+
+    place = (load.concurrency - 1) / 2
+    low, high = turn(math.floor(place)), turn(math.ceil(place))
+    share = place - math.floor(place)
+    return PlaceInLine(
+        high.last,
+        low.parts.times(1 - share).plus(**vars(high.parts.times(share))),
+        low.after + share * (high.after - low.after),
+        low.after_s + share * (high.after_s - low.after_s),
+    )
 
 
 def _forecast(
