@@ -3,22 +3,28 @@
 A server's cells are what its forecast is made from, by the product's own outlook; the plan said
 which loads these are before anything was measured. They were held out once: those scores are a file
 of benchmarks/results/forecasts. What was changed since may have been changed with these
-measurements in view, so these forecasts count as made afterwards. No device was probed there, so a
-layout over another link than the cells' has no forecast.
+measurements in view, so these forecasts count as made afterwards. No device was probed there: over
+another link than the cells', formulas with the shipped figures of such a card, and the link and
+collectives that were probed, say what changes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.bench.load import offered
+from orchestrator.performance.predict import whatif
+from orchestrator.performance.predict.engine import assumed
 from orchestrator.performance.predict.layout import Parallelism
+from orchestrator.performance.predict.links import LinkRate, curve
 from orchestrator.performance.predict.load import Limits
 from orchestrator.performance.predict.outlook import Known, Outlook, outlook
+from orchestrator.performance.predict.rates import Rates, of_devices
 from orchestrator.performance.predict.shape import read
 from orchestrator.performance.report.score import (
     FIRST,
@@ -37,6 +43,8 @@ Row = Mapping[str, Any]
 HOME = Path(__file__).resolve().parent / "real_cards"
 #: Results, by their days; other files are plans and models.
 RESULTS = "20*.json"
+#: The shipped figures of the cards; what tc's bits carry, without headers.
+CARD, CARRIED = "h200", 0.94
 
 
 def files() -> list[Path]:
@@ -58,8 +66,35 @@ def scores(path: Path) -> Scores:
         known = _known(plan, server, models[server["model"]], cells, document["about"])
         links = {row["link"] for row in cells}
         for row in held:
-            found = found.plus(_scored(path.stem, known, row, links))
+            there = known if row["link"] in links else _over(known, document["probed"], row["link"])
+            found = found.plus(_scored(path.stem, there, row))
     return found
+
+
+def _over(known: Known, probed: Row, link: str) -> Known:
+    """The same over a link of so many Mb/s, by formulas; without them if no link was probed."""
+    if not probed:
+        return known
+    free = LinkRate(*(spread(probed["link"][name]).median for name in ("latency_s", "bytes_per_s")))
+    slow = replace(free, bytes_per_s=min(free.bytes_per_s, float(link) * 1e6 / 8 * CARRIED))
+    return replace(known, rates=_rates(known, probed, free, slow), then=_rates(known, probed, free))
+
+
+def _rates(known: Known, probed: Row, free: LinkRate, link: LinkRate | None = None) -> Rates:
+    layout, times = known.layout, probed["collective"]
+    by_size = {
+        name: curve(2, {int(k): spread(v) for k, v in times[f"{name}_s"].items()}, free)
+        for name in ("all_reduce", "send")
+    }
+    return replace(
+        of_devices([whatif.device(CARD)[0]]),
+        engine=assumed(synchronous=False, eager=False),
+        tensor_nodes=layout.tensor,
+        borders=layout.pipeline - 1,
+        link=link or free,
+        all_reduce=by_size["all_reduce"],
+        send=by_size["send"],
+    )
 
 
 def _known(plan: Row, server: Row, config: Row, cells: Iterable[Row], about: Row) -> Known:
@@ -98,13 +133,13 @@ def _cells(rows: Iterable[Row]) -> Iterator[EngineCell]:
         )  # fmt: skip
 
 
-def _scored(run: str, known: Known, row: Row, links: set[str]) -> Scores:
+def _scored(run: str, known: Known, row: Row) -> Scores:
     prompt, output, many, requests = row["load"]
     cable = "" if row["link"] == "none" else f", link {row['link']}"
     name = f"{row['server']}{cable}, {prompt} + {output} tokens, {many} at once"
     workload = Workload(name, prompt, output, requests, many)
-    if row["link"] not in links:
-        return Scores(unscored=(Unscored(run, name, "no device was probed, for another link"),))
+    if row["link"] not in ("none", "free") and known.rates is None:
+        return Scores(unscored=(Unscored(run, name, "no link was probed"),))
     try:
         found = outlook(known, offered(workload))
     except UserError as error:
