@@ -55,7 +55,7 @@ PROBES = HERE.parent / "orchestrator" / "performance" / "probe"
 SIZES = sorted({2 * width * tokens for width in (4096, 6144) for tokens in (1, 8, 32, 512)})
 CLIENT = r"""
 import http.client, json, sys, threading, time
-port, prompt, output, at_once, requests, seed = map(int, sys.argv[1:])
+port, prompt, output, at_once, requests, seed, waves = map(int, sys.argv[1:])
 found, left, lock = [], list(range(requests)), threading.Lock()
 # The first connection imports codecs and parsers: not to be counted with the first request.
 warm = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -80,8 +80,11 @@ def work():
             if not left: return
             number = left.pop()
         one(number)
-threads = [threading.Thread(target=work) for _ in range(at_once)]
-[each.start() for each in threads]; [each.join() for each in threads]
+for wave in range(waves):
+    if wave == 1: found.clear()  # of several in a row the first does not count
+    left[:] = range(wave * requests, (wave + 1) * requests)
+    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    [each.start() for each in threads]; [each.join() for each in threads]
 print(json.dumps(found))
 """
 rows: list[dict[str, Any]] = []
@@ -226,6 +229,7 @@ def load(server: dict[str, Any], kind: str, link: str, shape: list[int], round_:
         str(server["port"]),
         *map(str, shape),
         str(len(rows)),
+        str(PLAN.get("in_a_row", 1) if kind == "cell" else 1),
     ]
     try:
         done = subprocess.run(
@@ -386,7 +390,7 @@ def main() -> None:
     try:
         for number, server in enumerate(servers):
             start(server, number)
-        ready = up(servers, SECONDS * 0.55)
+        ready = up(servers, SECONDS * PLAN.get("left", 0.55))
         if COMMAND:
             with (OUT / "command.log").open("wb") as log:
                 try:
