@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from orchestrator.core.errors import BadInput, UserError
 from orchestrator.models.reading.facts import text_path
 from orchestrator.models.reading.shorter import shorter
 from orchestrator.performance.predict.load import Limits
-from orchestrator.performance.probe import cut, engine
+from orchestrator.performance.probe import cut, engine, node_rounds
 from orchestrator.performance.probe.cells import cells
 from orchestrator.performance.probe.node_rounds import (
     FEWEST,
+    IN_A_ROW,
     MOST,
     Load,
     TimedRequest,
@@ -123,8 +125,29 @@ def test_loads_take_turns_and_the_first_round_is_thrown_away() -> None:
     wave = Engine()
     found, notes = run([(8, 16, 1), (16, 16, 2)], wave, 60.0)
     assert notes == []
-    assert wave.asked == [(8, 16, 1), *[(8, 16, 1), (16, 16, 2)] * (MOST + 1)]
+    turns = [load for load, _ in itertools.groupby(wave.asked)]
+    assert turns == [(8, 16, 1), (16, 16, 2)] * (MOST + 1)
     assert [len(each.rounds) for each in found] == [MOST, MOST]
+
+
+@pytest.mark.parametrize(("brief", "times"), [(True, IN_A_ROW), (False, 1)])
+def test_a_brief_load_runs_in_a_row_and_the_first_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, brief: bool, times: int
+) -> None:
+    """The engine is slower to its first tokens after another load."""
+    monkeypatch.setattr(node_rounds, "BRIEF", 60.0 if brief else 0.0)
+    asked: list[Load] = []
+
+    async def wave(load: Load) -> list[TimedRequest]:
+        first = 0.1 if asked[-1:] == [load] else 0.4
+        asked.append(load)
+        return [TimedRequest(0.0, [first + n / 100 for n in range(load[1])], load[1])]
+
+    found, _ = asyncio.run(measured([(8, 16, 1), (16, 16, 1)], wave, 60.0, lambda _: None))
+    rows = [len(list(row)) for _, row in itertools.groupby(asked)]
+    # The very first load warms up on top.
+    assert rows == [2 * times, *[times] * (2 * MOST + 1)]
+    assert {each["ttft_s"] for cell in found for each in cell.rounds} == {0.1 if brief else 0.4}
 
 
 def test_a_load_that_takes_too_long_is_left_out_and_said() -> None:
