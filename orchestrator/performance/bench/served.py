@@ -101,15 +101,21 @@ def _probed(cluster: Cluster) -> tuple[tuple[DeviceRates, ...], list[LinkRates]]
     return found.devices, [each for each in found.links if each.network == network]
 
 
+def tokens(cluster: Cluster) -> range:
+    """The model's tokens, without those that may be marks, to make prompts of."""
+    many = facts(cluster.model.config).whole("vocab_size") or VOCABULARY
+    return range(min(MARKS, many - 1), many)
+
+
 def _measured(cluster: Cluster, board: Board, begun: EngineRates, seconds: float) -> EngineRates:
     profile = cluster.profile
-    tokens = facts(cluster.model.config).whole("vocab_size") or VOCABULARY
+    known = tokens(cluster)
     loads = cells(limits(profile), workloads(profile))
     asked = {
         "address": profile.ray_address(profile.server),
         "port": profile.serving.port,
         "model": profile.serving.model,
-        "known": (min(MARKS, tokens - 1), tokens),
+        "known": (known.start, known.stop),
         "key": cluster.trust.api_key.reveal(),
         "loads": [(each.prompt, each.output, each.concurrency) for each in loads],
         "seconds": seconds,

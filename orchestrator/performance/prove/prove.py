@@ -12,6 +12,7 @@ from orchestrator.node.paths import PYTHON
 from orchestrator.performance import metrics
 from orchestrator.performance.bench import client as clients
 from orchestrator.performance.bench.load import check
+from orchestrator.performance.bench.served import tokens
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.layout import Parallelism, accelerators, place
 from orchestrator.performance.predict.load import limits
@@ -65,9 +66,7 @@ def _same(cluster: Cluster, run: Run) -> None:
 def _load(cluster: Cluster) -> Callable[[Workload], Measured]:
     """Loads from this computer. A proof compares loads with each other, and needs a dozen: vLLM's
     own client would take most of the time to start."""
-    model = cluster.profile.serving.model
-    with cluster.client() as client:
-        known = clients.vocabulary(client, model)
+    model, known = cluster.profile.serving.model, tokens(cluster)
 
     def load(workload: Workload) -> Measured:
         check(workload, cluster.profile)
