@@ -214,10 +214,12 @@ def test_bench_measures_and_vllms_own_clocks_are_read(cluster: Cluster) -> None:
 
 def test_the_engine_that_serves_is_measured(cluster: Cluster) -> None:
     _, path = cluster.attach("served")
-    found = cluster.json("probe", "--profile", path, "--only", "engine", "--force")
+    words = ("probe", "--profile", path, "--only", "engine", "--force", "--seconds", "60")
+    found = cluster.json(*words)
     assert (found["weights"], found["tensor"], found["known"]) == ("own", 2, False)
     assert found["kv_tokens"] > 256 and found["versions"]["vllm"]
-    assert {each["concurrency"] for each in found["cells"]} == {1, 2, 4, 8}
+    # How many loads fit into a minute is the machine's.
+    assert 1 in {each["concurrency"] for each in found["cells"]} <= {1, 2, 4, 8}
     assert all(each["ttft_s"]["n"] >= 3 and each["tpot_s"]["low"] > 0 for each in found["cells"])
     again = cluster.json("probe", "--profile", path, "--only", "engine")
     assert again["known"] and again["cells"] == found["cells"]
