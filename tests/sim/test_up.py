@@ -125,3 +125,14 @@ def test_services_listen_on_the_cluster_only(sim: Sim) -> None:
     ]
     others = [x for x in everywhere if not re.search(r'"(ray|raylet|gcs_server|python|default)', x)]
     assert others == []
+
+
+@pytest.mark.usefixtures("serving")
+def test_vllms_own_classes_answer_on_a_node_that_serves(sim: Sim) -> None:
+    """As the account of vLLM there; the image is the next one that would be asked."""
+    found = sim.json("model", "inspect", "known-answers")
+    (node, *_) = (each for each in NODES if each != "control")
+    assert found["engine_classes"]["where"] == node, found["engine_not_asked"]
+    assert found["origins"]["parameters"] == f"vLLM 0.30.0+cpu ({node})"
+    assert not found["refused"]
+    assert sim.shell(node, "pgrep", "-f", "node_classes", ok=None) == ""
