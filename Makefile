@@ -25,7 +25,7 @@ $(if $(shell getent group nixbld),,$(if $(filter 0,$(shell id -u)),build-users-g
 endef
 export NIX_CONFIG
 
-.PHONY: help setup demo check test lint unit image e2e mutants requirements down clean
+.PHONY: help setup demo check test lint unit image e2e long mutants requirements down clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 21
@@ -40,7 +40,7 @@ demo: ## from nothing to a simulated cluster that answers a question (as root)
 check: setup ## lint, types and unit tests, for daily use (needs no root)
 	@tools/step "lint, types and unit tests" $(PYTEST) -n auto --dist worksteal $(LINT) tests/unit
 
-test: setup lint unit image e2e ## all tests: what .ci/run runs (as root)
+test: setup lint unit image e2e ## what .ci/run runs: all tests but the long ones (as root)
 
 lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) $(LINT)
@@ -52,7 +52,10 @@ image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) $(WORKERS) --maxprocesses 4 --durations 60 $(E2E)
+	@tools/step "end-to-end tests" $(PYTEST) $(WORKERS) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
+
+long: image ## end-to-end tests that load the model many times: half an hour more (as root)
+	@tools/step "long tests" $(PYTEST) $(WORKERS) --maxprocesses 4 -m long $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py

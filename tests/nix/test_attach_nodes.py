@@ -25,7 +25,7 @@ from orchestrator.core.waiting import as_long_as
 from orchestrator.models import catalog
 from orchestrator.provision.machines import netns
 
-pytestmark = pytest.mark.nix
+pytestmark = [pytest.mark.nix, pytest.mark.long]
 
 MODEL, SECRET = "known-answers", "sk-very-secret"
 #: Seconds for vLLM to load, on few and busy cores.

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from support import PROJECT
 
-pytestmark = pytest.mark.nix
+pytestmark = [pytest.mark.nix, pytest.mark.long]
 
 VENV, UID = "/opt/venvs/orchestrate", 1000
 #: As in profiles/sim.yml: no compiler in the image, little memory, cores that are shared.

@@ -74,6 +74,7 @@ def test_nobody_sees_the_key_while_it_runs(sim: Sim) -> None:
     assert any(seen) and process.returncode == 0
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_clean_and_goes_on(sim: Sim) -> None:
     """It is interrupted in its second load; the first one is kept, and not measured again."""
     two = ("--workload", "brief", "--workload", "short", "--repeats", "1")
@@ -118,6 +119,7 @@ def proved(sim: Sim, load: str, phase: str, cause: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.long
 def test_a_throttled_link_is_proved_to_be_the_cause(sim: Sim) -> None:
     """A cause that is none is refuted in host/test_prove: a proof takes 13 loads."""
     sim.run("sim", "link", "--rate", SLOW)

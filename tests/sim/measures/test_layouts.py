@@ -29,7 +29,7 @@ QUESTION, ANSWER = next(
     (each.question, each.answer) for each in catalog.find("known-answers").answers
 )
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.long]
 
 
 @pytest.mark.usefixtures("serving")
