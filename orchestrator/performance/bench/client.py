@@ -123,24 +123,6 @@ def prompt(known: Sequence[int], tokens: int, chance: random.Random) -> list[int
     return " ".join(chance.choices(ALPHABET.split(), k=tokens))
 
 
-def load(
-    client: httpx.AsyncClient,
-    model: str,
-    workload: Workload,
-    known: Sequence[int],
-    *,
-    repeats: int,
-    seed: int,
-) -> Timed:
-    """Run a workload to its end. Its first requests warm up, and are not timed."""
-
-    async def all_of_it() -> Timed:
-        async with client:
-            return await _loaded(client, model, workload, known, repeats, seed)
-
-    return asyncio.run(all_of_it())
-
-
 def loaded(
     client: httpx.AsyncClient,
     page: Callable[[], str],
@@ -153,8 +135,7 @@ def loaded(
     there are none. Raises UserError without figures."""
     before = counters(page())
     clock = time.time() - time.perf_counter()
-    seed = time.time_ns() % 2**32  # no prompt is known from a load before
-    timed = load(client, model, workload, known, repeats=asked.repeats, seed=seed)
+    timed = asyncio.run(_timed(client, model, workload, known, asked.repeats))
     after = counters(page())
     try:
         engine = differences(before, after) if before else {}
@@ -168,15 +149,11 @@ def loaded(
     return found, timed
 
 
-async def _loaded(
-    client: httpx.AsyncClient,
-    model: str,
-    workload: Workload,
-    known: Sequence[int],
-    repeats: int,
-    seed: int,
+async def _timed(
+    client: httpx.AsyncClient, model: str, workload: Workload, known: Sequence[int], repeats: int
 ) -> Timed:
-    chance = random.Random(seed)
+    """Run a workload to its end. Its first requests warm up, and are not timed."""
+    chance = random.Random()  # no prompt is known from a load before
     timed = Timed()
     many = workload.concurrency or 2
     free = asyncio.Semaphore(many if workload.rate is None else workload.requests * repeats)
@@ -191,13 +168,13 @@ async def _loaded(
             start = time.perf_counter()
             timed.add(start, await stream(client, asked))
 
-    warm = [stream(client, body()) for _ in range(min(2, many))]
-    await asyncio.gather(*warm)
-    async with asyncio.TaskGroup() as group:
-        for _ in range(workload.requests * repeats):
-            group.create_task(one())
-            if workload.rate is not None:
-                await asyncio.sleep(chance.expovariate(workload.rate))
+    async with client:
+        await asyncio.gather(*(stream(client, body()) for _ in range(min(2, many))))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workload.requests * repeats):
+                group.create_task(one())
+                if workload.rate is not None:
+                    await asyncio.sleep(chance.expovariate(workload.rate))
     return timed
 
 
