@@ -46,16 +46,16 @@ lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) $(LINT)
 
 unit: setup ## logic alone, and against real apt, pip, ssh, Nix, dnsmasq and nginx (as root)
-	@tools/step "unit and integration tests" $(PYTEST) $(WORKERS) tests/unit tests/host tests/attacks tests/image
+	@tools/tests "unit and integration tests" $(WORKERS) tests/unit tests/host tests/attacks tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/step "end-to-end tests" $(PYTEST) $(WORKERS) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
+	@tools/tests "end-to-end tests" $(WORKERS) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
 
 long: image ## end-to-end tests that load the model many times: half an hour more (as root)
-	@tools/step "long tests" $(PYTEST) $(WORKERS) --maxprocesses 4 -m long $(E2E)
+	@tools/tests "long tests" $(WORKERS) --maxprocesses 4 -m long $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py
