@@ -4,17 +4,22 @@ python benchmarks/copies.py [--repeats N] [--json FILE]
 
 Each layout is served in turn and measured at 1, 8 and 32 requests at once: forecast (from one probe
 at the start), tokens per second, latency, and the memory of all processes of the nodes. Then a copy
-is killed under a load of 500 requests. The cluster has a name of its own, and is down after it.
-Needs root, and the built image.
+is killed under a load of 500 requests. Last, the same load runs without and with a dashboard that
+somebody looks at, in turns; here the nodes share processors with the operator's machine, so the
+dashboard costs more than elsewhere. The cluster has a name of its own, and is down after it. Needs
+root, and the built image.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,8 @@ from orchestrator.core import paths
 from orchestrator.core.console import err
 from orchestrator.core.run import run
 from orchestrator.models.profiles import load
+from orchestrator.performance.bench.ratio import ratio
+from orchestrator.performance.results.probe import spread
 
 BASE, NAME = "sim", "copies"
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -41,6 +48,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 PROMPT, OUTPUT = 32, 32
 AT_ONCE = (1, 8, 32)
 REQUESTS, CLIENTS = 500, 16
+#: Of the load without and with a dashboard: rounds of each, and requests of a round.
+ROUNDS, IN_A_ROUND = 8, 96
 
 
 @click.command(help=__doc__)
@@ -55,12 +64,31 @@ def copies(repeats: int, json_file: Path | None) -> None:
         try:
             found = {name: measured(path, name, repeats) for name in LAYOUTS}
             lost = lost_of(path)
+            looked = of_dashboard(path)
         finally:
             verb(path, "down")
-    report.figures = {"layouts": found, "requests": REQUESTS, "clients": CLIENTS, **lost}
+    report.figures = {
+        "layouts": found,
+        "requests": REQUESTS,
+        "clients": CLIENTS,
+        "requests_per_s": looked,
+        **lost,
+    }
     head = ("layout", "at once", "tokens/s", "forecast", "TTFT ms", "TPOT ms", "memory MiB")
     title = f"{PROMPT} tokens of prompt, {OUTPUT} of answer, medians of {repeats} repeats"
-    report.finish([measure.table(title, head, rows(found))], json_file)
+    without, having = (spread(looked[name]) for name in ("without", "with"))
+    told = ratio(without, having)
+    dashboard = measure.table(
+        f"requests per second of {CLIENTS} clients, medians of {ROUNDS} rounds in turns",
+        ("without a dashboard", "with one", "with one it is"),
+        [(f"{without.median:.2f}", f"{having.median:.2f}", told.words("more", "less"))]
+        if told
+        else [],
+    )
+    died = measure.table(
+        "a copy is killed under load", ("requests", "lost"), [(str(REQUESTS), str(lost["lost"]))]
+    )
+    report.finish([measure.table(title, head, rows(found)), died, dashboard], json_file)
 
 
 def opened(path: Path, serving: dict[str, Any]) -> Cluster:
@@ -139,8 +167,27 @@ def lost_of(path: Path) -> dict[str, int]:
     """Of REQUESTS, how many got no whole answer because a copy was killed after a quarter."""
     cluster = opened(path, LAYOUTS["2 copies, Ray"])
     victim = cluster.remote(cluster.profile.compute_nodes[1])
-    left, lost, lock = iter(range(REQUESTS)), [0], threading.Lock()
-    body = {"model": cluster.profile.serving.model, "prompt": "a", "max_tokens": OUTPUT}
+
+    def before(number: int) -> None:
+        if number == REQUESTS // 4:
+            kill = f"--signal={signal.SIGKILL.name}"
+            victim.run(["systemctl", "kill", kill, "vllm.service"])
+
+    return {"lost": unanswered(cluster, REQUESTS, before)}
+
+
+def unanswered(
+    cluster: Cluster, requests: int, before: Callable[[int], None] = lambda number: None
+) -> int:
+    """Send requests, CLIENTS at once; how many got no whole answer. ``before``: is called with the
+    number of each."""
+    left, lost, lock = iter(range(requests)), [0], threading.Lock()
+    body = {
+        "model": cluster.profile.serving.model,
+        "prompt": "a",
+        "max_tokens": OUTPUT,
+        "ignore_eos": True,
+    }
 
     def client() -> None:
         with cluster.driver.network(), cluster.client() as http:
@@ -149,9 +196,7 @@ def lost_of(path: Path) -> dict[str, int]:
                     number = next(left, None)
                 if number is None:
                     return
-                if number == REQUESTS // 4:
-                    kill = f"--signal={signal.SIGKILL.name}"
-                    victim.run(["systemctl", "kill", kill, "vllm.service"])
+                before(number)
                 try:
                     ok = http.post("/v1/completions", json=body).status_code == httpx.codes.OK
                 except httpx.HTTPError:
@@ -164,7 +209,44 @@ def lost_of(path: Path) -> dict[str, int]:
         each.start()
     for each in clients:
         each.join()
-    return {"lost": lost[0]}
+    return lost[0]
+
+
+def of_dashboard(path: Path) -> dict[str, list[float]]:
+    """Requests per second of the same load, without and with a dashboard."""
+    cluster = opened(path, LAYOUTS["2 copies, Ray"])
+    verb(path, "up")  # the copy that was killed, too
+    unanswered(cluster, IN_A_ROUND)
+    found: dict[str, list[float]] = {"without": [], "with": []}
+    for _ in range(ROUNDS):
+        found["without"].append(rate(cluster))
+        with looked_at(path):
+            found["with"].append(rate(cluster))
+    return found
+
+
+def rate(cluster: Cluster) -> float:
+    begun = time.perf_counter()
+    unanswered(cluster, IN_A_ROUND)
+    return IN_A_ROUND / (time.perf_counter() - begun)
+
+
+@contextmanager
+def looked_at(path: Path) -> Iterator[None]:
+    """A dashboard that has told all that it tells."""
+    argv = [str(ORCHESTRATE), "dashboard", "--json", "--follow", "--profile", str(path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as shown:
+        assert shown.stdout is not None
+        reads = threading.Thread(target=shown.stdout.read)
+        for line in shown.stdout:
+            if json.loads(line).get("checks", {}).get("ok"):
+                break
+        reads.start()
+        try:
+            yield
+        finally:
+            os.killpg(shown.pid, signal.SIGINT)
+            reads.join()
 
 
 def rows(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
