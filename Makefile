@@ -54,7 +54,7 @@ image: setup ## fetch and build the profile's image
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
 	@tools/tests "end-to-end tests" $(WORKERS) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
 
-long: image ## end-to-end tests that load the model many times: half an hour more (as root)
+long: image ## end-to-end tests that take longest: over half an hour more (as root)
 	@tools/tests "long tests" $(WORKERS) --maxprocesses 4 -m long $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)

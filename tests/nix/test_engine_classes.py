@@ -63,13 +63,17 @@ def told(profile: Path | str, home: Path, config: dict[str, Any], code: int = 0)
 RECURRENT = 4 if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else 2
 
 
+#: vLLM takes a minute for each kind.
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
     ("name", "growing", "windows", "state"),
     [
-        ("Qwen/Qwen3-8B", 2 * 36 * 8 * 128 * 2, {}, 0),
+        pytest.param("Qwen/Qwen3-8B", 2 * 36 * 8 * 128 * 2, {}, 0, marks=LONG),
         ("google/gemma-3-1b-it", 2 * 4 * 256 * 2, {"512": 2 * 22 * 256 * 2}, 0),
-        ("Qwen/Qwen3-30B-A3B", 2 * 48 * 4 * 128 * 2, {}, 0),
-        ("deepseek-ai/DeepSeek-V2-Lite", 27 * (512 + 64) * 2, {}, 0),
+        pytest.param("Qwen/Qwen3-30B-A3B", 2 * 48 * 4 * 128 * 2, {}, 0, marks=LONG),
+        pytest.param("deepseek-ai/DeepSeek-V2-Lite", 27 * (512 + 64) * 2, {}, 0, marks=LONG),
         # 64 layers with a window of 3 of 8192 in 16 bits, and 8192 states of 16.
         ("tiiuae/falcon-mamba-7b", 0, {}, 64 * 8192 * (3 * 2 + 16 * RECURRENT)),
     ],

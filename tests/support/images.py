@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.image import ident, store
@@ -65,15 +67,27 @@ def turn_bit(source: Path, target: Path) -> None:
     target.chmod(0o644)
 
 
-def damage_in(disk: Path, size: int, mounted: Path) -> None:
-    """Turn one bit of the file of this size on a node's cache disk."""
-    mounted.mkdir()
+@contextmanager
+def sized(disk: Path, size: int, mounted: Path) -> Iterator[list[Path]]:
+    """The files of this size on a node's cache disk, which is mounted for it."""
     subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
     try:
-        (file,) = (each for each in mounted.rglob("*") if each.is_file()
-                   and each.stat().st_size == size)  # fmt: skip
+        yield [
+            each for each in mounted.rglob("*") if each.is_file() and each.stat().st_size == size
+        ]
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def damage_in(disk: Path, size: int, mounted: Path) -> None:
+    """Turn one bit of the file of this size on a node's cache disk."""
+    with sized(disk, size, mounted) as (file,):
         changed = file.with_name("changed")
         turn_bit(file, changed)
         changed.replace(file)
-    finally:
-        subprocess.run(["umount", mounted], check=True)
+
+
+def hashes_in(disk: Path, size: int, mounted: Path) -> list[str]:
+    """The hashes of the files of this size on a node's cache disk."""
+    with sized(disk, size, mounted) as files:
+        return [hashlib.sha256(each.read_bytes()).hexdigest() for each in files]
