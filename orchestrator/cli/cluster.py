@@ -241,9 +241,8 @@ def verify(
     """
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.first_run import first_run
-    from orchestrator.cluster.targets import verify_context
+    from orchestrator.cluster.targets import published_models, verify_context
     from orchestrator.core.progress import Board
-    from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
     if force and not hardware:
@@ -256,8 +255,7 @@ def verify(
         with Board(quiet=as_json) as board:
             report = first_run(cluster, board, selection, forced=force)
     else:
-        files = published(cluster.profile.name, cluster.profile.serving.model)
-        context = verify_context(cluster, files, selection, choice.jobs)
+        context = verify_context(cluster, published_models(cluster), selection, choice.jobs)
         report = check(cluster.profile, context, selection, choice.jobs)
     if junit:
         junit.write_text(report.junit())

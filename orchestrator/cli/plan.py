@@ -115,9 +115,8 @@ def _differences(
     profile: Profile | Attached | None, as_json: bool, choice: NodeChoice, *, change: bool
 ) -> None:
     from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.targets import plan
+    from orchestrator.cluster.targets import plan, published_models
     from orchestrator.models.capacity import ADVICE
-    from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
     from orchestrator.profile.existing import Attached
     from orchestrator.profile.load import NotOurs
@@ -127,8 +126,7 @@ def _differences(
         raise NotOurs(profile.path)
     cluster, settled = settled_layout(open_cluster(profile), change=change)
     selection = choice.of(cluster.profile)
-    files = published(cluster.profile.name, cluster.profile.serving.model)
-    found = plan(cluster, files, selection, choice.jobs)
+    found = plan(cluster, published_models(cluster), selection, choice.jobs)
     if as_json:
         document = {"profile_sha256": cluster.profile.sha256, **found.document()}
         print_json(document | ({"layout": settled.document()} if settled else {}))
