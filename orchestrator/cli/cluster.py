@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import NodeChoice, choice_options, json_option
+from orchestrator.cli.choice import (
+    NodeChoice,
+    choice_options,
+    json_option,
+    model_option,
+    of_model,
+)
 from orchestrator.cli.layout import change_layout_option, settled_layout, tell_layout
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_error, print_json
@@ -270,9 +276,10 @@ def verify(
 @click.command()
 @partial(on_cluster, attached="orchestrator.cli.attached:ask")
 @json_option
+@model_option
 @click.argument("question")
-def ask(profile: Profile, as_json: bool, question: str) -> None:
-    """Ask the served model a question, through the endpoint, at temperature 0.
+def ask(profile: Profile, as_json: bool, question: str, model: str | None) -> None:
+    """Ask a served model a question, through the endpoint, at temperature 0.
 
     Example: orchestrate ask "What is the capital of France?"
     """
@@ -282,7 +289,7 @@ def ask(profile: Profile, as_json: bool, question: str) -> None:
     from orchestrator.core.errors import UserError
     from orchestrator.verify.gather import ask as put
 
-    cluster = open_cluster(profile)
+    cluster = open_cluster(of_model(profile, model))
     with cluster.driver.network(), cluster.client() as client:
         try:
             said = put(client, cluster.profile, question)

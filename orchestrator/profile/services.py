@@ -16,7 +16,7 @@ from orchestrator.profile.serving import Served, Serving
 
 if TYPE_CHECKING:
     from orchestrator.core.source import Loc
-    from orchestrator.profile.model import Node, Profile
+    from orchestrator.profile import Node, Profile
 
 #: The keys that each model has of its own.
 OWN = tuple(Served.model_fields)

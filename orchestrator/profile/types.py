@@ -201,8 +201,9 @@ def _node_names(value: str) -> str:
 
     try:
         names = unfold(value)
-    except BadInput as error:
-        raise ValueError(f"{quoted(value)} is invalid; {error.hint}") from None
+    except BadInput:
+        text = "allowed: names of nodes, like compute[0-7] or compute0,compute2"
+        raise ValueError(f"{quoted(value)} is invalid; {text}") from None
     if not names:
         raise ValueError(f"{quoted(value)} names no node; allowed: one or more")
     return value
