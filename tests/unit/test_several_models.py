@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 from support.golden import GOLDEN, states
 
+from orchestrator.cli.choice import must_be_alone, of_model
 from orchestrator.cluster.front import Routed
-from orchestrator.core.errors import BadInput
+from orchestrator.cluster.reconcile import answering
+from orchestrator.cluster.status import served
+from orchestrator.core.errors import BadInput, UserError
+from orchestrator.core.run import Result
+from orchestrator.models.catalog import Answer
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import apart, resolve_all, ways
 from orchestrator.node.programs import environment
 from orchestrator.node.state import NodeState
 from orchestrator.profile import Profile, services
 from orchestrator.verify import judge
+from orchestrator.verify.everything import verify
 from orchestrator.verify.facts import RankFacts
+from orchestrator.verify.gather import VerifyContext
 
 FIRST, SECOND = "known-answers", "random-300m"
 
@@ -182,3 +194,68 @@ def test_ranks_count_for_the_model_whose_nodes_they_are_on(profile: Profile) -> 
     assert named == [f"ranks ({FIRST})", f"ranks ({SECOND})"]
     alone = load(GOLDEN / "copies/profile.yml")
     assert judge.RANKS.of(alone) is judge.RANKS
+
+
+def lost(request: httpx.Request) -> httpx.Response:
+    """An endpoint whose second model is away."""
+    return httpx.Response(503 if request.url.path.startswith("/copies/node-c/") else 200)
+
+
+def client() -> httpx.Client:
+    return httpx.Client(transport=httpx.MockTransport(lost), base_url="http://10.0.0.1:8080")
+
+
+@pytest.fixture
+def cluster(profile: Profile) -> Any:
+    parts = [
+        SimpleNamespace(profile=view, layout=layout, model=SimpleNamespace(name=view.serving.model))
+        for view, layout in zip(profile.services, resolve_all(profile), strict=True)
+    ]
+    driver = SimpleNamespace(running=lambda _: True, network=nullcontext)
+    return SimpleNamespace(services=parts, profile=profile, client=client, driver=driver)
+
+
+def test_status_and_watch_name_the_model_that_is_lost(cluster: Any) -> None:
+    found = served(cluster)
+    assert (found.models, found.note) == ([FIRST], "")
+    assert found.copies == {"node-a": "", "node-b": "", "node-c": "HTTP 503"}
+    said = answering(cluster)
+    assert said == f"1 of 3 models' copies do not answer: node-c ({SECOND}: HTTP 503)"
+
+
+def test_verification_makes_each_check_for_each_model(profile: Profile) -> None:
+    def nobody(*_: object) -> Result:
+        raise UserError("no answer")
+
+    layouts = resolve_all(profile)
+    context = VerifyContext(nobody, client, nullcontext, dict, {}, layouts[0], [], "image")
+    answers = [[Answer("Who?", "I")], []]
+    each = [
+        replace(context, layout=layout, answers=known)
+        for layout, known in zip(layouts, answers, strict=True)
+    ]
+    report = verify(profile, replace(context, each=tuple(each)))
+    made = [(check.node, check.name) for check in report.checks]
+    assert len(made) == len(set(made))
+    for name in (FIRST, SECOND):
+        for rule in ("ranks", "model listed", "key needed", "same answer again"):
+            assert ("head", f"{rule} ({name})") in made
+    assert ("head", f"answer: Who? ({FIRST})") in made
+    assert ("head", f"answer: Who? ({SECOND})") not in made
+    assert {("node-a", "answer: Who?"), ("node-c", "model listed")} <= set(made)
+    assert ("node-c", "answer: Who?") not in made
+
+
+def test_a_command_about_one_model_takes_the_first_and_says_so(
+    profile: Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert of_model(profile, None).serving.model == FIRST
+    said = capsys.readouterr().err
+    assert said == f"model {FIRST}; --model NAME takes another one: {SECOND}\n"
+    chosen = of_model(profile, SECOND)
+    assert chosen.serving.model == SECOND and not capsys.readouterr().err
+    with pytest.raises(BadInput, match="--dummy is only for a profile of one model"):
+        must_be_alone(chosen, "--dummy")
+    alone = load(GOLDEN / "sim/profile.yml")
+    assert of_model(alone, None) is alone and not capsys.readouterr().err
+    must_be_alone(alone, "--dummy")
