@@ -130,8 +130,8 @@ def test_two_models_behind_one_endpoint_and_one_is_lost(sim: Sim) -> None:
         assert sim.json("ask", QUESTION)["answer"] == ANSWER
         assert "answer" in sim.json("ask", "--model", second, QUESTION)
         for node, name in (("compute0", "known-answers"), ("compute1", second)):
-            shown = sim.shell(node, "ls", "/var/lib/orchestrate/models")
-            assert shown.split() == [name]
+            assert "config.json" in sim.shell(node, "ls", f"/var/lib/orchestrate/models/{name}")
+            assert f"vLLM serving {name}" in sim.shell(node, "systemctl", "status", "vllm.service")
 
         kept = main_pid(sim, "compute0")
         # The first model answers all the time.
