@@ -19,7 +19,7 @@ from measure import ORCHESTRATE, Stage, timed
 
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.readiness import POLL, SERVE_TIMEOUT
-from orchestrator.cluster.targets import publish_model, targets
+from orchestrator.cluster.targets import publish_models, targets
 from orchestrator.cluster.vllm import SERVER_UNIT, model_directory
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
@@ -45,7 +45,7 @@ class ByHand:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.profile = cluster.profile
-        files = publish_model(cluster, lambda line: None)
+        files = publish_models(cluster, lambda line: None)
         self.states = {name: target.state for name, target in targets(cluster, files).items()}
 
     def stages(self) -> list[Stage]:

@@ -23,7 +23,7 @@ from measure import ORCHESTRATE, Goal, Report, Stage, median_stage, refuse_runni
 
 from orchestrator.cli.where import profile_name_option
 from orchestrator.cluster.cluster import open_cluster
-from orchestrator.cluster.targets import publish_model
+from orchestrator.cluster.targets import publish_models
 from orchestrator.core.console import err
 from orchestrator.core.progress import CLUSTER
 from orchestrator.core.run import run
@@ -53,7 +53,7 @@ def up(profile: str | None, repeats: int, json_file: Path | None) -> None:
     measure.require_tools("nsenter")
     cluster = open_cluster(active(profile))
     # Made once for an image, and by neither way: it is here before the clock starts.
-    publish_model(cluster, lambda line: None)
+    publish_models(cluster, lambda line: None)
     refuse_running(cluster)
     report = Report("up", measure.versions({}))
     layers = [path for path in cluster.image.iterdir() if path.is_file()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import json_option
+from orchestrator.cli.choice import json_option, model_option, must_be_alone, of_model
 from orchestrator.cli.prove import prove
 from orchestrator.cli.told import told, with_proofs
 from orchestrator.cli.where import on_cluster
@@ -54,7 +54,8 @@ bench.add_command(prove)
     "--against-one-node", is_flag=True, help="Measure one node first: does clustering help?"
 )
 @click.option("--resume", metavar="RUN", help="Finish an interrupted run with its own options.")
-def run_(profile: Profile, as_json: bool, **how: Any) -> None:
+@model_option
+def run_(profile: Profile, as_json: bool, model: str | None, **how: Any) -> None:
     """Load the model through the endpoint with vLLM's own client, and store the results.
 
     Workloads: a single stream, rising concurrency, rising request rates, long prompts, long
@@ -70,6 +71,9 @@ def run_(profile: Profile, as_json: bool, **how: Any) -> None:
     from orchestrator.performance.bench.against import against_one_node
     from orchestrator.performance.bench.run import bench as measure
 
+    profile = of_model(profile, model)
+    if how["against_one_node"]:
+        must_be_alone(profile, "--against-one-node")
     cluster = open_cluster(profile)
     resumed, asked = asked_for(profile, how)
     with cluster.locked("bench run"), Board(quiet=as_json) as board:

@@ -44,6 +44,39 @@ class Looking(click.Command):
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+model_option = click.option(
+    "--model",
+    metavar="NAME",
+    help="Which of the profile's models. Default: the only one, or the first.",
+)
+
+
+def of_model(profile: Profile, name: str | None) -> Profile:
+    """The part of a profile that is about one model. Raises BadInput for an unknown name."""
+    from orchestrator.core.console import err
+    from orchestrator.profile import services
+
+    if name:
+        return services.of_model(profile, name)
+    first, *others = profile.services
+    if others:
+        names = ", ".join(each.serving.model for each in others)
+        told = f"model {first.serving.model}; --model NAME takes another one: {names}"
+        err.print(told, markup=False, soft_wrap=True)
+    return first
+
+
+def must_be_alone(profile: Profile, option: str) -> None:
+    """Raises BadInput for an option that serves a model otherwise for a while, beside others."""
+    from orchestrator.core.errors import BadInput
+
+    if profile.whole is not profile:
+        raise BadInput(
+            f"{option} is only for a profile of one model, on all compute nodes",
+            "Make a profile that serves this model alone.",
+        )
+
+
 def nodes_option(text: str) -> Callable[[_Command], _Command]:
     """``--node NAMES``, several times if wished; the verb gets it as ``nodes``."""
     return click.option(

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import NodeChoice, choice_options, json_option
+from orchestrator.cli.choice import (
+    NodeChoice,
+    choice_options,
+    json_option,
+    model_option,
+    of_model,
+)
 from orchestrator.cli.layout import change_layout_option, settled_layout, tell_layout
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_error, print_json
@@ -241,9 +247,8 @@ def verify(
     """
     from orchestrator.cluster.cluster import open_cluster
     from orchestrator.cluster.first_run import first_run
-    from orchestrator.cluster.targets import verify_context
+    from orchestrator.cluster.targets import published_models, verify_context
     from orchestrator.core.progress import Board
-    from orchestrator.models.publish import published
     from orchestrator.verify.everything import verify as check
 
     if force and not hardware:
@@ -256,8 +261,7 @@ def verify(
         with Board(quiet=as_json) as board:
             report = first_run(cluster, board, selection, forced=force)
     else:
-        files = published(cluster.profile.name, cluster.profile.serving.model)
-        context = verify_context(cluster, files, selection, choice.jobs)
+        context = verify_context(cluster, published_models(cluster), selection, choice.jobs)
         report = check(cluster.profile, context, selection, choice.jobs)
     if junit:
         junit.write_text(report.junit())
@@ -272,9 +276,10 @@ def verify(
 @click.command()
 @partial(on_cluster, attached="orchestrator.cli.attached:ask")
 @json_option
+@model_option
 @click.argument("question")
-def ask(profile: Profile, as_json: bool, question: str) -> None:
-    """Ask the served model a question, through the endpoint, at temperature 0.
+def ask(profile: Profile, as_json: bool, question: str, model: str | None) -> None:
+    """Ask a served model a question, through the endpoint, at temperature 0.
 
     Example: orchestrate ask "What is the capital of France?"
     """
@@ -284,7 +289,7 @@ def ask(profile: Profile, as_json: bool, question: str) -> None:
     from orchestrator.core.errors import UserError
     from orchestrator.verify.gather import ask as put
 
-    cluster = open_cluster(profile)
+    cluster = open_cluster(of_model(profile, model))
     with cluster.driver.network(), cluster.client() as client:
         try:
             said = put(client, cluster.profile, question)

@@ -59,7 +59,7 @@ def pull(
     revision: str | None,
     name: str | None,
 ) -> None:
-    """Download a model's files, at the commit that the profile pins (default: the served model).
+    """Download a model's files, at the commit that the profile pins (default: all served models).
 
     Downloads only the files that vLLM reads, the weights in one format and precision, and checks
     the hub's hashes. What vLLM does not serve is refused before the weights come. The model's own
@@ -79,27 +79,37 @@ def pull(
     from orchestrator.models import flags, hub
     from orchestrator.models.hub_choice import Wish
 
-    name = name or profile.serving.model
-    entry = profile.models.get(name)
-    if entry is None:
-        raise BadInput(f"the profile {profile.name!r} has no hub model {name!r}", _known(profile))
-    commit = _commit(profile, name, entry, revision, source)
-    args = profile.serving.args if name == profile.serving.model else {}
-    wish = Wish(flags.trusts_code(args), flags.wants_native(args))
-    if source:
-        pulled = hub.take(entry.repository, commit, source, wish)
-    else:
-        pulled = hub.pull(entry.repository, commit, check, wish)
+    served = {each.model: each.args for each in profile.serving.entries.values()}
+    # Models of the checkout need no pull; one that stands alone is refused below, by its name.
+    names = [each for each in served if each in profile.models] or [profile.serving.model]
+    names = [name] if name else names
+    if len(names) > 1 and (source or revision):
+        raise click.UsageError("--from and --revision are for one model: name it")
+    documents = []
+    for each in names:
+        entry = profile.models.get(each)
+        if entry is None:
+            text = f"the profile {profile.name!r} has no hub model {each!r}"
+            raise BadInput(text, _known(profile))
+        commit = _commit(profile, each, entry, revision, source)
+        args = served.get(each, {})
+        wish = Wish(flags.trusts_code(args), flags.wants_native(args))
+        if source:
+            pulled = hub.take(entry.repository, commit, source, wish)
+        else:
+            pulled = hub.pull(entry.repository, commit, check, wish)
+        documents.append({"name": each, "revision": commit, "pinned": commit == entry.revision,
+                          "directory": pulled.directory, "files": pulled.files,
+                          "size": pulled.size, "present": pulled.present,
+                          "left": [path for path, _ in pulled.left], "code": pulled.code,
+                          "notes": pulled.notes})  # fmt: skip
+        if as_json:
+            continue
+        _show(each, pulled)
+        if commit != entry.revision:
+            _tell_how_to_pin(profile, each, commit)
     if as_json:
-        print_json({"name": name, "revision": commit, "pinned": commit == entry.revision,
-                    "directory": pulled.directory, "files": pulled.files,
-                    "size": pulled.size, "present": pulled.present,
-                    "left": [path for path, _ in pulled.left], "code": pulled.code,
-                    "notes": pulled.notes})  # fmt: skip
-        return
-    _show(name, pulled)
-    if commit != entry.revision:
-        _tell_how_to_pin(profile, name, commit)
+        print_json(documents if len(documents) > 1 else documents[0])
 
 
 def _show(name: str, pulled: Pulled) -> None:

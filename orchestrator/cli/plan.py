@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import Looking, NodeChoice, choice_options, json_option
+from orchestrator.cli.choice import (
+    Looking,
+    NodeChoice,
+    choice_options,
+    json_option,
+    model_option,
+    of_model,
+)
 from orchestrator.cli.layout import change_layout_option, settled_layout, tell_layout
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json, print_warning
@@ -69,6 +76,7 @@ def _alone(given: dict[str, Any]) -> bool:
     metavar="BITS[:LATENCY]",
     help="With --serving: with this link between nodes, like 10Gbit:20us.",
 )
+@model_option
 @change_layout_option
 @choice_options
 def plan(
@@ -77,6 +85,7 @@ def plan(
     serving: bool,
     change_layout: bool,
     choice: NodeChoice,
+    model: str | None,
     **what_if: Any,
 ) -> None:
     """Show what 'up' would change on the nodes. Changes nothing.
@@ -103,21 +112,29 @@ def plan(
             raise click.UsageError("--serving cannot be combined with --node, --exclude or --only")
         if change_layout:
             raise click.UsageError("--serving and --change-layout cannot be combined")
+        profile = _of_model(profile, model)
         settled = _served(profile, **what_if)
         return _show(_forecast(profile, settled, **what_if), as_json, settled)
-    if given := [name for name, value in what_if.items() if value]:
+    if given := [name for name, value in {**what_if, "model": model}.items() if value]:
         words = ", ".join(f"--{'nodes' if name == 'count' else name}" for name in given)
         raise click.UsageError(f"these options require --serving: {words}")
     return _differences(profile, as_json, choice, change=change_layout)
+
+
+def _of_model(profile: Profile | Attached | None, model: str | None) -> Profile | Attached | None:
+    from orchestrator.profile.existing import Attached
+
+    if profile is None or isinstance(profile, Attached):
+        return profile
+    return of_model(profile, model)
 
 
 def _differences(
     profile: Profile | Attached | None, as_json: bool, choice: NodeChoice, *, change: bool
 ) -> None:
     from orchestrator.cluster.cluster import open_cluster
-    from orchestrator.cluster.targets import plan
+    from orchestrator.cluster.targets import plan, published_models
     from orchestrator.models.capacity import ADVICE
-    from orchestrator.models.publish import published
     from orchestrator.node.plan import rendered
     from orchestrator.profile.existing import Attached
     from orchestrator.profile.load import NotOurs
@@ -127,8 +144,7 @@ def _differences(
         raise NotOurs(profile.path)
     cluster, settled = settled_layout(open_cluster(profile), change=change)
     selection = choice.of(cluster.profile)
-    files = published(cluster.profile.name, cluster.profile.serving.model)
-    found = plan(cluster, files, selection, choice.jobs)
+    found = plan(cluster, published_models(cluster), selection, choice.jobs)
     if as_json:
         document = {"profile_sha256": cluster.profile.sha256, **found.document()}
         print_json(document | ({"layout": settled.document()} if settled else {}))

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator.cli.choice import json_option, nodes_option
+from orchestrator.cli.choice import (
+    json_option,
+    model_option,
+    must_be_alone,
+    nodes_option,
+    of_model,
+)
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import err, out, print_json
 
@@ -63,12 +69,14 @@ ENGINE_S = 300
     help=f"With --only engine: at most so many for its loads. Less time means fewer rounds, and "
     f"then fewer loads. Default: {ENGINE_S}.",
 )
+@model_option
 def probe(
     profile: Profile,
     as_json: bool,
     only: tuple[str, ...],
     nodes: tuple[str, ...],
     force: bool,
+    model: str | None,
     **engine: Any,
 ) -> None:
     """Measure memory, matrix products, links, collectives and disks, as the model's ranks use them.
@@ -94,6 +102,12 @@ def probe(
     from orchestrator.performance.probe.run import probe as measure
 
     wish = asked_engine(only, **engine)
+    if ENGINE in only:
+        profile = of_model(profile, model)
+        if wish.dummy is not None:
+            must_be_alone(profile, "--dummy")
+    elif model:
+        raise click.UsageError("--model goes with --only engine")
     cluster = open_cluster(profile)
     if ENGINE in only:
         if nodes or wish.dummy or wish.depths:

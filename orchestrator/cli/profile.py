@@ -99,8 +99,10 @@ def show(profile: str | None, as_json: bool) -> None:
     import yaml
 
     loaded, layout = _resolved(choose.active_path(profile))
-    document = {"path": str(loaded.path.absolute()), "profile": loaded.document()}
-    document |= {"layout": asdict(layout)} if layout else {}
+    document: dict[str, Any] = {"path": str(loaded.path.absolute()), "profile": loaded.document()}
+    document |= {"layout": asdict(layout[0])} if layout else {}
+    if layout and len(layout) > 1:
+        document["layouts"] = [asdict(each) for each in layout]
     if as_json:
         print_json(document)
     else:
@@ -119,8 +121,8 @@ def schema(reference: bool) -> None:
     print_text(derived.reference() if reference else derived.schema_text())
 
 
-def _resolved(path: Path) -> tuple[Profile, Layout] | tuple[Attached, None]:
-    """The profile and how its model lies on it: only both together show that it can be served.
+def _resolved(path: Path) -> tuple[Profile, tuple[Layout, ...]] | tuple[Attached, None]:
+    """The profile and how its models lie on it: only both together show that it can be served.
 
     A cluster that others run has the layout that they gave it.
     """
@@ -132,7 +134,7 @@ def _resolved(path: Path) -> tuple[Profile, Layout] | tuple[Attached, None]:
     from orchestrator.models.profiles import load
 
     loaded = load(path)
-    return loaded, serving.resolve(loaded)
+    return loaded, serving.resolve_all(loaded)
 
 
 def _notes(profile: Profile | Attached) -> Iterator[str]:
@@ -144,16 +146,17 @@ def _notes(profile: Profile | Attached) -> Iterator[str]:
     if isinstance(profile, Attached):
         return
 
-    model = catalog.served(profile)
-    size = capacity.of_model(model)
     image = capacity.of_image(store.built(profile.image))
-    for text in capacity.misfits(profile, size, image, capacity.of_nodes(profile, {})):
-        yield f"{text}; {capacity.ADVICE}"
-    if model.repository and not model.config:
-        yield (
-            f"{model.name} is not on this machine yet: its sizes and its quantization are not"
-            f" checked ({model.repository} at {model.revision[:12]})"
-        )
+    for each in profile.services:
+        model = catalog.served(each)
+        size = capacity.of_model(model)
+        for text in capacity.misfits(each, size, image, capacity.of_nodes(each, {})):
+            yield f"{text}; {capacity.ADVICE}"
+        if model.repository and not model.config:
+            yield (
+                f"{model.name} is not on this machine yet: its sizes and its quantization are not"
+                f" checked ({model.repository} at {model.revision[:12]})"
+            )
     for name, hub in profile.models.items():
         if not hub.revision:
             pin = catalog.how_to_pin(name)
@@ -185,8 +188,9 @@ def _row(name: str) -> dict[str, Any]:
         summary = f"{len(loaded.nodes)} machines of others, model {loaded.serving.model}"
         return {**row, "ok": True, "summary": summary}
     summary = (
-        f"{len(loaded.compute_nodes)} compute nodes, {layout.accelerators} accelerators, "
-        f"image {loaded.image}, model {loaded.serving.model}"
+        f"{len(loaded.compute_nodes)} compute nodes, "
+        f"{sum(node.accelerators for node in loaded.compute_nodes)} accelerators, image"
+        f" {loaded.image}, model {', '.join(one.serving.model for one in loaded.services)}"
     )
     return {**row, "ok": True, "summary": summary}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.choice import json_option
+from orchestrator.cli.choice import json_option, model_option, of_model
 from orchestrator.cli.where import on_cluster
 from orchestrator.core.console import out, print_json
 
@@ -48,7 +48,10 @@ CAUSES = (
     help="How often each dose is measured.",
 )
 @click.option("--force", is_flag=True, help="Also while the model answers requests of others.")
-def prove(profile: Profile, as_json: bool, run: str, rounds: int, **how: Any) -> None:
+@model_option
+def prove(
+    profile: Profile, as_json: bool, run: str, rounds: int, model: str | None, **how: Any
+) -> None:
     """Change the causes that a run's report names, in steps, and compare the slope of the time.
 
     Each step is measured between two loads in the unchanged state. Links get slower, clocks are
@@ -70,6 +73,7 @@ def prove(profile: Profile, as_json: bool, run: str, rounds: int, **how: Any) ->
     from orchestrator.performance.prove.claim import claims
     from orchestrator.performance.prove.prove import prove_all
 
+    profile = of_model(profile, model)
     found = history.load(profile.name, run)
     phases = told(found, profile).phases
     wanted = of_phase(claims(found, phases, how["workload"], how["cause"]), how["phase"], found)

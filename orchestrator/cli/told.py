@@ -27,6 +27,8 @@ def told(run: Run, profile: Profile | Attached) -> Story:
     from orchestrator.performance.predict import inputs
     from orchestrator.performance.report.attribute import story
 
+    of_run = [one for one in profile.services if one.serving.model == run.provenance.model]
+    profile = of_run[0] if of_run else profile.services[0]
     try:
         probes = inputs.probes(profile.name)
     except UserError:

@@ -61,6 +61,10 @@ def on_cluster(
         if profile is None and alone(others):
             return verb(profile=None, **others)
         if attached and (theirs := attached_profile(profile)):
+            if (named := others.get("model")) and named != theirs.serving.model:
+                raise BadInput(f"{theirs.name} serves {theirs.serving.model}, not '{named}'")
+            if attached is not True:
+                others.pop("model", None)
             module, _, name = str(attached).partition(":")
             instead = verb if attached is True else getattr(import_module(module), name)
             return instead(profile=theirs, **others)

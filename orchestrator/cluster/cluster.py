@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.files import locked
 from orchestrator.image import ident, store
 from orchestrator.models.catalog import Model, served
-from orchestrator.models.serving import Layout, resolve
+from orchestrator.models.serving import Layout, resolve_all
 from orchestrator.node.remote import Remote
 from orchestrator.node.trust import Trust, open_trust
 from orchestrator.profile import Node, Profile
@@ -42,6 +42,26 @@ class Cluster:
     layout: Layout
     trust: Trust
     driver: Driver
+    #: Of several models, or of one that is not on all nodes: each with its layout, in the order of
+    #: the profile's `services`. Then `model` and `layout` are the first one's.
+    parts: tuple[tuple[Model, Layout], ...] = ()
+    #: The whole cluster, where this is the part of it that serves one model.
+    parent: Cluster | None = None
+
+    @property
+    def services(self) -> tuple[Cluster, ...]:
+        """A cluster for each model, with the nodes that serve it."""
+        if not self.parts:
+            return (self,)
+        found = zip(self.profile.services, self.parts, strict=True)
+        return tuple(
+            replace(self, profile=view, model=model, layout=layout, parts=(), parent=self)
+            for view, (model, layout) in found
+        )
+
+    @property
+    def whole(self) -> Cluster:
+        return self.parent or self
 
     @property
     def image_id(self) -> str:
@@ -109,26 +129,33 @@ def _to_endpoint(cluster: Cluster) -> dict[str, Any]:
 def open_cluster(
     profile: Profile, machines: str | None = None, accel: str | None = None
 ) -> Cluster:
-    """Open a profile's cluster. `machines`: a driver, instead of the profile's; `accel`: the
-    accelerator of QEMU machines.
+    """Open a profile's cluster; with the profile of one of its models, that part of it.
 
-    Raises UserError where the model cannot be served as the profile says, the image is not built,
+    `machines`: a driver, instead of the profile's; `accel`: the accelerator of QEMU machines.
+    Raises UserError where a model cannot be served as the profile says, the image is not built,
     or the cluster runs with another driver.
     """
-    layout = resolve(profile)  # first: a profile that is refused needs no image
+    if profile.whole is not profile:
+        named = profile.serving.model
+        whole = open_cluster(profile.whole, machines, accel)
+        return next(each for each in whole.services if each.profile.serving.model == named)
+    layouts = resolve_all(profile)  # first: a profile that is refused needs no image
+    views = profile.services
     choice = images.read(profile.name)
     if choice.held and choice.current:
         image = images.directory(profile.name, choice.current.id)
     else:
         image = built(profile.image)
+    models = [served(view) for view in views]
     return Cluster(
         profile=profile,
         image=image,
         choice=choice,
-        model=served(profile),
-        layout=layout,
+        model=models[0],
+        layout=layouts[0],
         trust=open_trust(profile.name),
         driver=driver(profile, machines, accel),
+        parts=() if views == (profile,) else tuple(zip(models, layouts, strict=True)),
     )
 
 

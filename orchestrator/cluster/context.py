@@ -22,3 +22,9 @@ class Context:
     layout: Layout
     model_files: tuple[ModelFile, ...] = ()
     warm: tuple[kernels.WarmCache, ...] = ()
+    #: With several models: what each depends on, in the order of the profile's `services`.
+    each: tuple[Context, ...] = ()
+
+    @property
+    def services(self) -> tuple[Context, ...]:
+        return self.each or (self,)

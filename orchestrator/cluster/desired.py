@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster import kernels, vllm
+from orchestrator.cluster import front, kernels, vllm
 from orchestrator.cluster.context import Context
 from orchestrator.cluster.vllm import (
     WORKER_UNIT,
@@ -24,7 +24,7 @@ from orchestrator.cluster.vllm import (
     ray_head,
 )
 from orchestrator.core.templating import render
-from orchestrator.models.serving import copies, copy_of
+from orchestrator.models.serving import copy_of
 from orchestrator.node.firewall import IN_FORCE, firewall
 from orchestrator.node.paths import (
     CACHE,
@@ -63,9 +63,6 @@ from orchestrator.provision.netboot import state as netboot
 if TYPE_CHECKING:
     from orchestrator.profile import Node, Profile
 
-#: What answers at the endpoint, on the control node: nginx before vLLM.
-FRONT_UNIT = "nginx.service"
-FRONT_KEY = f"{ETC}/endpoint-key.conf"
 MODELS_UNIT = "orchestrate-models.service"
 HEAD_UNIT = "ray-head.service"
 
@@ -79,7 +76,10 @@ DEVICE_GROUPS = ("render", "video")
 
 def desired(profile: Profile, node: Node, context: Context) -> NodeState:
     """The state that ``node`` has to be in."""
-    copy = None if profile.is_control(node) else copy_of(profile, context.layout, node)
+    models = list(zip(profile.services, context.services, strict=True))
+    # What a compute node serves: no other model is on it, and none at all on some.
+    served = next((each for each in models if node in each[0].compute_nodes), None)
+    copy = copy_of(served[0], served[1].layout, node) if served else None
     items: list[Resource] = [
         *_kernel(profile),
         *_links(profile, node),
@@ -90,16 +90,17 @@ def desired(profile: Profile, node: Node, context: Context) -> NodeState:
         *_ray(profile, node, context),
     ]
     if profile.is_control(node):
-        items += _front(profile, context)
+        items += front.resources(profile, context)
         items += netboot.control(profile, context.host_ca)
     else:
-        items += netboot.compute(profile, node, FRONT_UNIT)
+        items += netboot.compute(profile, node, front.FRONT_UNIT)
         items += _model_cache(profile)
         server = boot_parameters.server(profile)
         items += kernels.resources(profile, node, context.warm, server)
-        items += _model(profile, context)
-    if copy:
-        items += vllm.resources(profile, node, copy, context)
+    if served:
+        items += _model(*served)
+    if served and copy:
+        items += vllm.resources(served[0], node, copy, served[1])
     files = tuple(item for item in items if isinstance(item, File))
     return NodeState(
         node=node.name,
@@ -166,23 +167,6 @@ def _clock(profile: Profile, node: Node) -> Iterable[Resource]:
     if control:
         files[f"/etc/systemd/system/{unit}.d/50-orchestrate.conf"] = render("chrony-serve.conf")
     yield from service(Step.BASE, unit, files)
-
-
-def _front(profile: Profile, context: Context) -> Iterable[Resource]:
-    """The endpoint's web server. It has the API key, so that nothing of strangers reaches vLLM."""
-    key = render("endpoint-key.conf", key=context.api_key.reveal())
-    yield File(Step.BASE, FRONT_KEY, key, mode="0600", secret=True)
-    text = render(
-        "nginx.conf",
-        pid=netboot.WEB_PID,
-        key=FRONT_KEY,
-        endpoint=f"{profile.ray_address(profile.control)}:{profile.serving.endpoint_port}",
-        servers={
-            copy.server.name: f"{profile.ray_address(copy.server)}:{profile.serving.port}"
-            for copy in copies(profile, context.layout.data)
-        },
-    )
-    yield from service(Step.BASE, FRONT_UNIT, {netboot.WEB_CONFIG: text}, [FRONT_KEY])
 
 
 def _ray(profile: Profile, node: Node, context: Context) -> Iterable[Resource]:

@@ -171,7 +171,12 @@ def served(cluster: Cluster, nodes: Sequence[Node]) -> frozenset[str]:
 
 
 def answers(cluster: Cluster) -> Verdict:
-    """Whether the endpoint lists the model, and answers a question."""
+    """Whether the endpoint lists each model, and each answers; else the first failure."""
+    found = [_answers(each) for each in cluster.services]
+    return next((each for each in found if not each.ok), found[0])
+
+
+def _answers(cluster: Cluster) -> Verdict:
     question = cluster.model.answers[0] if cluster.model.answers else None
     with cluster.client() as client:
         try:

@@ -45,7 +45,9 @@ def known(profile: Profile) -> Iterator[str]:
         from huggingface_hub import get_token
 
         yield get_token() or ""
-    for name, value in {**os.environ, **profile.ray.env, **profile.serving.env}.items():
+    models = [each.env for each in profile.serving.entries.values()]
+    variables = [pair for env in (os.environ, profile.ray.env, *models) for pair in env.items()]
+    for name, value in variables:
         if SECRETIVE.search(name) and not (_SAYS_NOTHING.fullmatch(value) or Path(value).exists()):
             yield value
     for power in _powers(profile):

@@ -1,7 +1,7 @@
 """A plugin of vLLM, on the first node of a copy: the copy's ranks go to its own nodes.
 
-vLLM asks Ray for accelerators anywhere. Where several copies share one Ray, a copy that starts anew
-would take another one's node. ORCHESTRATE_NODES has the address of each rank's node, in order.
+vLLM asks Ray for accelerators anywhere. Where several copies, or models, share one Ray, what starts
+anew would take another one's node. ORCHESTRATE_NODES has the address of each rank's node, in order.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import httpx
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.desired import FRONT_UNIT, HEAD_UNIT
+from orchestrator.cluster.desired import HEAD_UNIT
+from orchestrator.cluster.front import FRONT_UNIT
 from orchestrator.cluster.targets import verify_context
 from orchestrator.cluster.vllm import SERVER_UNIT, WORKER_UNIT
 from orchestrator.core.errors import UserError
@@ -75,7 +76,7 @@ def wait_for_ray(cluster: Cluster, board: Board, chosen: Selection) -> None:
     UserError with the nodes that are missing or have no power.
     """
     profile, limit = cluster.profile, cluster.driver.boot_timeout
-    context = verify_context(cluster, ())
+    context = verify_context(cluster, {})
 
     def look() -> str:
         if reason := not_joined(context, profile, chosen):
@@ -107,10 +108,15 @@ def not_joined(context: VerifyContext, profile: Profile, chosen: Selection) -> s
 
 
 def wait_for_model(cluster: Cluster, board: Board) -> None:
-    """Wait until every copy of the model answers at the endpoint; fail early if one of the services
-    behind it ended."""
+    """Wait until every copy of every model answers at the endpoint; fail early if one of the
+    services behind it ended."""
     profile = cluster.profile
-    serving = [node for node in profile.compute_nodes if copy_of(profile, cluster.layout, node)]
+    serving = [
+        node
+        for each in cluster.services
+        for node in each.profile.compute_nodes
+        if copy_of(each.profile, each.layout, node)
+    ]
     behind = [
         *(AwaitedService(cluster, node, SERVER_UNIT) for node in serving),
         AwaitedService(cluster, profile.control, FRONT_UNIT),
@@ -141,9 +147,9 @@ def wait_for_model(cluster: Cluster, board: Board) -> None:
 
 
 def not_serving(cluster: Cluster, client: httpx.Client) -> dict[str, str]:
-    """Why copies of the model do not answer, by their servers' nodes; empty when all do."""
-    places = ways(cluster.profile, cluster.layout)
-    found = {name: why_not(client, place) for name, place in places.items()}
+    """Why copies of the models do not answer, by their servers' nodes; empty when all do."""
+    places = [ways(each.profile, each.layout) for each in cluster.services]
+    found = {name: why_not(client, place) for way in places for name, place in way.items()}
     return {name: reason for name, reason in found.items() if reason}
 
 

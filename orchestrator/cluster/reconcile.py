@@ -17,12 +17,12 @@ from orchestrator.cluster.certificates import shown_by
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.power_intent import kept_off
 from orchestrator.cluster.readiness import not_serving
-from orchestrator.cluster.targets import plan
+from orchestrator.cluster.targets import plan, published_models
 from orchestrator.cluster.up import bring
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS
-from orchestrator.models.publish import published
+from orchestrator.models.serving import ways
 from orchestrator.node.configure import Outcome
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection
@@ -149,7 +149,7 @@ def wanted(cluster: Cluster) -> list[str]:
 def looked(cluster: Cluster, names: Sequence[str]) -> Mapping[str, str]:
     """Each node's state in a line, by name. Changes nothing."""
     profile = cluster.profile
-    files = published(profile.name, profile.serving.model)
+    files = published_models(cluster)
     nodes = tuple(node for node in profile.nodes if node.name in names)
     found = plan(cluster, files, Selection(nodes, whole=nodes == profile.nodes))
     return {name: "off" if name in found.off else told(found.outcomes[name]) for name in names}
@@ -177,10 +177,20 @@ def answering(cluster: Cluster) -> str:
         missing = not_serving(cluster, client)
     if not missing:
         return GOOD
-    if cluster.layout.data == 1:
+    copies = {
+        name: each.profile.serving.model
+        for each in cluster.services
+        for name in ways(each.profile, each.layout)
+    }
+    if len(copies) == 1:
         return f"does not answer: {', '.join(missing.values())}"
-    told = ", ".join(f"{name} ({reason})" for name, reason in missing.items())
-    return f"{len(missing)} of {cluster.layout.data} copies do not answer: {told}"
+    models = copies if len(cluster.services) > 1 else {}
+    told = ", ".join(
+        f"{name} ({models[name]}: {reason})" if models else f"{name} ({reason})"
+        for name, reason in missing.items()
+    )
+    what = "models' copies" if models else "copies"
+    return f"{len(missing)} of {len(copies)} {what} do not answer: {told}"
 
 
 def told(outcome: Outcome) -> str:

@@ -15,11 +15,11 @@ from enum import StrEnum
 from orchestrator.cluster import members
 from orchestrator.cluster.certificates import Certificate, answers, as_seen_by, certify, shown_by
 from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.targets import published_models
 from orchestrator.cluster.up import Bringup, up
 from orchestrator.core.errors import UserError
 from orchestrator.core.nodeset import fold
 from orchestrator.core.progress import CLUSTER, Board
-from orchestrator.models.publish import published
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection
 from orchestrator.node.trust import API_KEY, PAIRS, RAY_TOKEN
@@ -61,7 +61,7 @@ def rotate(
             with board.step(CLUSTER, f"{part} token"):
                 cluster.trust.renew_token(name)
     if set(parts) != {KeyKind.SSH}:
-        serves = published(cluster.profile.name, cluster.profile.serving.model)
+        serves = any(published_models(cluster).values())
         _apply(cluster, board, on, Step.SERVING if serves else Step.RAY)
     if set(parts) == set(KeyKind):
         members.renewed(cluster.profile)

@@ -17,7 +17,8 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.readiness import why_not
 from orchestrator.cluster.targets import verify_context
 from orchestrator.core.errors import UserError
-from orchestrator.models.serving import Layout, ways
+from orchestrator.core.nodeset import fold
+from orchestrator.models.serving import Layout, apart, ways
 from orchestrator.profile import Node, Profile
 from orchestrator.provision.machines import PowerState, power_states
 from orchestrator.provision.netboot import look
@@ -51,6 +52,16 @@ class NodeStatus:
 
 
 @dataclass(frozen=True)
+class ModelStatus:
+    """A model, its nodes, and those of its servers; `layout` in words."""
+
+    model: str
+    nodes: list[str]
+    servers: list[str]
+    layout: str
+
+
+@dataclass(frozen=True)
 class Status:
     """The cluster. `models`: what the endpoint serves; `note`: why it does not answer."""
 
@@ -67,6 +78,8 @@ class Status:
     seen: Seen
     #: Of several copies: why one does not answer, by its server's node; empty where it does.
     copies: dict[str, str] = field(default_factory=dict)
+    #: Each model that the profile serves; `model` and `layout` are the first one's.
+    services: list[ModelStatus] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         plain = asdict(replace(self, seen=None))  # type: ignore[arg-type]
@@ -83,13 +96,18 @@ class Status:
             nodes.add_row(*map(Text, [node.name, *cells, "\n".join(self.told(node))]))
         cluster = Table.grid(padding=(0, 2))
         cluster.add_row("image", Text(f"{self.image} {self.image_id[:12]}{self.told_of_choice()}"))
-        cluster.add_row("model", Text(self.model))
-        cluster.add_row("layout", Text(layout_words(self.layout)))
+        for each in self.services if len(self.services) > 1 else ():
+            cluster.add_row("model", Text(f"{each.model}  on {fold(each.nodes)}: {each.layout}"))
+        if len(self.services) <= 1:
+            cluster.add_row("model", Text(self.model))
+            cluster.add_row("layout", Text(layout_words(self.layout)))
         served = f"serves {', '.join(self.models)}" if self.models else self.note
         cluster.add_row("endpoint", Text(f"{self.endpoint}/v1  {served}"))
         for name, reason in self.copies.items():
             told = f"does not answer: {reason}" if reason else "answers"
-            cluster.add_row("copy", Text(f"{name}  {told}"))
+            whose = [each.model for each in self.services if name in each.servers]
+            model = f"  {whose[0]}" if whose and len(self.services) > 1 else ""
+            cluster.add_row("copy", Text(f"{name}{model}  {told}"))
         for kind, text in self.warnings():
             cluster.add_row(Text(kind, "bold red"), Text(text))
         return [nodes, cluster]
@@ -185,7 +203,7 @@ def status(cluster: Cluster) -> Status:
     logs = None
     seen: dict[str, NodeStatus] = {}
     if profile.control in powered:
-        context = verify_context(cluster, ())
+        context = verify_context(cluster, {})
         with cluster.driver.network(), ThreadPoolExecutor(len(profile.nodes)) as pool:
             asked = pool.map(lambda node: node_status(context, profile, node), powered)
             seen = {node.name: node for node in asked}
@@ -229,6 +247,15 @@ def assembled(
         models=said.models,
         note=said.note,
         copies=said.copies,
+        services=[
+            ModelStatus(
+                each.profile.serving.model,
+                [node.name for node in each.profile.compute_nodes],
+                list(ways(each.profile, each.layout)),
+                layout_words(each.layout),
+            )
+            for each in cluster.services
+        ],
         nodes=nodes,
         choice=cluster.choice,
         seen=look.seen(profile, cluster.diary, logs, netbooted - answering, answering),
@@ -287,13 +314,16 @@ class AtEndpoint:
 
 
 def served(cluster: Cluster) -> AtEndpoint:
-    """Ask the endpoint, and each of several copies."""
-    several = cluster.layout.data > 1
+    """Ask the endpoint, and each of several copies. Of several models, the endpoint's list names
+    all; served are those that have a copy which answers."""
+    places = {each.model.name: apart(each.profile, each.layout) for each in cluster.services}
     with cluster.client() as client:
         copies = {
-            name: why_not(client, place)
-            for name, place in (ways(cluster.profile, cluster.layout) if several else {}).items()
+            name: why_not(client, place) for way in places.values() for name, place in way.items()
         }
+        if len(places) > 1:
+            models = [name for name, way in places.items() if not all(map(copies.get, way))]
+            return AtEndpoint(models, "" if models else "no model answers", copies)
         try:
             return AtEndpoint(gather.models(client), "", copies)
         except (httpx.HTTPError, UserError) as error:

@@ -26,12 +26,11 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.down import end_children
 from orchestrator.cluster.status import status
 from orchestrator.cluster.support_here import Reach, here, opened, reached
-from orchestrator.cluster.targets import targets, verify_context
+from orchestrator.cluster.targets import published_models, targets, verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import NEW
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.redact import Redactor
-from orchestrator.models.publish import published
 from orchestrator.node.paths import PYTHON, VENV
 from orchestrator.node.remote import Remote
 from orchestrator.profile import Node, Profile
@@ -182,7 +181,7 @@ def _ask(reach: Cluster | Reach, cluster: Cluster | None, bundle: Bundle, board:
     if cluster:
         tasks["status.json"] = lambda: _status(cluster, bundle)
         tasks["checks/verify.json"] = lambda: _verify(cluster, bundle)
-        for name, target in targets(cluster, ()).items():
+        for name, target in targets(cluster, {}).items():
             units[name] = [unit.name for unit in target.state.units]
     power: dict[str, str] = {}
     for node in reach.profile.nodes:
@@ -273,7 +272,7 @@ def _status(cluster: Cluster, bundle: Bundle) -> None:
 
 def _verify(cluster: Cluster, bundle: Bundle) -> None:
     profile = cluster.profile
-    context = verify_context(cluster, published(profile.name, profile.serving.model))
+    context = verify_context(cluster, published_models(cluster))
     report = verify(profile, context)
     bundle.document("checks/verify.json", report.document(), "orchestrate verify --json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.cluster import kernels, members
 from orchestrator.cluster.cluster import Cluster
@@ -13,34 +14,50 @@ from orchestrator.core.slots import JOBS
 from orchestrator.models import capacity
 from orchestrator.models.catalog import ModelFile
 from orchestrator.models.profiles import how_to_pull
-from orchestrator.models.publish import bring, publish
+from orchestrator.models.publish import bring, publish, published
 from orchestrator.node import configure
 from orchestrator.node.plan import Plan
 from orchestrator.node.selection import Selection, everything
 from orchestrator.profile import Node
 from orchestrator.verify.gather import VerifyContext
 
+#: The files of each model, by its name; of one that is not among them, none.
+Files = Mapping[str, Sequence[ModelFile]]
 
-def publish_model(cluster: Cluster, line: Callable[[str], None]) -> tuple[ModelFile, ...]:
-    """Build the model, or take it from the hub's files, and serve its files to nodes."""
-    source = bring(cluster.model, how_to_pull(cluster.profile), line)
-    return publish(source, cluster.profile.name, cluster.model.name)
+
+def publish_models(cluster: Cluster, line: Callable[[str], None]) -> Files:
+    """Build each model, or take it from the hub's files, and serve its files to nodes."""
+    sources = {
+        each.model.name: bring(each.model, how_to_pull(each.profile), line)
+        for each in cluster.services
+    }
+    name = cluster.profile.name
+    return {model: publish(source, name, model) for model, source in sources.items()}
+
+
+def published_models(cluster: Cluster) -> Files:
+    """What `publish_models` left, for verbs that change nothing."""
+    names = [each.model.name for each in cluster.services]
+    return {name: published(cluster.profile.name, name) for name in names}
 
 
 def short_of_memory(cluster: Cluster, seen: Mapping[str, int] | None = None) -> list[str]:
-    """Why the model does not fit nodes' memory. ``seen``: bytes of memory that nodes reported."""
+    """Why a model does not fit its nodes' memory. ``seen``: bytes of memory that nodes reported."""
     boots = cluster.driver.netboots(cluster.profile.server)
-    return list(
-        capacity.misfits(
-            cluster.profile,
-            capacity.of_model(cluster.model),
-            capacity.of_image(cluster.image) if boots else 0,
-            capacity.of_nodes(cluster.profile, seen or {}),
+    image = capacity.of_image(cluster.image) if boots else 0
+    return [
+        line
+        for each in cluster.services
+        for line in capacity.misfits(
+            each.profile,
+            capacity.of_model(each.model),
+            image,
+            capacity.of_nodes(each.profile, seen or {}),
         )
-    )
+    ]
 
 
-def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure.Target]:
+def targets(cluster: Cluster, files: Files) -> dict[str, configure.Target]:
     """Each node's desired state, by name."""
     context = Context(
         operator_public=cluster.trust.operator_public,
@@ -49,18 +66,21 @@ def targets(cluster: Cluster, files: Sequence[ModelFile]) -> dict[str, configure
         host_ca=cluster.trust.host_ca,
         user_ca_public=cluster.trust.user_ca_public,
         layout=cluster.layout,
-        model_files=tuple(files),
+        model_files=tuple(files.get(cluster.model.name, ())),
         warm=kernels.stored(cluster.profile.name),
     )
+    each = [
+        replace(context, layout=one.layout, model_files=tuple(files.get(one.model.name, ())))
+        for one in cluster.services
+    ]
+    context = replace(context, each=tuple(each))
     return {
         node.name: configure.Target(cluster.remote(node), desired(cluster.profile, node, context))
         for node in cluster.profile.nodes
     }
 
 
-def plan(
-    cluster: Cluster, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
-) -> Plan:
+def plan(cluster: Cluster, files: Files, chosen: Selection | None = None, jobs: int = JOBS) -> Plan:
     """The changes that `up` would make on the chosen nodes. Nodes that are off or do not answer
     are unknown. Changes nothing."""
     chosen = chosen or everything(cluster.profile)
@@ -83,7 +103,7 @@ def plan(
 
 
 def verify_context(
-    cluster: Cluster, files: Sequence[ModelFile], chosen: Selection | None = None, jobs: int = JOBS
+    cluster: Cluster, files: Files, chosen: Selection | None = None, jobs: int = JOBS
 ) -> VerifyContext:
     """Verification's access to this cluster, and the desired state to compare with."""
     wanted = targets(cluster, files)
@@ -95,7 +115,7 @@ def verify_context(
         found = plan(cluster, files, chosen, jobs)
         return {name: _differences(outcome) for name, outcome in found.outcomes.items()}
 
-    return VerifyContext(
+    context = VerifyContext(
         run_on=run_on,
         http=cluster.client,
         network=cluster.driver.network,
@@ -105,6 +125,10 @@ def verify_context(
         answers=cluster.model.answers,
         image_id=cluster.image_id,
     )
+    each = [
+        replace(context, layout=one.layout, answers=one.model.answers) for one in cluster.services
+    ]
+    return replace(context, each=tuple(each))
 
 
 def _differences(outcome: configure.Outcome) -> list[str]:

@@ -20,11 +20,16 @@ from orchestrator.cluster.readiness import (
     wait_for_model,
     wait_for_ray,
 )
-from orchestrator.cluster.targets import publish_model, short_of_memory, targets, verify_context
+from orchestrator.cluster.targets import (
+    Files,
+    publish_models,
+    short_of_memory,
+    targets,
+    verify_context,
+)
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
 from orchestrator.core.slots import JOBS, Slots
-from orchestrator.models.catalog import ModelFile
 from orchestrator.models.serving import must_be_chosen
 from orchestrator.node import configure
 from orchestrator.node.configure import Target
@@ -126,12 +131,12 @@ def bring(
     return result
 
 
-def prepare(cluster: Cluster, board: Board, *, serves: bool) -> tuple[ModelFile, ...]:
-    """Prepare networks and the files that nodes fetch; return the model's files if it serves."""
-    files: tuple[ModelFile, ...] = ()
+def prepare(cluster: Cluster, board: Board, *, serves: bool) -> Files:
+    """Prepare networks and the files that nodes fetch; return the models' files if it serves."""
+    files: Files = {}
     if serves:
         with board.step(CLUSTER, "model") as done:
-            files = publish_model(cluster, lambda line: board.note(CLUSTER, line))
+            files = publish_models(cluster, lambda line: board.note(CLUSTER, line))
             done.detail = "; ".join(short_of_memory(cluster))
     with board.step(CLUSTER, "image") as done:
         changed = publish_image(cluster)

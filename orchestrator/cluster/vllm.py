@@ -97,7 +97,7 @@ def _through_ray(profile: Profile, node: Node, copy: Copy, context: Context) -> 
         WAIT_FOR_RAY: _source(wait_for_ray),
         KEPT_FROM_WORKERS: f"{json.dumps(['VLLM_API_KEY'])}\n",
     }
-    if context.layout.data > 1:
+    if copy.nodes != profile.whole.compute_nodes:
         about = f"{PLUGINS}/{ON_NODES}-1.dist-info"
         files |= {
             f"{PLUGINS}/{ON_NODES}.py": _source(on_nodes),

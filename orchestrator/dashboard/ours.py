@@ -15,7 +15,6 @@ from orchestrator.cluster.status import (
     Status,
     answered,
     assembled,
-    layout_words,
     served,
     silent,
 )
@@ -64,7 +63,7 @@ class Ours:
             Tail(node.name, partial(self._sampler, node), partial(self.minute.take, node.name))
             for node in profile.nodes
         ]
-        self._shelf = Shelf(profile)
+        self._shelf = Shelf(profile.services[0])
         self._booted = 0.0
 
     @property
@@ -88,7 +87,7 @@ class Ours:
     def _context(self) -> VerifyContext | None:
         """None while there is nobody to ask."""
         cluster = self._cluster()
-        return verify_context(cluster, ()) if cluster and self._on(self.profile.control) else None
+        return verify_context(cluster, {}) if cluster and self._on(self.profile.control) else None
 
     def _power(self) -> dict[str, PowerState]:
         cluster = self._cluster()
@@ -136,6 +135,7 @@ class Ours:
         cluster = self._cluster()
         if cluster is None:
             return Kept(reason="the cluster cannot be opened")
+        cluster = cluster.services[0]
         layout = Parallelism.of(cluster.layout)
         return self._shelf.look(layout, cluster.image_id, cluster.model.config)
 
@@ -191,7 +191,8 @@ class Ours:
             "text": text,
             "next": next_,
             "image": f"{status.image} {status.image_id[:12]}{status.told_of_choice()}",
-            "layout": layout_words(status.layout),
+            "layout": "; ".join(each.layout for each in status.services),
+            "model": ", ".join(each.model for each in status.services),
             "endpoint": f"{status.endpoint}/v1",
             "nodes": nodes,
             "links": view.links(kept.probes if kept else None, does, {}),
@@ -275,12 +276,15 @@ class Ours:
             yield judge.RAY_HEAD.check(control, judge.ray_head(self.profile, facts))
             accelerators = judge.ray_accelerators(self.profile, facts)
             yield judge.RAY_ACCELERATORS.check(control, accelerators)
-            ranks = judge.ranks(self.profile, cluster.layout, facts.workers)
-            yield judge.RANKS.check(control, ranks)
+            of_models = judge.of_models(self.profile, facts.workers)
+            for one, (view, workers) in zip(cluster.services, of_models, strict=True):
+                ranks = judge.ranks(view, one.layout, workers)
+                yield judge.RANKS.of(view).check(control, ranks)
         elif self.ray.problem:
             yield judge.RAY_NODES.broken(control, self.ray.problem)
         said = self.endpoint.value or AtEndpoint()
         if said.models:
-            yield judge.LISTED.check(control, judge.listed(self.profile, said.models))
+            for view in self.profile.services:
+                yield judge.LISTED.of(view).check(control, judge.listed(view, said.models))
         elif said.note:
             yield judge.LISTED.broken(control, said.note)

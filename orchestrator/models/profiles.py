@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.errors import BadInput
 from orchestrator.core.nearest import nearest
+from orchestrator.core.source import key_path
 from orchestrator.image import spec
 from orchestrator.models import catalog, flags
 from orchestrator.profile import choose
@@ -18,6 +19,7 @@ from orchestrator.profile.checks import Check, Found
 from orchestrator.profile.load import load as load_alone
 from orchestrator.profile.model import Ray
 from orchestrator.profile.serving import HubModel, Serving
+from orchestrator.profile.serving_checks import environments
 from orchestrator.profile.verification import Verification
 
 if TYPE_CHECKING:
@@ -66,16 +68,18 @@ def image_is_known(image: str) -> Found:
 
 def model_is_known(serving: Serving, models: dict[str, HubModel]) -> Found:
     known = [*models, *catalog.known()]
-    if serving.model not in known:
-        text = f"there is no directory models/{serving.model} and no key models.{serving.model}"
-        yield ("serving", "model"), f"{text}; {nearest(serving.model, known)}"
+    for loc, each in serving.entries.items():
+        if each.model not in known:
+            text = f"there is no directory models/{each.model} and no key models.{each.model}"
+            yield (*loc, "model"), f"{text}; {nearest(each.model, known)}"
 
 
 def served_model_is_pinned(serving: Serving, models: dict[str, HubModel]) -> Found:
-    chosen = models.get(serving.model)
-    if chosen and not chosen.revision:
-        text = f"is missing, but serving.model needs it; {catalog.how_to_pin(serving.model)}"
-        yield ("models", serving.model, "revision"), text
+    for loc, each in serving.entries.items():
+        chosen = models.get(each.model)
+        if chosen and not chosen.revision:
+            needs = f"is missing, but {key_path((*loc, 'model'))} needs it"
+            yield ("models", each.model, "revision"), f"{needs}; {catalog.how_to_pin(each.model)}"
 
 
 def first_model_is_known(verification: Verification, models: dict[str, HubModel]) -> Found:
@@ -91,20 +95,21 @@ def hub_models_have_names_of_their_own(models: dict[str, HubModel]) -> Found:
 
 
 def flags_are_free(serving: Serving) -> Found:
-    seen: dict[str, str] = {}
-    for key in serving.args:
-        flag = flags.flag_name(key)
-        if instead := flags.managed(flag):
-            yield ("serving", "args", key), f"cannot be set here; {instead}"
-        elif flag in seen:
-            yield ("serving", "args", key), f"is the same flag as '{seen[flag]}'; keep one"
-        seen[flag] = key
+    for loc, each in serving.entries.items():
+        seen: dict[str, str] = {}
+        for key in each.args:
+            flag = flags.flag_name(key)
+            if instead := flags.managed(flag):
+                yield (*loc, "args", key), f"cannot be set here; {instead}"
+            elif flag in seen:
+                yield (*loc, "args", key), f"is the same flag as '{seen[flag]}'; keep one"
+            seen[flag] = key
 
 
 def variables_are_free(ray: Ray, serving: Serving) -> Found:
-    for section, env in (("ray", ray.env), ("serving", serving.env)):
+    for section, env in environments(ray, serving).items():
         for name in env:
-            loc = (section, "env", name)
+            loc = (*section, name)
             if name in flags.MANAGED_VARIABLES:
                 text = "'orchestrate up' sets it and generates the secrets; no profile contains any"
                 yield loc, f"cannot be set here; {text}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.core import paths
 from orchestrator.core.document import DocumentError, read_yaml
 from orchestrator.core.errors import UserError
+from orchestrator.core.source import Problem
 from orchestrator.models import cards, catalog, chosen, quantization
 from orchestrator.models import flags as flags_of
 from orchestrator.models.config import group_misfit, has_experts, pipeline_misfit, tensor_misfit
@@ -81,8 +82,13 @@ class Copy:
 
 def ways(profile: Profile, layout: Layout) -> dict[str, str]:
     """Where the endpoint leads to each copy: its server's name -> what the path begins with."""
-    if layout.data == 1:
-        return {profile.server.name: ""}
+    return apart(profile, layout) or {profile.server.name: ""}
+
+
+def apart(profile: Profile, layout: Layout) -> dict[str, str]:
+    """The same, where the endpoint has more than one server behind it; else empty."""
+    if layout.data == 1 and len(profile.whole.services) == 1:
+        return {}
     names = [copy.server.name for copy in copies(profile, layout.data)]
     return {name: f"/copies/{name}" for name in names}
 
@@ -126,6 +132,20 @@ def resolve(profile: Profile) -> Layout:
     if problems:
         raise DocumentError(profile.path, sorted(set(problems)), "")
     return found
+
+
+def resolve_all(profile: Profile) -> tuple[Layout, ...]:
+    """The layout of each of the profile's models. Raises DocumentError with all that is wrong."""
+    found: list[Layout] = []
+    problems: set[Problem] = set()
+    for each in profile.services:
+        try:
+            found.append(resolve(each))
+        except DocumentError as error:
+            problems |= set(error.problems)
+    if problems:
+        raise DocumentError(profile.path, sorted(problems), "")
+    return tuple(found)
 
 
 def as_chosen(
@@ -193,6 +213,8 @@ def layout(profile: Profile, config: Mapping[str, Any], capabilities: Mapping[st
     serving = profile.serving
     data = 1 if serving.data_parallel == "auto" else serving.data_parallel
     total = _room(profile, data)
+    if not total and data == 1:
+        _refuse(profile, "nodes", "none of the model's nodes has an accelerator; name others")
     if not total:
         text = f"{data} copies leave a group of nodes without an accelerator; allowed: fewer"
         _refuse(profile, "data_parallel", f"{text}, or auto")
@@ -313,7 +335,8 @@ def _refuse_too_large(profile: Profile, total: int, data: int) -> NoReturn:
     key = "pipeline_parallel" if tensor == "auto" else "tensor_parallel"
     sizes = [str(size) for size in (tensor, pipeline) if size != "auto"]
     needed = " x ".join(sizes)
-    have = "the compute nodes have" if data == 1 else f"a group of nodes of {data} copies has"
+    whose = "the compute nodes" if profile.whole is profile else "the model's nodes"
+    have = f"{whose} have" if data == 1 else f"a group of nodes of {data} copies has"
     text = f"needs {needed} accelerators, {have} {total}; make it smaller, or auto"
     _refuse(profile, key, text)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.node import guard
 from orchestrator.node.paths import VENV
 from orchestrator.profile import Node, Profile
+from orchestrator.profile.services import of_node
 
 #: The Python that has torch and vLLM.
 PYTHON = f"{VENV}/bin/python"
@@ -25,6 +26,7 @@ def environment(profile: Profile, node: Node) -> dict[str, str]:
     own Ray first, since vLLM gives the server's to its workers where they have none."""
     link = node.links[profile.ray.network]
     own = {"GLOO_SOCKET_IFNAME": link.interface, "VLLM_HOST_IP": str(link.address)}
+    profile = of_node(profile, node) or profile
     if node.name == profile.server.name:
         return own | profile.serving_env()
     return profile.serving_env() | own | profile.ray_env(node)

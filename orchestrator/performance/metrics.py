@@ -28,8 +28,8 @@ def url(profile: Profile, server: Node) -> str:
 
 
 def page(cluster: Cluster) -> str:
-    """Fetch the metrics of all copies, one after the other; call it in the cluster's network.
-    Raises UserError if that fails."""
+    """Fetch the metrics of all copies of all models, one after the other; call it in the cluster's
+    network. Raises UserError if that fails."""
     return "\n".join(
         cluster.remote(copy.server)
         .run(
@@ -38,7 +38,8 @@ def page(cluster: Cluster) -> str:
             timeout=TIMEOUT,
         )
         .out
-        for copy in copies(cluster.profile, cluster.layout.data)
+        for each in cluster.services
+        for copy in copies(each.profile, each.layout.data)
     )
 
 

@@ -34,7 +34,10 @@ from orchestrator.profile.power import Power
 from orchestrator.profile.serving import Serving
 from orchestrator.profile.serving_checks import (
     caches_have_their_own_variables,
+    copies_divide_the_nodes,
     layout_has_a_workload,
+    models_have_names_of_their_own,
+    models_have_nodes_of_their_own,
     placeholders_are_known,
 )
 
@@ -337,15 +340,6 @@ def ports_differ(boot: Boot, ray: Ray, serving: Serving) -> Found:
         yield ("serving", "meeting_port"), f"{text}; ports must be unique"
 
 
-def copies_divide_the_nodes(compute_nodes: tuple[Node, ...], serving: Serving) -> Found:
-    """Each copy has as many nodes as any other."""
-    wanted, nodes = serving.data_parallel, len(compute_nodes)
-    if wanted != "auto" and nodes % wanted:
-        sizes = ", ".join(str(size) for size in range(1, nodes + 1) if nodes % size == 0)
-        text = f"{wanted} does not divide the {nodes} compute nodes; allowed: {sizes} or auto"
-        yield ("serving", "data_parallel"), text
-
-
 CHECKS: tuple[Check, ...] = (
     name_is_the_files,
     networks_are_apart,
@@ -368,6 +362,8 @@ CHECKS: tuple[Check, ...] = (
     cards_are_shared_by_the_control_node,
     nat_is_another_network,
     ports_differ,
+    models_have_names_of_their_own,
+    models_have_nodes_of_their_own,
     copies_divide_the_nodes,
     placeholders_are_known,
     caches_have_their_own_variables,

@@ -13,6 +13,7 @@ from orchestrator.profile.hardware import Hardware
 from orchestrator.profile.links import Bond, Vlan
 from orchestrator.profile.power import Power
 from orchestrator.profile.section import Section, WholeFile
+from orchestrator.profile.services import services
 from orchestrator.profile.serving import HubModel, Serving
 from orchestrator.profile.types import (
     AccountName,
@@ -358,6 +359,11 @@ class Profile(WholeFile):
     def server(self) -> Node:
         """The compute node that the vLLM server runs on: the first copy's."""
         return self.compute_nodes[0]
+
+    @property
+    def services(self) -> tuple[Profile, ...]:
+        """A profile for each model (services.py)."""
+        return services(self)
 
     def is_control(self, node: Node) -> bool:
         return node.name == self.control.name

@@ -1,4 +1,4 @@
-"""What a profile says about the model: which one, and how it is served."""
+"""What a profile says about the models: which ones, and how each is served."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from orchestrator.core.source import Loc
 from orchestrator.profile.section import Section
 from orchestrator.profile.types import (
     BoolOrAuto,
@@ -17,6 +18,7 @@ from orchestrator.profile.types import (
     Line,
     ModelName,
     Name,
+    NodeNames,
     Port,
     Revision,
     Size,
@@ -59,23 +61,17 @@ class CompileCache(Section):
     directories: tuple[KernelCache, ...] = Field(min_length=1, description="The directories.")
 
 
-class Serving(Section):
-    """`vllm serve`: on the first compute node of each copy, reached through the control node."""
+class Served(Section):
+    """A model, and how it is served: what each of several has of its own."""
 
     model: ModelName = Field(
         description="A key of `models`, or a directory of the checkout's `models/`. Clients ask "
         "for the model by this name."
     )
-    layout: Literal["auto"] | None = Field(
+    nodes: NodeNames | None = Field(
         default=None,
-        description="`auto`: `up` takes the layout that the forecasts rank first for `workload`"
-        " within `bench.targets`, writes it down, and keeps it until told otherwise. Default: the"
-        " sizes below.",
-    )
-    workload: Name | None = Field(
-        default=None,
-        description="The workload that the model is served for, a key of `bench.workloads`."
-        " `layout: auto` needs it, and `plan --serving` ranks by it.",
+        description="The compute nodes that the model is served on, like `compute[0-3]`; no other"
+        " model is on them. Default, for the first model: all that no entry of `also` names.",
     )
     tensor_parallel: WholeOrAuto = Field(
         default="auto",
@@ -88,8 +84,39 @@ class Serving(Section):
     data_parallel: WholeOrAuto = Field(
         default=1,
         description="The number of copies of the model, each on a group of nodes of its own: the"
-        " compute nodes in order, divided evenly. The endpoint sends a request to the copy with"
+        " model's nodes in order, divided evenly. The endpoint sends a request to the copy with"
         " the fewest. `auto`: as many as the nodes hold with the two sizes above.",
+    )
+    expert_parallel: BoolOrAuto = Field(
+        default="auto",
+        description="Expert parallelism: each accelerator holds whole experts instead of a slice of"
+        " each. `auto`: on if the model has experts and the image supports it.",
+    )
+    args: dict[FlagName, FlagValue] = Field(
+        default={},
+        description="Further flags of `vllm serve`, in vLLM's spelling without leading dashes. "
+        "`true` is a flag without a value, `false` its `--no-` form.",
+    )
+    env: Environment = Field(
+        default={},
+        description="Further environment variables of the vLLM server, in addition to `ray.env`, "
+        "with the same placeholders.",
+    )
+
+
+class Serving(Served):
+    """`vllm serve`: on the first compute node of each copy, reached through the control node."""
+
+    layout: Literal["auto"] | None = Field(
+        default=None,
+        description="`auto`: `up` takes the layout that the forecasts rank first for `workload`"
+        " within `bench.targets`, writes it down, and keeps it until told otherwise. Default: the"
+        " sizes above. Only with one model, on all compute nodes.",
+    )
+    workload: Name | None = Field(
+        default=None,
+        description="The workload that the model is served for, a key of `bench.workloads`."
+        " `layout: auto` needs it, and `plan --serving` ranks by it.",
     )
     executor: Literal["ray", "mp"] = Field(
         default="ray",
@@ -100,11 +127,6 @@ class Serving(Section):
         default=8001,
         description="With `executor: mp`: the port on a copy's first node where its other nodes"
         " meet it.",
-    )
-    expert_parallel: BoolOrAuto = Field(
-        default="auto",
-        description="Expert parallelism: each accelerator holds whole experts instead of a slice of"
-        " each. `auto`: on if the model has experts and the image supports it.",
     )
     model_cache: Literal["memory", "disk"] = Field(
         default="memory",
@@ -121,18 +143,21 @@ class Serving(Section):
     endpoint_port: Port = Field(
         description="The port of the endpoint on the control node, for clients."
     )
-    args: dict[FlagName, FlagValue] = Field(
-        default={},
-        description="Further flags of `vllm serve`, in vLLM's spelling without leading dashes. "
-        "`true` is a flag without a value, `false` its `--no-` form.",
-    )
-    env: Environment = Field(
-        default={},
-        description="Further environment variables of the vLLM server, in addition to `ray.env`, "
-        "with the same placeholders.",
+    also: tuple[Served, ...] = Field(
+        default=(),
+        description="Further models, each on compute nodes of its own. The endpoint leads a request"
+        " to the model that it names. All else is as for the first model.",
     )
 
     @property
     def by_ray(self) -> bool:
         """Whether Ray runs the model's ranks."""
         return self.executor == "ray"
+
+    @property
+    def entries(self) -> dict[Loc, Served]:
+        """Each model's part, by its place in the profile; the first one's first."""
+        further: dict[Loc, Served] = {
+            ("serving", "also", index): each for index, each in enumerate(self.also)
+        }
+        return {("serving",): self, **further}

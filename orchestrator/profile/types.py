@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from orchestrator.core.errors import BadInput
 from orchestrator.core.source import quoted
 
 UNITS = {
@@ -194,6 +195,20 @@ def _sysctl_value(value: object) -> object:
     return value
 
 
+def _node_names(value: str) -> str:
+    """A node set that can be read. What its nodes have to be is checked in serving_checks.py."""
+    from orchestrator.core.nodeset import unfold  # what it imports takes longer than a profile
+
+    try:
+        names = unfold(value)
+    except BadInput:
+        text = "allowed: names of nodes, like compute[0-7] or compute0,compute2"
+        raise ValueError(f"{quoted(value)} is invalid; {text}") from None
+    if not names:
+        raise ValueError(f"{quoted(value)} names no node; allowed: one or more")
+    return value
+
+
 Name = Annotated[
     str,
     Matching(r"[a-z0-9][a-z0-9._-]{0,62}", "lower-case letters, digits and . _ - (at most 63)"),
@@ -205,6 +220,7 @@ ModelName = Annotated[
         "NAME or OWNER/NAME, of letters, digits and . _ -",
     ),
 ]
+NodeNames = Annotated[str, AfterValidator(_node_names)]
 HubName = Annotated[
     str,
     Matching(

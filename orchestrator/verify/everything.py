@@ -15,11 +15,12 @@ from orchestrator.core.errors import UserError
 from orchestrator.core.slots import JOBS, Slots
 from orchestrator.core.waiting import as_long_as
 from orchestrator.models.catalog import Answer
-from orchestrator.models.serving import ways
+from orchestrator.models.serving import apart
 from orchestrator.node.resources import Step
 from orchestrator.node.selection import Selection, everything
 from orchestrator.profile import Node, Profile
 from orchestrator.verify import gather, hardware, judge
+from orchestrator.verify.facts import RankFacts
 from orchestrator.verify.gather import VerifyContext
 from orchestrator.verify.judge import Rule, Verdict
 from orchestrator.verify.report import Check, Report
@@ -72,8 +73,12 @@ def _parts(profile: Profile, context: VerifyContext, chosen: Selection) -> list[
         else:
             parts.append(_ranks(profile, context))
     if Step.SERVING in chosen.steps and has_control:
-        parts.append(_endpoint(profile, context))
+        parts += [_endpoint(*each) for each in _of_models(profile, context)]
     return parts
+
+
+def _of_models(profile: Profile, context: VerifyContext) -> list[tuple[Profile, VerifyContext]]:
+    return list(zip(profile.services, context.services, strict=True))
 
 
 def _made(part: Part, context: VerifyContext, slots: Slots) -> list[Check]:
@@ -134,9 +139,9 @@ def _ray(profile: Profile, context: VerifyContext) -> Part:
         yield judge.RAY_NODES.check(name, judge.ray_nodes(profile, facts))
         yield judge.RAY_HEAD.check(name, judge.ray_head(profile, facts))
         yield judge.RAY_ACCELERATORS.check(name, judge.ray_accelerators(profile, facts))
-        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, facts.workers))
+        yield from _judged_ranks(profile, context, facts.workers)
 
-    rules = (judge.RAY_NODES, judge.RAY_HEAD, judge.RAY_ACCELERATORS, judge.RANKS)
+    rules = (judge.RAY_NODES, judge.RAY_HEAD, judge.RAY_ACCELERATORS, *_rank_rules(profile))
     return Part([(rule, name) for rule in rules], make)
 
 
@@ -145,10 +150,22 @@ def _ranks(profile: Profile, context: VerifyContext) -> Part:
     name = profile.control.name
 
     def make() -> Iterator[Check]:
-        found = gather.ranks(context, profile)
-        yield judge.RANKS.check(name, judge.ranks(profile, context.layout, found))
+        yield from _judged_ranks(profile, context, gather.ranks(context, profile))
 
-    return Part([(judge.RANKS, name)], make)
+    return Part([(rule, name) for rule in _rank_rules(profile)], make)
+
+
+def _rank_rules(profile: Profile) -> list[Rule]:
+    return [judge.RANKS.of(view) for view in profile.services]
+
+
+def _judged_ranks(
+    profile: Profile, context: VerifyContext, workers: Sequence[RankFacts]
+) -> Iterator[Check]:
+    of_models = judge.of_models(profile, workers)
+    for (view, own), (_, found) in zip(_of_models(profile, context), of_models, strict=True):
+        rule = judge.RANKS.of(view)
+        yield rule.check(profile.control.name, judge.ranks(view, own.layout, found))
 
 
 def _ray_status(profile: Profile, context: VerifyContext) -> Part:
@@ -171,13 +188,15 @@ def _ray_status(profile: Profile, context: VerifyContext) -> Part:
 
 
 def _endpoint(profile: Profile, context: VerifyContext) -> Part:
-    """The endpoint, and each of several copies behind it, one after the other: which requests are
-    computed together changes the order of sums, and the log probabilities are compared."""
+    """A model at the endpoint, and each server of several behind it, one after the other: which
+    requests are computed together changes the order of sums, and the log probabilities are
+    compared."""
     name = profile.control.name
     answers = [judge.answer_rule(answer) for answer in context.answers]
-    whole = [judge.LISTED, judge.KEY_NEEDED, *answers, judge.REPEATED]
+    every = [judge.LISTED, judge.KEY_NEEDED, *answers, judge.REPEATED]
+    whole = [rule.of(profile) for rule in every]
     one = [judge.LISTED, *answers]
-    copies = ways(profile, context.layout) if context.layout.data > 1 else {}
+    copies = apart(profile, context.layout)
 
     def make() -> Iterator[Check]:
         with context.http() as client:

@@ -60,6 +60,12 @@ class VerifyContext:
     answers: Sequence[Answer]
     #: The id of the image that every node should have booted.
     image_id: str
+    #: With several models: the same for each, in the order of the profile's `services`.
+    each: tuple[VerifyContext, ...] = ()
+
+    @property
+    def services(self) -> tuple[VerifyContext, ...]:
+        return self.each or (self,)
 
 
 def node(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.models.catalog import Answer
 from orchestrator.models.serving import Layout, copies, copy_of
@@ -48,6 +48,12 @@ class Rule:
         severity: Severity = "warning" if self.warning else "failure"
         seen = (verdict.ok, verdict.expected, verdict.seen)
         return Check(self.name, node, *seen, look, severity, verdict.ran)
+
+    def of(self, profile: Profile) -> Rule:
+        """The same check of one model; with several, its name says which."""
+        if len(profile.whole.services) == 1:
+            return self
+        return replace(self, name=f"{self.name} ({profile.serving.model})")
 
     def broken(self, node: str, reason: str) -> Check:
         """The check could not run: that is a failure."""
@@ -189,6 +195,23 @@ def ray_status(profile: Profile, text: str) -> Verdict:
     if not parts:
         return Verdict(False, wanted, text.strip()[:200] or "no output")
     return same(wanted, f"{count} active nodes")
+
+
+def of_models(
+    profile: Profile, workers: Sequence[RankFacts]
+) -> list[tuple[Profile, list[RankFacts]]]:
+    """Each model's ranks: those on its nodes. Ranks that are on no model's nodes count as the
+    first one's."""
+    views = profile.services
+    homes = {
+        view.ray_address(node): number
+        for number, view in enumerate(views)
+        for node in view.compute_nodes
+    }
+    return [
+        (view, [each for each in workers if homes.get(each.address, 0) == number])
+        for number, view in enumerate(views)
+    ]
 
 
 def ranks(profile: Profile, layout: Layout, workers: Sequence[RankFacts]) -> Verdict:

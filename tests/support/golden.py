@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.cluster import kernels, meet, on_nodes, wait_for_ray
@@ -47,6 +48,12 @@ IMAGE = Image("1" * 64, "golden")
 
 
 def context(profile: Profile, token: str = "RAY TOKEN") -> Context:
+    made = [one_context(view, token) for view in profile.services]
+    return replace(made[0], each=tuple(made))
+
+
+def one_context(profile: Profile, token: str) -> Context:
+    """Of a profile of one model."""
     accelerators = sum(node.accelerators for node in profile.compute_nodes)
     copies = int(profile.serving.data_parallel)
     return Context(

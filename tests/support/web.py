@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.cluster.desired import FRONT_KEY
+from orchestrator.cluster.front import FRONT_KEY, ROUTER_SOCKET
 from orchestrator.core.run import run
 from orchestrator.node.paths import FILES_ROOT
 from orchestrator.node.state import NodeState
@@ -60,7 +60,12 @@ def configured(state: NodeState, home: Path) -> list[Path]:
     places = [(file.path, home / Path(file.path).name) for file in state.files]
     places = [(path, place) for path, place in places if place.name in CONFIGS]
     moved = [*places, (FILES_ROOT, home / "files"), (LAYERS, home / "layers")]
-    moved += [(SOCKET, home / "socket"), (JOURNAL, home / "boot-access.jsonl"), ("/run/", home)]
+    moved += [
+        (ROUTER_SOCKET, home / "router"),
+        (SOCKET, home / "socket"),
+        (JOURNAL, home / "boot-access.jsonl"),
+        ("/run/", home),
+    ]
     for path, place in places:
         config = text(state, Path(path).name).replace("user www-data;", "user root;")
         config = config.replace("error_log stderr", f"error_log {place}.log")

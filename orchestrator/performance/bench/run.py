@@ -10,10 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.targets import verify_context
+from orchestrator.cluster.targets import published_models, verify_context
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
-from orchestrator.models.publish import published
 from orchestrator.node.paths import VENV
 from orchestrator.performance import metrics
 from orchestrator.performance.bench import history
@@ -173,8 +172,8 @@ def _end_client(cluster: Cluster) -> None:
 
 def _must_be_right(cluster: Cluster, board: Board) -> None:
     with board.step(CLUSTER, "verify"):
-        files = published(cluster.profile.name, cluster.profile.serving.model)
-        report = verify(cluster.profile, verify_context(cluster, files))
+        whole = cluster.whole
+        report = verify(whole.profile, verify_context(whole, published_models(whole)))
         if not report.ok:
             first = report.failed[0]
             raise UserError(

@@ -57,7 +57,7 @@ def sampler(period: float, names: Sequence[str]) -> str:
 
 def sampler_argv(cluster: Cluster, node: Node, text: str = SAMPLER) -> list[str]:
     """The local command that runs a sampler on a node; a server's also reads vLLM's metrics."""
-    serves = node.name in ways(cluster.profile, cluster.layout)
+    serves = any(node.name in ways(each.profile, each.layout) for each in cluster.services)
     url = metrics.url(cluster.profile, node) if serves else ""
     argv = [PYTHON, "-I", "-S", "-c", text, url, WORKER_UNIT, SERVER_UNIT]
     return cluster.remote(node).ssh_argv(argv)

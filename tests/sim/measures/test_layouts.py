@@ -94,6 +94,55 @@ def test_copies_of_the_model_and_then_the_model_without_ray(sim: Sim) -> None:
         sim.profile.write_text(before)
 
 
+@pytest.mark.usefixtures("running")
+def test_two_models_behind_one_endpoint_and_one_is_lost(sim: Sim) -> None:
+    """Each has a node of its own, in one Ray. The second one's weights are random: it answers, and
+    nobody knows what."""
+    before = sim.profile.read_text()
+    second = "random-300m"
+    both = before.replace(
+        "  tensor_parallel: auto\n",
+        "  tensor_parallel: 1\n"
+        "  also:\n"
+        f"    - model: {second}\n"
+        "      nodes: compute1\n"
+        "      args: { dtype: bfloat16, max-model-len: 256, enforce-eager: true }\n"
+        '      env: { VLLM_CPU_KVCACHE_SPACE: "1", VLLM_CPU_OMP_THREADS_BIND: nobind,'
+        ' OMP_NUM_THREADS: "1" }\n',
+        1,
+    )
+    assert both != before
+    try:
+        sim.profile.write_text(both)
+        result = sim.json("up", ok=None)
+        assert result["ok"], result["failures"] or failed(result["verify"])
+        report = sim.json("verify")
+        assert {
+            ("ranks (known-answers)", "control"),
+            (f"ranks ({second})", "control"),
+            (f"model listed ({second})", "control"),
+            (f"same answer again ({second})", "control"),
+            ("model listed", "compute1"),
+        } <= passed(report)
+        status = sim.json("status")
+        assert status["models"] == ["known-answers", second]
+        assert status["copies"] == {"compute0": "", "compute1": ""}
+        assert sim.json("ask", QUESTION)["answer"] == ANSWER
+        assert "answer" in sim.json("ask", "--model", second, QUESTION)
+        for node, name in (("compute0", "known-answers"), ("compute1", second)):
+            assert "config.json" in sim.shell(node, "ls", f"/var/lib/orchestrate/models/{name}")
+            assert f"vLLM serving {name}" in sim.shell(node, "systemctl", "status", "vllm.service")
+
+        kept = main_pid(sim, "compute0")
+        # The first model answers all the time.
+        lost, asked = asked_while_away(sim, "compute1", "/copies/compute1/health")
+        assert lost == 0 and asked, (lost, asked)
+        assert main_pid(sim, "compute0") == kept
+        assert sim.json("verify")["ok"]
+    finally:
+        sim.profile.write_text(before)
+
+
 def served(sim: Sim, copies: int) -> None:
     """Bring it up as the profile says, verified."""
     result = sim.json("up", ok=None)
