@@ -239,7 +239,7 @@ def looked_at(path: Path) -> Iterator[None]:
         assert shown.stdout is not None
         reads = threading.Thread(target=shown.stdout.read)
         for line in shown.stdout:
-            if json.loads(line).get("checks", {}).get("ok"):
+            if (json.loads(line).get("checks") or {}).get("ok"):
                 break
         reads.start()
         try:
