@@ -249,12 +249,13 @@ def test_strangers_get_nothing(served: Served) -> None:
             body = {"model": SECOND}
             status, said = served.ask(body, path, method, Authorization="Bearer no")
             assert status == 401 and FIRST not in said
-    assert served.ask(None, "/v1/models", "OPTIONS", Authorization="no")[0] == 401
     assert sum(map(len, served.heads.values())) == before
     for way in ("/model-1/completions", "/session-0/completions", "/v1/../metrics", "/metrics"):
         assert served.ask({"model": SECOND}, way)[0] == 404, way
     # A browser asks first whether it may.
-    assert served.ask(None, "/v1/completions", "OPTIONS", Authorization="no")[0] == 200
+    for way in ("/v1/completions", "/v1/models"):
+        assert served.ask(None, way, "OPTIONS", Authorization="no")[0] == 200
+    assert sum(map(len, served.heads.values())) == before + 2
 
 
 def test_all_models_are_listed(served: Served) -> None:
@@ -262,6 +263,9 @@ def test_all_models_are_listed(served: Served) -> None:
     found = json.loads(said)
     assert (status, found["object"]) == (200, "list")
     assert [each["id"] for each in found["data"]] == [FIRST, SECOND]
+    with closing(served.connection()) as connection:
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        assert connection.getresponse().getheader("Access-Control-Allow-Origin") == "*"
     # A copy's own list is vLLM's.
     status, said = served.ask(None, "/copies/node-c/v1/models", "GET")
     assert json.loads(said)["node"] == "node-c"
