@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from support import PROJECT
 from support.hub import LISTING, NEWEST, REPOSITORY, REVISION
 from support.hub_box import WEIGHTS, Box, boxed
@@ -39,6 +40,20 @@ def test_what_vllm_reads_is_brought_checked_and_written_down(box: Box) -> None:
     assert len(box.hub.gets) == asked
     assert "Bearer hf_secret" in box.hub.tokens
     assert "hf_secret" not in done.stdout + done.stderr
+
+
+def test_all_models_that_are_served_are_brought(box: Box) -> None:
+    path = box.root / "profiles/small.yml"
+    node = yaml.safe_load(path.read_text())["compute_nodes"][-1]["name"]
+    again = f"  again: {{repository: {REPOSITORY}, revision: {REVISION}}}\n  open:"
+    also = f"  model: big\n  also: [{{model: again, nodes: {node}}}]\n"
+    path.write_text(path.read_text().replace("  open:", again).replace("  model: big\n", also))
+    told = box.json("pull", "--profile", path)
+    assert [each["name"] for each in told] == ["big", "again"]
+    assert {each["directory"] for each in told} == {str(box.home)}
+    done = box.pull("--from", box.root)
+    assert done.returncode == 2 and "are for one model: name it" in done.stderr
+    assert box.json("pull", "again", "--profile", path)["name"] == "again"
 
 
 def test_a_cut_connection_goes_on_where_it_was_cut(box: Box) -> None:
