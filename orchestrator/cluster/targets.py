@@ -66,11 +66,15 @@ def targets(cluster: Cluster, files: Files) -> dict[str, configure.Target]:
         host_ca=cluster.trust.host_ca,
         user_ca_public=cluster.trust.user_ca_public,
         layout=cluster.layout,
-        model_files=tuple(files.get(cluster.model.name, ())),
+        model_files=tuple(files.get(cluster.profile.serving.model, ())),
         warm=kernels.stored(cluster.profile.name),
     )
     each = [
-        replace(context, layout=one.layout, model_files=tuple(files.get(one.model.name, ())))
+        replace(
+            context,
+            layout=one.layout,
+            model_files=tuple(files.get(one.profile.serving.model, ())),
+        )
         for one in cluster.services
     ]
     context = replace(context, each=tuple(each))
