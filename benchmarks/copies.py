@@ -28,7 +28,7 @@ import click
 import httpx
 import measure
 import yaml
-from measure import ORCHESTRATE, Report, refuse_running
+from measure import ORCHESTRATE, Goal, Report, refuse_running
 
 from orchestrator.cluster.cluster import Cluster, open_cluster
 from orchestrator.core import paths
@@ -85,6 +85,10 @@ def copies(repeats: int, json_file: Path | None) -> None:
         if told
         else [],
     )
+    if told:
+        report.goals.append(
+            Goal("what a dashboard costs, of requests per second", 1 - told.value, 0.01)
+        )
     died = measure.table(
         "a copy is killed under load", ("requests", "lost"), [(str(REQUESTS), str(lost["lost"]))]
     )
