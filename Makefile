@@ -8,8 +8,8 @@ MAKEFLAGS += --no-print-directory
 PROFILE ?= sim
 PYTEST := .venv/bin/pytest
 E2E := tests/sim tests/nix tests/netboot
-# Most of the time a test waits, so that there are more at once than processors.
-WORKERS := -n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder
+# So many workers more than processors, because tests wait: those of `unit` a quarter of their time.
+workers = -n $(shell echo $$(($$(nproc) + $(1)))) --dist loadfile --no-loadscope-reorder
 LINT := tests/test_lint.py tests/test_docs.py tests/test_nothing_unchecked.py
 
 # Debian's sshd and mount, and Nix from its own installer, also where sudo's PATH lacks them.
@@ -46,16 +46,16 @@ lint: setup ## linters, type checks, documentation against the code
 	@tools/step "lint" $(PYTEST) $(LINT)
 
 unit: setup ## logic alone, and against real apt, pip, ssh, Nix, dnsmasq and nginx (as root)
-	@tools/tests "unit and integration tests" $(WORKERS) tests/unit tests/host tests/attacks tests/image
+	@tools/tests "unit and integration tests" $(call workers,2) tests/unit tests/host tests/attacks tests/image
 
 image: setup ## fetch and build the profile's image
 	@tools/image.sh $(PROFILE)
 
 e2e: image ## the image, rebuilt and compared, and the simulated cluster end to end (as root)
-	@tools/tests "end-to-end tests" $(WORKERS) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
+	@tools/tests "end-to-end tests" $(call workers,1) --maxprocesses 4 --durations 60 -m "not long" $(E2E)
 
-long: image ## end-to-end tests that take longest: over half an hour more (as root)
-	@tools/tests "long tests" $(WORKERS) --maxprocesses 4 -m long $(E2E)
+long: image ## end-to-end tests that take longest: three quarters of an hour more (as root)
+	@tools/tests "long tests" $(call workers,1) --maxprocesses 4 -m long $(E2E)
 
 mutants: setup ## break a copy on purpose, fault by fault: do tests notice? (not as root)
 	@tools/step "mutants" .venv/bin/python tools/mutate.py

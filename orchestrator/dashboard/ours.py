@@ -157,8 +157,11 @@ class Ours:
         kept: Kept | None = self.kept.value
         made: dict[str, Any] = self._closed() if cluster is None else self._of(cluster, kept)
         states = {node["name"]: node["state"] for node in made["nodes"]}
-        if self.changes.seen({**states, "endpoint": made["state"]}):
-            for source in (self.power, *self.nodes.values(), self.ray, self.endpoint):
+        asked = (self.power, *self.nodes.values(), self.ray, self.endpoint)
+        changed = self.changes.seen({**states, "endpoint": made["state"]})
+        # While it opens everything changes, and what says so is the first look itself.
+        if changed and all(source.tried for source in asked):
+            for source in asked:
                 source.again()
             self._booted = 0.0
         return view.document(self.profile, self.sources, self.minute, kept, self.changes, made)

@@ -101,8 +101,10 @@ class Theirs:
         elif gone:
             state, text = "degraded", f"{text} No answer: {', '.join(gone)}."
         states = {node["name"]: node["state"] for node in nodes}
-        if self.changes.seen({**states, "endpoint": state}):
-            for source in (self.endpoint, *self.nodes.values(), self.ray):
+        asked = (self.endpoint, *self.nodes.values(), self.ray)
+        changed = self.changes.seen({**states, "endpoint": state})
+        if changed and all(source.tried for source in asked):  # not by the first look itself
+            for source in asked:
                 source.again()
         looked = Looked(said, self.endpoint.problem, tuple(found.values()), self.ray.value)
         whole = len(found) == len(profile.nodes)

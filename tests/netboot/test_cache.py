@@ -14,7 +14,7 @@ from orchestrator.core.templating import render
 from orchestrator.node.paths import CACHE, MODELS
 from orchestrator.provision.machines.qemu import make_disk
 
-pytestmark = pytest.mark.netboot
+pytestmark = [pytest.mark.netboot, pytest.mark.long]
 
 
 def test_cache_is_filled_used_and_checked(net: Net, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_late_layer_that_cannot_be_had_is_seen_on_a_node_that_answers(net: Net
     assert set(shown.split()) == {"ActiveState=active", "Result=success"}
 
 
+@pytest.mark.long
 def test_no_layer_is_late_where_the_profile_says_so(net: Net) -> None:
     with net.changed(boot={"late_layers": []}):
         booting = net.start_kernel()

@@ -26,7 +26,9 @@ def proxy(net: Net) -> Iterator[Net]:
         yield net
 
 
-@pytest.mark.parametrize("firmware", [UEFI, BIOS], ids=["uefi", "bios"])
+@pytest.mark.parametrize(
+    "firmware", [UEFI, pytest.param(BIOS, marks=pytest.mark.long)], ids=["uefi", "bios"]
+)
 def test_proxy_beside_another_dhcp_server(proxy: Net, tmp_path: Path, firmware: Firmware) -> None:
     link = proxy.node("compute0").links["cluster"]
     with proxy.stranger("cluster", "10.77.0.250/24") as space:
@@ -48,7 +50,9 @@ def off(net: Net) -> Iterator[Net]:
         yield net
 
 
-@pytest.mark.parametrize("firmware", [UEFI, BIOS], ids=["uefi", "bios"])
+@pytest.mark.parametrize(
+    "firmware", [pytest.param(UEFI, marks=pytest.mark.long), BIOS], ids=["uefi", "bios"]
+)
 def test_anothers_lines_boot_a_node_and_leave_a_stranger_to_his_disk(
     off: Net, tmp_path: Path, firmware: Firmware
 ) -> None:

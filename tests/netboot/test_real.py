@@ -116,6 +116,7 @@ def test_node_down_is_in_order_and_idempotent(running: Metal) -> None:
     assert running.json("node", "status", "0")["nodes"][0]["power"] == "off"
 
 
+@pytest.mark.long
 def test_a_person_is_told_and_waited_for(control_alone: Metal) -> None:
     host = control_alone
     host.write({"driver": "manual", "boot_timeout_s": 1200})

@@ -60,7 +60,15 @@ def test_a_signed_image_boots(own: Net) -> None:
     assert "[none]" not in own.on("compute0", "cat", "/sys/kernel/security/lockdown")
 
 
-@pytest.mark.parametrize("what", ["a turned bit", "another key", "no signature", "shim"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("a turned bit", marks=pytest.mark.long),
+        "another key",
+        pytest.param("no signature", marks=pytest.mark.long),
+        "shim",
+    ],
+)
 def test_firmware_refuses_anything_else(own: Net, what: str) -> None:
     def make(target: Path) -> None:
         if what == "a turned bit":

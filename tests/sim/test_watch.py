@@ -135,6 +135,7 @@ def test_all_nodes_come_back_from_a_power_cut_in_any_order(
     answers_again(sim)
 
 
+@pytest.mark.long
 def test_a_cable_that_was_out_during_inference(
     sim: Sim, watch: Callable[..., dict[str, str]]
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_cable_that_was_out_during_inference(
     answers_again(sim)
 
 
+@pytest.mark.long
 def test_what_was_switched_off_stays_off(sim: Sim, watch: Callable[..., dict[str, str]]) -> None:
     sim.run("node", "down", "compute1")
     # The head's tables are lost, too: compute0 has to leave a head that does not know it.
