@@ -2,11 +2,12 @@
 
 python benchmarks/copies.py [--repeats N] [--json FILE]
 
-Each layout is served in turn and measured at 1, 8 and 32 requests at once: forecast (from one probe
-at the start), tokens per second, latency, and the memory of all processes of the nodes. Then a copy
-is killed under a load of 500 requests. Last, the same load runs without and with a dashboard that
-somebody looks at, in turns: requests per second, and the part of all processor time that the
-dashboard and its samplers take (nodes share the processors with the operator's machine).
+Each layout is served in turn and measured at 1, 8 and 32 requests at once: forecast (probes at the
+start, and of the engine as it serves), tokens per second, latency, and the memory of all processes
+of the nodes. Then a copy is killed under a load of 500 requests. Last, the same load runs without
+and with a dashboard that somebody looks at, in turns: requests per second, and the part of all
+processor time that the dashboard and its samplers take (nodes share the processors with the
+operator's machine).
 
 The cluster has a name of its own, and is down after it. Needs root, and the built image.
 """
@@ -138,6 +139,7 @@ def measured(path: Path, name: str, repeats: int) -> dict[str, Any]:
     verb(path, "up")
     if name == next(iter(LAYOUTS)):
         verb(path, "probe")
+    verb(path, "probe", "--only", "engine")
     chosen = [word for count in AT_ONCE for word in ("--workload", f"w{count}")]
     with memory(cluster) as most:
         verb(path, "bench", "run", "--repeats", str(repeats), *chosen)

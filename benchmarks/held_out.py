@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from orchestrator.core.errors import UserError
@@ -45,6 +46,7 @@ HOME = Path(__file__).resolve().parent / "real_cards"
 RESULTS = "20*.json"
 #: The shipped figures of the cards; what tc's bits carry, without headers.
 CARD, CARRIED = "h200", 0.94
+TIMES = ("ttft_s", "tpot_s")
 
 
 def files() -> list[Path]:
@@ -59,7 +61,7 @@ def scores(path: Path) -> Scores:
     found = Scores()
     for server in plan["servers"]:
         rows = [row for row in document["rows"] if row["server"] == server["tag"]]
-        held = [row for row in rows if row["kind"] == "held out"]
+        held = list(_held(row for row in rows if row["kind"] == "held out"))
         if not held:
             continue
         cells = [row for row in rows if row["kind"] == "cell"]
@@ -114,6 +116,15 @@ def _known(plan: Row, server: Row, config: Row, cells: Iterable[Row], about: Row
     )  # fmt: skip
     shape, _ = read(config)
     return Known(layout, allowed, shape, None, engine)
+
+
+def _held(rows: Iterable[Row]) -> Iterator[Row]:
+    """Each load once, with the median of its rounds."""
+    by_load: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        by_load.setdefault((row["link"], *row["load"]), []).append(row)
+    for rounds in by_load.values():
+        yield {**rounds[0], **{name: median(row[name] for row in rounds) for name in TIMES}}
 
 
 def _cells(rows: Iterable[Row]) -> Iterator[EngineCell]:

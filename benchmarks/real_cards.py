@@ -279,17 +279,20 @@ def together(name: str, programs: list[list[str]]) -> None:
 
 
 def alone(servers: list[dict[str, Any]]) -> None:
-    """Each on its card: cells in their rounds, the first one to warm up, then what is held out."""
+    """Each on its card: cells in their rounds, the first one to warm up, then what is held out. Of
+    all servers in turns, so that a round lies minutes from the next one."""
     for server in servers:
         load(server, "warm", "none", [128, 8, 8, 8], 0)
-        if server.get("for"):
-            continue
-        for round_ in range(PLAN["rounds"]):
-            for shape in PLAN["cells"]:
-                load(server, "cell", "none", shape, round_)
-        for shape in PLAN["held_out"]["alone"]:
-            load(server, "held out", "none", shape, 0)
-        said("measured:", server["tag"])
+    measured = [each for each in servers if not each.get("for")]
+    for kind, shapes, rounds in (
+        ("cell", PLAN["cells"], PLAN["rounds"]),
+        ("held out", PLAN["held_out"]["alone"], PLAN.get("rounds_held_out", 1)),
+    ):
+        for round_ in range(rounds):
+            for server in measured:
+                for shape in shapes:
+                    load(server, kind, "none", shape, round_)
+            said("measured:", kind, round_)
 
 
 def over_links(servers: list[dict[str, Any]]) -> None:

@@ -56,6 +56,16 @@ def test_loads_of_a_profile_short_prompts_at_each_size_long_ones_at_the_ends() -
     )
 
 
+@pytest.mark.parametrize(
+    ("captured", "alone"),
+    [(0, [128, 362, 1024]), (512, [128, 512, 513, 1024]), (128, [128, 129, 1024]),
+     (64, [128, 362, 1024]), (1024, [128, 362, 1024])],
+)  # fmt: skip
+def test_a_prompt_on_each_side_of_the_largest_graph(captured: int, alone: list[int]) -> None:
+    found = cells(Limits(context=4096, captured=captured), [SINGLE, MANY, DECODE])
+    assert sorted(each.prompt for each in found if each.concurrency == 1) == alone
+
+
 def test_what_the_profile_does_not_allow_is_not_measured() -> None:
     few = cells(Limits(sequences=3, context=256), [SINGLE, MANY, DECODE])
     assert {each.concurrency for each in few} == {1, 2, 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine
 from orchestrator.performance.predict.layout import Parallelism
 from orchestrator.performance.predict.load import Limits, LoadPrediction, OfferedLoad, under_load
+from orchestrator.performance.predict.measured import bent
 from orchestrator.performance.predict.outlook import Known, Origin, outlook, source_of
 from orchestrator.performance.predict.phase import Cause
 from orchestrator.performance.predict.rates import Rates, what_if
@@ -228,3 +230,31 @@ def test_tokens_a_second_have_the_interval_of_the_times() -> None:
     tokens = found.output_tokens_per_s
     assert tokens.low < tokens.value < tokens.high
     assert tokens.high / tokens.value < 1.5
+
+
+def test_a_prompts_step_is_the_hosts_until_the_card_takes_longer() -> None:
+    """Llama 3.1 8B on an H200 with graphs up to 128 tokens (real_cards/2026-11-30-links.json)."""
+    points = ((64.0, 13.5e-3), (128.0, 14e-3), (129.0, 21e-3), (1536.0, 38.9e-3))
+    assert bent(points, 96) == pytest.approx(13.6e-3, abs=0.2e-3)
+    assert bent(points, 160) == pytest.approx(21e-3, rel=0.01)
+    assert bent(points, 640) == pytest.approx(23.1e-3, rel=0.05)  # a line says 27.5
+    assert bent(points, 3072) == pytest.approx(2 * 38.9e-3, rel=0.05)
+    assert bent(points, 1) == pytest.approx(13.5e-3, rel=0.05)
+    assert all(bent(points, x) == pytest.approx(y) for x, y in points)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9000), st.floats(1e-6, 1)), min_size=1, max_size=6),
+    st.floats(0, 20000),
+)
+def test_steps_between_measured_ones_lie_between_them(
+    found: list[tuple[int, float]], x: float
+) -> None:
+    points = tuple(sorted({float(tokens): seconds for tokens, seconds in found}.items()))
+    value = bent(points, x)
+    assert value >= 0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= x <= x1:
+            assert min(y0, y1) * 0.999 <= value <= max(y0, y1) * 1.001
+    if x > points[-1][0] and len(points) > 1:
+        assert value >= points[-1][1] * 0.999

@@ -47,10 +47,6 @@ MISSES = {
         "D mistral-22b 12 layers one: 128 tokens, 1 at once: first token",
         "B mistral-22b 56 layers tensor 2 10000 Mb/s: 128 tokens, 8 at once: first token",
         "C mistral-22b 4 layers tensor 2: 128 tokens, 8 at once: first token",
-        # A prompt's step is flat until the card is busy, then it grows: a line says too much.
-        "A mistral-22b 56 layers one: 128 tokens, 8 at once: first token",
-        "C mistral-22b 56 layers one: 128 tokens, 8 at once: first token",
-        "D mistral-22b 56 layers one: 128 tokens, 8 at once: first token",
         "D mistral-22b 12 layers one: 128 tokens, 8 at once: first token",
         # Eight hidden states fill this link, one does not.
         "B mistral-22b 56 layers tensor 2 1000 Mb/s: 128 tokens, 8 at once: further token",

@@ -227,6 +227,19 @@ def test_the_cache_on_processors_is_in_gibibytes(
     assert limits(profile, synchronous=False).cache_bytes is None
 
 
+@pytest.mark.parametrize(
+    ("args", "captured"),
+    [({}, 512), ({"max-num-seqs": 64}, 128), ({"max_num_seqs": 1000}, 512),
+     ({"max-num-seqs": 64, "enforce-eager": True}, 0), ({"enforce-eager": False}, 512),
+     ({"max-cudagraph-capture-size": 32}, 32)],
+)  # fmt: skip
+def test_the_largest_graph_by_the_profiles_flags(
+    args: dict[str, object], captured: int, profile: Profile
+) -> None:
+    asked = profile.serving.model_copy(update={"args": args})
+    assert limits(profile.model_copy(update={"serving": asked})).captured == captured
+
+
 # The engine's own measurements
 
 

@@ -26,6 +26,8 @@ from orchestrator.profile.model import Profile
 DEFAULT_SEQUENCES = 256
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_MEMORY_SHARE = 0.92
+#: The largest step that vLLM captures as a graph by default, if twice the requests are not less.
+MOST_CAPTURED = 512
 #: The variable with vLLM's cache size on CPU, in GiB; it replaces the share above.
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 ROUNDS = 60
@@ -48,7 +50,8 @@ class OfferedLoad:
 class Limits:
     """The profile's limits. ``sequences``: most requests at once; ``wanted``: requests that need
     room in memory, if the profile says so; ``context``: tokens of one request, None: the model's
-    own limit; ``cache_bytes``: size of the KV cache, if it is not a share of the memory."""
+    own limit; ``cache_bytes``: size of the KV cache, if it is not a share of the memory;
+    ``captured``: the most tokens of a step that runs as a captured graph, where the device can."""
 
     sequences: int = DEFAULT_SEQUENCES
     wanted: int = 1
@@ -56,6 +59,7 @@ class Limits:
     context: int | None = None
     memory_share: float = DEFAULT_MEMORY_SHARE
     cache_bytes: float | None = None
+    captured: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,16 @@ def limits(profile: Profile | Attached, synchronous: bool = False) -> Limits:
     args = {key.replace("_", "-"): value for key, value in profile.serving.args.items()}
     share = args.get("gpu-memory-utilization")
     cache = profile.serving_env().get(CPU_CACHE, "") if synchronous else ""
+    sequences = _whole(args.get("max-num-seqs")) or DEFAULT_SEQUENCES
+    captured = _whole(args.get("max-cudagraph-capture-size")) or min(2 * sequences, MOST_CAPTURED)
     return Limits(
-        sequences=_whole(args.get("max-num-seqs")) or DEFAULT_SEQUENCES,
+        sequences=sequences,
         wanted=_whole(args.get("max-num-seqs")) or 1,
         batched_tokens=_whole(args.get("max-num-batched-tokens")) or DEFAULT_BATCHED_TOKENS,
         context=_whole(args.get("max-model-len")),
         memory_share=float(share) if isinstance(share, int | float) else DEFAULT_MEMORY_SHARE,
         cache_bytes=float(cache) * 2**30 if cache.replace(".", "", 1).isdigit() else None,
+        captured=0 if args.get("enforce-eager") else captured,
     )
 
 

@@ -24,6 +24,8 @@ TRIES, MOST = 40, 64.0
 #: A step with more requests takes at least this share of one with the fewest: noise of the others'
 #: prompts must not make it free.
 LEAST = 0.25
+#: How sharply a step of prompts bends from the host's time to the card's (``bent``).
+BEND = 4.0
 #: No step takes less than this share of what formulas say, however wrong they are: none is free.
 NO_LESS = 0.01
 
@@ -60,7 +62,7 @@ class MeasuredSteps:
         found = self.base.step(work, in_flight)
         grows = isinstance(self.base, Nothing)
         if work.prompts:
-            beyond = at(self.prompts, work.tokens, grows)
+            beyond = bent(self.prompts, work.tokens) if grows else at(self.prompts, work.tokens)
         else:
             running = work.sequences * in_flight
             beyond = at(self.decode, running, grows)
@@ -85,7 +87,23 @@ class MeasuredSteps:
         return found.times(whole / found.seconds)
 
 
-def at(points: Points, x: float, grows: bool) -> float:
+def bent(points: Points, x: float) -> float:
+    """A step of x tokens between measured ones. While a card computes, the host launches what comes
+    next, so the longer of a fixed time and one that grows with the tokens decides, and where they
+    meet both do a little: y⁴ = a⁴ + (b x)⁴ (docs/explanation/performance-model.md)."""
+    if len(points) < 2:
+        return points[0][1] if points else 0.0
+    pairs = list(pairwise(points))
+    (x0, y0), (x1, y1) = next((pair for pair in pairs if x <= pair[1][0]), pairs[-1])
+    if y1 <= y0:  # repeats differ by more than such a step grows
+        x = min(max(x, x0), x1)
+    low, high = max(y0, 0.0) ** BEND, max(y1, 0.0) ** BEND
+    way = (x**BEND - x0**BEND) / (x1**BEND - x0**BEND)
+    found: float = max(low + way * (high - low), min(low, high) / 2**BEND) ** (1 / BEND)
+    return found
+
+
+def at(points: Points, x: float, grows: bool = False) -> float:
     """The value at x by linear interpolation; none below the first point is lower than it would be
     on the first line. Beyond the last point: the last line if it ``grows``, else the last value."""
     if len(points) < 2:

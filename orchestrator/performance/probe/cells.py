@@ -1,7 +1,9 @@
 """Which small loads show an engine: as few as cover a profile's limits. Pure.
 
 A step's time depends on how many requests decode, and on how many tokens they have behind them; a
-prompt's on its length. So: short prompts at each batch size, long ones at the ends.
+prompt's on its length, and on whether it is short enough for a captured graph: a longer one waits
+for the host to launch each operation, twice as long or more. So: short prompts at each batch size,
+long ones at the ends, and a prompt on each side of the largest graph.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def cells(limits: Limits, workloads: Sequence[Workload]) -> tuple[SmallLoad, ...
     found += [(short, size) for size in sizes]
     if long >= LONGER * short:
         # A prompt between them: how much of its time does not grow with it.
-        found += [(round((short * long) ** 0.5), 1)]
+        graph = limits.captured
+        sides = [graph, graph + 1] if short <= graph < long else [round((short * long) ** 0.5)]
+        found += [(prompt, 1) for prompt in sides]
         found += [(long, size) for size in dict.fromkeys((min(4, sizes[-1]), sizes[-1]))]
     return tuple(
         SmallLoad(prompt, _output(prompt, size, limits, context), size)
