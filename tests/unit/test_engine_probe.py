@@ -150,7 +150,7 @@ def test_a_brief_load_runs_in_a_row_and_the_first_does_not_count(
 
     async def wave(load: Load) -> list[TimedRequest]:
         place = next((n for n, each in enumerate(reversed(asked)) if each != load), 0)
-        first = (0.4, 0.1, 0.2)[place % IN_A_ROW]
+        first = 0.15 if place % IN_A_ROW else 0.4
         asked.append(load)
         return [TimedRequest(0.0, [first + n / 100 for n in range(load[1])], load[1])]
 

@@ -24,7 +24,7 @@ FEWEST, MOST = 3, 12
 #: The share of the time that the first round may take; a request's longest wait, in seconds.
 WARM, WAIT = 0.4, 120.0
 #: So many times in a row, and no further time after so many seconds.
-IN_A_ROW, BRIEF = 3, 0.5
+IN_A_ROW, BRIEF = 6, 1.0
 #: Fewest gaps between tokens from which a step's time is taken.
 GAPS = 8
 #: What makes an event of the stream one with tokens, and their count at its end.
