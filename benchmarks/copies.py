@@ -65,6 +65,8 @@ SAMPLING = sampler(PERIOD, NAMES).encode()
 @measure.json_option
 def copies(repeats: int, json_file: Path | None) -> None:
     measure.require_root("machines and networks of its own")
+    # A shell starts background jobs with SIGINT ignored, and dashboards would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     report = Report("copies", measure.versions({}))
     with tempfile.TemporaryDirectory(prefix="copies-") as scratch:
         path = Path(scratch, f"{NAME}.yml")
