@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -41,11 +42,17 @@ class Basis:
 def digest(found: Any) -> str:
     """The sha256 of a value's JSON, as it is after it was stored and loaded. Fields that have their
     default do not count: a later version may have more of them."""
-    kind: TypeAdapter[Any] = TypeAdapter(type(found))
+    kind = _adapter(type(found))
     loaded = kind.validate_python(kind.dump_python(found, mode="json"))
     plain = kind.dump_python(loaded, mode="json", exclude_defaults=True)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Kept: to make one takes longer than all that it is used for."""
+    return TypeAdapter(kind)
 
 
 def foreseen(run: Run, workload: Workload, basis: Basis) -> Run:

@@ -99,7 +99,7 @@ def bent(points: Points, x: float) -> float:
         x = min(max(x, x0), x1)
     low, high = max(y0, 0.0) ** BEND, max(y1, 0.0) ** BEND
     way = (x**BEND - x0**BEND) / (x1**BEND - x0**BEND)
-    found: float = max(low + way * (high - low), min(low, high) / 2**BEND) ** (1 / BEND)
+    found: float = max((1 - way) * low + way * high, min(low, high) / 2**BEND) ** (1 / BEND)
     return found
 
 

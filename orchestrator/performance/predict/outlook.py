@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 from orchestrator.core.errors import UserError
 from orchestrator.performance.predict.engine import Engine
@@ -93,6 +94,12 @@ class Known:
     engine: EngineRates | None = None
     then: Rates | None = None
 
+    @cached_property
+    def source(self) -> MadeFrom:
+        """What all forecasts from this are made from; it takes most of a forecast's time. Raises
+        UserError if there is nothing to make them of."""
+        return source_of(self)
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -126,7 +133,7 @@ class MadeFrom:
 
 def outlook(known: Known, load: OfferedLoad) -> Outlook:
     """Forecast a load. Raises UserError where nothing was measured that it could be made from."""
-    source = source_of(known)
+    source = known.source
 
     def forecast(steps: Steps) -> LoadPrediction:
         return under_load(steps, known.layout.data, load, known.limits)
