@@ -42,7 +42,7 @@ class Basis:
 def digest(found: Any) -> str:
     """The sha256 of a value's JSON, as it is after it was stored and loaded. Fields that have their
     default do not count: a later version may have more of them."""
-    kind = _adapter(type(found))
+    kind = _adapter(found.__class__)
     loaded = kind.validate_python(kind.dump_python(found, mode="json"))
     plain = kind.dump_python(loaded, mode="json", exclude_defaults=True)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
