@@ -141,7 +141,7 @@ def measured(path: Path, name: str, repeats: int) -> dict[str, Any]:
     verb(path, "up")
     if name == next(iter(LAYOUTS)):
         verb(path, "probe")
-    verb(path, "probe", "--only", "engine")
+    verb(path, "probe", "--only", "engine", "--seconds", "100")
     chosen = [word for count in AT_ONCE for word in ("--workload", f"w{count}")]
     with memory(cluster) as most:
         verb(path, "bench", "run", "--repeats", str(repeats), *chosen)

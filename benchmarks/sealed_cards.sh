@@ -10,7 +10,8 @@ set -euo pipefail
 model=$1 out=$2
 shift 2
 mkdir -p "$out"
-export ORCHESTRATE_STATE=$out/state VLLM_NO_USAGE_STATS=1 PYTHONPATH=${PYTHONPATH:-}:$(cd "$(dirname "$0")/.." && pwd)
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+export ORCHESTRATE_STATE=$out/state VLLM_NO_USAGE_STATS=1 PYTHONPATH=${PYTHONPATH:-}:$checkout
 name=$(basename "$model") port=18001 url=http://127.0.0.1:18001
 profile=$out/$name.yml
 orchestrate() { python3 -m orchestrator "$@"; }

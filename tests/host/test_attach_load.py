@@ -141,7 +141,8 @@ def test_a_read_only_home_keeps_nothing_and_says_so(cluster: Strangers, url: str
 def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(cluster: Strangers) -> None:
     with cluster.serving(*FLAGS, "--max-num-seqs", "4") as url:
         path = loadable(cluster, url, "--node", "box")
-        probed = cluster.ask("probe", "--profile", path, "--only", "engine", "--force")
+        words = ("--only", "engine", "--force", "--seconds", "30")
+        probed = cluster.ask("probe", "--profile", path, *words)
         assert probed.returncode == 0, probed.stderr
         words = ("--workload", "brief", "--workload", "steady")
         run = cluster.json("bench", "run", "--profile", path, *words)

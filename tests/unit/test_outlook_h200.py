@@ -47,7 +47,7 @@ MISSES = {
         "D mistral-22b 12 layers one: 128 tokens, 1 at once: first token",
         "B mistral-22b 56 layers tensor 2 10000 Mb/s: 128 tokens, 8 at once: first token",
         "C mistral-22b 4 layers tensor 2: 128 tokens, 8 at once: first token",
-        # 27 % too high still; it was 34 with a line between two prompts.
+        # 27 % too high.
         "A mistral-22b 56 layers one: 128 tokens, 8 at once: first token",
         # Eight hidden states fill this link, one does not.
         "B mistral-22b 56 layers tensor 2 1000 Mb/s: 128 tokens, 8 at once: further token",
