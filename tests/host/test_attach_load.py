@@ -144,8 +144,8 @@ def test_a_run_after_the_engines_probe_has_forecasts_that_are_scored(cluster: St
         words = ("--only", "engine", "--force", "--seconds", "30")
         probed = cluster.ask("probe", "--profile", path, *words)
         assert probed.returncode == 0, probed.stderr
-        words = ("--workload", "brief", "--workload", "steady")
-        run = cluster.json("bench", "run", "--profile", path, *words)
+        loads = ("--workload", "brief", "--workload", "steady")
+        run = cluster.json("bench", "run", "--profile", path, *loads)
     told = cluster.json("bench", "accuracy", "--profile", path)
     assert told["not_scored"] == []
     assert {(each["workload"], each["phase"]) for each in told["phases"]} == {
