@@ -34,6 +34,7 @@ from orchestrator.performance.probe.node_rounds import (
     TimedRequest,
     Unanswered,
     completion,
+    kept_up,
     measured,
     room,
 )
@@ -109,14 +110,17 @@ async def _wave(
     chance: random.Random,
     load: Load,
 ) -> list[TimedRequest]:
-    asked = [
-        completion(model, clients.prompt(known, load[0], chance), load[1]) for _ in range(load[2])
-    ]
-    start = time.perf_counter()
-    found = await asyncio.gather(*(clients.stream(client, each) for each in asked))
-    if wrong := next((each.error for each in found if each.error), ""):
-        raise Unanswered(wrong)
-    return [TimedRequest(start, each.arrivals, each.tokens) for each in found]
+    def ask() -> dict[str, Any]:
+        return completion(model, clients.prompt(known, load[0], chance), load[1])
+
+    async def stream(asked: dict[str, Any]) -> TimedRequest:
+        start = time.perf_counter()
+        found = await clients.stream(client, asked)
+        if found.error:
+            raise Unanswered(found.error)
+        return TimedRequest(start, found.arrivals, found.tokens)
+
+    return await kept_up(load, ask, stream)
 
 
 def dummy(

@@ -22,12 +22,14 @@ from orchestrator.performance.probe import cut, engine, node_rounds
 from orchestrator.performance.probe.cells import cells
 from orchestrator.performance.probe.node_rounds import (
     FEWEST,
+    FOLLOWING,
     IN_A_ROW,
     MOST,
     Load,
     TimedRequest,
     Unanswered,
     figures,
+    kept_up,
     measured,
     room,
 )
@@ -160,6 +162,47 @@ def test_a_brief_load_runs_in_a_row_and_the_first_does_not_count(
     assert rows == [2 * times, *[times] * (2 * MOST + 1)]
     seen = {round(each["ttft_s"], 9) for cell in found for each in cell.rounds}
     assert seen == {0.15 if brief else 0.4}
+
+
+def test_requests_that_follow_others_count_and_those_that_are_sent_together_do_not() -> None:
+    """Those wait for each other's prompts; later ones of a load come as others end."""
+    sent: list[int] = []
+    numbers = itertools.count()
+
+    async def stream(number: int) -> TimedRequest:
+        sent.append(number)
+        start = len(sent)
+        await asyncio.sleep(0.01 * (1 + number // FOLLOWING))  # each client has a time of its own
+        return TimedRequest(float(start), [start + 1.0], number)
+
+    found = asyncio.run(kept_up((8, 4, 3), lambda: next(numbers), stream))
+    assert sorted(sent) == list(range(3 * FOLLOWING))
+    assert sorted(each.tokens for each in found) == [1, 3, 5]
+    assert all(each.start > 3 for each in found), "the first of each client were sent together"
+    sent.clear()
+    assert [each.tokens for each in asyncio.run(kept_up((8, 4, 1), lambda: 7, stream))] == [7]
+    assert sent == [7], "one request at a time is in no line"
+
+
+def test_of_a_load_that_is_refused_no_request_goes_on() -> None:
+    ended: list[int] = []
+    numbers = itertools.count()
+
+    async def stream(number: int) -> TimedRequest:
+        await asyncio.sleep(0.01)
+        if number == 2:
+            raise Unanswered("full")
+        await asyncio.sleep(0.2)
+        ended.append(number)
+        return TimedRequest(0.0, [1.0], 1)
+
+    async def load() -> None:
+        with pytest.raises(Unanswered):
+            await kept_up((8, 4, 3), lambda: next(numbers), stream)
+        await asyncio.sleep(0.4)
+
+    asyncio.run(load())
+    assert ended == []
 
 
 def test_a_load_that_takes_too_long_is_left_out_and_said() -> None:

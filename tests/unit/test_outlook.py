@@ -104,6 +104,16 @@ def test_between_cells_lies_between() -> None:
     assert 0.1 < found.ttft_s.value < 0.3
 
 
+def test_requests_that_do_not_wait_for_each_other_make_no_prompt_quicker() -> None:
+    """Four at once, each of which met a step with one other prompt: all their prompts in one step
+    would take longer than one of them does."""
+    brief, alone, four = OfferedLoad(128, 32), OfferedLoad(1024, 32), OfferedLoad(1024, 32, 4)
+    seen = engine_rates([cell(brief, 0.02, 0.01), cell(alone, 0.1, 0.01), cell(four, 0.12, 0.012)])
+    known = Known(ONE, LIMITS, engine=seen)
+    assert outlook(known, four).ttft_s.value == pytest.approx(0.12)
+    assert outlook(known, replace(alone, prompt_tokens=2048)).ttft_s.value >= 0.1
+
+
 def test_beyond_the_cells_a_step_is_never_below_the_device() -> None:
     """One request was quick; of sixty-four, the card alone takes longer."""
     slow_card = replace(CARD, flops_per_s={"float16": 1e12})

@@ -160,15 +160,14 @@ def inverted(engine: EngineRates, then: Steps, limits: Limits) -> MeasuredSteps:
     if isinstance(then, Nothing):
         then = replace(then, request_s=_request(cells, engine.data))
     found = MeasuredSteps(then)
-    used: list[EngineCell] = []
     for cell in cells:
         load = load_of(cell, engine.data)
         tokens = _tokens(found, load, limits)
         if load.concurrency == 1 or all(tokens > point[0] * 1.01 for point in found.prompts):
-            found, used = _with_prompt(found, cell, load, tokens, limits), [*used, cell]
+            found = _with_prompt(found, cell, load, tokens, limits)
     found = _with_decode(found, cells, engine.data, limits)
     found = replace(found, floor=_floor(found, cells, engine.data, limits))
-    return _with_sent(found, [cell for cell in cells if cell not in used], engine.data, limits)
+    return _with_sent(found, cells, engine.data, limits)
 
 
 def _request(cells: Iterable[EngineCell], copies: int) -> float:
@@ -199,8 +198,14 @@ def _with_prompt(
     def first(value: float) -> float:
         return one_round(tried(value), load, limits).first.seconds
 
-    seconds = cell.ttft_s.median
-    return tried(_solved(first, seconds, -first(0.0), seconds))
+    seconds, low = cell.ttft_s.median, -first(0.0)
+    if load.concurrency > 1 and (fewer := [each for each, _ in found.prompts if each < tokens]):
+        # Requests that do not wait for each other say nothing of one step with all their prompts:
+        # it takes no less than one with fewer tokens.
+        last, in_flight = one_round(found, load, limits).last, _in_flight(found, load)
+        least = found.step(replace(last, tokens=max(fewer)), in_flight).seconds
+        low = max(low, least - found.base.step(last, in_flight).seconds)
+    return tried(_solved(first, seconds, low, seconds))
 
 
 def _with_decode(
@@ -278,6 +283,8 @@ def _with_sent(
     rows: dict[float, dict[float, float]] = {}
     for cell in cells:
         load = load_of(cell, copies)
+        if load.concurrency == 1:
+            continue
         model_s = one_round(found, load, limits).first.seconds
         row = rows.setdefault(float(cell.prompt_tokens), {1.0: 0.0})
         row[load.concurrency] = cell.ttft_s.median - model_s

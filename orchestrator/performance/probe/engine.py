@@ -21,6 +21,7 @@ from orchestrator.core import paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.files import write_json
 from orchestrator.performance.predict.inputs import ENGINES, engines
+from orchestrator.performance.probe.node_rounds import FOLLOWING
 from orchestrator.performance.probe.nodes import source
 from orchestrator.performance.results.engine import EngineCell, EngineRates
 from orchestrator.performance.results.probe import LinkRates, spread
@@ -78,8 +79,8 @@ def runnable(config: Mapping[str, Any]) -> None:
 
 
 def key(**depends: object) -> str:
-    """A hash of what the figures depend on."""
-    text = json.dumps(depends, sort_keys=True, default=str)
+    """A hash of what the figures depend on, and of how they are taken."""
+    text = json.dumps(depends | {"following": FOLLOWING}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,14 +17,17 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 #: Rounds that count: at least and at most.
 FEWEST, MOST = 3, 12
 #: The share of the time that the first round may take; a request's longest wait, in seconds.
 WARM, WAIT = 0.4, 120.0
 #: So many times in a row, and no further time after so many seconds.
 IN_A_ROW, BRIEF = 6, 1.0
+#: Requests that a client sends one after the other, where there are several clients.
+FOLLOWING = 2
 #: Fewest gaps between tokens from which a step's time is taken.
 GAPS = 8
 #: What makes an event of the stream one with tokens, and their count at its end.
@@ -132,7 +135,7 @@ async def measured(
 def _least(load: Load, cells: Sequence[RepeatedLoad]) -> float:
     """Seconds that a load takes at least: its prompts are no faster than the fastest so far."""
     fastest = min(each.first / (each.load[0] * each.load[2]) for each in cells)
-    return load[0] * load[2] * fastest
+    return load[0] * load[2] * following(load) * fastest
 
 
 def _fit(cells: list[RepeatedLoad], left: float, rounds: int, notes: list[str]) -> None:
@@ -166,6 +169,32 @@ async def _timed(load: Load, wave: Wave) -> tuple[dict[str, float], float]:
     return found, time.monotonic() - begun
 
 
+def following(load: Load) -> int:
+    """How many requests each of a load's clients sends."""
+    return FOLLOWING if load[2] > 1 else 1
+
+
+async def kept_up(
+    load: Load, ask: Callable[[], T], stream: Callable[[T], Awaitable[TimedRequest]]
+) -> list[TimedRequest]:
+    """A load whose clients send their next request when the last one is answered: each one's last.
+    ``ask``: makes a request, before any is sent."""
+    asked = [[ask() for _ in range(following(load))] for _ in range(load[2])]
+
+    async def client(own: Sequence[T]) -> TimedRequest:
+        *before, last = own
+        for each in before:
+            await stream(each)
+        return await stream(last)
+
+    tasks = [asyncio.ensure_future(client(each)) for each in asked]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def completion(model: str, prompt: list[int] | str, tokens: int) -> dict[str, Any]:
     """The request of a streamed completion that is as long as it is meant to be."""
     return {
@@ -190,15 +219,13 @@ class EngineServer:
     key: str = ""
 
     async def wave(self, load: Load) -> list[TimedRequest]:
-        """All requests of a load at once, each with a prompt that no cache has."""
-        prompts = ([random.randrange(*self.known) for _ in range(load[0])] for _ in range(load[2]))
-        asked = [json.dumps(completion(self.model, each, load[1])).encode() for each in prompts]
-        tasks = [asyncio.ensure_future(self.stream(each)) for each in asked]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        """A load's requests, each with a prompt that no cache has."""
+
+        def ask() -> bytes:
+            tokens = [random.randrange(*self.known) for _ in range(load[0])]
+            return json.dumps(completion(self.model, tokens, load[1])).encode()
+
+        return await kept_up(load, ask, self.stream)
 
     async def stream(self, asked: bytes) -> TimedRequest:
         """One request. Raises Unanswered."""
