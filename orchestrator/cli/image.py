@@ -162,6 +162,7 @@ def fetch(
 
     Example: orchestrate image fetch pxe-0.1
     """
+    from orchestrator.image import downloads
     from orchestrator.image.build import fetch as fetching
     from orchestrator.image.build.sources import Sources
 
@@ -175,7 +176,7 @@ def fetch(
         which = f"all {fetched.present} available" if available else f"all {fetched.present}"
         out.print(f"{name}: nothing to do, {which} inputs are in the Nix store")
     if keep and not as_json:
-        out.print(f"The files are in {fetching.downloads()}.", markup=False)
+        out.print(f"The files are in {downloads.place()}.", markup=False)
 
 
 @image.command()

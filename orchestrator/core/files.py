@@ -46,11 +46,15 @@ def write_json(path: Path, document: Any) -> None:
 
 @contextmanager
 def locked(
-    path: Path, holder: str = "", busy: Callable[[str], UserError] | None = None
+    path: Path,
+    holder: str = "",
+    busy: Callable[[str], UserError] | None = None,
+    waits: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Hold a lock on a directory, or on a file, which is created and names the ``holder``.
 
-    Waits for another holder; with ``busy``, raises the error that it builds from the holder's name.
+    Waits for another holder, after ``waits``; with ``busy``, raises the error that it builds from
+    the holder's name.
     The kernel releases the lock when the process ends, however it ends.
     """
     if path.is_dir():
@@ -60,10 +64,13 @@ def locked(
         handle = os.open(path, os.O_RDWR | os.O_CREAT, PUBLIC)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            assert busy is not None
-            raise busy("" if path.is_dir() else os.read(handle, 1000).decode().strip()) from None
+            if busy:
+                name = "" if path.is_dir() else os.read(handle, 1000).decode().strip()
+                raise busy(name) from None
+            waits()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if holder:
             os.ftruncate(handle, 0)
             os.write(handle, holder.encode())

@@ -18,6 +18,7 @@ import pytest
 from support import PROJECT
 from support.box import Box, Hold, Site
 
+from orchestrator.core.waiting import as_long_as
 from orchestrator.image import seed
 from orchestrator.image.lockfile import Deb, Lock, LockedSeed, text
 from orchestrator.image.spec import Spec
@@ -230,6 +231,40 @@ def test_ctrl_c_leaves_only_what_can_be_resumed(image: Box, site: Site) -> None:
     assert site.gets.count("alpha.deb") == 1
     assert image.json("fetch", "demo")["files"] >= 1
     assert "alpha.deb" in image.stored()
+
+
+def test_two_at_once_fetch_each_file_once(image: Box, site: Site) -> None:
+    """The second one waits: else they write and remove the same files under each other."""
+    hold = site.holds["alpha.deb"] = Hold()
+    argv = [sys.executable, "-m", "orchestrator", "image", "fetch", "demo", "--json"]
+    first, second = (
+        subprocess.Popen(
+            argv, env=image.env, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    try:
+        assert hold.reached.wait(60)
+        waiting = as_long_as(lambda: not _waits(first.pid, second.pid), 60, 0.05)
+        assert not waiting, "neither waits for the other's lock"
+        hold.released.set()
+        said = [each.communicate(timeout=60) for each in (first, second)]
+    finally:
+        hold.released.set()
+        first.kill()
+        second.kill()
+    assert [each.returncode for each in (first, second)] == [0, 0], said
+    assert sorted(json.loads(told)["files"] for told, _ in said)[0] == 0
+    text = "waiting for another command that fetches files of images"
+    assert sum(text in told for _, told in said) == 1
+    assert site.gets.count("alpha.deb") == 1
+
+
+def _waits(*pids: int) -> bool:
+    """Whether one of them waits for a lock."""
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(words[1] == "->" and int(words[5]) in pids for words in waiting)
 
 
 def test_a_stale_lock_is_refused(image: Box, site: Site) -> None:

@@ -8,16 +8,17 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 
-from orchestrator.core import download, paths
+from orchestrator.core import download
 from orchestrator.core.errors import UserError
 from orchestrator.core.sizes import human_size
 from orchestrator.core.transfers import Progress
-from orchestrator.image import lockfile, seed, store
+from orchestrator.image import downloads, lockfile, seed, store
 from orchestrator.image.build.sources import Sources
 from orchestrator.image.lockfile import File, Lock
 
@@ -68,9 +69,12 @@ def fetch(
     sources = replace(sources, listed=listed)
     wanted = {path: file for lock in locks.values() for path, file in store.paths_of(lock).items()}
     absent = store.missing(wanted)
-    lacking = {path: file for path, file in wanted.items() if path in absent and file is not None}
+    lacking: dict[Path, File] = {}
     try:
-        _bring(list(lacking.values()), sources, jobs, keep)
+        with downloads.alone() if absent else nullcontext():
+            absent = store.missing(absent)  # another command may have brought some
+            lacking = {path: file for path, file in wanted.items() if path in absent and file}
+            _bring(list(lacking.values()), sources, jobs, keep)
         for lock in locks.values():
             _make_seed(lock, absent)
     finally:
@@ -82,16 +86,10 @@ def fetch(
     return Fetched(len(lacking), brought, len(wanted) - len(absent))
 
 
-def downloads() -> Path:
-    """The directory for downloads until they are in the store."""
-    return paths.cache() / "downloads"
-
-
 def _bring(files: Sequence[File], sources: Sources, jobs: int, keep: bool) -> None:
     """Download ``files`` in parallel, and add them to the store as they arrive."""
     if not files:
         return
-    downloads().mkdir(parents=True, exist_ok=True)
     with download.client() as web, download.threads(jobs) as (pool, _):
         files = list(pool.map(lambda file: _ask_size(web, file, sources), files))
     check_space(files, jobs, keep)
@@ -143,7 +141,7 @@ def _add_as_they_come(futures: dict[Future[None], File], progress: Progress, kee
 
 def _one(loader: download.Downloader, file: File, sources: Sources) -> None:
     """Download one file into the cache, from the first source that has it."""
-    target = downloads() / file.store
+    target = downloads.place() / file.store
     if target.exists():
         if download.digest(target) == file.sha256:
             loader.advance(_downloaded(file))
@@ -171,12 +169,12 @@ def places(file: File, sources: Sources, tried: Sequence[download.Unavailable]) 
 
 
 def _downloaded(file: File) -> int:
-    return (downloads() / file.store).stat().st_size
+    return (downloads.place() / file.store).stat().st_size
 
 
 def _add(batch: Iterable[File], keep: bool) -> None:
     """Move downloads from the cache into the store; with `keep`, copy them."""
-    files = [downloads() / file.store for file in batch]
+    files = [downloads.place() / file.store for file in batch]
     added = store.add_files(files)
     expected = [store.path_of_file(file) for file in batch]
     assert added == expected, f"Nix stored {added}, expected {expected}"
@@ -206,7 +204,10 @@ def check_space(files: Sequence[File], jobs: int, keep: bool) -> None:
     """
     total = lockfile.known_size(files)
     in_flight = sum(heapq.nlargest(jobs, (file.size or 0 for file in files))) + BATCH_BYTES
-    needs = [(downloads(), total if keep else min(total, in_flight)), (store.directory(), total)]
+    needs = [
+        (downloads.place(), total if keep else min(total, in_flight)),
+        (store.directory(), total),
+    ]
     by_disk: dict[int, list[tuple[Path, int]]] = {}
     for path, size in needs:
         there = download.existing_parent(path)

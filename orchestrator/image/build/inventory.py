@@ -10,8 +10,7 @@ from typing import Literal
 
 from orchestrator import image
 from orchestrator.core import paths
-from orchestrator.image import lockfile, spec, store
-from orchestrator.image.build import fetch
+from orchestrator.image import downloads, lockfile, spec, store
 from orchestrator.image.lockfile import File
 
 
@@ -80,10 +79,11 @@ def release(names: Sequence[str]) -> Released:
     removed = collectable = 0
     for name in names:
         lock = lockfile.read(name)
-        for file in lock.files if lock else ():
-            for download in _downloaded(file):
-                removed += download.stat().st_size
-                download.unlink()
+        with downloads.alone():
+            for file in lock.files if lock else ():
+                for download in _downloaded(file):
+                    removed += download.stat().st_size
+                    download.unlink()
         if store.roots(name).is_dir():
             collectable += sum(_bytes(link) for link in store.roots(name).iterdir())
             shutil.rmtree(store.roots(name))
@@ -97,7 +97,7 @@ def release(names: Sequence[str]) -> Released:
 
 
 def _downloaded(file: File) -> list[Path]:
-    whole = fetch.downloads() / file.store
+    whole = downloads.place() / file.store
     return [path for path in (whole, whole.with_name(whole.name + ".part")) if path.exists()]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from orchestrator.core import download, paths
+from orchestrator.core import download
 from orchestrator.core.errors import BadInput, UserError
-from orchestrator.image import lockfile, seed, spec
+from orchestrator.image import downloads, lockfile, seed, spec
 from orchestrator.image.lock import apt, publishers, wheels
 from orchestrator.image.lock.mirrors import Mirrors
 from orchestrator.image.lock.wheels import Resolved
@@ -177,10 +177,8 @@ def _seed(name: str, image: Spec, debs: list[Deb], mirrors: Mirrors) -> lockfile
 
 
 def _bring(deb: Deb, mirrors: Mirrors) -> Path:
-    target = paths.cache() / "downloads" / deb.store
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or download.digest(target) != deb.sha256:
-        with download.client() as web:
-            url = mirrors.url(deb)
-            download.Downloader(web).fetch(url, target, deb.size, deb.sha256)
+    with downloads.alone() as place, download.client() as web:
+        target = place / deb.store
+        if not target.exists() or download.digest(target) != deb.sha256:
+            download.Downloader(web).fetch(mirrors.url(deb), target, deb.size, deb.sha256)
     return target

@@ -17,9 +17,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from orchestrator.core import download, paths
+from orchestrator.core import download
 from orchestrator.core.errors import BadInput
-from orchestrator.image import lockfile, store
+from orchestrator.image import downloads, lockfile, store
 from orchestrator.image.lock import index
 from orchestrator.image.spec import Source
 
@@ -84,15 +84,15 @@ def bring(image: str, name: str, source: Source) -> Archive:
 
 def _download(found: index.IndexArchive) -> Path:
     """The archive's path: in the store where it is there, else in the cache of downloads."""
-    target = paths.cache() / "downloads" / lockfile.store_name(found.file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with download.client() as web:
+    name = lockfile.store_name(found.file)
+    with downloads.alone() as place, download.client() as web:
+        target = place / name
         if found.sha256 is None:
             if source := download.local_path(found.url):
                 return source
             download.plain(web, found.url, target)
             return target
-        stored = store.path_of(found.sha256, target.name)
+        stored = store.path_of(found.sha256, name)
         if stored.exists():
             return stored
         if not target.exists() or download.digest(target) != found.sha256:

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from orchestrator.core import download, paths
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.run import CommandFailed, run
-from orchestrator.image import overrides, tags
+from orchestrator.image import downloads, overrides, tags
 from orchestrator.image.lock import index, sdist, stubs
 from orchestrator.image.lock.closure import closure
 from orchestrator.image.lockfile import Deb, LockedSource, Overridden, Wheel, store_name
@@ -107,14 +107,16 @@ def _bring_urls(python: Python) -> Path:
     """Download the wheels of ``urls`` that no index has; returns the directory they lie in."""
     directory = paths.cache() / "wheels"
     directory.mkdir(parents=True, exist_ok=True)
-    finder = index.finder() if python.urls else None
+    if not python.urls:
+        return directory
+    finder = index.finder()
     for address in python.urls.values():
         file, (url, fragment) = file_of(address), urldefrag(address)
         sha256, target = fragment.removeprefix("sha256="), directory / file
         if sha256 and target.exists() and download.digest(target) != sha256:
             target.unlink()  # of another address, or of before the hash was given
-        if not target.exists() and finder and index.url_of(file, finder) is None:
-            with download.client() as web:
+        if not target.exists() and index.url_of(file, finder) is None:
+            with downloads.alone(), download.client() as web:
                 if sha256:
                     download.Downloader(web).fetch(url, target, None, sha256)
                 else:
