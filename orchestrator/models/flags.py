@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orchestrator.profile.existing import AttachedServing
+from orchestrator.profile.serving import Serving
+
+#: The flag for what runs an engine's ranks.
+EXECUTOR = "distributed-executor-backend"
 #: Flags that the profile's own keys decide (or nothing may): flag -> what to do instead.
 MANAGED_FLAGS = {
     "model": "use serving.model",
@@ -19,7 +24,7 @@ MANAGED_FLAGS = {
     "ep": "use serving.expert_parallel",
     "data-parallel-size": "use serving.data_parallel",
     "dp": "use serving.data_parallel",
-    "distributed-executor-backend": "use serving.executor",
+    EXECUTOR: "use serving.executor",
     "nnodes": "use serving.executor",
     "node-rank": "use serving.executor",
     "master-addr": "use serving.executor",
@@ -54,6 +59,14 @@ def managed(flag: str) -> str:
 def given(args: Mapping[str, object], flag: str) -> tuple[str, object] | None:
     """The key that sets a flag and its value; None where none does."""
     return next(((key, args[key]) for key in args if flag_name(key) == flag), None)
+
+
+def deciding(serving: Serving | AttachedServing) -> dict[str, object]:
+    """The flags that an engine's speed depends on, by which measured engines are told apart: the
+    profile's own, and its executor where that is not the default."""
+    if isinstance(serving, Serving) and not serving.by_ray:
+        return {**serving.args, EXECUTOR: serving.executor}
+    return dict(serving.args)
 
 
 def number_formats(args: Mapping[str, object]) -> tuple[str, str]:

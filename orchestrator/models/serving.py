@@ -286,7 +286,7 @@ def vllm_argv(
     argv += ["--tensor-parallel-size", str(layout.tensor)]
     argv += ["--pipeline-parallel-size", str(layout.pipeline)]
     argv += ["--enable-expert-parallel"] if layout.expert else []
-    argv += ["--distributed-executor-backend", serving.executor]
+    argv += [f"--{flags_of.EXECUTOR}", serving.executor]
     copy = copy_of(profile, layout, node)
     members = copy.members(layout.ranks) if copy and not serving.by_ray else ()
     if len(members) > 1:

@@ -25,6 +25,7 @@ from support.profiles import PROFILE, make_checkout
 from orchestrator.cli.plan import plan
 from orchestrator.core import paths
 from orchestrator.core.errors import UserError
+from orchestrator.models.flags import EXECUTOR
 from orchestrator.models.profiles import load
 from orchestrator.performance.predict.forecast import asked, rank_all
 from orchestrator.performance.predict.layout import Parallelism
@@ -269,9 +270,10 @@ def test_the_engine_counts_before_formulas(planned: Plan, profile: Profile) -> N
     mine = seen(profile)
     late = "2027-01-01T00:00:00Z"
     newer = seen(profile, key="another", time=late, model="another", cells=CELLS[1:])
-    eager = mine.args | {"enforce-eager": "True"}
+    eager, own = (mine.args | more for more in ({"enforce-eager": "True"}, {EXECUTOR: "mp"}))
     flags = seen(profile, key="flags", time=late, args=eager, cells=CELLS[1:])
-    keep(profile.name, mine, newer, flags)
+    processes = seen(profile, key="mp", time=late, args=own, cells=CELLS[1:])
+    keep(profile.name, mine, newer, flags, processes)
     document = json.loads(planned("--json").stdout)
     both = next(row for row in document["ranked"] if row["name"] == "tensor 2")
     assert both["single_tokens_per_s"] == pytest.approx(1 / 0.060, rel=1e-3)

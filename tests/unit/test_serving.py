@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.profiles import CONFIG, PROFILE, make_checkout
 
 from orchestrator.core.errors import BadInput
+from orchestrator.models.flags import EXECUTOR, deciding
 from orchestrator.models.profiles import load
 from orchestrator.models.serving import Layout, copies, copy_of, layout, resolve, vllm_argv
 from orchestrator.profile import Profile
@@ -269,6 +270,12 @@ def test_copies_that_cannot_be_are_refused(
     with pytest.raises(BadInput) as raised:
         layout(on_nodes(base, nodes, **serving), CONFIG, {})
     assert raised.value.message.partition(": serving.")[2] == expected
+
+
+def test_an_engine_of_another_executor_is_another_engine(base: Profile) -> None:
+    own = base.serving.model_copy(update={"executor": "mp"})
+    assert deciding(base.serving) == base.serving.args
+    assert deciding(own) == {**base.serving.args, EXECUTOR: "mp"}
 
 
 def test_the_words_of_vllms_own_executor(base: Profile) -> None:

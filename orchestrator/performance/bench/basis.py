@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from orchestrator.core.errors import UserError
-from orchestrator.models.flags import number_formats
+from orchestrator.models import flags
 from orchestrator.performance.bench.seal import Basis, digest
 from orchestrator.performance.predict import inputs
 from orchestrator.performance.predict.forecast import asked, known_of, layout_of
@@ -41,14 +41,14 @@ def basis(
             problems.append(" ".join(str(error).split()))
             return None
 
-    args = profile.serving.args
+    args = flags.deciding(profile.serving)
     every = tried(lambda: inputs.engines(profile.name)) or ()
     engines = [each for each in every if each.cells and same_engine(each, provenance, args)]
     probes: Probes | None = None
     known: Known | None = None
     sources: dict[str, Any] = {}
     if config is not None:
-        shape, unread = read(config, *number_formats(args))
+        shape, unread = read(config, *flags.number_formats(args))
         problems += unread if shape is None else ()
         probes = tried(lambda: inputs.probes(profile.name))
         if shape is not None and probes is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.core.errors import UserError
 from orchestrator.core.progress import CLUSTER, Board
+from orchestrator.models import flags
 from orchestrator.models.reading.facts import facts
 from orchestrator.performance.bench.against import served_as
 from orchestrator.performance.bench.load import workloads
@@ -65,7 +66,7 @@ def _begun(cluster: Cluster, weights: EngineWeights) -> EngineRates:
     nodes = tuple(dict.fromkeys(node.name for node in ranks[: layout.ranks]))
     server = OurNode(cluster, profile.server)
     versions = server.plain("node_state", ["0.1"], STATE_TIMEOUT)["versions"]
-    args = {name: str(value) for name, value in profile.serving.args.items()}
+    args = {name: str(value) for name, value in flags.deciding(profile.serving).items()}
     # The first copy is measured; others compute beside it on nodes of their own.
     sizes = (layout.tensor, layout.pipeline, 1)
     devices, links = _probed(cluster)

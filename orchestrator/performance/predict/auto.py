@@ -217,7 +217,7 @@ def known_of(
     engines = [
         each
         for each in inputs.engines(profile.name)
-        if each.of(profile.serving.model, profile.serving.args)
+        if each.of(profile.serving.model, flags.deciding(profile.serving))
     ]
     try:
         probes: Probes | None = inputs.probes(profile.name)

@@ -152,7 +152,9 @@ def asked(
         config=config,
         machines=machines(probes, profile) if probes else None,
         engines=tuple(
-            each for each in engines if each.of(profile.serving.model, profile.serving.args)
+            each
+            for each in engines
+            if each.of(profile.serving.model, flags.deciding(profile.serving))
         ),
         eager=is_eager(profile),
         dtype=dtype,
