@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.core.connections import kept
+from orchestrator.core.connections import kept, public
 from orchestrator.core.errors import BadInput, UserError
 from orchestrator.core.visible import one_line
 from orchestrator.node.trust import Secret
@@ -110,9 +110,9 @@ def client_of(profile: Attached) -> httpx.Client:
     return client(profile.endpoint, profile.path.parent)
 
 
-def _verified(endpoint: Endpoint, base: Path) -> ssl.SSLContext | bool:
+def _verified(endpoint: Endpoint, base: Path) -> ssl.SSLContext:
     if not endpoint.ca:
-        return True
+        return public()
     path = at(endpoint.ca, base)
     try:
         return ssl.create_default_context(cafile=str(path))

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from orchestrator.core import paths
-from orchestrator.core.connections import kept
+from orchestrator.core.connections import kept, public
 from orchestrator.core.errors import UserError
 from orchestrator.core.files import locked
 from orchestrator.image import ident, store
@@ -122,6 +122,7 @@ def _to_endpoint(cluster: Cluster) -> dict[str, Any]:
         "headers": {"Authorization": f"Bearer {cluster.trust.api_key.reveal()}"},
         "timeout": ANSWER_TIMEOUT,
         "limits": kept(),
+        "verify": public(),
         "trust_env": False,
     }
 

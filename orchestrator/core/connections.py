@@ -1,6 +1,9 @@
-"""Connections that an HTTP client keeps for later requests."""
+"""What HTTP clients share: how long a connection is kept, and which authorities are believed."""
 
 from __future__ import annotations
+
+import functools
+import ssl
 
 import httpx
 
@@ -14,3 +17,10 @@ def kept() -> httpx.Limits:
     return httpx.Limits(
         max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT_S
     )
+
+
+@functools.cache
+def public() -> ssl.SSLContext:
+    """The public authorities, as httpx believes them without the environment's word. Each client
+    would read them anew, for 20 ms, also one of plain HTTP."""
+    return httpx.create_ssl_context(trust_env=False)
